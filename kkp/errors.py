@@ -1,0 +1,244 @@
+"""Every error KKP raises on purpose.
+
+Nothing here knows HTTP: `kkp.web.problems` gives each `code` its status. A code is stable: clients branch
+on it. The message is written for the caller, so it never holds a key, a token, a plaintext, a credential
+or another caller's data. An exception that is not in this tree is a bug and reaches the caller as
+`internal`, without a text.
+
+```
+KKPError
+├── InvalidRequestError               invalid_request
+├── UnsupportedMediaTypeError         unsupported_media_type
+├── PayloadTooLargeError              payload_too_large
+├── AuthenticationError
+│   ├── UnauthenticatedError          unauthenticated
+│   ├── TokenInvalidError             token_invalid
+│   └── TokenExpiredError             token_expired
+├── DeniedError
+│   ├── PolicyDeniedError             policy_denied
+│   ├── ScopeMismatchError            scope_mismatch
+│   ├── ContextMismatchError          context_mismatch
+│   └── AudienceMismatchError         audience_mismatch
+├── NotFoundError                     not_found
+│   ├── UnknownBackendError           unknown_backend
+│   └── UnknownKeyError               unknown_key
+├── ConflictError                     conflict
+│   └── KeyDisabledError              key_disabled
+├── EnvelopeInvalidError              envelope_invalid
+├── KMSError
+│   ├── KMSDeniedError                kms_denied
+│   ├── KMSUnavailableError           kms_unavailable
+│   │   └── KMSThrottledError         kms_unavailable
+│   └── InvalidWrapError              envelope_invalid
+├── PolicyUnavailableError            policy_unavailable
+├── AuditUnavailableError             audit_unavailable
+├── KeyringUnavailableError           keyring_unavailable
+│   └── StateUntrustedError           keyring_unavailable
+├── StaleProposalError                keyring_unavailable   (the pipeline starts over once)
+├── ConfigError                       never reaches a caller: start-up is refused
+└── PolicyLoadError                   never reaches a caller: start-up is refused
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class KKPError(Exception):
+    """The root of the tree. `code` is stable, `str(error)` is safe to show to the caller."""
+
+    code: ClassVar[str] = "internal"
+
+
+class InvalidRequestError(KKPError):
+    """The request is malformed; nothing was done."""
+
+    code = "invalid_request"
+
+
+class UnsupportedMediaTypeError(KKPError):
+    """The body has a media type or a content coding that the endpoint does not read."""
+
+    code = "unsupported_media_type"
+
+
+class PayloadTooLargeError(KKPError):
+    """The body, or the plaintext in it, is over its limit."""
+
+    code = "payload_too_large"
+
+
+class AuthenticationError(KKPError):
+    """Who is calling could not be established."""
+
+    code = "unauthenticated"
+
+
+class UnauthenticatedError(AuthenticationError):
+    """No credential, or one that is unknown or disabled: the caller cannot tell which."""
+
+    code = "unauthenticated"
+
+
+class TokenInvalidError(AuthenticationError):
+    """A KKP token that does not verify, or whose subject is unknown or disabled."""
+
+    code = "token_invalid"
+
+
+class TokenExpiredError(AuthenticationError):
+    """A KKP token that verifies but whose `exp` has passed."""
+
+    code = "token_expired"
+
+
+class DeniedError(KKPError):
+    """The caller is known and may not do this. Every refusal is on record."""
+
+    code = "policy_denied"
+
+
+class PolicyDeniedError(DeniedError):
+    """The policy said no.
+
+    Args:
+        message: One sentence for the caller.
+        reasons: The reason codes that the policy marks public.
+    """
+
+    code = "policy_denied"
+
+    def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reasons = tuple(reasons)
+
+
+class ScopeMismatchError(DeniedError):
+    """The token is for another backend, key, operation or caller."""
+
+    code = "scope_mismatch"
+
+
+class ContextMismatchError(DeniedError):
+    """A context pair of the request or the token contradicts the envelope's authenticated context."""
+
+    code = "context_mismatch"
+
+
+class AudienceMismatchError(DeniedError):
+    """The token is for another audience than the one expected."""
+
+    code = "audience_mismatch"
+
+
+class NotFoundError(KKPError):
+    """What was asked for does not exist."""
+
+    code = "not_found"
+
+
+class UnknownBackendError(NotFoundError):
+    """No backend of that name is configured. Raised only after policy, so names can't be probed."""
+
+    code = "unknown_backend"
+
+
+class UnknownKeyError(NotFoundError):
+    """The backend has no such key. Raised only after policy, so names can't be probed."""
+
+    code = "unknown_key"
+
+
+class ConflictError(KKPError):
+    """The request contradicts the present state; the message says when or how it would not."""
+
+    code = "conflict"
+
+
+class KeyDisabledError(ConflictError):
+    """The key exists but is disabled or awaits deletion."""
+
+    code = "key_disabled"
+
+
+class EnvelopeInvalidError(KKPError):
+    """The envelope is malformed or failed a check. One message for all, so that none becomes an oracle."""
+
+    code = "envelope_invalid"
+
+    def __init__(self) -> None:
+        super().__init__("The envelope is malformed, was altered, or does not belong to this key.")
+
+
+class KMSError(KKPError):
+    """A backend did not do what it was asked to. Vendor exceptions stop at the adaptor and become these."""
+
+    code = "kms_unavailable"
+
+
+class KMSDeniedError(KMSError):
+    """The backend refused KKP's own credentials."""
+
+    code = "kms_denied"
+
+
+class KMSUnavailableError(KMSError):
+    """The backend could not be reached, failed, or gave an answer that can't be trusted."""
+
+    code = "kms_unavailable"
+
+
+class KMSThrottledError(KMSUnavailableError):
+    """The backend asked for fewer requests."""
+
+
+class InvalidWrapError(KMSError):
+    """The backend could not open the wrapped key: altered, another key's, or another context's."""
+
+    code = "envelope_invalid"
+
+
+class PolicyUnavailableError(KKPError):
+    """The policy engine gave no usable decision; nothing was done."""
+
+    code = "policy_unavailable"
+
+
+class AuditUnavailableError(KKPError):
+    """The audit record could not be made durable; nothing was done."""
+
+    code = "audit_unavailable"
+
+
+class KeyringUnavailableError(KKPError):
+    """There is no signing key, or no keyring state recent enough, to act on."""
+
+    code = "keyring_unavailable"
+
+
+class StateUntrustedError(KeyringUnavailableError):
+    """A stored row failed its authentication: somebody wrote to the database by hand."""
+
+
+class StaleProposalError(KKPError):
+    """The clock or the state moved between the decision and the act; the pipeline starts over once."""
+
+    code = "keyring_unavailable"
+
+
+class ConfigError(KKPError):
+    """The configuration can't be used.
+
+    Args:
+        problems: Every problem found, each with its cure; never just the first.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class PolicyLoadError(KKPError):
+    """The policy can't be used: it does not parse, is unsafe in this engine, or has no default."""

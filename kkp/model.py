@@ -1,0 +1,128 @@
+"""The nouns that the rooms share: who calls, what they would do, what was decided.
+
+Plain frozen data without behaviour or I/O. Trust lives in the type: `Credentials` are what a request
+claims, `Caller` is what was proven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+JSON: TypeAlias = Any  # a value that msgspec or json produced; the checks are at its use
+
+
+class Action(StrEnum):
+    """What policy is asked about, and what the audit records. A name is never reused."""
+
+    ISSUE_TOKEN = "issue_token"  # noqa: S105  the name of an action
+    ENCRYPT = "encrypt"
+    DECRYPT = "decrypt"
+    ROTATE_SIGNING_KEY = "rotate_signing_key"
+    MANAGE_IDENTITY = "manage_identity"
+    READ_AUDIT = "read_audit"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an identity may do, and on which key.
+
+    Attributes:
+        backend: The configured backend's name.
+        key_id: An exact key id, or a prefix that ends in `*`.
+        ops: Envelope operations.
+        audiences: The audiences a token under this grant may name.
+        policy_claims: For each claim name, the values a token may carry.
+        max_ttl: The longest token lifetime in seconds, if the grant limits it.
+    """
+
+    backend: str
+    key_id: str
+    ops: tuple[str, ...]
+    audiences: tuple[str, ...] = ()
+    policy_claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    max_ttl: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A local service: its name, what it may do, and whether it still may."""
+
+    id: str
+    roles: tuple[str, ...]
+    grants: tuple[Grant, ...]
+    attributes: Mapping[str, str]
+    created_at: float
+    disabled_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request presented, unverified.
+
+    Attributes:
+        unverified_bearer: The `Authorization: Bearer` value.
+        unverified_token: A KKP token carried in the body.
+        client_ip: The peer's address.
+    """
+
+    unverified_bearer: str | None = field(default=None, repr=False)
+    unverified_token: str | None = field(default=None, repr=False)
+    client_ip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling, proven.
+
+    Attributes:
+        id: Qualified name: `orders`, `k8s:system:serviceaccount:…`, `user:…`.
+        kind: `service`, `user` or `operator`.
+        roles: Role names, looked up now.
+        issuer: Who vouches for the identity; `kkp` for local services.
+        method: How it was proven: `service_key`, `kkp_token`, `local_operator`.
+        attributes: Facts about the identity that policy may use.
+        grants: What it may do, looked up now.
+    """
+
+    id: str
+    kind: str
+    roles: tuple[str, ...]
+    issuer: str
+    method: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What policy decided.
+
+    Attributes:
+        allow: Only literal `true` of the policy becomes True.
+        reasons: Stable codes of the form `package.rule`.
+        public_reasons: Those that the policy lets the caller see.
+        obligations: Known obligations; an unknown one has already become a denial.
+        revision: Which policy decided.
+    """
+
+    allow: bool
+    reasons: tuple[str, ...]
+    public_reasons: tuple[str, ...] = ()
+    obligations: Mapping[str, JSON] = field(default_factory=dict)
+    revision: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInput:
+    """One question to the policy engine, as a document and as the bytes that the audit seals.
+
+    Attributes:
+        document: The input of DESIGN's policy contract; holds no plaintext, token, key or ciphertext.
+        encoded: The same in canonical JSON, encoded once and used by every reader.
+    """
+
+    document: Mapping[str, JSON]
+    encoded: bytes = field(repr=False)
