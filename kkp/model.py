@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+import msgspec
+
 JSON: TypeAlias = Any  # a value that msgspec or json produced; the checks are at its use
 
 
@@ -25,8 +27,7 @@ class Action(StrEnum):
     READ_AUDIT = "read_audit"
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an identity may do, and on which key.
 
     Attributes:
@@ -35,15 +36,15 @@ class Grant:
         ops: Envelope operations.
         audiences: The audiences a token under this grant may name.
         policy_claims: For each claim name, the values a token may carry.
-        max_ttl: The longest token lifetime in seconds, if the grant limits it.
+        max_ttl: The longest token lifetime in seconds, where the grant limits it.
     """
 
     backend: str
     key_id: str
     ops: tuple[str, ...]
     audiences: tuple[str, ...] = ()
-    policy_claims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    max_ttl: int | None = None
+    policy_claims: dict[str, tuple[str, ...]] = {}
+    max_ttl: int | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,8 @@ class Credentials:
     client_ip: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who is calling, proven.
+class Caller(msgspec.Struct, frozen=True):
+    """Who is calling, proven. The policy input holds it as it stands here.
 
     Attributes:
         id: Qualified name: `orders`, `k8s:system:serviceaccount:…`, `user:…`.
@@ -92,7 +92,7 @@ class Caller:
     roles: tuple[str, ...]
     issuer: str
     method: str
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = {}
     grants: tuple[Grant, ...] = ()
 
 

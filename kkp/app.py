@@ -1,0 +1,258 @@
+"""The composition root: builds every service, hands each what it needs, and owns every lifetime.
+
+One AsyncExitStack holds everything that has to be closed, so a start that fails half-way closes what it had
+opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+from kkp import data_dir
+from kkp.audit.failures import FailedAuthentications
+from kkp.audit.log import AuditLog
+from kkp.authn.authenticator import Authenticator
+from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory
+from kkp.authn.kkp_tokens import TokenVerifier
+from kkp.authn.operator import LocalOperator
+from kkp.authz.base import PolicyEngine
+from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.operator import OperatorPolicy
+from kkp.clock import Clock, SteadyClock
+from kkp.config import Settings
+from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
+from kkp.keyring.rotation import Keyring
+from kkp.kms import KMSRegistry
+from kkp.kms.base import Resources
+from kkp.kms.local import ensure_default_key
+from kkp.master_key import MasterKey
+from kkp.model import Credentials
+from kkp.operations.audit import ReadAudit
+from kkp.operations.envelopes import Decrypt, Encrypt
+from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
+from kkp.operations.signing_keys import RotateSigningKey
+from kkp.operations.tokens import IssueToken
+from kkp.pipeline import LiveState, Origin, Pipeline
+from kkp.store.audit import AuditStore
+from kkp.store.identities import IdentityStore
+from kkp.store.local_keys import LocalKeyStore
+from kkp.store.ring import RingStore
+from kkp.store.sql import Database
+from kkp.web.public import PublicDocuments
+from kkp.web.routes import Services
+
+ROOT = "root"
+_DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What the server and the command line both stand on.
+
+    Attributes:
+        settings: As loaded.
+        clock: One for everything.
+        master_key: The root of every subkey.
+        database: Open, laid out, and of this master key.
+        directory: The identities, loaded.
+        audit: This boot's chain, open.
+    """
+
+    settings: Settings
+    clock: Clock
+    master_key: MasterKey
+    database: Database
+    directory: IdentityDirectory
+    audit: AuditLog
+
+    def operator_pipeline(self) -> Pipeline:
+        """Return the road as the person at the machine walks it."""
+        return Pipeline(
+            state=LiveState(self.database.epoch, [self.directory]),
+            authenticator=LocalOperator(),
+            policy=OperatorPolicy(),
+            audit=self.audit,
+            failures=FailedAuthentications(self.audit),
+            clock=self.clock,
+        )
+
+
+@asynccontextmanager
+async def foundation(
+    settings: Settings, *, clock: Clock | None = None, create: bool
+) -> AsyncIterator[Foundation]:
+    """Open the data directory and what is in it.
+
+    Args:
+        settings: As loaded.
+        clock: The clock to use; by default a new SteadyClock.
+        create: Whether a missing directory and master key are made.
+
+    Raises:
+        ConfigError: Something can't be opened or does not fit together; every problem has its cure.
+        KKPError: The stored state can't be believed.
+    """
+    clock = clock or SteadyClock()
+    master_key = MasterKey(_master_key(settings, create=create))
+    async with AsyncExitStack() as stack:
+        check = master_key.derive("kkp/master-key-check/v1")
+        database = await Database.open(settings.database_url, master_key_check=check)
+        stack.push_async_callback(database.close)
+        directory = IdentityDirectory(IdentityStore(database), master_key)
+        await directory.load()
+        audit = AuditLog(AuditStore(database), master_key, clock)
+        await audit.start()
+        stack.push_async_callback(audit.close)
+        yield Foundation(settings, clock, master_key, database, directory, audit)
+
+
+@asynccontextmanager
+async def development(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Services]:
+    """Build and run everything that `kkp dev` serves, but for the listener.
+
+    Raises:
+        ConfigError: See `foundation`.
+    """
+    async with AsyncExitStack() as stack:
+        base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
+        policy = await _policy(settings)
+        stack.push_async_callback(policy.close)
+        registry = await _backends(base)
+        stack.push_async_callback(registry.close)
+        keyring = Keyring(RingStore(base.database), base.master_key, settings.ring_times, base.clock)
+        await _start_keyring(keyring)
+        await _ensure_root(base)
+        failures = FailedAuthentications(base.audit)
+        stack.push_async_callback(failures.flush)
+        services = _services(base, policy, registry, keyring, failures)
+        await stack.enter_async_context(_running(keyring.run(), failures.run()))
+        yield services
+
+
+def _services(
+    base: Foundation,
+    policy: PolicyEngine,
+    registry: KMSRegistry,
+    keyring: Keyring,
+    failures: FailedAuthentications,
+) -> Services:
+    settings, clock, directory = base.settings, base.clock, base.directory
+    verifier = TokenVerifier(
+        keyring, clock, issuer=settings.issuer, clock_error_seconds=settings.ring_times.clock_error
+    )
+    pipeline = Pipeline(
+        state=LiveState(base.database.epoch, [keyring, directory]),
+        authenticator=Authenticator(directory, verifier),
+        policy=policy,
+        audit=base.audit,
+        failures=failures,
+        clock=clock,
+    )
+    return Services(
+        pipeline=pipeline,
+        public=PublicDocuments(
+            keyring=keyring,
+            issuer=settings.issuer,
+            jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
+            checks=_readiness(base, policy, keyring),
+        ),
+        issue_token=IssueToken(
+            keyring,
+            clock,
+            issuer=settings.issuer,
+            max_ttl_seconds=settings.ring_times.token_ttl,
+            backends=frozenset(settings.backends),
+        ),
+        encrypt=Encrypt(registry),
+        decrypt=Decrypt(registry),
+        rotate_signing_key=RotateSigningKey(keyring),
+        add_identity=AddIdentity(directory, clock),
+        list_identities=ListIdentities(directory),
+        disable_identity=DisableIdentity(directory, clock),
+        read_audit=ReadAudit(AuditStore(base.database)),
+        max_plaintext_bytes=settings.max_plaintext_bytes,
+    )
+
+
+def _readiness(
+    base: Foundation, policy: PolicyEngine, keyring: Keyring
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    async def keyring_is_ready() -> None:
+        keyring.check_ready(base.clock.now())
+
+    async def database_answers() -> None:
+        await base.database.epoch()
+
+    async def identities_are_trusted() -> None:
+        base.directory.check_trusted()
+
+    return {
+        "keyring": keyring_is_ready,
+        "database": database_answers,
+        "identities": identities_are_trusted,
+        "policy": policy.ping,
+    }
+
+
+def _master_key(settings: Settings, *, create: bool) -> bytes:
+    if create:
+        data_dir.prepare(settings.data_dir)
+    elif not settings.data_dir.is_dir():
+        raise ConfigError([f"KKP_DATA_DIR: {settings.data_dir} does not exist; start `kkp dev` there first"])
+    if settings.master_key is not None:
+        return settings.master_key
+    may_create = create and settings.master_key_file.parent == settings.data_dir
+    if may_create and settings.database_path.exists() and not settings.master_key_file.exists():
+        raise ConfigError([f"KKP_MASTER_KEY_FILE: {settings.master_key_file} is gone; its database needs it"])
+    return data_dir.master_key(settings.master_key_file, may_create=may_create)
+
+
+async def _policy(settings: Settings) -> EmbeddedPolicy:
+    try:
+        return EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
+    except PolicyLoadError as error:
+        raise ConfigError([f"KKP_POLICY_PATH: {error}"]) from error
+
+
+async def _backends(base: Foundation) -> KMSRegistry:
+    local_keys = LocalKeyStore(base.database)
+    await ensure_default_key(local_keys, base.master_key, base.clock)
+    return await KMSRegistry.connect(base.settings.backends, Resources(base.master_key, local_keys))
+
+
+async def _start_keyring(keyring: Keyring) -> None:
+    try:
+        await keyring.start()
+    except KeyringUnavailableError as error:
+        raise ConfigError([f"keyring: {error}"]) from error
+
+
+async def _ensure_root(base: Foundation) -> None:
+    """Make the first identity, under a key that is on disk before it is in the database."""
+    if any(identity.id == ROOT for identity in base.directory.all()):
+        return
+    path = base.settings.data_dir / "root.key"
+    if not path.exists():
+        data_dir.write_secret(path, SERVICE_KEY_PREFIX + secrets.token_urlsafe(32))
+    request = IdentityRequest(id=ROOT, roles=("admin",), service_key=data_dir.read_secret(path, "root.key"))
+    origin = Origin(request_id=secrets.token_hex(16))
+    operation = AddIdentity(base.directory, base.clock)
+    await base.operator_pipeline().run(operation, request, Credentials(), origin)
+
+
+@asynccontextmanager
+async def _running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run background tasks for the duration of the block."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

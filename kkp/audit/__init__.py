@@ -1,0 +1,1 @@
+"""What happened: a hash-chained record of every decision, durable before anything is done."""

@@ -1,0 +1,145 @@
+"""The nouns of the audit, and the port through which its records become durable.
+
+One chain per process boot. A chain's first record, `start`, carries the heads of all other chains that no
+first record carries yet at their present head: a frontier. Transitively it covers every chain there is, and
+yet it does not grow with the number of boots. A chain that was cut or deleted after another one started is
+found, because that other one still names the record that is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, NamedTuple, Protocol
+
+from kkp.model import Action
+from kkp.rows import ChainedRow, ChainHead
+
+__all__ = [
+    "AuditEntry",
+    "AuditStore",
+    "ChainHead",
+    "ChainedRow",
+    "FailedAuthentication",
+    "Outcome",
+    "Receipt",
+    "RecordType",
+]
+
+
+class RecordType(StrEnum):
+    """What a record is about. A name is never reused."""
+
+    START = "start"
+    DECISION = "decision"
+    OUTCOME = "outcome"
+    FAILED_AUTHENTICATION = "failed_authentication"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """One decision, as the pipeline hands it over; None is "does not apply" and is not recorded.
+
+    Attributes:
+        action: What policy was asked about.
+        decision: `error` when the policy engine gave no usable answer.
+        reasons: The policy's reason codes.
+        caller: The qualified id of who asked.
+        method: How the caller was proven.
+        policy_revision: Which policy decided.
+        decision_id: What the caller is told, to find this record by.
+        epoch: The epoch of the state that was decided on.
+        backend: The backend asked for.
+        key_id: The key asked for.
+        kid: The signing key of the token that was presented or is about to be signed.
+        jti: That token's id.
+        iat: When that token was issued.
+        exp: When that token ends.
+        aud: That token's audience.
+        claims_digest: SHA-256 over that token's claims.
+        context_names: The names, never the values, of the encryption context.
+        result: The result code; None until it is known.
+        request_id: The request that the decision belongs to.
+        peer: The address it came from.
+        private: Values of which only a keyed digest is recorded, each separated by its field's name.
+        policy_input: The canonical policy input, recorded sealed; empty for none.
+    """
+
+    action: Action
+    decision: Literal["allow", "deny", "error"]
+    reasons: tuple[str, ...] = ()
+    caller: str | None = None
+    method: str | None = None
+    policy_revision: str | None = None
+    decision_id: str | None = None
+    epoch: int | None = None
+    backend: str | None = None
+    key_id: str | None = None
+    kid: str | None = None
+    jti: str | None = None
+    iat: int | None = None
+    exp: int | None = None
+    aud: str | None = None
+    claims_digest: str | None = None
+    context_names: tuple[str, ...] = ()
+    result: str | None = None
+    request_id: str | None = None
+    peer: str | None = None
+    private: Mapping[str, str] = field(default_factory=dict, repr=False)
+    policy_input: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an operation ended whose decision is already on record as `ref`, a `chain:seq`."""
+
+    ref: str
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedAuthentication:
+    """How often a peer failed to authenticate, for one reason, since the last such record."""
+
+    peer: str
+    reason: str
+    count: int
+
+
+class Receipt(NamedTuple):
+    """Proof that a record is durable, with the epoch that its own transaction read."""
+
+    chain: str
+    seq: int
+    epoch: int
+
+
+class AuditStore(Protocol):
+    """Where records become durable. What it raises is its own; the log takes any error for "unknown".
+
+    The pair (chain, seq) is unique: that is what keeps a chain from forking when a commit that was given
+    up on turns out to have happened.
+    """
+
+    async def open_chain(self, chain: str, make_first: Callable[[Sequence[ChainHead]], ChainedRow]) -> int:
+        """Insert a chain's first record and return the epoch, all in one transaction.
+
+        `make_first` is given the heads of all other chains that no chain's first record carries at their
+        present position; from then on they count as carried.
+        """
+
+    async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
+        """Insert all rows, move the chain's head and return the epoch, in one durable transaction.
+
+        When it raises, either all rows are in or none.
+        """
+
+    async def chain_head(self, chain: str) -> ChainHead | None:
+        """Return the last durable record of a chain, None if there is none."""
+
+    async def input_key(self, day: str, sealed: bytes) -> bytes:
+        """Store a day's sealed key unless the day has one; return the one that is stored."""
+
+    async def read(self, after: tuple[str, int] | None, limit: int) -> Sequence[tuple[str, ChainedRow]]:
+        """Return up to `limit` records behind the one named, each with its chain, in order of insertion."""

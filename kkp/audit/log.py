@@ -1,0 +1,268 @@
+"""The audit log of this process: it makes records durable, in groups.
+
+- When `commit` returns, the record is durable, and the receipt's epoch was read in its own transaction.
+- When `commit` raises, the caller must not act. The record may be or become durable all the same: a record
+  without an operation, never the reverse. Every call is answered within the deadline, whatever the store
+  does.
+- Whatever is queued goes into one transaction, without a timer; at most MAX_BATCH records, so that writing
+  them down does not hold up the event loop for more than some milliseconds.
+- The chain's head moves only after a commit that is known to have happened. After any other it is read from
+  the store before the next append, and (chain, seq) is unique there: a commit that was given up on, and lands
+  late, makes a later one fail but never forks the chain.
+- A store that fails is tried again with the next record: the log closes and heals by itself.
+- A waiter that is cancelled harms nobody, and its record is still written: hanging up hides no denial.
+
+The format is `kkp.audit.chain`'s and `kkp.audit.sealing`'s. This module does not retry: a request that was
+told no has been told no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain as concatenated
+from operator import attrgetter
+from typing import Final, NamedTuple, TypeAlias, final
+
+from kkp import __version__
+from kkp.audit.base import (
+    AuditEntry,
+    AuditStore,
+    ChainedRow,
+    ChainHead,
+    FailedAuthentication,
+    Outcome,
+    Receipt,
+    RecordType,
+)
+from kkp.audit.chain import DECISION_FIELDS, first_record, link, new_chain_id
+from kkp.audit.sealing import DayCipher, InputKeys, PrivateDigests
+from kkp.clock import Clock
+from kkp.errors import AuditUnavailableError
+from kkp.master_key import MasterKey
+from kkp.model import JSON
+
+MAX_QUEUED: Final = 4096
+MAX_BATCH: Final = 256
+DEADLINE_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication
+_decision_fields = attrgetter(*DECISION_FIELDS)
+
+
+class _Pending(NamedTuple):
+    """A record that awaits its transaction, and who waits for it."""
+
+    record: _Record
+    receipt: asyncio.Future[Receipt]
+    deadline: float  # in the event loop's time
+
+    def refuse(self, message: str) -> None:
+        """Answer the waiter, if it still waits, that there is no record."""
+        if not self.receipt.done():
+            self.receipt.set_exception(AuditUnavailableError(message))
+
+
+@final
+class AuditLog:
+    """Appends to this boot's chain.
+
+    Args:
+        store: Where records become durable.
+        master_key: Keys the digests and seals the daily audit-input keys.
+        clock: Dates the records.
+        chain_id: This boot's chain; made from the time and at random unless given.
+        deadline_seconds: When a waiter is answered at the latest.
+    """
+
+    def __init__(
+        self,
+        store: AuditStore,
+        master_key: MasterKey,
+        clock: Clock,
+        chain_id: str | None = None,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._digests = PrivateDigests(master_key)
+        self._input_keys = InputKeys(store, master_key)
+        self._chain = chain_id or new_chain_id(clock.now())
+        self._deadline_seconds = deadline_seconds
+        self._accepting = False
+        self._failing = False
+        self._head: ChainHead | None = None  # None: unknown, to be read from the store
+        self._durable_seq = 0  # the last one known to be durable
+        self._queue: deque[_Pending] = deque()
+        self._in_flight: Sequence[_Pending] = ()
+        self._writer: asyncio.Task[None] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """Open this boot's chain with a record that names the other chains' heads.
+
+        Raises:
+            AuditUnavailableError: The store did not take it.
+        """
+
+        def make_first(heads: Sequence[ChainHead]) -> ChainedRow:
+            return first_record(self._chain, self._clock.now(), __version__, heads)
+
+        try:
+            await self._store.open_chain(self._chain, make_first)
+        except Exception as error:
+            raise AuditUnavailableError("The audit log could not be opened.") from error
+        self._accepting = True
+
+    async def commit(self, entry: AuditEntry) -> Receipt:
+        """Record a decision; it is durable when this returns.
+
+        Raises:
+            AuditUnavailableError: There is no record that can be relied on; do nothing.
+        """
+        return await self._enqueue(entry)
+
+    async def commit_outcome(self, receipt: Receipt, code: str) -> None:
+        """Record how the operation of an earlier record ended.
+
+        Raises:
+            AuditUnavailableError: The outcome could not be recorded.
+        """
+        await self._enqueue(Outcome(f"{receipt.chain}:{receipt.seq}", code))
+
+    async def commit_failed_authentication(self, failed: FailedAuthentication) -> None:
+        """Record an aggregate of failed authentications.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(failed)
+
+    async def close(self) -> None:
+        """Accept no more records, and write or refuse those that are queued."""
+        self._accepting = False
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _enqueue(self, record: _Record) -> asyncio.Future[Receipt]:
+        if not self._accepting:
+            raise AuditUnavailableError("The audit log is not open.")
+        if len(self._queue) >= MAX_QUEUED:
+            raise AuditUnavailableError("The audit log is overloaded.")
+        loop = asyncio.get_running_loop()
+        pending = _Pending(record, loop.create_future(), loop.time() + self._deadline_seconds)
+        self._queue.append(pending)
+        if (
+            self._watchdog is None
+        ):  # one timer for all of them: a timer for each would cost more than its hash
+            self._watchdog = loop.call_at(pending.deadline, self._refuse_overdue)
+        if self._writer is None:
+            self._writer = loop.create_task(self._write_queued())
+        return pending.receipt
+
+    def _refuse_overdue(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for pending in self._in_flight:
+            if pending.deadline <= now:
+                pending.refuse("The audit record did not become durable in time.")
+        while self._queue and self._queue[0].deadline <= now:
+            self._queue.popleft().refuse("The audit record was not written in time.")
+        waiting = (p for p in concatenated(self._in_flight, self._queue) if not p.receipt.done())
+        oldest = next(waiting, None)
+        self._watchdog = loop.call_at(oldest.deadline, self._refuse_overdue) if oldest else None
+
+    async def _write_queued(self) -> None:
+        try:
+            while self._queue:
+                size = min(len(self._queue), MAX_BATCH)
+                self._in_flight = [self._queue.popleft() for _ in range(size)]
+                await self._write(self._in_flight)
+        finally:  # nobody waits for ever, even when the writer itself is cancelled
+            for pending in concatenated(self._in_flight, self._queue):
+                pending.refuse("The audit log was stopped.")
+            self._queue.clear()
+            self._in_flight = ()
+            self._writer = None
+
+    async def _write(self, batch: Sequence[_Pending]) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_seconds):
+                head, self._head = self._head or await self._stored_head(), None
+                now = self._clock.now()
+                day = await self._input_keys.for_day(time.strftime("%Y-%m-%d", time.gmtime(now)))
+                written = self._link_all(batch, head, now, day)
+                rows = [row for _, row in written]
+                epoch = await self._store.append(self._chain, rows) if rows else 0
+        except Exception as error:  # noqa: BLE001  whatever the store raises, the answer is no
+            self._note_failure(error)
+            for pending in batch:
+                pending.refuse("The audit record could not be made durable.")
+            return
+        self._head = ChainHead(self._chain, rows[-1].seq, rows[-1].hash) if rows else head
+        self._durable_seq = self._head.seq
+        self._note_success()
+        for pending, row in written:
+            if not pending.receipt.done():
+                pending.receipt.set_result(Receipt(self._chain, row.seq, epoch))
+
+    async def _stored_head(self) -> ChainHead:
+        head = await self._store.chain_head(self._chain)
+        if head is None or head.seq < self._durable_seq:
+            # The database was rolled back under us: going on would write a second record of the same number.
+            raise AuditUnavailableError("The stored chain is behind what was acknowledged.")
+        return head
+
+    def _link_all(
+        self, batch: Sequence[_Pending], head: ChainHead, now: float, day: DayCipher
+    ) -> list[tuple[_Pending, ChainedRow]]:
+        written = []
+        for pending in batch:
+            try:
+                row = self._link(pending.record, head, now, day)
+            except Exception as error:  # noqa: BLE001  a record that can't be written down fails alone
+                _log.error("an audit record can't be written down: %s", type(error).__name__)
+                pending.refuse("The audit record can't be written down.")
+                continue
+            head = ChainHead(self._chain, row.seq, row.hash)
+            written.append((pending, row))
+        return written
+
+    def _link(self, record: _Record, head: ChainHead, now: float, day: DayCipher) -> ChainedRow:
+        match record:
+            case AuditEntry():
+                return link(head, now, RecordType.DECISION, self._decision_members(record, head, day))
+            case Outcome():
+                return link(head, now, RecordType.OUTCOME, asdict(record))
+            case FailedAuthentication():
+                return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
+
+    def _decision_members(self, entry: AuditEntry, head: ChainHead, day: DayCipher) -> dict[str, JSON]:
+        values = zip(DECISION_FIELDS, _decision_fields(entry), strict=True)
+        members: dict[str, JSON] = {name: value for name, value in values if value is not None}
+        if entry.private:
+            members["private"] = self._digests.of(entry.private)
+        if entry.policy_input:
+            members["input_sealed"] = day.seal(entry.policy_input, head.chain, head.seq + 1)
+        return members
+
+    def _note_failure(self, error: Exception) -> None:
+        if not self._failing:  # once per outage: a failing disk is not to be filled with log lines
+            _log.error(
+                "the audit store fails, no operation is possible: %s: %.200s", type(error).__name__, error
+            )
+        self._failing = True
+
+    def _note_success(self) -> None:
+        if self._failing:
+            _log.warning("the audit store works again")
+        self._failing = False

@@ -1,0 +1,404 @@
+"""The ciphertext format, byte by byte: envelope v1.
+
+An envelope is one JSON object. Binary members are base64url without padding (RFC 4648 section 5), unknown
+and missing members are refused, and every member is always present:
+
+```
+payload header   v, alg, context, associated_data, encoding, message_id (32 bytes)
+wrap             backend, key_id, key_version, encrypted_data_key, wrap_tag (32 bytes)
+payload          commitment (32 bytes), nonce (12 bytes), ciphertext (plaintext ‖ 16-byte GCM tag)
+
+header             = RFC 8785 canonical JSON of the payload header's six members
+K_enc ‖ K_commit   = HKDF-SHA-512(data key, salt = message_id,
+                                  info = "kkp/envelope/v1" ‖ SHA-512(header), 64 bytes)
+K_wrap             = HKDF-SHA-512(data key, salt = message_id,
+                                  info = "kkp/envelope/v1/wrap" ‖ SHA-512(header), 32 bytes)
+ciphertext         = AES-256-GCM(K_enc, nonce, plaintext, associated data = header)
+commitment         = K_commit
+wrap_tag           = HMAC-SHA-256(K_wrap, RFC 8785 of {backend, encrypted_data_key, key_id, key_version})
+```
+
+Rules:
+- The header is authenticated with the payload and never changes. The wrap says who can open the envelope
+  and may be replaced (`rewrap`); its labels are authenticated too, because policy is asked about them and
+  two names may reach one key.
+- GCM alone does not commit to its key: one ciphertext can be made to open under two. The commitment is
+  therefore compared before anything is decrypted, in constant time, as is the wrap tag.
+- Every message has keys of its own, because `message_id` salts them; so a data key may serve several.
+- `encoding` is `"utf-8"` when the plaintext was given as text, and then it must decode; else `null`.
+- A structural fault and a failed check raise one error, `EnvelopeInvalidError`, always the same.
+- Text is taken as it is: no Unicode normalisation, no lone surrogates.
+
+Evolution: the format never changes in place. A new meaning is a new `v`, and version 1 is read forever.
+
+What it does not do: it neither wraps data keys nor asks policy, it does not limit the plaintext's size, and
+it does not see duplicate JSON members, which the edge refuses (here the last one wins, and what is checked
+is what is used). Lengths are not hidden.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha512
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KKPError, KMSUnavailableError
+
+Encoding: TypeAlias = Literal["utf-8"] | None
+
+DATA_KEY_BYTES = 32
+MAX_CONTEXT_PAIRS = 32
+MAX_CONTEXT_NAME_BYTES = 128
+MAX_CONTEXT_BYTES = 4096
+MAX_ASSOCIATED_DATA_BYTES = 4096
+MAX_BACKEND_BYTES = 64
+MAX_KEY_ID_BYTES = 2048
+MAX_KEY_VERSION_BYTES = 2048
+MAX_ENCRYPTED_DATA_KEY_BYTES = 65_536
+
+_ALGORITHM: Final = "A256GCM-HKDF-SHA512-COMMIT"
+_INFO = b"kkp/envelope/v1"
+_WRAP_INFO = b"kkp/envelope/v1/wrap"
+_MESSAGE_ID_BYTES = 32
+_MAC_BYTES = 32
+_NONCE_BYTES = 12
+_GCM_TAG_BYTES = 16
+
+
+class EnvelopeWire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An envelope as it stands in JSON; `parse` reads it and `to_wire` makes it."""
+
+    v: Literal[1]
+    alg: Literal["A256GCM-HKDF-SHA512-COMMIT"]
+    context: dict[str, str]
+    associated_data: str | None
+    encoding: Encoding
+    message_id: str
+    backend: str
+    key_id: str
+    key_version: str
+    encrypted_data_key: str
+    wrap_tag: str
+    commitment: str
+    nonce: str
+    ciphertext: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is authenticated with the payload and never changes."""
+
+    context: Mapping[str, str]
+    associated_data: str | None
+    encoding: Encoding
+    message_id: bytes
+
+    def canonical(self) -> bytes:
+        """Return the RFC 8785 bytes that the payload is bound to."""
+        return msgspec.json.encode(
+            {
+                "alg": _ALGORITHM,
+                "associated_data": self.associated_data,
+                "context": _sorted(self.context),
+                "encoding": self.encoding,
+                "message_id": _encode(self.message_id),
+                "v": 1,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Wrap:
+    """Who can open the envelope: the key's labels and the wrapped data key, under one tag."""
+
+    backend: str
+    key_id: str
+    key_version: str
+    encrypted_data_key: bytes = field(repr=False)
+    wrap_tag: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A well-formed envelope; nothing in it is authentic until `open` returned. Made only in this module."""
+
+    header: Header
+    wrap: Wrap
+    commitment: bytes = field(repr=False)
+    nonce: bytes = field(repr=False)
+    ciphertext: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _MessageKeys:
+    """The keys of one message."""
+
+    encryption: bytes
+    commitment: bytes
+    wrap: bytes
+
+
+def parse(raw: bytes | bytearray | memoryview | msgspec.Raw) -> Envelope:
+    """Read an envelope's JSON, which is as yet nobody's word.
+
+    Raises:
+        EnvelopeInvalidError: Any structural fault.
+    """
+    try:
+        return _from_wire(_decoder.decode(raw))
+    except (msgspec.MsgspecError, ValueError, KKPError):
+        # Chained to nothing: which check failed is not to be read from the error.
+        raise EnvelopeInvalidError from None
+
+
+def to_wire(envelope: Envelope) -> EnvelopeWire:
+    """Return the envelope as it is written in JSON."""
+    header, wrap = envelope.header, envelope.wrap
+    return EnvelopeWire(
+        v=1,
+        alg=_ALGORITHM,
+        context=dict(header.context),
+        associated_data=header.associated_data,
+        encoding=header.encoding,
+        message_id=_encode(header.message_id),
+        backend=wrap.backend,
+        key_id=wrap.key_id,
+        key_version=wrap.key_version,
+        encrypted_data_key=_encode(wrap.encrypted_data_key),
+        wrap_tag=_encode(wrap.wrap_tag),
+        commitment=_encode(envelope.commitment),
+        nonce=_encode(envelope.nonce),
+        ciphertext=_encode(envelope.ciphertext),
+    )
+
+
+def check_context(context: Mapping[str, str]) -> None:
+    """Refuse a context that an envelope can't hold.
+
+    Raises:
+        InvalidRequestError: A limit is exceeded, which the message names, or a lone surrogate.
+    """
+    if len(context) > MAX_CONTEXT_PAIRS:
+        raise InvalidRequestError(f"The context has more than {MAX_CONTEXT_PAIRS} pairs.")
+    for name, value in context.items():
+        _check_text("A context name", name, 1, MAX_CONTEXT_NAME_BYTES)
+        _check_text("A context value", value, 0, MAX_CONTEXT_BYTES)
+    if len(context_bytes(context)) > MAX_CONTEXT_BYTES:
+        raise InvalidRequestError(f"The context is longer than {MAX_CONTEXT_BYTES} bytes in canonical JSON.")
+
+
+def check_associated_data(associated_data: str | None) -> None:
+    """Refuse associated data that an envelope can't hold.
+
+    Raises:
+        InvalidRequestError: The limit is exceeded, or a lone surrogate.
+    """
+    if associated_data is not None:
+        _check_text("The associated data", associated_data, 0, MAX_ASSOCIATED_DATA_BYTES)
+
+
+def context_bytes(context: Mapping[str, str]) -> bytes:
+    """Return the RFC 8785 bytes of a checked context."""
+    return msgspec.json.encode(_sorted(context))
+
+
+def seal(  # noqa: PLR0913  every argument is bound to the ciphertext, and none has a safe default
+    plaintext: bytes | str,
+    *,
+    data_key: bytes,
+    context: Mapping[str, str],
+    associated_data: str | None,
+    backend: str,
+    key_id: str,
+    key_version: str,
+    encrypted_data_key: bytes,
+    random: Callable[[int], bytes] = os.urandom,
+) -> Envelope:
+    """Encrypt under a data key that the named key has already wrapped for the same context.
+
+    Args:
+        plaintext: Text is sealed as UTF-8 and comes back marked as such; bytes come back as bytes.
+        data_key: 32 random bytes.
+        context: Names and values that opening must know.
+        associated_data: Text that is authenticated and travels in clear.
+        backend: The backend's configured name.
+        key_id: The key as the caller named it.
+        key_version: What the backend reported.
+        encrypted_data_key: What the backend returned.
+        random: Where message id and nonce come from; only test vectors replace it.
+
+    Raises:
+        InvalidRequestError: Context, associated data, labels or text that an envelope can't hold.
+        KMSUnavailableError: The backend's wrapped key does not fit.
+    """
+    check_context(context)
+    check_associated_data(associated_data)
+    encoding: Encoding = "utf-8" if isinstance(plaintext, str) else None
+    payload = _utf8("The plaintext", plaintext) if isinstance(plaintext, str) else plaintext
+    header = Header(dict(context), associated_data, encoding, random(_MESSAGE_ID_BYTES))
+    canonical = header.canonical()
+    keys = _derive(data_key, header.message_id, canonical)
+    nonce = random(_NONCE_BYTES)
+    return Envelope(
+        header=header,
+        wrap=_tagged(keys, Wrap(backend, key_id, key_version, encrypted_data_key, b"")),
+        commitment=keys.commitment,
+        nonce=nonce,
+        ciphertext=AESGCM(keys.encryption).encrypt(nonce, payload, canonical),
+    )
+
+
+def open(envelope: Envelope, data_key: bytes) -> bytes:  # noqa: A001  the counterpart of `seal`
+    """Return the plaintext, once every check has passed.
+
+    Raises:
+        EnvelopeInvalidError: Any check failed.
+    """
+    header = envelope.header.canonical()
+    keys = _verified_keys(envelope, data_key, header)
+    try:
+        plaintext = AESGCM(keys.encryption).decrypt(envelope.nonce, envelope.ciphertext, header)
+        if envelope.header.encoding == "utf-8":
+            plaintext.decode()
+    except (InvalidTag, UnicodeDecodeError):
+        raise EnvelopeInvalidError from None
+    return plaintext
+
+
+def rewrap(  # noqa: PLR0913  the new labels, all of them authenticated
+    envelope: Envelope,
+    data_key: bytes,
+    *,
+    backend: str,
+    key_id: str,
+    key_version: str,
+    encrypted_data_key: bytes,
+) -> Envelope:
+    """Return the envelope under a new wrap of the same data key; the payload is not touched.
+
+    Raises:
+        EnvelopeInvalidError: The envelope's own wrap or commitment does not belong to the data key.
+        InvalidRequestError: Labels that an envelope can't hold.
+        KMSUnavailableError: The backend's wrapped key does not fit.
+    """
+    keys = _verified_keys(envelope, data_key, envelope.header.canonical())
+    return replace(envelope, wrap=_tagged(keys, Wrap(backend, key_id, key_version, encrypted_data_key, b"")))
+
+
+_decoder = msgspec.json.Decoder(EnvelopeWire)
+
+
+def _from_wire(wire: EnvelopeWire) -> Envelope:
+    check_context(wire.context)
+    check_associated_data(wire.associated_data)
+    wrap = Wrap(
+        backend=wire.backend,
+        key_id=wire.key_id,
+        key_version=wire.key_version,
+        encrypted_data_key=_decode(wire.encrypted_data_key),
+        wrap_tag=_decode_exactly(_MAC_BYTES, wire.wrap_tag),
+    )
+    _check_wrap(wrap)
+    ciphertext = _decode(wire.ciphertext)
+    if len(ciphertext) < _GCM_TAG_BYTES:
+        raise EnvelopeInvalidError
+    message_id = _decode_exactly(_MESSAGE_ID_BYTES, wire.message_id)
+    return Envelope(
+        header=Header(wire.context, wire.associated_data, wire.encoding, message_id),
+        wrap=wrap,
+        commitment=_decode_exactly(_MAC_BYTES, wire.commitment),
+        nonce=_decode_exactly(_NONCE_BYTES, wire.nonce),
+        ciphertext=ciphertext,
+    )
+
+
+def _derive(data_key: bytes, message_id: bytes, header: bytes) -> _MessageKeys:
+    if len(data_key) != DATA_KEY_BYTES:
+        raise ValueError("a data key has 32 bytes")
+    digest = sha512(header).digest()
+    keys = HKDF(SHA512(), 64, message_id, _INFO + digest).derive(data_key)
+    wrap = HKDF(SHA512(), 32, message_id, _WRAP_INFO + digest).derive(data_key)
+    return _MessageKeys(encryption=keys[:32], commitment=keys[32:], wrap=wrap)
+
+
+def _verified_keys(envelope: Envelope, data_key: bytes, header: bytes) -> _MessageKeys:
+    """Derive the message's keys and check wrap tag and commitment, both always."""
+    if len(data_key) != DATA_KEY_BYTES:
+        raise EnvelopeInvalidError
+    keys = _derive(data_key, envelope.header.message_id, header)
+    labels_match = hmac.compare_digest(_wrap_tag(keys, envelope.wrap), envelope.wrap.wrap_tag)
+    key_matches = hmac.compare_digest(keys.commitment, envelope.commitment)
+    if not (labels_match and key_matches):
+        raise EnvelopeInvalidError
+    return keys
+
+
+def _tagged(keys: _MessageKeys, wrap: Wrap) -> Wrap:
+    _check_wrap(wrap)
+    return replace(wrap, wrap_tag=_wrap_tag(keys, wrap))
+
+
+def _wrap_tag(keys: _MessageKeys, wrap: Wrap) -> bytes:
+    labels = {
+        "backend": wrap.backend,
+        "encrypted_data_key": _encode(wrap.encrypted_data_key),
+        "key_id": wrap.key_id,
+        "key_version": wrap.key_version,
+    }
+    return hmac.digest(keys.wrap, msgspec.json.encode(labels), "sha256")
+
+
+def _check_wrap(wrap: Wrap) -> None:
+    _check_text("The backend's name", wrap.backend, 1, MAX_BACKEND_BYTES)
+    _check_text("The key id", wrap.key_id, 1, MAX_KEY_ID_BYTES)
+    version_fits = len(_utf8("The key version", wrap.key_version)) <= MAX_KEY_VERSION_BYTES
+    key_fits = 1 <= len(wrap.encrypted_data_key) <= MAX_ENCRYPTED_DATA_KEY_BYTES
+    if not (version_fits and key_fits):
+        raise KMSUnavailableError("The backend's wrapped key does not fit an envelope.")
+
+
+def _check_text(what: str, text: str, minimum: int, maximum: int) -> None:
+    if not minimum <= len(_utf8(what, text)) <= maximum:
+        raise InvalidRequestError(f"{what} must be {minimum} to {maximum} bytes long in UTF-8.")
+
+
+def _utf8(what: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        # Not chained: the original error's text quotes what may be a plaintext.
+        raise InvalidRequestError(f"{what} holds a lone surrogate.") from None
+
+
+def _sorted(pairs: Mapping[str, str]) -> dict[str, str]:
+    """Sort by name as RFC 8785 does, by UTF-16 code units; msgspec writes strings as it demands."""
+    return dict(sorted(pairs.items(), key=lambda pair: pair[0].encode("utf-16-be")))
+
+
+def _encode(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    """Decode strictly: a text has one spelling, so padding, other letters and stray bits are refused."""
+    data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if _encode(data) != text:
+        raise EnvelopeInvalidError
+    return data
+
+
+def _decode_exactly(length: int, text: str) -> bytes:
+    data = _decode(text)
+    if len(data) != length:
+        raise EnvelopeInvalidError
+    return data

@@ -1,0 +1,495 @@
+"""The keyring service: the only holder of private signing keys, and the task that rotates them.
+
+Rules that hold here:
+- A row is believed only if its HMAC under `kkp/ring/v1` is right, its kid is its key's thumbprint, and its
+  private half, where it may still sign, is that key's. One bad row and nothing is signed or published.
+- A private half is sealed and committed together with its public half, before anybody can see either.
+- Nothing is signed or published on a state older than P, or while the clock is off by more than S.
+- The JWKS is served only by a replica that noted so durably within the last 2P, and read the ring again
+  after that note. So whoever reads that nobody noted anything for `RingTimes.copy_lifetime`, and finds
+  a key in the same read, knows that no JWKS copy without that key is in use, nor ever will be.
+- Replicas race freely: a generation can be inserted once, and who loses reads what the winner wrote.
+
+The HMAC covers the RFC 8785 canonical JSON of all other columns of the row. Both it and the sealing's
+associated data never change in place: another layout gets another purpose name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple, final
+
+import rfc8785
+from nacl.signing import SigningKey
+
+from kkp.clock import Clock
+from kkp.errors import (
+    ConflictError,
+    KeyringUnavailableError,
+    KKPError,
+    StaleProposalError,
+    StateUntrustedError,
+)
+from kkp.keyring import jwks
+from kkp.keyring.base import RingStore
+from kkp.keyring.state import Create, Full, KeyState, Promote, Ring, RingKey, Scheduled
+from kkp.master_key import MasterKey
+from kkp.ring_times import RingTimes
+from kkp.rows import RingRow, RingSnapshot
+
+_log = logging.getLogger(__name__)
+
+_ROW_PURPOSE: Final = "kkp/ring/v1"
+_PRIVATE_PURPOSE: Final = "kkp/ring-private/v1"
+_ROTATE_ATTEMPTS = 3
+_MAY_SIGN = frozenset({KeyState.NEXT, KeyState.ACTIVE})
+
+
+@dataclass(frozen=True, slots=True)
+class RingView:
+    """The ring as it was last read.
+
+    Attributes:
+        epoch: The state's epoch at that time.
+        ring: The keys.
+        read_at: When the read began.
+        last_served_at: When a replica last noted that it serves the JWKS.
+    """
+
+    epoch: int
+    ring: Ring
+    read_at: float
+    last_served_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """The answer to a request to rotate.
+
+    Attributes:
+        kid: The key that takes over, or just did.
+        activates_at: When, in Unix seconds.
+        expires_at: When it leaves the JWKS at the latest.
+        outcome: Whether the key was promoted now, made now, or had been made before.
+    """
+
+    kid: str
+    activates_at: float
+    expires_at: float
+    outcome: Literal["promoted", "created", "scheduled"]
+
+
+class _Published(NamedTuple):
+    """What is public from `since` until `until`, when some key's state changes."""
+
+    since: float
+    until: float
+    public_keys: Mapping[str, bytes]
+    document: bytes
+    etag: str
+
+
+@final
+class Keyring:
+    """Signs, publishes and rotates.
+
+    Args:
+        store: Where the rows are kept.
+        master_key: Authenticates the rows and seals the private halves.
+        times: Checked by `RingTimes.problems`.
+        clock: What time it is.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_master_key",
+        "_noted_at",
+        "_published",
+        "_reading",
+        "_rows",
+        "_sealed",
+        "_signers",
+        "_store",
+        "_times",
+        "_untrusted",
+        "_view",
+        "_writing",
+    )
+
+    def __init__(self, store: RingStore, master_key: MasterKey, times: RingTimes, clock: Clock) -> None:
+        self._store = store
+        self._master_key = master_key
+        self._times = times
+        self._clock = clock
+        self._reading = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._noted_at = -math.inf
+        self._untrusted = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._view: RingView | None = None
+        self._rows: tuple[RingRow, ...] = ()
+        self._sealed: Mapping[str, bytes] = {}
+        self._signers: Mapping[str, SigningKey] = {}
+        self._published: _Published | None = None
+
+    # What requests ask.
+
+    @property
+    def view(self) -> RingView:
+        """The ring as it was last read.
+
+        Raises:
+            StateUntrustedError: It failed its authentication.
+            KeyringUnavailableError: It has not been read yet.
+        """
+        if self._view is not None:
+            return self._view
+        if self._untrusted:
+            raise StateUntrustedError("A row of the signing keyring failed its authentication.")
+        raise KeyringUnavailableError("The signing keyring has not been read yet.")
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the view; raises what `view` raises."""
+        return self.view.epoch
+
+    def public_keys(self, now: float) -> Mapping[str, bytes]:
+        """Return the raw public keys that tokens may be verified with, by kid.
+
+        Raises:
+            KeyringUnavailableError: The ring is not trusted or not recent.
+        """
+        return self._current(self._recent_view(now), now).public_keys
+
+    def jwks(self) -> tuple[bytes, str]:
+        """Return the JWKS document and its entity tag, without quotes.
+
+        Raises:
+            KeyringUnavailableError: There is nothing to publish, or nothing recent and trusted; the set is
+                never empty, because a cache would keep the empty one.
+        """
+        now = self._clock.now()
+        view = self._usable_view(now)
+        self._check_may_serve(now)
+        current = self._current(view, now)
+        if not current.public_keys:
+            raise KeyringUnavailableError("No signing key is published.")
+        return current.document, current.etag
+
+    def plan_expiry(self, now: float, ttl: float) -> tuple[str, int]:
+        """Return the key that signs now, and the `exp` that it can vouch for.
+
+        Raises:
+            KeyringUnavailableError: Nothing may be signed now, or too little of the key's time is left.
+        """
+        ring = self._usable_view(now).ring
+        key = self._active(ring, now)
+        return key.kid, ring.clamp_expiry(now, ttl)
+
+    def sign(self, kid: str, signing_input: bytes) -> bytes:
+        """Sign with a key that is ACTIVE at this moment.
+
+        Raises:
+            StaleProposalError: Another key is ACTIVE by now.
+            KeyringUnavailableError: Nothing may be signed now.
+        """
+        now = self._clock.now()
+        key = self._active(self._usable_view(now).ring, now)
+        if key.kid != kid:
+            raise StaleProposalError("Another signing key has taken over; ask again.")
+        return self._signers[kid].sign(signing_input).signature
+
+    def check_ready(self, now: float) -> None:
+        """Return if tokens can be minted and the JWKS served.
+
+        Raises:
+            KeyringUnavailableError: They can't; the message says why.
+        """
+        self._active(self._usable_view(now).ring, now)
+        self._check_may_serve(now)
+
+    def _recent_view(self, now: float) -> RingView:
+        view = self.view
+        if now - view.read_at > self._times.replica_staleness:
+            raise KeyringUnavailableError("The signing keyring has not been read for too long.")
+        return view
+
+    def _usable_view(self, now: float) -> RingView:
+        if self._clock.drift_seconds() > self._times.clock_error:
+            raise KeyringUnavailableError("The clock was stepped.")
+        return self._recent_view(now)
+
+    def _check_may_serve(self, now: float) -> None:
+        if now - self._noted_at > 2 * self._times.replica_staleness:
+            raise KeyringUnavailableError("It is not on record that this replica serves the JWKS.")
+
+    @staticmethod
+    def _active(ring: Ring, now: float) -> RingKey:
+        key = ring.active(now)
+        if key is None:
+            raise KeyringUnavailableError("There is no active signing key.")
+        return key
+
+    def _current(self, view: RingView, now: float) -> _Published:
+        current = self._published
+        if current is None or not current.since <= now < current.until:
+            current = self._published = _publish(view.ring, now)
+        return current
+
+    # Reading the store.
+
+    async def load(self) -> None:
+        """Read the ring.
+
+        Raises:
+            StateUntrustedError: A row is not genuine; nothing is signed or published until all are.
+            KeyringUnavailableError: The store can't be read, or the clock is behind it.
+        """
+        async with self._reading:
+            read_at = self._clock.now()
+            snapshot = await self._store.load_ring()
+            if self._view is None:
+                self.check_clock(snapshot)
+            try:
+                self._adopt(snapshot, read_at)
+            except StateUntrustedError:
+                self._forget()
+                self._untrusted = True
+                raise
+            self._untrusted = False
+
+    def check_clock(self, snapshot: RingSnapshot) -> None:
+        """Refuse a clock that is behind what was written by it: it would revive what has expired.
+
+        Raises:
+            KeyringUnavailableError: The clock is more than S behind.
+        """
+        behind = snapshot.clock_high_water - self._clock.now()
+        if behind > self._times.clock_error:
+            raise KeyringUnavailableError(f"The clock is {behind:.0f} s behind the time in the database.")
+
+    def _adopt(self, snapshot: RingSnapshot, read_at: float) -> None:
+        view = self._view
+        if view is None or snapshot.rows != self._rows or snapshot.sealed_private != self._sealed:
+            ring = Ring(tuple(self._trusted_key(row) for row in snapshot.rows), self._times)
+            self._signers = self._unseal(ring, snapshot.sealed_private, read_at)
+            self._rows, self._sealed, self._published = snapshot.rows, snapshot.sealed_private, None
+        else:
+            ring = view.ring
+        self._view = RingView(snapshot.epoch, ring, read_at, snapshot.last_served_at)
+
+    def _trusted_key(self, row: RingRow) -> RingKey:
+        try:
+            genuine = self._master_key.verify_mac(_ROW_PURPOSE, _row_bytes(row), row.mac)
+        except (TypeError, ValueError):  # SQLite stores anything in any column
+            genuine = False
+        if not genuine:
+            raise StateUntrustedError("A row of the signing keyring failed its authentication.")
+        return RingKey(*row[:-1])
+
+    def _unseal(self, ring: Ring, sealed: Mapping[str, bytes], now: float) -> dict[str, SigningKey]:
+        """Return the private halves of the keys that sign, now or later."""
+        signers = {}
+        for key in ring.keys:
+            if ring.state(key.kid, now) not in _MAY_SIGN:
+                continue
+            signer = self._open_private(key, sealed)
+            public_key = bytes(signer.verify_key)
+            if jwks.thumbprint(public_key) != key.kid or jwks.public_jwk(public_key) != key.public_jwk:
+                raise StateUntrustedError("A private signing key does not belong to its public half.")
+            signers[key.kid] = signer
+        return signers
+
+    def _open_private(self, key: RingKey, sealed: Mapping[str, bytes]) -> SigningKey:
+        if key.kid not in sealed:
+            raise StateUntrustedError("The private half of a signing key is missing.")
+        context = _private_context(key.kid, key.generation)
+        try:
+            return SigningKey(self._master_key.open(_PRIVATE_PURPOSE, sealed[key.kid], context))
+        except TypeError as error:  # SQLite stores anything in any column
+            raise StateUntrustedError("A stored secret failed its authentication.") from error
+
+    # Changing the ring.
+
+    async def ensure_keys(self) -> None:
+        """Make the keys that are wanted: the first one, and always a next one.
+
+        Raises:
+            KeyringUnavailableError: The ring can't be used, or the store not be written.
+        """
+        async with self._writing:
+            await self._create_if_wanted()
+            await self._promote_early()
+            await self._create_if_wanted()
+
+    async def rotate(self) -> Rotation:
+        """Let the next key take over as soon as every verifier can know it. Idempotent until it does.
+
+        Raises:
+            ConflictError: As many keys are published as may be; the message names the time when it works.
+            KeyringUnavailableError: The ring can't be used, or the store not be written.
+        """
+        async with self._writing:
+            await self.load()
+            created = False
+            for _attempt in range(_ROTATE_ATTEMPTS):
+                now = self._clock.now()
+                ring = self._usable_view(now).ring
+                match ring.promotion(now):
+                    case Scheduled(key):
+                        return self._rotation(key, "created" if created else "scheduled")
+                    case Promote(key):
+                        if await self._promote(key, now):
+                            return self._rotation(self._key(key.kid), "promoted")
+                    case Create():
+                        created = await self._create()
+                    case Full(until):
+                        raise ConflictError(_full_message(until))
+            raise KeyringUnavailableError("Other replicas are rotating the signing keys; ask again.")
+
+    async def _create_if_wanted(self) -> None:
+        now = self._clock.now()
+        if self._usable_view(now).ring.wants_key(now):
+            await self._create()
+
+    async def _create(self) -> bool:
+        """Commit a new key; False if another replica was first."""
+        signer = SigningKey.generate()
+        public_key = bytes(signer.verify_key)
+        kid, generation = jwks.thumbprint(public_key), self.view.ring.new_generation()
+        sealed = self._master_key.seal(_PRIVATE_PURPOSE, bytes(signer), _private_context(kid, generation))
+        # The clock is read last: the time that the key must be public counts from its commit.
+        now = self._clock.now()
+        view = self._usable_view(now)
+        activate_at = view.ring.activation_of_new(now, view.last_served_at)
+        row = self._row(RingKey(kid, generation, jwks.public_jwk(public_key), now, activate_at))
+        try:
+            await self._store.insert_ring_key(row, sealed)
+            was_first = True
+        except ConflictError:
+            was_first = False
+        await self.load()
+        return was_first
+
+    async def _promote_early(self) -> None:
+        now = self._clock.now()
+        view = self._usable_view(now)
+        key = view.ring.early_activation(now, view.last_served_at)
+        if key is not None:
+            await self._promote(key, now)
+
+    async def _promote(self, key: RingKey, at: float) -> bool:
+        """Lower the key's activation; False if another replica was first."""
+        row = self._row(RingKey(key.kid, key.generation, key.public_jwk, key.created_at, at))
+        try:
+            await self._store.promote_ring_key(row)
+            was_first = True
+        except ConflictError:
+            was_first = False
+        await self.load()
+        return was_first
+
+    def _row(self, key: RingKey) -> RingRow:
+        row = RingRow(
+            kid=key.kid,
+            generation=key.generation,
+            public_jwk=key.public_jwk,
+            created_at=key.created_at,
+            activate_at=key.activate_at,
+            revoked_at=key.revoked_at,
+            mac=b"",
+        )
+        return row._replace(mac=self._master_key.mac(_ROW_PURPOSE, _row_bytes(row)))
+
+    def _key(self, kid: str) -> RingKey:
+        return next(key for key in self.view.ring.keys if key.kid == kid)
+
+    def _rotation(self, key: RingKey, outcome: Literal["promoted", "created", "scheduled"]) -> Rotation:
+        return Rotation(key.kid, key.activate_at, self.view.ring.publish_until(key), outcome)
+
+    # The task.
+
+    async def start(self) -> None:
+        """Read the ring, make the keys that are wanted, and put on record that the JWKS is served.
+
+        Raises:
+            KeyringUnavailableError: One of them failed; StateUntrustedError for a row that is not genuine.
+        """
+        await self.load()
+        await self.ensure_keys()
+        await self._note_served()
+
+    async def run(self) -> None:
+        """Keep the ring read, rotated and tidy until cancelled. An error is logged and tried again."""
+        while True:
+            if await self._attempt(self.load):
+                # A failed rotation must not end serving, so each of these is tried.
+                for step in (self.ensure_keys, self._note_served, self._delete_spent):
+                    await self._attempt(step)
+            await asyncio.sleep(self._times.poll)
+
+    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            async with asyncio.timeout(self._times.replica_staleness):
+                await step()
+        except KKPError as error:
+            _log.warning("keyring: %s: %s", step.__name__, error)
+        except Exception as error:  # noqa: BLE001  nothing may end the task; a ring without it stops signing
+            # Only the type: a foreign exception's text may hold what it was working on.
+            _log.warning("keyring: %s failed: %s", step.__name__, type(error).__name__)
+        else:
+            return True
+        return False
+
+    async def _note_served(self) -> None:
+        now = self._clock.now()
+        if now - self._noted_at < self._times.replica_staleness:
+            return
+        if not self._usable_view(now).ring.published(now):
+            return
+        await self._store.note_served(now)
+        # Who read the store before this note may have let a key sign at once; that key must be in our view.
+        await self.load()
+        self._noted_at = now
+
+    async def _delete_spent(self) -> None:
+        now = self._clock.now()
+        spent = self._usable_view(now).ring.spent(now) & self._sealed.keys()
+        if spent:
+            await self._store.delete_private_keys(sorted(spent))
+
+
+def _publish(ring: Ring, now: float) -> _Published:
+    keys = ring.published(now)
+    document = jwks.jwks(keys)
+    return _Published(
+        since=now,
+        until=ring.next_change(now),
+        public_keys=MappingProxyType({key.kid: jwks.raw_public_key(key) for key in keys}),
+        document=document,
+        etag=jwks.etag(document),
+    )
+
+
+def _row_bytes(row: RingRow) -> bytes:
+    fields = row._asdict()
+    del fields["mac"]
+    return rfc8785.dumps(fields)
+
+
+def _private_context(kid: str, generation: int) -> bytes:
+    return rfc8785.dumps({"kid": kid, "generation": generation, "purpose": _PRIVATE_PURPOSE})
+
+
+def _full_message(until: float) -> str:
+    unix = math.ceil(until)
+    moment = datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"As many signing keys are published as may be; the next can be made at {unix} ({moment})."

@@ -1,0 +1,95 @@
+"""The backends: which URI scheme means which adaptor, and which configured name means which backend.
+
+An adaptor's module, and with it its vendor's SDK, is imported only when its scheme is configured. To add
+one: a file in this package, a line in `SCHEMES`, a line in the contract suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from importlib import import_module
+from typing import Protocol, cast, final
+
+from kkp.errors import ConfigError, UnknownBackendError
+from kkp.kms.base import KMS, Resources
+
+SCHEMES: Mapping[str, str] = {
+    "memory": "kkp.kms.memory:MemoryKMS",
+    "local": "kkp.kms.local:LocalKMS",
+}
+
+
+class _Adaptor(Protocol):
+    async def connect(self, uri: str, resources: Resources) -> KMS: ...
+
+
+async def connect(uri: str, resources: Resources) -> KMS:
+    """Make the backend that a URI names.
+
+    Raises:
+        ConfigError: No adaptor has this scheme, or the adaptor refused the rest.
+    """
+    scheme = uri.partition("://")[0]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise ConfigError([f"A backend's URI has an unknown scheme; known are {known}"])
+    module, _, name = SCHEMES[scheme].partition(":")
+    adaptor = cast("_Adaptor", getattr(import_module(module), name))
+    return await adaptor.connect(uri, resources)
+
+
+@final
+class KMSRegistry:
+    """The configured backends by name.
+
+    Args:
+        backends: Every backend; the registry closes them.
+    """
+
+    def __init__(self, backends: Mapping[str, KMS]) -> None:
+        self._backends = dict(backends)
+
+    @classmethod
+    async def connect(cls, uris: Mapping[str, str], resources: Resources) -> KMSRegistry:
+        """Make every configured backend, from name to URI; those already made are closed if one fails.
+
+        Raises:
+            ConfigError: URIs that name no backend, all of them.
+        """
+        backends: dict[str, KMS] = {}
+        problems: list[str] = []
+        async with AsyncExitStack() as opened:
+            for name, uri in uris.items():
+                try:
+                    backends[name] = await connect(uri, resources)
+                except ConfigError as error:
+                    problems += [f"backend {name}: {problem}" for problem in error.problems]
+                else:
+                    opened.push_async_callback(backends[name].close)
+            if problems:
+                raise ConfigError(problems)
+            opened.pop_all()
+        return cls(backends)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The configured names, in the order of configuration."""
+        return tuple(self._backends)
+
+    def get(self, name: str) -> KMS:
+        """Return the backend.
+
+        Raises:
+            UnknownBackendError: None has this name.
+        """
+        try:
+            return self._backends[name]
+        except KeyError:
+            raise UnknownBackendError("No backend has this name.") from None
+
+    async def close(self) -> None:
+        """Close every backend, even where another one fails to."""
+        async with AsyncExitStack() as stack:
+            for backend in self._backends.values():
+                stack.push_async_callback(backend.close)

@@ -1,0 +1,104 @@
+"""The port to a key management system: wrap a data key, unwrap it, say which key that was.
+
+An adaptor does no policy and keeps no secrets of its callers: the pipeline decides before it is asked. It
+always names the key explicitly, binds the wrap to the context's RFC 8785 bytes where its backend can, and
+turns every vendor exception into one of these, so that nothing above knows a vendor:
+
+```
+UnknownKeyError       the backend has no such key
+KeyDisabledError      the key is disabled or awaits deletion
+KMSDeniedError        the backend refused KKP's own credentials
+InvalidWrapError      the wrapped key was altered, or is another key's, version's or context's
+KMSThrottledError     the backend asked for fewer requests
+KMSUnavailableError   the backend could not be reached, failed, or can't be trusted
+```
+
+Contexts are given checked (`kkp.envelope.check_context`). The data key is 32 bytes. Abilities that not
+every backend has are Protocols of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from kkp.envelope import context_bytes
+from kkp.master_key import MasterKey
+
+if TYPE_CHECKING:
+    from kkp.kms.local import LocalKeyStore
+
+__all__ = ["KMS", "KeyDescription", "Resources", "RotatesKeys", "WrappedKey", "context_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedKey:
+    """A data key as a backend wrapped it, and the version of the key that did."""
+
+    encrypted_data_key: bytes = field(repr=False)
+    key_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDescription:
+    """Which key a name reaches: the backend's own full name for it, and the version that wraps now."""
+
+    key_id: str
+    key_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What adaptors are handed besides their URI; each takes what it needs."""
+
+    master_key: MasterKey = field(repr=False)
+    local_keys: LocalKeyStore
+
+
+class KMS(Protocol):
+    """A backend. Every method may raise KMSDeniedError, KMSThrottledError and KMSUnavailableError."""
+
+    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
+        """Encrypt the data key under the key's current version, bound to the context.
+
+        Raises:
+            UnknownKeyError: There is no such key.
+            KeyDisabledError: The key may not be used now.
+        """
+
+    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
+        """Return the data key that `wrap` was given for the same key and context.
+
+        Raises:
+            UnknownKeyError: There is no such key.
+            KeyDisabledError: The key may not be used now.
+            InvalidWrapError: It is not a wrap of this key, in this version, for this context.
+        """
+
+    async def describe(self, key_id: str) -> KeyDescription:
+        """Tell which key the name reaches.
+
+        Raises:
+            UnknownKeyError: There is no such key.
+            KeyDisabledError: The key may not be used now.
+        """
+
+    async def ping(self) -> None:
+        """Reach the backend, or raise."""
+
+    async def close(self) -> None:
+        """Release what the adaptor holds; safe to call twice."""
+
+
+@runtime_checkable
+class RotatesKeys(Protocol):
+    """A backend that can give a key a new version."""
+
+    async def rotate(self, key_id: str) -> KeyDescription:
+        """Wrap with a new version from now on; older versions still unwrap.
+
+        Raises:
+            UnknownKeyError: There is no such key.
+            KeyDisabledError: The key may not be used now.
+        """

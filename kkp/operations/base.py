@@ -1,0 +1,151 @@
+"""What every operation has in common.
+
+An operation answers two questions for the pipeline: what exactly would be done (`propose`, pure, nothing
+happens), and then, decided and recorded, does it (`run`). It never asks policy, never writes the audit, and
+never authenticates: the pipeline does, the same way for all of them.
+
+`refusal` holds what code alone refuses, whatever the policy says: a token is a capability, and its scope is
+compared here with what would be done, for every operation, so that none can forget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar
+
+from kkp.authn.base import Authenticated
+from kkp.errors import ContextMismatchError, DeniedError, ScopeMismatchError
+from kkp.model import JSON, Action, Caller, Decision
+from kkp.tokens import Claims
+
+RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
+AnswerT_co = TypeVar("AnswerT_co", covariant=True)
+ProposalT = TypeVar("ProposalT", bound="Proposal")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvelopeFacts:
+    """What policy may know of an envelope: labels and authenticated data, no key and no ciphertext."""
+
+    backend: str
+    key_id: str
+    context: Mapping[str, str]
+    associated_data: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What exactly would be done, for whom.
+
+    Attributes:
+        authenticated: Who is calling, and with which token.
+        claims: The claims about to be signed, or those of the token presented.
+        backend: The backend that would be used.
+        key_id: The key that would be used.
+        request_context: The caller's own word about the request; it may narrow, never grant.
+        envelope: The envelope that would be made or opened.
+        details: Further members of the policy input's `request`.
+        kid: The key that would sign.
+        claims_digest: SHA-256 over the claims that would be signed, in hex.
+        refusal: Why code refuses, whatever the policy says.
+    """
+
+    authenticated: Authenticated
+    claims: Claims | None = None
+    backend: str | None = None
+    key_id: str | None = None
+    request_context: Mapping[str, JSON] = field(default_factory=dict)
+    envelope: EnvelopeFacts | None = None
+    details: Mapping[str, JSON] = field(default_factory=dict)
+    kid: str | None = None
+    claims_digest: str | None = None
+    refusal: DeniedError | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who is calling."""
+        return self.authenticated.caller
+
+
+class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
+    """One verb.
+
+    Attributes:
+        action: What policy is asked about.
+        scope: The op that a KKP token must carry to be used here; None: no token opens it.
+        changes_state: Whether it changes the ring, an identity or a grant.
+    """
+
+    action: ClassVar[Action]
+    scope: ClassVar[str | None] = None
+    changes_state: ClassVar[bool] = False
+
+    def propose(self, authenticated: Authenticated, request: RequestT_contra) -> ProposalT:
+        """Say what would be done. Pure: nothing happens, nothing is looked up outside memory.
+
+        Raises:
+            InvalidRequestError: The request can't be meant.
+        """
+        ...
+
+    def oblige(self, proposal: ProposalT, decision: Decision) -> tuple[ProposalT, Decision]:
+        """Narrow the proposal as an allowing decision demands.
+
+        Only issuing a token knows an obligation; anywhere else one that asks for something is a denial,
+        because it can't be kept.
+        """
+        if any(decision.obligations.values()):
+            return proposal, denied(decision, "kkp.obligation_not_applicable")
+        return proposal, decision
+
+    async def run(self, proposal: ProposalT, request: RequestT_contra) -> AnswerT_co:
+        """Do it. The decision is durable by now."""
+        ...
+
+
+def denied(decision: Decision, reason: str) -> Decision:
+    """Return the denial that an allowing decision turns into, with one reason more, which is public."""
+    return Decision(
+        allow=False,
+        reasons=(*decision.reasons, reason),
+        public_reasons=(*decision.public_reasons, reason),
+        revision=decision.revision,
+    )
+
+
+def refusal(proposal: Proposal, scope: str | None) -> DeniedError | None:
+    """Return why code refuses a proposal, before policy is asked and whatever it would say."""
+    token = proposal.authenticated.token
+    if token is not None:
+        found = _scope_refusal(proposal, token, scope) or _context_refusal(proposal, token)
+        if found is not None:
+            return found
+    return proposal.refusal or _request_context_refusal(proposal)
+
+
+def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> DeniedError | None:
+    if scope is None or scope not in token.ops:
+        return ScopeMismatchError("The token is not for this operation.")
+    if (token.backend, token.key_id) != (proposal.backend, proposal.key_id):
+        return ScopeMismatchError("The token is for another backend or key.")
+    asked_by = token.act.sub if token.act is not None else token.sub
+    if proposal.caller.id not in {token.sub, asked_by}:
+        return ScopeMismatchError("The token is another caller's.")
+    return None
+
+
+def _context_refusal(proposal: Proposal, token: Claims) -> DeniedError | None:
+    authenticated_context = proposal.envelope.context if proposal.envelope is not None else {}
+    if not token.context.items() <= authenticated_context.items():
+        return ContextMismatchError("The token is for another context.")
+    return None
+
+
+def _request_context_refusal(proposal: Proposal) -> DeniedError | None:
+    if proposal.envelope is None:
+        return None
+    for name, value in proposal.envelope.context.items():
+        if proposal.request_context.get(name, value) != value:
+            return ContextMismatchError("The context contradicts the envelope's.")
+    return None

@@ -1,0 +1,165 @@
+"""Sealing and opening envelopes.
+
+The data key is made here, wrapped by the backend and forgotten; it never leaves the process. A plaintext is
+returned only after every check of `kkp.envelope` has passed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+from kkp import envelope as envelopes
+from kkp.authn.base import Authenticated
+from kkp.envelope import Encoding, Envelope
+from kkp.errors import AudienceMismatchError, EnvelopeInvalidError, InvalidWrapError, UnauthenticatedError
+from kkp.kms import KMSRegistry
+from kkp.kms.base import WrappedKey
+from kkp.model import JSON, Action
+from kkp.operations.base import EnvelopeFacts, Operation, Proposal
+from kkp.tokens import Claims
+
+_DATA_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncryptRequest:
+    """What `POST /envelope/encrypt` asks for."""
+
+    backend: str
+    key_id: str
+    plaintext: bytes | str = field(repr=False)
+    context: Mapping[str, str]
+    associated_data: str | None
+    policy_context: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecryptRequest:
+    """What `POST /envelope/decrypt` asks for; the token is the credential."""
+
+    envelope: Envelope
+    expected_audience: str | None
+    policy_context: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A plaintext, with the claims of the token that it was released to."""
+
+    plaintext: bytes = field(repr=False)
+    encoding: Encoding
+    claims: Claims
+
+
+@final
+class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
+    """`POST /envelope/encrypt`, by a caller with a grant or a token with op `encrypt`.
+
+    Args:
+        registry: The configured backends.
+    """
+
+    action: ClassVar[Action] = Action.ENCRYPT
+    scope: ClassVar[str | None] = "encrypt"
+
+    def __init__(self, registry: KMSRegistry) -> None:
+        self._registry = registry
+
+    def propose(self, authenticated: Authenticated, request: EncryptRequest) -> Proposal:
+        """Name the key, the context and the associated data."""
+        envelopes.check_context(request.context)
+        envelopes.check_associated_data(request.associated_data)
+        return Proposal(
+            authenticated=authenticated,
+            claims=authenticated.token,
+            backend=request.backend,
+            key_id=request.key_id,
+            request_context=request.policy_context,
+            envelope=EnvelopeFacts(
+                backend=request.backend,
+                key_id=request.key_id,
+                context=request.context,
+                associated_data=request.associated_data,
+            ),
+        )
+
+    async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:  # noqa: ARG002  all is in the request
+        """Wrap a fresh data key and seal the plaintext under it."""
+        kms = self._registry.get(request.backend)
+        data_key = os.urandom(_DATA_KEY_BYTES)
+        wrapped = await kms.wrap(request.key_id, data_key, request.context)
+        return envelopes.seal(
+            request.plaintext,
+            data_key=data_key,
+            context=request.context,
+            associated_data=request.associated_data,
+            backend=request.backend,
+            key_id=request.key_id,
+            key_version=wrapped.key_version,
+            encrypted_data_key=wrapped.encrypted_data_key,
+        )
+
+
+@final
+class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
+    """`POST /envelope/decrypt`, always with a KKP token.
+
+    Args:
+        registry: The configured backends.
+    """
+
+    action: ClassVar[Action] = Action.DECRYPT
+    scope: ClassVar[str | None] = "decrypt"
+
+    def __init__(self, registry: KMSRegistry) -> None:
+        self._registry = registry
+
+    def propose(self, authenticated: Authenticated, request: DecryptRequest) -> Proposal:
+        """Name the envelope's own labels: it is them that the token and the policy are asked about."""
+        header, wrap = request.envelope.header, request.envelope.wrap
+        token = _token(authenticated)
+        return Proposal(
+            authenticated=authenticated,
+            claims=token,
+            backend=wrap.backend,
+            key_id=wrap.key_id,
+            request_context=request.policy_context,
+            envelope=EnvelopeFacts(
+                backend=wrap.backend,
+                key_id=wrap.key_id,
+                context=header.context,
+                associated_data=header.associated_data,
+            ),
+            refusal=_audience_refusal(token, request.expected_audience),
+        )
+
+    async def run(self, proposal: Proposal, request: DecryptRequest) -> Opened:
+        """Unwrap the data key and open the envelope.
+
+        Raises:
+            EnvelopeInvalidError: Anything at all did not fit; always the same answer.
+        """
+        header, wrap = request.envelope.header, request.envelope.wrap
+        kms = self._registry.get(wrap.backend)
+        wrapped = WrappedKey(wrap.encrypted_data_key, wrap.key_version)
+        try:
+            data_key = await kms.unwrap(wrap.key_id, wrapped, header.context)
+        except InvalidWrapError:
+            raise EnvelopeInvalidError from None
+        plaintext = envelopes.open(request.envelope, data_key)
+        return Opened(plaintext, header.encoding, _token(proposal.authenticated))
+
+
+def _audience_refusal(token: Claims, expected_audience: str | None) -> AudienceMismatchError | None:
+    if expected_audience is None or token.aud == expected_audience:
+        return None
+    return AudienceMismatchError("The token is for another audience than the one expected.")
+
+
+def _token(authenticated: Authenticated) -> Claims:
+    if authenticated.token is None:
+        raise UnauthenticatedError("Opening an envelope takes a KKP token.")
+    return authenticated.token

@@ -1,0 +1,186 @@
+"""Issuing tokens.
+
+What was approved is what is signed: the claims are built whole before policy is asked, encoded once, their
+digest recorded, and those very bytes signed. If too much time passed or the ring moved in between, nothing
+is signed and the pipeline starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar, Protocol, final
+
+import msgspec
+
+from kkp import tokens
+from kkp.authn.base import Authenticated
+from kkp.clock import Clock
+from kkp.errors import InvalidRequestError, StaleProposalError, UnknownBackendError
+from kkp.model import JSON, Action, Decision
+from kkp.operations.base import Operation, Proposal, denied
+from kkp.tokens import Actor, Claims
+
+_DELEGATED = "tokens.delegated"
+_MAX_DECISION_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """What `POST /token` asks for; `ttl_seconds` None means the default."""
+
+    audience: str
+    backend: str
+    key_id: str
+    ops: tuple[str, ...] = ("decrypt",)
+    subject: str | None = None
+    ttl_seconds: int | None = None
+    policy_claims: dict[str, str] = field(default_factory=dict)
+    context: dict[str, str] = field(default_factory=dict)
+    request_context: dict[str, JSON] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenProposal(Proposal):
+    """The claims as they would be signed."""
+
+    claims: Claims
+    kid: str
+    payload: bytes = field(repr=False)
+    proposed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """A signed token; `expires_at` in Unix seconds."""
+
+    token: str = field(repr=False)
+    expires_at: int
+    kid: str
+
+
+class TokenSigner(Protocol):
+    """The part of the keyring that issuing needs."""
+
+    def plan_expiry(self, now: float, ttl: float) -> tuple[str, int]:
+        """Return the key that signs now and the `exp` that it can vouch for."""
+
+    def sign(self, kid: str, signing_input: bytes) -> bytes:
+        """Sign with that key, as long as it is the active one; otherwise StaleProposalError."""
+
+
+@final
+class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
+    """`POST /token`.
+
+    Args:
+        signer: The keyring.
+        clock: What time it is.
+        issuer: `iss`.
+        max_ttl_seconds: The longest and the default lifetime.
+        backends: The names of the configured backends.
+    """
+
+    action: ClassVar[Action] = Action.ISSUE_TOKEN
+
+    def __init__(
+        self,
+        signer: TokenSigner,
+        clock: Clock,
+        *,
+        issuer: str,
+        max_ttl_seconds: float,
+        backends: Collection[str],
+    ) -> None:
+        self._signer = signer
+        self._clock = clock
+        self._issuer = issuer
+        self._max_ttl_seconds = max_ttl_seconds
+        self._backends = backends
+
+    def propose(self, authenticated: Authenticated, request: TokenRequest) -> TokenProposal:
+        """Build the claims whole."""
+        ttl_seconds = self._ttl_seconds(request)
+        now = self._clock.now()
+        kid, expiry = self._signer.plan_expiry(now, ttl_seconds)
+        claims = self._claims(authenticated, request, math.floor(now), expiry)
+        payload = tokens.encode_claims(claims)
+        return TokenProposal(
+            authenticated=authenticated,
+            claims=claims,
+            backend=request.backend,
+            key_id=request.key_id,
+            request_context=request.request_context,
+            details={"ttl_seconds": request.ttl_seconds, "subject": claims.sub},
+            kid=kid,
+            claims_digest=_digest(payload),
+            payload=payload,
+            proposed_at=now,
+        )
+
+    def oblige(self, proposal: TokenProposal, decision: Decision) -> tuple[TokenProposal, Decision]:
+        """Shorten a defaulted lifetime to `max_ttl`; deny an explicit longer one.
+
+        To speak for another the policy must say so in as many words: a policy that only says `true` was
+        not written with other subjects in mind.
+        """
+        if proposal.claims.act is not None and _DELEGATED not in decision.reasons:
+            return proposal, denied(decision, "kkp.subject_not_delegated")
+        max_ttl = decision.obligations.get("max_ttl")
+        latest = proposal.claims.iat + max_ttl if max_ttl is not None else proposal.claims.exp
+        if proposal.claims.exp <= latest:
+            return proposal, decision
+        if proposal.details["ttl_seconds"] is not None:
+            return proposal, denied(decision, "kkp.ttl_exceeds_obligation")
+        claims = msgspec.structs.replace(proposal.claims, exp=latest)
+        payload = tokens.encode_claims(claims)
+        return replace(proposal, claims=claims, payload=payload, claims_digest=_digest(payload)), decision
+
+    async def run(self, proposal: TokenProposal, request: TokenRequest) -> IssuedToken:
+        """Sign the bytes that were approved.
+
+        Raises:
+            UnknownBackendError: The backend is not configured.
+            StaleProposalError: The decision took too long, or the key is not the active one any more.
+        """
+        if request.backend not in self._backends:
+            raise UnknownBackendError("There is no such backend.")
+        if self._clock.now() - proposal.proposed_at > _MAX_DECISION_SECONDS:
+            raise StaleProposalError("The decision took too long.")
+        token = tokens.sign(proposal.payload, proposal.kid, partial(self._signer.sign, proposal.kid))
+        return IssuedToken(token, proposal.claims.exp, proposal.kid)
+
+    def _ttl_seconds(self, request: TokenRequest) -> float:
+        if request.ttl_seconds is None:
+            return self._max_ttl_seconds
+        if not 0 < request.ttl_seconds <= self._max_ttl_seconds:
+            raise InvalidRequestError(f"ttl_seconds must be from 1 to {math.floor(self._max_ttl_seconds)}.")
+        return request.ttl_seconds
+
+    def _claims(
+        self, authenticated: Authenticated, request: TokenRequest, issued_at: int, expiry: int
+    ) -> Claims:
+        caller_id = authenticated.caller.id
+        subject = request.subject if request.subject is not None else caller_id
+        return Claims(
+            iss=self._issuer,
+            sub=subject,
+            aud=request.audience,
+            iat=issued_at,
+            nbf=issued_at,
+            exp=expiry,
+            jti=tokens.new_token_id(),
+            backend=request.backend,
+            key_id=request.key_id,
+            ops=list(request.ops),
+            policy_claims=request.policy_claims,
+            context=request.context,
+            act=None if subject == caller_id else Actor(caller_id),
+        )
+
+
+def _digest(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()

@@ -1,0 +1,86 @@
+"""What the database holds, row by row.
+
+These shapes are shared by the store, which keeps them, and by the rooms that own them, which give them
+meaning: the store knows no rule, and no room knows SQL. Times are Unix seconds. A `mac` is an HMAC under a
+subkey of the master key, written and checked by the room that owns the row, so that a row planted or
+changed by hand is never believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class RingRow(NamedTuple):
+    """A signing key's public half and its times."""
+
+    kid: str
+    generation: int
+    public_jwk: str
+    created_at: float
+    activate_at: float
+    revoked_at: float | None
+    mac: bytes
+
+
+class RingSnapshot(NamedTuple):
+    """The whole ring as one transaction read it."""
+
+    epoch: int
+    rows: tuple[RingRow, ...]
+    sealed_private: Mapping[str, bytes]
+    last_served_at: float | None
+    clock_high_water: float
+
+
+class IdentityRow(NamedTuple):
+    """A local service identity; `document` is its roles, grants and attributes in canonical JSON."""
+
+    id: str
+    document: str
+    created_at: float
+    disabled_at: float | None
+    mac: bytes
+
+
+class ServiceKeyRow(NamedTuple):
+    """A service key's SHA-256 and whose it is; the key itself is never stored."""
+
+    digest: bytes
+    identity_id: str
+    created_at: float
+    mac: bytes
+
+
+class IdentitySnapshot(NamedTuple):
+    """Every identity and service key as one transaction read them."""
+
+    epoch: int
+    identities: tuple[IdentityRow, ...]
+    service_keys: tuple[ServiceKeyRow, ...]
+
+
+class LocalKeyRow(NamedTuple):
+    """One version of a key of the `local://` backend, sealed under the master key."""
+
+    key_id: str
+    version: int
+    created_at: float
+    sealed: bytes
+
+
+class ChainedRow(NamedTuple):
+    """One audit record: the bytes as they were hashed."""
+
+    seq: int
+    hash: bytes
+    body: bytes
+
+
+class ChainHead(NamedTuple):
+    """The last record of an audit chain."""
+
+    chain: str
+    seq: int
+    hash: bytes

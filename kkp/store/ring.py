@@ -1,0 +1,84 @@
+"""The signing keyring's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from sqlalchemy import case, delete, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import IntegrityError
+
+from kkp.errors import ConflictError
+from kkp.rows import RingRow, RingSnapshot
+from kkp.store import schema
+from kkp.store.sql import Database, bump_epoch
+
+_keys = schema.ring_keys
+_private = schema.ring_private_keys
+_state = schema.state
+
+
+@final
+class RingStore:
+    """The tables of the ring. Each write is one transaction and bumps the epoch."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def load_ring(self) -> RingSnapshot:
+        """Return the whole ring."""
+        async with self._database.read() as connection:
+            keys = (await connection.execute(select(_keys).order_by(_keys.c.generation))).all()
+            private = (await connection.execute(select(_private))).all()
+            state = (await connection.execute(select(_state))).one()
+        return RingSnapshot(
+            epoch=state.epoch,
+            rows=tuple(RingRow(*row) for row in keys),
+            sealed_private={row.kid: row.sealed for row in private},
+            last_served_at=state.last_served_at,
+            clock_high_water=state.clock_high_water,
+        )
+
+    async def insert_ring_key(self, row: RingRow, sealed_private: bytes) -> None:
+        """Add a key with its sealed private half.
+
+        Raises:
+            ConflictError: Another replica has added this generation.
+        """
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(insert(_keys).values(row._asdict()))
+                await connection.execute(insert(_private).values(kid=row.kid, sealed=sealed_private))
+                await bump_epoch(connection)
+        except IntegrityError:
+            raise ConflictError("This generation of the ring exists already.") from None
+
+    async def promote_ring_key(self, row: RingRow) -> None:
+        """Lower a key's `activate_at`; nothing else of a row is ever changed by promotion.
+
+        Raises:
+            ConflictError: The row has moved since it was read.
+        """
+        unmoved = (
+            (_keys.c.kid == row.kid) & (_keys.c.activate_at > row.activate_at) & _keys.c.revoked_at.is_(None)
+        )
+        async with self._database.write() as connection:
+            values = {"activate_at": row.activate_at, "mac": row.mac}
+            result = await connection.execute(update(_keys).where(unmoved).values(values))
+            if result.rowcount != 1:
+                raise ConflictError("The key has been promoted or revoked already.")
+            await bump_epoch(connection)
+
+    async def note_served(self, at: float) -> None:
+        """Remember that a ready replica may have served the JWKS, and how far the clock has come."""
+        latest = func.max(func.coalesce(_state.c.last_served_at, at), at)
+        high_water = case((_state.c.clock_high_water > at, _state.c.clock_high_water), else_=at)
+        async with self._database.write() as connection:
+            values = {"last_served_at": latest, "clock_high_water": high_water}
+            await connection.execute(update(_state).values(values))
+
+    async def delete_private_keys(self, kids: Sequence[str]) -> None:
+        """Delete private halves that will never sign again."""
+        async with self._database.write() as connection:
+            await connection.execute(delete(_private).where(_private.c.kid.in_(kids)))

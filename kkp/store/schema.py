@@ -1,0 +1,114 @@
+"""The tables.
+
+Evolution: `schema_version` in the one row of `state` says which layout a database has; a release reads its
+own and refuses a newer one. Columns are added, never reused.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Double,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+# One row. The epoch is what every change of the ring, of identities or of grants bumps; the audit reads it
+# in the transaction that it commits anyway.
+state = Table(
+    "state",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("schema_version", Integer, nullable=False),
+    Column("master_key_check", LargeBinary, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("last_served_at", Double),
+    Column("clock_high_water", Double, nullable=False),
+)
+
+ring_keys = Table(
+    "ring_keys",
+    metadata,
+    Column("kid", Text, primary_key=True),
+    Column("generation", Integer, nullable=False, unique=True),
+    Column("public_jwk", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("activate_at", Double, nullable=False),
+    Column("revoked_at", Double),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+# Private halves stand apart from the ring, so that they can be deleted soon after retirement.
+ring_private_keys = Table(
+    "ring_private_keys",
+    metadata,
+    Column("kid", Text, primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("disabled_at", Double),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+service_keys = Table(
+    "service_keys",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("identity_id", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+)
+
+local_keys = Table(
+    "local_keys",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+)
+
+# `position` is the order of insertion, over all chains.
+audit_records = Table(
+    "audit_records",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("chain", Text, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("chain", "seq"),
+)
+
+# Where each chain stands, so that opening a new one need not read them all. Not evidence: verification
+# reads the records alone. `carried_seq` is the head that a later chain's first record carries.
+audit_chains = Table(
+    "audit_chains",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("head_seq", Integer, nullable=False),
+    Column("head_hash", LargeBinary, nullable=False),
+    Column("carried_seq", Integer),
+)
+
+audit_input_keys = Table(
+    "audit_input_keys",
+    metadata,
+    Column("day", Text, primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+)

@@ -1,0 +1,233 @@
+"""KKP tokens: claims and Ed25519 JWS, without I/O.
+
+A token is a JWS in compact form (RFC 7515, RFC 7519, RFC 8037):
+
+```
+header    {"alg":"EdDSA","kid":"<RFC 7638 thumbprint>","typ":"kkp+jwt"}
+token     BASE64URL(header) . BASE64URL(claims) . BASE64URL(signature)
+```
+
+Rules that hold here:
+- The algorithm and the key come from us. The header may only name a kid that we published; nothing else in
+  it is used, and any other member (`jwk`, `jku`, `x5u`, `crit`, …) makes the token invalid.
+- A strict layer stands before PyJWT and refuses what it lets through: padding, characters outside the
+  alphabet, stray trailing bits, duplicate members, another `typ`, list audiences, times as strings.
+- KKP allows no leeway on `exp`, and only its clock error on `nbf` and `iat`.
+- The payload is encoded once: the bytes that were digested for the audit are the bytes that are signed.
+
+Evolution: members are only ever added, with a new `typ` where an old verifier would misread the token.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, final
+
+import msgspec
+from jwt.algorithms import Algorithm
+from jwt.api_jws import PyJWS
+from jwt.exceptions import InvalidTokenError
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
+
+from kkp.errors import TokenExpiredError, TokenInvalidError
+from kkp.strict_json import refuse_duplicates
+
+ALGORITHM = "EdDSA"
+TOKEN_TYPE = "kkp+jwt"  # noqa: S105  the name of a type
+MAX_TOKEN_BYTES = 8 * 1024
+TOKEN_OPS = ("encrypt", "decrypt", "rewrap")
+MAX_PAIRS = 32
+_SEGMENT = re.compile(r"[A-Za-z0-9_-]+\Z")
+_SIGNATURE_BYTES = 64
+
+Pairs = Annotated[dict[str, str], msgspec.Meta(max_length=MAX_PAIRS)]
+
+
+class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asked for a token that speaks for another (RFC 8693 section 4.1)."""
+
+    sub: str
+
+
+class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """What a token says. Times are whole Unix seconds.
+
+    Attributes:
+        ops: Envelope operations; empty for an identity-only token.
+        context: Pairs that must be present in an envelope's authenticated context.
+        act: Who asked, where that is not the subject.
+    """
+
+    iss: str
+    sub: str
+    aud: str
+    iat: int
+    nbf: int
+    exp: int
+    jti: str
+    backend: str
+    key_id: str
+    ops: list[str]
+    policy_claims: Pairs
+    context: Pairs = msgspec.field(default_factory=dict)
+    act: Actor | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the claims as a JSON object."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        return document
+
+
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    alg: str
+    kid: str
+    typ: str
+
+
+_claims_decoder = msgspec.json.Decoder(Claims, strict=True)
+_header_decoder = msgspec.json.Decoder(_Header, strict=True)
+_claims_encoder = msgspec.json.Encoder()
+
+
+@final
+class _Ed25519(Algorithm):
+    """Ed25519 by libsodium, which refuses small-order public keys and non-canonical signatures.
+
+    The signing key is a callable, so that private keys never leave the keyring.
+    """
+
+    def prepare_key(self, key: Any) -> Any:  # noqa: ANN401  PyJWT's signature
+        return key
+
+    def sign(self, msg: bytes, key: Callable[[bytes], bytes]) -> bytes:
+        return key(msg)
+
+    def verify(self, msg: bytes, key: bytes, sig: bytes) -> bool:
+        try:
+            VerifyKey(key).verify(msg, sig)
+        except (BadSignatureError, ValueError):
+            return False
+        return True
+
+    @staticmethod
+    def to_jwk(key_obj: Any, as_dict: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  PyJWT's signature
+        raise NotImplementedError  # the keyring writes its own JWKs
+
+    @staticmethod
+    def from_jwk(jwk: Any) -> Any:  # noqa: ANN401  PyJWT's signature
+        raise NotImplementedError  # keys never come from a token
+
+
+_jws = PyJWS(algorithms=[])
+_jws.register_algorithm(ALGORITHM, _Ed25519())
+
+
+def new_token_id() -> str:
+    """Return a fresh `jti`: 128 random bits."""
+    return secrets.token_urlsafe(16)
+
+
+def encode_claims(claims: Claims) -> bytes:
+    """Return the payload bytes, which are digested, recorded and signed as they are."""
+    return _claims_encoder.encode(claims)
+
+
+def sign(payload: bytes, kid: str, signer: Callable[[bytes], bytes]) -> str:
+    """Return the compact JWS over the payload.
+
+    Args:
+        payload: What `encode_claims` returned.
+        kid: The signing key's thumbprint.
+        signer: Signs the signing input with that key.
+    """
+    return _jws.encode(payload, signer, algorithm=ALGORITHM, headers={"kid": kid, "typ": TOKEN_TYPE})  # type: ignore[arg-type]  # a callable stands for the key
+
+
+def read_unverified(token: str) -> tuple[str, Claims]:
+    """Return the kid and the claims of a well-formed token, whose signature has not been looked at.
+
+    Raises:
+        TokenInvalidError: It is not exactly of the form that KKP mints.
+    """
+    # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
+    if len(token) > MAX_TOKEN_BYTES:
+        raise _invalid()
+    segments = token.split(".")
+    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
+        raise _invalid()
+    header_bytes, payload, signature = (_decode_segment(segment) for segment in segments)
+    if len(signature) != _SIGNATURE_BYTES:
+        raise _invalid()
+    try:
+        refuse_duplicates(header_bytes)
+        refuse_duplicates(payload)
+        header, claims = _header_decoder.decode(header_bytes), _claims_decoder.decode(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise _invalid() from None
+    if header.alg != ALGORITHM or header.typ != TOKEN_TYPE or not _coherent(claims):
+        raise _invalid()
+    return header.kid, claims
+
+
+def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
+    """Return the kid and the claims of a token that one of our published keys signed for this issuer.
+
+    Times are not checked here: see `check_times`, which is asked on every use.
+
+    Args:
+        token: Compact JWS.
+        keys: Published public keys, 32 raw bytes each, by kid.
+        issuer: The exact `iss`.
+
+    Raises:
+        TokenInvalidError: It is malformed, its kid is not published, or its signature or issuer is wrong.
+    """
+    kid, claims = read_unverified(token)
+    key = keys.get(kid)
+    if key is None or claims.iss != issuer:
+        raise _invalid()
+    try:
+        _jws.decode_complete(token, key, algorithms=[ALGORITHM])
+    except InvalidTokenError:
+        raise _invalid() from None
+    return kid, claims
+
+
+def check_times(claims: Claims, *, now: float, clock_error_seconds: float) -> None:
+    """Refuse a token that is not valid now.
+
+    Raises:
+        TokenExpiredError: `exp` has been reached.
+        TokenInvalidError: It starts in the future.
+    """
+    if now >= claims.exp:
+        raise TokenExpiredError("The token has expired.")
+    if max(claims.nbf, claims.iat) > now + clock_error_seconds:
+        raise _invalid()
+
+
+def _invalid() -> TokenInvalidError:
+    return TokenInvalidError("The token is not valid.")
+
+
+def _decode_segment(segment: str) -> bytes:
+    if not _SEGMENT.match(segment):
+        raise _invalid()
+    try:
+        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except binascii.Error:
+        raise _invalid() from None
+    # Stray trailing bits would give one token many spellings.
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=").decode() != segment:
+        raise _invalid()
+    return decoded
+
+
+def _coherent(claims: Claims) -> bool:
+    known = set(claims.ops) <= set(TOKEN_OPS) and len(set(claims.ops)) == len(claims.ops)
+    return known and claims.iat <= claims.exp and claims.nbf <= claims.exp

@@ -1,0 +1,1 @@
+"""The edge: only here are aiohttp and status codes."""

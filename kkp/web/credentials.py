@@ -1,0 +1,31 @@
+"""Request headers to credentials, all of them unverified."""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import hdrs, web
+
+from kkp.errors import InvalidRequestError, UnauthenticatedError
+from kkp.model import Credentials
+
+_BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 section 2.1
+_MAX_CREDENTIAL_CHARACTERS = 8 * 1024
+
+
+def read_credentials(request: web.Request) -> Credentials:
+    """Return what the `Authorization` header presents.
+
+    Raises:
+        InvalidRequestError: There are two of them.
+        UnauthenticatedError: It is not a bearer credential.
+    """
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if not values:
+        return Credentials(client_ip=request.remote or "")
+    if len(values) > 1:
+        raise InvalidRequestError("There is more than one Authorization header.")
+    found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
+    if found is None:
+        raise UnauthenticatedError("The Authorization header is not a bearer credential.")
+    return Credentials(unverified_bearer=found[1], client_ip=request.remote or "")

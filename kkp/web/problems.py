@@ -1,0 +1,108 @@
+"""Errors to RFC 9457 problem documents.
+
+Every answer that is not a success is one, whatever went wrong and wherever: our own errors, aiohttp's 404,
+405 and 413, and exceptions that nobody expected, which become `internal` without a text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+
+from kkp.errors import KKPError, PolicyDeniedError
+from kkp.model import JSON
+from kkp.pipeline import Origin
+
+_log = logging.getLogger(__name__)
+
+STATUS: Mapping[str, HTTPStatus] = {
+    "invalid_request": HTTPStatus.BAD_REQUEST,
+    "unauthenticated": HTTPStatus.UNAUTHORIZED,
+    "token_invalid": HTTPStatus.UNAUTHORIZED,
+    "token_expired": HTTPStatus.UNAUTHORIZED,
+    "policy_denied": HTTPStatus.FORBIDDEN,
+    "scope_mismatch": HTTPStatus.FORBIDDEN,
+    "context_mismatch": HTTPStatus.FORBIDDEN,
+    "audience_mismatch": HTTPStatus.FORBIDDEN,
+    "not_found": HTTPStatus.NOT_FOUND,
+    "unknown_backend": HTTPStatus.NOT_FOUND,
+    "unknown_key": HTTPStatus.NOT_FOUND,
+    "method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
+    "conflict": HTTPStatus.CONFLICT,
+    "key_disabled": HTTPStatus.CONFLICT,
+    "payload_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "envelope_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "kms_denied": HTTPStatus.BAD_GATEWAY,
+    "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "policy_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "keyring_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+# What aiohttp itself refuses, in our codes; any other client error is a malformed request.
+_CODE_OF_STATUS: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+_DETAIL: Mapping[str, str] = {
+    "not_found": "There is no such endpoint.",
+    "method_not_allowed": "The endpoint does not know this method.",
+    "payload_too_large": "The body is over the limit.",
+    "invalid_request": "The request is not well-formed HTTP.",
+    "internal": "Something went wrong inside KKP; the log has it under this request_id.",
+}
+# RFC 6750 section 3.1: a challenge names what is wrong with a token, and nothing where none came.
+_CHALLENGE: Mapping[str, str] = {
+    "unauthenticated": 'Bearer realm="kkp"',
+    "token_invalid": 'Bearer realm="kkp", error="invalid_token"',
+    "token_expired": 'Bearer realm="kkp", error="invalid_token", error_description="expired"',
+}
+
+
+def of_error(error: BaseException, origin: Origin) -> web.Response:
+    """Return the problem document of any exception that a request ended in."""
+    if isinstance(error, KKPError) and error.code in STATUS and error.code != "internal":
+        reasons = error.reasons if isinstance(error, PolicyDeniedError) else ()
+        return problem(error.code, str(error), origin, reasons=reasons)
+    if isinstance(error, web.HTTPException) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return of_status(error.status, origin, allow=error.headers.get("Allow"))
+    _log.error("request %s failed inside", origin.request_id, exc_info=error)
+    return of_status(HTTPStatus.INTERNAL_SERVER_ERROR, origin)
+
+
+def of_status(status: int, origin: Origin, *, allow: str | None = None) -> web.Response:
+    """Return the problem document of a status that aiohttp chose."""
+    unknown = "internal" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request"
+    code = _CODE_OF_STATUS.get(status, unknown)
+    response = problem(code, _DETAIL[code], origin)
+    if allow is not None:
+        response.headers["Allow"] = allow
+    return response
+
+
+def problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...] = ()) -> web.Response:
+    """Return one problem document."""
+    status = STATUS[code]
+    document: dict[str, JSON] = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "code": code,
+        "detail": detail,
+        "request_id": origin.request_id,
+    }
+    if origin.decision_id is not None:
+        document["decision_id"] = origin.decision_id
+    if reasons:
+        document["reasons"] = reasons
+    response = web.Response(
+        status=status.value,
+        body=msgspec.json.encode(document),
+        content_type="application/problem+json",
+        headers={"Cache-Control": "no-store"},
+    )
+    if code in _CHALLENGE:
+        response.headers["WWW-Authenticate"] = _CHALLENGE[code]
+    return response

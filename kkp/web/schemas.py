@@ -1,0 +1,273 @@
+"""Bodies to checked requests, and answers to bodies.
+
+Decoding is strict: an unknown member, a wrong type, a duplicate member or a value over its limit is refused
+with a message that names the place and never repeats the value.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from kkp import envelope as envelopes
+from kkp.envelope import Envelope
+from kkp.errors import InvalidRequestError, PayloadTooLargeError
+from kkp.keyring.rotation import Rotation
+from kkp.model import JSON, Credentials, Grant, Identity
+from kkp.operations.audit import AuditQuery
+from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
+from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.tokens import IssuedToken, TokenRequest
+from kkp.rows import ChainedRow
+from kkp.strict_json import refuse_duplicates
+
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+
+# A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline.
+Backend = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
+KeyId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,511}$(?!\n)")]
+KeyPattern = Annotated[
+    str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?$(?!\n)", min_length=1)
+]
+Audience = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
+Subject = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Scalar: TypeAlias = Text | bool | int | float | None
+Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
+PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
+TokenOp = Literal["encrypt", "decrypt", "rewrap"]
+GrantOp = Literal["encrypt", "decrypt", "rewrap", "sign", "verify"]
+RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+_MAX_INTEGER = 2**53
+
+
+class _Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A request's body."""
+
+
+class TokenBody(_Body, frozen=True):
+    """`POST /token`."""
+
+    audience: Audience
+    backend: Backend
+    key_id: KeyId
+    ops: Annotated[list[TokenOp], msgspec.Meta(max_length=3)] = ["decrypt"]
+    subject: Subject | None = None
+    ttl_seconds: Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)] | None = None
+    policy_claims: Pairs = {}
+    context: Pairs = {}
+    request_context: PolicyContext = {}
+
+    def request(self) -> TokenRequest:
+        """Return what is asked for, checked."""
+        if len(set(self.ops)) != len(self.ops):
+            raise InvalidRequestError("An op is named twice - at `$.ops`")
+        envelopes.check_context(self.context)
+        return TokenRequest(
+            audience=self.audience,
+            backend=self.backend,
+            key_id=self.key_id,
+            ops=tuple(self.ops),
+            subject=self.subject,
+            ttl_seconds=self.ttl_seconds,
+            policy_claims=self.policy_claims,
+            context=self.context,
+            request_context=self.request_context,
+        )
+
+
+class EncryptBody(_Body, frozen=True):
+    """`POST /envelope/encrypt`."""
+
+    backend: Backend
+    key_id: KeyId
+    plaintext: str | None = None
+    plaintext_b64: str | None = None
+    associated_data: str | None = None
+    context: dict[str, str] = {}
+    policy_context: PolicyContext = {}
+
+    def request(self, max_plaintext_bytes: int) -> EncryptRequest:
+        """Return what is asked for, checked."""
+        plaintext = self._plaintext()
+        size = len(plaintext) if isinstance(plaintext, bytes) else len(plaintext.encode())
+        if size > max_plaintext_bytes:
+            raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
+        return EncryptRequest(
+            backend=self.backend,
+            key_id=self.key_id,
+            plaintext=plaintext,
+            context=self.context,
+            associated_data=self.associated_data,
+            policy_context=self.policy_context,
+        )
+
+    def _plaintext(self) -> bytes | str:
+        if self.plaintext is not None and self.plaintext_b64 is None:
+            return self.plaintext
+        if self.plaintext_b64 is not None and self.plaintext is None:
+            return _strict_base64(self.plaintext_b64)
+        raise InvalidRequestError("Exactly one of `plaintext` and `plaintext_b64` is required.")
+
+
+class DecryptBody(_Body, frozen=True):
+    """`POST /envelope/decrypt`."""
+
+    envelope: msgspec.Raw
+    token: str | None = None
+    expected_audience: Audience | None = None
+    context: PolicyContext | None = None
+    policy_context: PolicyContext | None = None
+
+    def request(self) -> DecryptRequest:
+        """Return what is asked for, checked."""
+        if (
+            self.context is not None
+            and self.policy_context is not None
+            and self.context != self.policy_context
+        ):
+            raise InvalidRequestError("`context` and `policy_context` are one thing and differ.")
+        return DecryptRequest(
+            envelope=envelopes.parse(self.envelope),
+            expected_audience=self.expected_audience,
+            policy_context=self.context or self.policy_context or {},
+        )
+
+    def credentials(self, credentials: Credentials) -> Credentials:
+        """Return the credentials with the body's token beside the header's."""
+        return replace(credentials, unverified_token=self.token)
+
+
+class GrantBody(_Body, frozen=True):
+    """A grant of a new identity."""
+
+    backend: Backend
+    key_id: KeyPattern
+    ops: Annotated[list[GrantOp], msgspec.Meta(min_length=1, max_length=8)]
+    audiences: Annotated[list[Audience], msgspec.Meta(max_length=64)] = []
+    policy_claims: Annotated[
+        dict[Name, Annotated[list[Text], msgspec.Meta(min_length=1, max_length=64)]],
+        msgspec.Meta(max_length=32),
+    ] = {}
+    max_ttl: Annotated[int, msgspec.Meta(ge=1, le=_MAX_INTEGER)] | msgspec.UnsetType = msgspec.UNSET
+
+    def grant(self) -> Grant:
+        """Return the grant."""
+        claims = {name: tuple(values) for name, values in self.policy_claims.items()}
+        return Grant(self.backend, self.key_id, tuple(self.ops), tuple(self.audiences), claims, self.max_ttl)
+
+
+class IdentityBody(_Body, frozen=True):
+    """`POST /identities`."""
+
+    id: Name
+    roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
+    grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
+    attributes: Pairs = {}
+
+    def request(self) -> IdentityRequest:
+        """Return what is asked for, checked."""
+        return IdentityRequest(
+            id=self.id,
+            roles=tuple(self.roles),
+            grants=tuple(grant.grant() for grant in self.grants),
+            attributes=self.attributes,
+        )
+
+
+def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
+    """Return a body's struct.
+
+    Raises:
+        InvalidRequestError: It is not that, or has a duplicate member.
+    """
+    if not body:
+        raise InvalidRequestError("The body is empty; a JSON object is required.")
+    try:
+        decoded = decoder.decode(body)
+        refuse_duplicates(body)
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(str(error)) from None
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The body is not UTF-8 JSON with unique members.") from None
+    return decoded
+
+
+def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
+    """Return the query of `GET /audit`.
+
+    Raises:
+        InvalidRequestError: A parameter is unknown or malformed.
+    """
+    try:
+        return msgspec.convert(dict(parameters), _AuditParameters, strict=False).query()
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(str(error)) from None
+
+
+class _AuditParameters(_Body, frozen=True):
+    after: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]{1,64}:[0-9]{1,15}$(?!\n)")] | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+    def query(self) -> AuditQuery:
+        if self.after is None:
+            return AuditQuery(None, self.limit)
+        chain, _, seq = self.after.partition(":")
+        return AuditQuery((chain, int(seq)), self.limit)
+
+
+def _strict_base64(text: str) -> bytes:
+    """Decode RFC 4648 section 4 with padding; one value has one spelling."""
+    try:
+        decoded = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        decoded = b""
+    if base64.b64encode(decoded).decode() != text:
+        raise InvalidRequestError("Not padded standard base64 (RFC 4648 section 4) - at `$.plaintext_b64`")
+    return decoded
+
+
+def issued_token(answer: IssuedToken) -> JSON:
+    """Return the body that answers `POST /token`."""
+    return {"token": answer.token, "expires_at": answer.expires_at, "kid": answer.kid}
+
+
+def sealed_envelope(answer: Envelope) -> JSON:
+    """Return the body that answers `POST /envelope/encrypt`."""
+    return {"envelope": envelopes.to_wire(answer)}
+
+
+def opened(answer: Opened) -> JSON:
+    """Return the body that answers `POST /envelope/decrypt`; `plaintext` only where it was text."""
+    document: dict[str, JSON] = {"plaintext_b64": answer.plaintext, "claims": answer.claims}
+    if answer.encoding is not None:
+        document["plaintext"] = answer.plaintext.decode()
+    return document
+
+
+def rotation(answer: Rotation) -> JSON:
+    """Return the body that answers `POST /keys/rotate`."""
+    return {"kid": answer.kid, "activates_at": int(answer.activates_at), "expires_at": int(answer.expires_at)}
+
+
+def new_identity(answer: NewIdentity) -> JSON:
+    """Return the body that answers `POST /identities`."""
+    return {"id": answer.id, "service_key": answer.service_key}
+
+
+def identities(answer: Sequence[Identity]) -> JSON:
+    """Return the body that answers `GET /identities`."""
+    return {"identities": answer}
+
+
+def audit_page(answer: Sequence[tuple[str, ChainedRow]], query: AuditQuery) -> JSON:
+    """Return the body that answers `GET /audit`: each record's own members and its hash."""
+    records = [{**msgspec.json.decode(row.body), "hash": row.hash.hex()} for _, row in answer]
+    cursor = query.after if not answer else (answer[-1][0], answer[-1][1].seq)
+    return {"records": records, "next": None if cursor is None else f"{cursor[0]}:{cursor[1]}"}

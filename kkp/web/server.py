@@ -1,0 +1,120 @@
+"""The HTTP server: aiohttp with every error, its own included, answered as a problem document.
+
+aiohttp answers some requests before any middleware sees them: what its parser refuses, and unmet
+`Expect` headers. So the mapping of errors stands around the application's handler and in the protocol class,
+not in a middleware. Parser errors are neither echoed nor logged with a traceback: an attacker could fill
+the log with them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, final
+
+from aiohttp import hdrs, web
+from aiohttp.http_parser import HttpRequestParser
+from aiohttp.web_protocol import RequestHandler
+
+from kkp.config import Address
+from kkp.errors import ConfigError
+from kkp.pipeline import Origin
+from kkp.web import problems
+from kkp.web.routes import ORIGIN
+
+_RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+@final
+class _Protocol(RequestHandler):
+    """Answers what the parser refuses, and closes the connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,  # noqa: ARG002  aiohttp's signature
+        message: str | None = None,  # noqa: ARG002  it repeats the attacker's bytes
+    ) -> web.StreamResponse:
+        response = problems.of_status(status, Origin(_new_request_id(), request.remote or ""))
+        response.headers[hdrs.SERVER] = "kkp"
+        response.force_close()
+        return response
+
+
+@final
+class _Server(web.Server):
+    """Makes one `_Protocol` for each connection."""
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+@final
+class _Runner(web.AppRunner):
+    """Runs an application behind `_Server`."""
+
+    __slots__ = ()
+
+    async def _make_server(self) -> web.Server:
+        plain = await super()._make_server()
+        return _Server(
+            _answering_errors(plain.request_handler),
+            request_factory=plain.request_factory,
+            **plain._kwargs,  # noqa: SLF001  aiohttp has no public way to choose the protocol class
+        )
+
+
+def _answering_errors(handler: _RequestHandler) -> _RequestHandler:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        origin = Origin(_new_request_id(), request.remote or "")
+        request[ORIGIN] = origin
+        try:
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
+            response = problems.of_error(error, origin)
+        response.headers["X-Request-Id"] = origin.request_id
+        response.headers[hdrs.SERVER] = "kkp"
+        return response
+
+    return handle
+
+
+def _new_request_id() -> str:
+    return secrets.token_hex(16)
+
+
+@asynccontextmanager
+async def serving(app: web.Application, address: Address) -> AsyncIterator[Address]:
+    """Serve the application for the duration of the block; yields the address, with its real port.
+
+    Raises:
+        ConfigError: The address can't be listened on, or aiohttp came without its C parser.
+    """
+    if HttpRequestParser.__module__ != "aiohttp._http_parser":
+        raise ConfigError(["aiohttp: its C extension is missing; install a wheel that has it"])
+    options: dict[str, Any] = {
+        "access_log": None,
+        "auto_decompress": False,
+        "keepalive_timeout": 30,
+        "lingering_time": 2,
+        "max_field_size": 8190 + 1024,
+        "max_headers": 64,
+        "max_line_size": 4096,
+        "shutdown_timeout": 5,
+    }
+    runner = _Runner(app, **options)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, address.host, address.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigError([f"KKP_LISTEN_ADDR: can't listen on {address} ({error.strerror})"]) from error
+        host, port = runner.addresses[0][:2]
+        yield Address(host, port)
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,21 @@
+# METADATA
+# title: Running KKP itself
+# description: The role decides alone, but a KKP token never stands in for the caller's own credential.
+package kkp.administration
+
+# METADATA
+# title: The caller may, by role alone
+permitted if {
+	data.kkp.caller.exempt
+	_own_credential
+}
+
+# METADATA
+# title: Why an administrative action is refused
+# scope: document
+denials contains "administration.needs_exempt_role" if not data.kkp.caller.exempt
+
+denials contains "administration.needs_own_credential" if not _own_credential
+
+# A KKP token is a capability for the envelopes it names, and for nothing else.
+_own_credential if input.caller.method != "kkp_token"

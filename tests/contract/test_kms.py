@@ -1,0 +1,397 @@
+"""What every backend owes its callers, run for each scheme in the table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+
+from kkp.clock import SteadyClock
+from kkp.errors import (
+    ConfigError,
+    InvalidWrapError,
+    KeyDisabledError,
+    UnknownBackendError,
+    UnknownKeyError,
+)
+from kkp.kms import SCHEMES, KMSRegistry, connect
+from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
+from kkp.kms.local import LocalKeyStore, ensure_default_key
+from kkp.master_key import MasterKey
+from kkp.rows import LocalKeyRow
+from tests.fakes.local_keys import LocalKeysInMemory
+
+DATA_KEY = bytes(range(32))
+CONTEXT = {"table": "orders", "environment": "prod"}
+MASTER_KEY = MasterKey(b"m" * 32)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation under the contract, and what it calls its keys."""
+
+    uri: str
+    key: str
+    other_key: str
+    missing_key: str
+    disabled_key: str | None
+
+
+BACKENDS = (
+    Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
+    Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
+    Backend("memory://azure", "orders", "billing", "missing-key", "disabled-key"),
+    Backend("local://", "default", "second", "third", None),
+)
+ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
+DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
+
+# No backend takes these, whatever its naming rules.
+NAMES_THAT_BREAK_EVERY_RULE = {
+    "empty": "",
+    "a space": "or ders",
+    "a leading space": " default",
+    "a newline at the end": "default\n",
+    "a NUL": "default\0",
+    "a path upwards": "../default",
+    "a letter outside ASCII": "défault",
+    "a Kelvin sign for a k": "\N{KELVIN SIGN}eys",
+    "five thousand letters": "a" * 5000,
+    "a lone surrogate": "default\ud800",
+}
+VERSIONS_THAT_NOBODY_WROTE = {
+    "empty": "",
+    "zero": "0",
+    "negative": "-1",
+    "padded with a zero": "01",
+    "with a space": "1 ",
+    "with a newline": "1\n",
+    "in other digits": "\N{FULLWIDTH DIGIT ONE}",
+    "a superscript": "\N{SUPERSCRIPT TWO}",
+    "a word": "latest",
+    "the next one": "2",
+    "huge": "9" * 5000,
+    "hexadecimal": "f" * 32,
+    "a lone surrogate": "\ud800",
+}
+
+
+async def second_local_key(store: LocalKeyStore) -> None:
+    """Seal a second key the way the first one is sealed."""
+    sealed = MASTER_KEY.seal("kkp/local-key/v1", os.urandom(32), b'["local","key","second","1"]')
+    await store.add_local_key(LocalKeyRow("second", 1, 0.0, sealed))
+
+
+@pytest.fixture
+async def resources() -> Resources:
+    store = LocalKeysInMemory()
+    await ensure_default_key(store, MASTER_KEY, SteadyClock())
+    await second_local_key(store)
+    return Resources(master_key=MASTER_KEY, local_keys=store)
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.uri)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    assert isinstance(request.param, Backend)
+    return request.param
+
+
+@pytest.fixture
+async def kms(backend: Backend, resources: Resources) -> AsyncIterator[KMS]:
+    adaptor = await connect(backend.uri, resources)
+    yield adaptor
+    await adaptor.close()
+
+
+def test_every_scheme_in_the_table_is_under_the_contract() -> None:
+    assert {backend.uri.partition("://")[0] for backend in BACKENDS} == set(SCHEMES)
+
+
+async def test_a_wrapped_key_unwraps(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    assert await kms.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+
+
+async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, {})
+
+    assert await kms.unwrap(backend.key, wrapped, {}) == DATA_KEY
+
+
+async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, resources: Resources) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+    restarted = await connect(backend.uri, resources)
+
+    assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+
+
+async def test_the_same_key_is_never_wrapped_alike(kms: KMS, backend: Backend) -> None:
+    wraps = [await kms.wrap(backend.key, DATA_KEY, CONTEXT) for _ in range(100)]
+
+    assert len({wrapped.encrypted_data_key for wrapped in wraps}) == 100
+
+
+async def test_a_wrap_does_not_show_the_data_key(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    assert DATA_KEY not in wrapped.encrypted_data_key
+    assert repr(wrapped) == f"WrappedKey(key_version={wrapped.key_version!r})"
+
+
+async def test_the_order_of_a_context_does_not_matter(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    assert await kms.unwrap(backend.key, wrapped, dict(reversed(CONTEXT.items()))) == DATA_KEY
+
+
+ONE_CHANGE_CONTEXTS: Mapping[str, Mapping[str, str]] = {
+    "nothing": {},
+    "one pair dropped": {"table": "café"},
+    "one pair added": {"table": "café", "environment": "prod", "region": ""},
+    "another value": {"table": "café", "environment": "test"},
+    "another case in a value": {"table": "café", "environment": "Prod"},
+    "another case in a name": {"table": "café", "Environment": "prod"},
+    "another normal form": {"table": unicodedata.normalize("NFD", "café"), "environment": "prod"},
+    "a space more": {"table": "café", "environment": "prod "},
+    "two values swapped": {"table": "prod", "environment": "café"},
+    "a boundary moved": {"table": "cafép", "environment": "rod"},
+}
+
+
+@pytest.mark.parametrize("context", ONE_CHANGE_CONTEXTS.values(), ids=ONE_CHANGE_CONTEXTS.keys())
+async def test_another_context_opens_nothing(kms: KMS, backend: Backend, context: Mapping[str, str]) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, {"table": "café", "environment": "prod"})
+
+    with pytest.raises(InvalidWrapError):
+        await kms.unwrap(backend.key, wrapped, context)
+
+
+async def test_another_key_opens_nothing(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    with pytest.raises(InvalidWrapError):
+        await kms.unwrap(backend.other_key, wrapped, CONTEXT)
+
+
+async def test_a_wrap_with_any_bit_flipped_opens_nothing(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+    blob = wrapped.encrypted_data_key
+
+    for bit in range(len(blob) * 8):
+        flipped = bytearray(blob)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InvalidWrapError):
+            await kms.unwrap(backend.key, WrappedKey(bytes(flipped), wrapped.key_version), CONTEXT)
+
+
+async def test_a_wrap_of_any_other_length_opens_nothing(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+    blob = wrapped.encrypted_data_key
+
+    for altered in [blob[:length] for length in range(len(blob))] + [blob + b"\0", blob + blob]:
+        with pytest.raises(InvalidWrapError):
+            await kms.unwrap(backend.key, WrappedKey(altered, wrapped.key_version), CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "version", VERSIONS_THAT_NOBODY_WROTE.values(), ids=VERSIONS_THAT_NOBODY_WROTE.keys()
+)
+async def test_another_version_opens_nothing(kms: KMS, backend: Backend, version: str) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    with pytest.raises(InvalidWrapError):
+        await kms.unwrap(backend.key, WrappedKey(wrapped.encrypted_data_key, version), CONTEXT)
+
+
+async def assert_every_use_raises(kms: KMS, key_id: str, wrapped: WrappedKey, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await kms.wrap(key_id, DATA_KEY, CONTEXT)
+    with pytest.raises(error):
+        await kms.unwrap(key_id, wrapped, CONTEXT)
+    with pytest.raises(error):
+        await kms.describe(key_id)
+
+
+async def test_a_key_that_does_not_exist_is_unknown(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    await assert_every_use_raises(kms, backend.missing_key, wrapped, UnknownKeyError)
+
+
+@pytest.mark.parametrize(
+    "key_id", NAMES_THAT_BREAK_EVERY_RULE.values(), ids=NAMES_THAT_BREAK_EVERY_RULE.keys()
+)
+async def test_a_name_that_breaks_the_rules_is_unknown(kms: KMS, backend: Backend, key_id: str) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    await assert_every_use_raises(kms, key_id, wrapped, UnknownKeyError)
+
+
+@pytest.mark.parametrize("backend", DISABLING, ids=lambda backend: backend.uri, indirect=True)
+async def test_a_disabled_key_is_refused(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    assert backend.disabled_key is not None
+    await assert_every_use_raises(kms, backend.disabled_key, wrapped, KeyDisabledError)
+
+
+async def test_the_description_tells_the_version_that_wraps(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    assert (await kms.describe(backend.key)).key_version == wrapped.key_version
+
+
+async def test_the_described_name_reaches_the_same_key(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+    described = await kms.describe(backend.key)
+
+    assert await kms.unwrap(described.key_id, wrapped, CONTEXT) == DATA_KEY
+    assert await kms.describe(described.key_id) == described
+
+
+async def test_it_answers_a_ping_and_closes_twice(kms: KMS) -> None:
+    await kms.ping()
+    await kms.close()
+    await kms.close()
+
+
+def rotating(kms: KMS) -> RotatesKeys:
+    assert isinstance(kms, RotatesKeys)
+    return kms
+
+
+async def test_the_backends_that_rotate_are_the_ones_under_the_rotation_contract(
+    kms: KMS, backend: Backend
+) -> None:
+    assert isinstance(kms, RotatesKeys) == (backend in ROTATING)
+
+
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+async def test_old_versions_still_open_after_rotations(kms: KMS, backend: Backend) -> None:
+    wraps = [await kms.wrap(backend.key, DATA_KEY, CONTEXT)]
+    for _ in range(5):
+        rotated = await rotating(kms).rotate(backend.key)
+        wraps.append(await kms.wrap(backend.key, DATA_KEY, CONTEXT))
+        assert wraps[-1].key_version == rotated.key_version
+
+    assert len({wrapped.key_version for wrapped in wraps}) == 6
+    for wrapped in wraps:
+        assert await kms.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+
+
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+async def test_a_wrap_relabelled_with_a_real_version_opens_nothing(kms: KMS, backend: Backend) -> None:
+    old = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+    new = await rotating(kms).rotate(backend.key)
+
+    with pytest.raises(InvalidWrapError):
+        await kms.unwrap(backend.key, WrappedKey(old.encrypted_data_key, new.key_version), CONTEXT)
+
+
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+async def test_rotating_one_key_leaves_the_others_alone(kms: KMS, backend: Backend) -> None:
+    before = await kms.describe(backend.other_key)
+    await rotating(kms).rotate(backend.key)
+
+    assert await kms.describe(backend.other_key) == before
+
+
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+async def test_a_missing_key_does_not_rotate(kms: KMS, backend: Backend) -> None:
+    with pytest.raises(UnknownKeyError):
+        await rotating(kms).rotate(backend.missing_key)
+
+
+URIS_THAT_NAME_NO_BACKEND = {
+    "no scheme": "orders",
+    "an unknown scheme": "redis://localhost",
+    "an unknown emulator": "memory://oracle",
+    "no emulator": "memory://",
+    "a scheme alone": "memory",
+    "more than the emulator": "memory://aws/eu-west-1",
+    "an emulator with a port": "memory://aws:1",
+    "more than local": "local://default",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("uri", URIS_THAT_NAME_NO_BACKEND.values(), ids=URIS_THAT_NAME_NO_BACKEND.keys())
+async def test_a_uri_that_names_no_backend_is_a_configuration_error(uri: str, resources: Resources) -> None:
+    with pytest.raises(ConfigError):
+        await connect(uri, resources)
+
+
+def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
+    program = "import sys, kkp.kms; print(*(name for name in sys.modules if name.startswith('kkp.kms')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
+
+    assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base"}
+
+
+class ClosingKMS:
+    """A backend that only closes, well or badly."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+        self.closed = False
+
+    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
+        raise NotImplementedError
+
+    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
+        raise NotImplementedError
+
+    async def describe(self, key_id: str) -> KeyDescription:
+        raise NotImplementedError
+
+    async def ping(self) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        self.closed = True
+        if self.failure is not None:
+            raise self.failure
+
+
+async def test_the_registry_connects_every_configured_backend(resources: Resources) -> None:
+    registry = await KMSRegistry.connect({"a": "memory://aws", "own": "local://"}, resources)
+
+    assert (await registry.get("a").describe("alias/orders")).key_version == "1"
+    assert (await registry.get("own").describe("default")).key_version == "1"
+
+
+async def test_the_registry_reports_every_bad_uri_at_once(resources: Resources) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await KMSRegistry.connect({"a": "redis://x", "own": "local://", "b": "memory://oracle"}, resources)
+
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["backend a", "backend b"]
+
+
+def test_the_registry_finds_a_backend_by_its_configured_name() -> None:
+    aws, local = ClosingKMS(), ClosingKMS()
+    registry = KMSRegistry({"aws": aws, "local": local})
+
+    assert registry.get("local") is local
+    assert registry.names == ("aws", "local")
+
+
+@pytest.mark.parametrize("name", ["", "AWS", "gcp", "memory://aws"])
+def test_the_registry_knows_no_other_name(name: str) -> None:
+    with pytest.raises(UnknownBackendError):
+        KMSRegistry({"aws": ClosingKMS()}).get(name)
+
+
+async def test_the_registry_closes_every_backend_even_if_one_fails() -> None:
+    backends = [ClosingKMS(), ClosingKMS(OSError("connection lost")), ClosingKMS()]
+    registry = KMSRegistry({str(number): backend for number, backend in enumerate(backends)})
+
+    with pytest.raises(OSError, match="connection lost"):
+        await registry.close()
+
+    assert all(backend.closed for backend in backends)

@@ -1,0 +1,179 @@
+"""A whole KKP in this process, on a real socket: what HTTP tests talk to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from kkp import kms
+from kkp.app import development
+from kkp.clock import Clock
+from kkp.config import Settings, load
+from kkp.web.routes import Services, make_application
+from kkp.web.server import serving
+
+ISSUER = "https://kkp.test"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer, read."""
+
+    status: int
+    headers: Mapping[str, str]
+    raw: bytes
+    json: Any = field(repr=False)
+
+    def problem(self) -> str:
+        """Return the code of a problem document, having checked its form."""
+        assert self.headers["Content-Type"].startswith("application/problem+json"), self
+        assert self.headers["Cache-Control"] == "no-store"
+        assert self.json["status"] == self.status
+        assert set(self.json) <= {
+            "type", "title", "status", "code", "detail", "request_id", "decision_id", "reasons",
+        }  # fmt: skip
+        code: str = self.json["code"]
+        return code
+
+
+@dataclass(slots=True)
+class KKP:
+    """A running server and a client that speaks to it."""
+
+    settings: Settings
+    services: Services
+    session: aiohttp.ClientSession
+    host: str
+    port: int
+
+    @property
+    def root_key(self) -> str:
+        """The service key of the identity `root`."""
+        return (self.settings.data_dir / "root.key").read_text().strip()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        credential: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **arguments: Any,
+    ) -> Answer:
+        """Send one request; `credential` becomes the bearer."""
+        sent = dict(headers or {})
+        if credential is not None:
+            sent["Authorization"] = f"Bearer {credential}"
+        async with self.session.request(method, path, headers=sent, **arguments) as response:
+            raw = await response.read()
+            is_json = "json" in response.headers.get("Content-Type", "")
+            return Answer(
+                response.status,
+                response.headers,
+                raw,
+                await response.json(content_type=None) if is_json else None,
+            )
+
+    async def post(self, path: str, document: Any = None, *, credential: str | None = None) -> Answer:
+        """POST a JSON document."""
+        return await self.request(
+            "POST", path, credential=credential, json=document if document is not None else {}
+        )
+
+    async def get(self, path: str, *, credential: str | None = None) -> Answer:
+        """GET."""
+        return await self.request("GET", path, credential=credential)
+
+    async def add_identity(
+        self,
+        name: str,
+        *grants: Mapping[str, Any],
+        roles: tuple[str, ...] = ("service",),
+        attributes: Mapping[str, str] | None = None,
+    ) -> str:
+        """Add an identity and return its service key."""
+        document = {"id": name, "roles": roles, "grants": grants, "attributes": attributes or {}}
+        answer = await self.post("/identities", document, credential=self.root_key)
+        assert answer.status == 201, answer.raw
+        key: str = answer.json["service_key"]
+        return key
+
+    async def token(self, credential: str, **members: Any) -> str:
+        """Mint a token; by default for aws alias/orders, to encrypt and to decrypt."""
+        document = {
+            "audience": "orders-db",
+            "backend": "aws",
+            "key_id": "alias/orders",
+            "ops": ["encrypt", "decrypt"],
+            **members,
+        }
+        answer = await self.post("/token", document, credential=credential)
+        assert answer.status == 200, answer.raw
+        token: str = answer.json["token"]
+        return token
+
+    async def seal(self, credential: str, **members: Any) -> dict[str, Any]:
+        """Seal; by default `hello` under aws alias/orders."""
+        document: dict[str, Any] = {
+            "backend": "aws",
+            "key_id": "alias/orders",
+            "plaintext": "hello",
+            **members,
+        }
+        if "plaintext_b64" in members:
+            del document["plaintext"]
+        answer = await self.post("/envelope/encrypt", document, credential=credential)
+        assert answer.status == 200, answer.raw
+        envelope: dict[str, Any] = answer.json["envelope"]
+        return envelope
+
+    async def records(self) -> list[dict[str, Any]]:
+        """Return the whole audit log as the API shows it."""
+        records: list[dict[str, Any]] = []
+        after = ""
+        while True:
+            page = (await self.get(f"/audit?limit=1000{after}", credential=self.root_key)).json
+            if not page["records"] or len(page["records"]) < 1000:
+                return records + page["records"]
+            records += page["records"]
+            after = f"&after={page['next']}"
+
+
+def grant(key_id: str = "alias/orders", **members: Any) -> dict[str, Any]:
+    """Return a grant; by default to encrypt and decrypt under aws alias/orders for orders-db."""
+    return {
+        "backend": "aws",
+        "key_id": key_id,
+        "ops": ["encrypt", "decrypt"],
+        "audiences": ["orders-db"],
+        **members,
+    }
+
+
+def settings_for(directory: Path, **environ: str) -> Settings:
+    """Return settings for a data directory below this one, on a free port."""
+    given = {
+        "KKP_DATA_DIR": str(directory / ".kkp"),
+        "KKP_LISTEN_ADDR": "127.0.0.1:0",
+        "KKP_ISSUER": ISSUER,
+        "KKP_CONFIG": "/dev/null",
+        **environ,
+    }
+    return load(given, schemes=kms.SCHEMES)
+
+
+@asynccontextmanager
+async def running(directory: Path, *, clock: Clock | None = None, **environ: str) -> AsyncIterator[KKP]:
+    """Run KKP for the duration of the block."""
+    settings = settings_for(directory, **environ)
+    async with (
+        development(settings, clock=clock) as services,
+        serving(make_application(services), settings.listen) as address,
+        aiohttp.ClientSession(f"http://{address}") as session,
+    ):
+        yield KKP(settings, services, session, address.host, address.port)

@@ -1,0 +1,371 @@
+"""The road itself: what happens when a step refuses, fails, or finds that the world has moved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pytest
+
+from kkp.audit.log import AuditLog
+from kkp.authn.base import Authenticated
+from kkp.errors import (
+    AuditUnavailableError,
+    InvalidRequestError,
+    KeyringUnavailableError,
+    KKPError,
+    PolicyDeniedError,
+    PolicyUnavailableError,
+    ScopeMismatchError,
+    StaleProposalError,
+    TokenExpiredError,
+    UnauthenticatedError,
+)
+from kkp.master_key import MasterKey
+from kkp.model import Action, Caller, Credentials, Decision
+from kkp.operations.base import Operation, Proposal
+from kkp.pipeline import LiveState, Origin, Pipeline
+from kkp.tokens import Claims
+from tests.fakes.audit_store import Failure, FakeAuditStore
+from tests.fakes.clock import FakeClock
+
+ALLOW = Decision(allow=True, reasons=("test.allowed",), revision="r1")
+DENY = Decision(allow=False, reasons=("test.secret", "test.public"), public_reasons=("test.public",))
+CALLER = Caller(id="orders", kind="service", roles=("service",), issuer="kkp", method="service_key")
+
+
+class ScriptedPolicy:
+    """Answers what it is told to, and remembers what it was asked."""
+
+    revision = "r1"
+
+    def __init__(self) -> None:
+        self.answer: Decision | KKPError = ALLOW
+        self.questions: list[Any] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    async def decide(self, policy_input: bytes) -> Decision:
+        self.questions.append(json.loads(policy_input))
+        self.meanwhile()
+        if isinstance(self.answer, KKPError):
+            raise self.answer
+        return self.answer
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Directory:
+    """Knows callers by credential, as of an epoch that lives in the audit store's database."""
+
+    def __init__(self, store: FakeAuditStore) -> None:
+        self.epoch = store.epoch
+        self.known = {"key": CALLER}
+        self.loads = 0
+        self._stored = dict(self.known)
+        self._store = store
+
+    def write(self, **stored: Caller) -> None:
+        """Change what is stored, as another replica would."""
+        self._stored = stored
+        self._store.epoch += 1
+
+    async def load(self) -> None:
+        self.loads += 1
+        self.known, self.epoch = dict(self._stored), self._store.epoch
+
+    def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
+        if credentials.unverified_bearer == "expired":
+            raise TokenExpiredError("expired")
+        caller = self.known.get(credentials.unverified_bearer or "")
+        if caller is None:
+            raise UnauthenticatedError("unknown")
+        return Authenticated(caller, epoch)
+
+
+@dataclass
+class Failures:
+    counted: list[tuple[str, str]] = field(default_factory=list)
+
+    def count(self, peer: str, reason: str) -> None:
+        self.counted.append((peer, reason))
+
+
+class Work(Operation[Proposal, str, str]):
+    """An operation that says what it is told to."""
+
+    action: ClassVar[Action] = Action.ENCRYPT
+    scope: ClassVar[str | None] = "encrypt"
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.errors: list[Exception] = []
+        self.token: Claims | None = None
+
+    def propose(self, authenticated: Authenticated, request: str) -> Proposal:
+        if request == "malformed":
+            raise InvalidRequestError("malformed")
+        authenticated = Authenticated(authenticated.caller, authenticated.epoch, self.token)
+        return Proposal(authenticated=authenticated, backend="aws", key_id=request)
+
+    async def run(self, proposal: Proposal, request: str) -> str:
+        self.runs += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return f"{proposal.caller.id} did {request}"
+
+
+@dataclass
+class Road:
+    """A pipeline and everything around it."""
+
+    pipeline: Pipeline
+    policy: ScriptedPolicy
+    store: FakeAuditStore
+    directory: Directory
+    failures: Failures
+    state: LiveState
+    epoch_reads: list[int]
+    work: Work = field(default_factory=Work)
+    origin: Origin = field(default_factory=lambda: Origin("request-1", "192.0.2.7"))
+
+    async def walk(self, request: str = "alias/orders", credential: str = "key") -> str:
+        return await self.pipeline.run(self.work, request, Credentials(credential), self.origin)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return what was recorded behind the chain's first record, short."""
+        bodies = [json.loads(body) for body in self.store.bodies()]
+        names = ("type", "decision", "reasons", "result", "ref")
+        return [{name: body[name] for name in names if name in body} for body in bodies[1:]]
+
+
+@pytest.fixture
+async def road() -> AsyncIterator[Road]:
+    store, clock, policy, failures = FakeAuditStore(), FakeClock(), ScriptedPolicy(), Failures()
+    audit = AuditLog(store, MasterKey(bytes(32)), clock, "chain")
+    await audit.start()
+    directory, reads = Directory(store), []
+
+    async def read_epoch() -> int:
+        reads.append(store.epoch)
+        await asyncio.sleep(0)
+        return store.epoch
+
+    state = LiveState(read_epoch, [directory])
+    pipeline = Pipeline(
+        state=state, authenticator=directory, policy=policy, audit=audit, failures=failures, clock=clock
+    )
+    yield Road(pipeline, policy, store, directory, failures, state, reads)
+    await audit.close()
+
+
+async def test_an_allowed_operation_runs_once_and_leaves_one_record(road: Road) -> None:
+    assert await road.walk() == "orders did alias/orders"
+    assert road.records() == [{"type": "decision", "decision": "allow", "reasons": ["test.allowed"]}]
+
+
+async def test_the_record_is_durable_before_the_operation_runs(road: Road) -> None:
+    road.store.pause()
+    walking = asyncio.ensure_future(road.walk())
+    await asyncio.sleep(0.05)
+    assert (road.work.runs, walking.done()) == (0, False)
+    road.store.resume()
+    await walking
+    assert road.work.runs == 1
+
+
+async def test_a_denial_is_recorded_and_shows_its_public_reasons_only(road: Road) -> None:
+    road.policy.answer = DENY
+    with pytest.raises(PolicyDeniedError) as refused:
+        await road.walk()
+    assert refused.value.reasons == ("test.public",)
+    assert road.work.runs == 0
+    assert road.records() == [
+        {
+            "type": "decision",
+            "decision": "deny",
+            "reasons": ["test.secret", "test.public"],
+            "result": "policy_denied",
+        }
+    ]
+
+
+async def test_no_policy_answer_no_operation(road: Road) -> None:
+    road.policy.answer = PolicyUnavailableError("no answer")
+    with pytest.raises(PolicyUnavailableError):
+        await road.walk()
+    assert road.work.runs == 0
+    assert road.records() == [
+        {
+            "type": "decision",
+            "decision": "error",
+            "reasons": ["kkp.policy_unavailable"],
+            "result": "policy_unavailable",
+        }
+    ]
+
+
+async def test_no_durable_record_no_operation(road: Road) -> None:
+    road.store.failure = Failure.FAIL
+    with pytest.raises(AuditUnavailableError):
+        await road.walk()
+    assert road.work.runs == 0
+
+
+async def test_a_denial_that_can_not_be_recorded_is_not_a_denial_but_an_outage(road: Road) -> None:
+    road.policy.answer, road.store.failure = DENY, Failure.FAIL
+    with pytest.raises(AuditUnavailableError):
+        await road.walk()
+
+
+async def test_an_obligation_that_the_operation_does_not_know_denies(road: Road) -> None:
+    road.policy.answer = Decision(allow=True, reasons=("test.allowed",), obligations={"max_ttl": 60})
+    with pytest.raises(PolicyDeniedError):
+        await road.walk()
+    assert road.work.runs == 0
+    assert road.records()[0]["reasons"] == ["test.allowed", "kkp.obligation_not_applicable"]
+
+
+async def test_a_request_that_can_not_be_meant_is_refused_before_policy(road: Road) -> None:
+    with pytest.raises(InvalidRequestError):
+        await road.walk("malformed")
+    assert (road.policy.questions, road.records()) == ([], [])
+
+
+async def test_a_failed_operation_leaves_an_outcome_that_points_to_its_decision(road: Road) -> None:
+    road.work.errors = [KeyringUnavailableError("gone")]
+    with pytest.raises(KeyringUnavailableError):
+        await road.walk()
+    assert road.records()[1] == {"type": "outcome", "result": "keyring_unavailable", "ref": "chain:2"}
+
+
+async def test_an_unexpected_failure_is_recorded_as_internal(road: Road) -> None:
+    road.work.errors = [ZeroDivisionError("secret")]
+    with pytest.raises(ZeroDivisionError):
+        await road.walk()
+    assert road.records()[1]["result"] == "internal"
+
+
+async def test_a_failure_is_told_even_if_its_outcome_can_not_be_recorded(road: Road) -> None:
+    class Breaks(Work):
+        async def run(self, proposal: Proposal, request: str) -> str:  # noqa: ARG002
+            road.store.failure = Failure.FAIL
+            raise KeyringUnavailableError("gone")
+
+    road.work = Breaks()
+    with pytest.raises(KeyringUnavailableError):
+        await road.walk()
+
+
+async def test_a_stale_proposal_is_proposed_decided_and_recorded_again(road: Road) -> None:
+    road.work.errors = [StaleProposalError("slow")]
+    assert await road.walk() == "orders did alias/orders"
+    assert (road.work.runs, len(road.policy.questions)) == (2, 2)
+    assert [record["type"] for record in road.records()] == ["decision", "outcome", "decision"]
+
+
+async def test_a_proposal_that_stays_stale_ends_in_503(road: Road) -> None:
+    road.work.errors = [StaleProposalError("slow")] * 9
+    with pytest.raises(KeyringUnavailableError):
+        await road.walk()
+    assert road.work.runs == 3
+
+
+async def test_a_revocation_that_lands_while_policy_thinks_stops_the_operation(road: Road) -> None:
+    road.policy.meanwhile = lambda: road.directory.write(other=CALLER)
+    with pytest.raises(UnauthenticatedError):
+        await road.walk()
+    assert road.work.runs == 0
+    assert road.records()[1] == {"type": "outcome", "result": "superseded", "ref": "chain:2"}
+
+
+async def test_a_change_that_does_not_concern_the_caller_costs_one_more_round(road: Road) -> None:
+    def change_once() -> None:
+        road.policy.meanwhile = lambda: None
+        road.directory.write(key=CALLER, other=CALLER)
+
+    road.policy.meanwhile = change_once
+    assert await road.walk() == "orders did alias/orders"
+    assert (road.work.runs, road.directory.loads) == (1, 1)
+
+
+async def test_a_state_that_changes_all_the_time_ends_in_503(road: Road) -> None:
+    road.policy.meanwhile = lambda: road.directory.write(key=CALLER)
+    with pytest.raises(KeyringUnavailableError):
+        await road.walk()
+    assert road.work.runs == 0
+
+
+async def test_a_reload_by_another_request_does_not_hide_a_change_from_this_one(road: Road) -> None:
+    """The state that this request was decided on counts, not the state that memory has reached since."""
+
+    def another_replica_revokes_and_another_request_reloads() -> None:
+        road.policy.meanwhile = lambda: None
+        road.directory.write(other=CALLER)
+        road.directory.known, road.directory.epoch = {"other": CALLER}, road.store.epoch
+
+    road.policy.meanwhile = another_replica_revokes_and_another_request_reloads
+    with pytest.raises(UnauthenticatedError):
+        await road.walk()
+    assert road.work.runs == 0
+
+
+async def test_a_credential_that_was_added_a_moment_ago_is_known(road: Road) -> None:
+    road.directory.write(key=CALLER, fresh=CALLER)
+    assert await road.walk(credential="fresh") == "orders did alias/orders"
+
+
+async def test_an_unknown_credential_is_counted_and_not_recorded_one_by_one(road: Road) -> None:
+    with pytest.raises(UnauthenticatedError):
+        await road.walk(credential="unknown")
+    assert road.failures.counted == [("192.0.2.7", "unauthenticated")]
+    assert road.records() == []
+
+
+async def test_an_expired_token_costs_no_read(road: Road) -> None:
+    with pytest.raises(TokenExpiredError):
+        await road.walk(credential="expired")
+    assert (road.failures.counted, road.epoch_reads) == ([("192.0.2.7", "token_expired")], [])
+
+
+async def test_a_flood_of_unknown_credentials_costs_one_read_at_a_time(road: Road) -> None:
+    walks = [road.walk(credential=f"unknown-{number}") for number in range(100)]
+    results = await asyncio.gather(*walks, return_exceptions=True)
+    assert {type(result) for result in results} == {UnauthenticatedError}
+    assert len(road.epoch_reads) < 10
+
+
+async def test_code_refuses_a_token_of_another_scope_without_asking_policy(road: Road) -> None:
+    road.work.token = Claims(
+        iss="i", sub="orders", aud="a", iat=0, nbf=0, exp=1, jti="j", backend="aws", key_id="alias/orders",
+        ops=["decrypt"], policy_claims={},
+    )  # fmt: skip
+    with pytest.raises(ScopeMismatchError):
+        await road.walk()
+    assert road.policy.questions == []
+    assert road.records()[0]["reasons"] == ["kkp.scope_mismatch"]
+
+
+async def test_policy_is_asked_exactly_the_documented_question(road: Road) -> None:
+    await road.walk()
+    assert road.policy.questions == [
+        {
+            "action": "encrypt",
+            "caller": {
+                "id": "orders",
+                "kind": "service",
+                "roles": ["service"],
+                "issuer": "kkp",
+                "method": "service_key",
+                "attributes": {},
+                "grants": [],
+            },
+            "claims": {},
+            "request": {"backend": "aws", "key_id": "alias/orders", "context": {}, "envelope": {}},
+            "environment": {"time": "2025-06-15T15:06:40Z", "client_ip": "192.0.2.7"},
+        }
+    ]
