@@ -30,7 +30,7 @@ from kkp.ring_times import RingTimes
 
 _BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 _LOOPBACK_NAMES = frozenset({"localhost"})
-_SQLITE = "sqlite+aiosqlite:///"
+_SQLITE = "sqlite:///"
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 # Known to the design and refused by name until they are served: ignoring one would be worse than refusing.
@@ -105,6 +105,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _leeway(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
+
+
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise ValueError
@@ -117,7 +121,8 @@ def _flag(text: str) -> bool:
 
 def _address(text: str) -> Address:
     parts = urlsplit(f"//{text}")
-    if not parts.hostname or parts.port is None or parts.path or parts.query or parts.username is not None:
+    extras = parts.path or parts.query or parts.fragment
+    if not parts.hostname or parts.port is None or extras or parts.username is not None:
         raise ValueError
     return Address(parts.hostname, parts.port)
 
@@ -142,6 +147,9 @@ def decode_master_key(text: str) -> bytes:
 
 
 def _issuer(text: str) -> str:
+    # urlsplit drops the tabs and newlines that it meets; `iss` would keep them.
+    if not re.fullmatch(r"[\x21-\x7e]*", text):
+        raise ValueError
     parts = urlsplit(text)
     if text and (
         parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment
@@ -182,7 +190,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     ),
     "KKP_DEV_ALLOW_REMOTE": _Setting("0", _flag, "1 or 0"),
     "KKP_DATA_DIR": _Setting("./.kkp", Path, "a directory"),
-    "KKP_DATABASE_URL": _Setting("", str, "sqlite+aiosqlite:///path/to/kkp.db"),
+    "KKP_DATABASE_URL": _Setting("", str, "sqlite:///path/to/kkp.db"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
     "KKP_MASTER_KEY_FILE": _Setting("", str, "a file of mode 0600"),
     "KKP_ISSUER": _Setting("", _issuer, "an absolute URL without query or fragment"),
@@ -197,7 +205,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_JWKS_MAX_AGE_SECS": _Setting("300", _seconds, _SECONDS_HINT),
     "KKP_JWKS_MAX_AGE_FLOOR_SECS": _Setting("30", _seconds, _SECONDS_HINT),
     "KKP_VERIFIER_CACHE_SECS": _Setting("600", _seconds, _SECONDS_HINT),
-    "KKP_VERIFIER_LEEWAY_SECS": _Setting("60", _seconds, _SECONDS_HINT),
+    "KKP_VERIFIER_LEEWAY_SECS": _Setting("60", _leeway, "0 or a positive number of seconds"),
     "KKP_REPLICA_STALENESS_SECS": _Setting("60", _seconds, _SECONDS_HINT),
     "KKP_POLL_SECS": _Setting("5", _seconds, _SECONDS_HINT),
     "KKP_CLOCK_ERROR_SECS": _Setting("5", _seconds, _SECONDS_HINT),
@@ -307,9 +315,10 @@ def _check_listen(values: Mapping[str, object], problems: list[str]) -> None:
 
 def _check_database(texts: Mapping[str, str], problems: list[str]) -> None:
     url = texts["KKP_DATABASE_URL"]
-    if url and not re.match(re.escape(_SQLITE) + r"[^?]+\Z", url):
+    # An in-memory database would be another one for each connection.
+    if url and not re.match(re.escape(_SQLITE) + r"(?!:memory:)[^?]+\Z", url):
         problems.append(
-            "KKP_DATABASE_URL: only a SQLite file is served; give sqlite+aiosqlite:///path/to/kkp.db"
+            "KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db"
         )
 
 

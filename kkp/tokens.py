@@ -230,4 +230,4 @@ def _decode_segment(segment: str) -> bytes:
 
 def _coherent(claims: Claims) -> bool:
     known = set(claims.ops) <= set(TOKEN_OPS) and len(set(claims.ops)) == len(claims.ops)
-    return known and claims.iat <= claims.exp and claims.nbf <= claims.exp
+    return known and 0 <= claims.iat <= claims.exp and 0 <= claims.nbf <= claims.exp

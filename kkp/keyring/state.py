@@ -220,13 +220,14 @@ class Ring:
             last_served_at: When a replica last noted that it serves the JWKS.
         """
         last = self._last_activated(now)
-        if last is None or last.revoked_at is not None:
+        if last is not None and last.revoked_at is not None:
             return now
         # With nothing published, by the slowest clock, no replica serves a JWKS that lacks the new key.
         all_gone = not self.published(now - 2 * self.times.clock_error)
         if all_gone and self._copies_are_out_of_use(now, last_served_at):
             return now
-        return max(last.activate_at + self.times.rotation, now + self.times.publication_lead)
+        due = last.activate_at + self.times.rotation if last is not None else now
+        return max(due, now + self.times.publication_lead)
 
     def early_activation(self, now: float, last_served_at: float | None) -> RingKey | None:
         """Return the NEXT key if it may sign at once, and is needed before its time.

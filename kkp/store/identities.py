@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import final
 
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConflictError
 from kkp.rows import IdentityRow, IdentitySnapshot, ServiceKeyRow
 from kkp.store import schema
-from kkp.store.sql import Database, bump_epoch
+from kkp.store.sql import Database, bump_epoch, read_epoch
 
 _identities = schema.identities
 _service_keys = schema.service_keys
@@ -26,15 +26,17 @@ class IdentityStore:
 
     async def load_identities(self) -> IdentitySnapshot:
         """Return every identity and service key."""
-        async with self._database.read() as connection:
-            identities = (await connection.execute(select(_identities).order_by(_identities.c.id))).all()
-            keys = (await connection.execute(select(_service_keys))).all()
-            epoch = (await connection.execute(select(schema.state.c.epoch))).scalar_one()
-        return IdentitySnapshot(
-            epoch=int(epoch),
-            identities=tuple(IdentityRow(*row) for row in identities),
-            service_keys=tuple(ServiceKeyRow(*row) for row in keys),
-        )
+
+        def work(connection: Connection) -> IdentitySnapshot:
+            identities = connection.execute(select(_identities).order_by(_identities.c.id)).all()
+            keys = connection.execute(select(_service_keys)).all()
+            return IdentitySnapshot(
+                epoch=read_epoch(connection),
+                identities=tuple(IdentityRow(*row) for row in identities),
+                service_keys=tuple(ServiceKeyRow(*row) for row in keys),
+            )
+
+        return await self._database.read(work)
 
     async def insert_identity(self, identity: IdentityRow, service_key: ServiceKeyRow) -> None:
         """Add an identity with its first service key.
@@ -42,11 +44,14 @@ class IdentityStore:
         Raises:
             ConflictError: The name has been used, perhaps by an identity that is disabled now.
         """
+
+        def work(connection: Connection) -> None:
+            connection.execute(insert(_identities).values(identity._asdict()))
+            connection.execute(insert(_service_keys).values(service_key._asdict()))
+            bump_epoch(connection)
+
         try:
-            async with self._database.write() as connection:
-                await connection.execute(insert(_identities).values(identity._asdict()))
-                await connection.execute(insert(_service_keys).values(service_key._asdict()))
-                await bump_epoch(connection)
+            await self._database.write(work)
         except IntegrityError:
             raise ConflictError(
                 "An identity of this name exists or existed; names are never reused."
@@ -59,9 +64,11 @@ class IdentityStore:
             ConflictError: It is disabled already.
         """
         enabled = (_identities.c.id == row.id) & _identities.c.disabled_at.is_(None)
-        async with self._database.write() as connection:
-            values = {"disabled_at": row.disabled_at, "mac": row.mac}
-            result = await connection.execute(update(_identities).where(enabled).values(values))
-            if result.rowcount != 1:
+        disable = update(_identities).where(enabled).values(disabled_at=row.disabled_at, mac=row.mac)
+
+        def work(connection: Connection) -> None:
+            if connection.execute(disable).rowcount != 1:
                 raise ConflictError("The identity is disabled already.")
-            await bump_epoch(connection)
+            bump_epoch(connection)
+
+        await self._database.write(work)

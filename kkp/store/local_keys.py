@@ -24,11 +24,11 @@ class LocalKeyStore:
 
     async def local_key_versions(self, key_id: str) -> Sequence[LocalKeyRow]:
         """Return a key's versions, oldest first; none if there is no such key."""
-        async with self._database.read() as connection:
-            query = select(_keys).where(_keys.c.key_id == key_id).order_by(_keys.c.version)
-            return [LocalKeyRow(*row) for row in await connection.execute(query)]
+        query = select(_keys).where(_keys.c.key_id == key_id).order_by(_keys.c.version)
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return [LocalKeyRow(*row) for row in rows]
 
     async def add_local_key(self, row: LocalKeyRow) -> None:
         """Add a version, unless another replica has added it already."""
-        async with self._database.write() as connection:
-            await connection.execute(insert(_keys).values(row._asdict()).on_conflict_do_nothing())
+        new = insert(_keys).values(row._asdict()).on_conflict_do_nothing()
+        await self._database.write(lambda connection: connection.execute(new))

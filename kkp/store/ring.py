@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import Connection, case, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError
 
@@ -21,24 +21,27 @@ _state = schema.state
 
 @final
 class RingStore:
-    """The tables of the ring. Each write is one transaction and bumps the epoch."""
+    """The tables of the ring. Each write is one transaction; those that others must notice bump the epoch."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def load_ring(self) -> RingSnapshot:
         """Return the whole ring."""
-        async with self._database.read() as connection:
-            keys = (await connection.execute(select(_keys).order_by(_keys.c.generation))).all()
-            private = (await connection.execute(select(_private))).all()
-            state = (await connection.execute(select(_state))).one()
-        return RingSnapshot(
-            epoch=state.epoch,
-            rows=tuple(RingRow(*row) for row in keys),
-            sealed_private={row.kid: row.sealed for row in private},
-            last_served_at=state.last_served_at,
-            clock_high_water=state.clock_high_water,
-        )
+
+        def work(connection: Connection) -> RingSnapshot:
+            keys = connection.execute(select(_keys).order_by(_keys.c.generation)).all()
+            private = connection.execute(select(_private)).all()
+            state = connection.execute(select(_state)).one()
+            return RingSnapshot(
+                epoch=state.epoch,
+                rows=tuple(RingRow(*row) for row in keys),
+                sealed_private={row.kid: row.sealed for row in private},
+                last_served_at=state.last_served_at,
+                clock_high_water=state.clock_high_water,
+            )
+
+        return await self._database.read(work)
 
     async def insert_ring_key(self, row: RingRow, sealed_private: bytes) -> None:
         """Add a key with its sealed private half.
@@ -46,11 +49,14 @@ class RingStore:
         Raises:
             ConflictError: Another replica has added this generation.
         """
+
+        def work(connection: Connection) -> None:
+            connection.execute(insert(_keys).values(row._asdict()))
+            connection.execute(insert(_private).values(kid=row.kid, sealed=sealed_private))
+            bump_epoch(connection)
+
         try:
-            async with self._database.write() as connection:
-                await connection.execute(insert(_keys).values(row._asdict()))
-                await connection.execute(insert(_private).values(kid=row.kid, sealed=sealed_private))
-                await bump_epoch(connection)
+            await self._database.write(work)
         except IntegrityError:
             raise ConflictError("This generation of the ring exists already.") from None
 
@@ -60,25 +66,25 @@ class RingStore:
         Raises:
             ConflictError: The row has moved since it was read.
         """
-        unmoved = (
-            (_keys.c.kid == row.kid) & (_keys.c.activate_at > row.activate_at) & _keys.c.revoked_at.is_(None)
-        )
-        async with self._database.write() as connection:
-            values = {"activate_at": row.activate_at, "mac": row.mac}
-            result = await connection.execute(update(_keys).where(unmoved).values(values))
-            if result.rowcount != 1:
+        later = _keys.c.activate_at > row.activate_at
+        unmoved = (_keys.c.kid == row.kid) & later & _keys.c.revoked_at.is_(None)
+        promote = update(_keys).where(unmoved).values(activate_at=row.activate_at, mac=row.mac)
+
+        def work(connection: Connection) -> None:
+            if connection.execute(promote).rowcount != 1:
                 raise ConflictError("The key has been promoted or revoked already.")
-            await bump_epoch(connection)
+            bump_epoch(connection)
+
+        await self._database.write(work)
 
     async def note_served(self, at: float) -> None:
         """Remember that a ready replica may have served the JWKS, and how far the clock has come."""
         latest = func.max(func.coalesce(_state.c.last_served_at, at), at)
         high_water = case((_state.c.clock_high_water > at, _state.c.clock_high_water), else_=at)
-        async with self._database.write() as connection:
-            values = {"last_served_at": latest, "clock_high_water": high_water}
-            await connection.execute(update(_state).values(values))
+        note = update(_state).values(last_served_at=latest, clock_high_water=high_water)
+        await self._database.write(lambda connection: connection.execute(note))
 
     async def delete_private_keys(self, kids: Sequence[str]) -> None:
         """Delete private halves that will never sign again."""
-        async with self._database.write() as connection:
-            await connection.execute(delete(_private).where(_private.c.kid.in_(kids)))
+        spent = delete(_private).where(_private.c.kid.in_(kids))
+        await self._database.write(lambda connection: connection.execute(spent))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    Dialect,
     Double,
     Integer,
     LargeBinary,
@@ -22,6 +23,14 @@ SCHEMA_VERSION = 1
 
 metadata = MetaData()
 
+
+class Bytes(LargeBinary):
+    """Bytes as they stand. SQLite keeps any type in any column; who checks a row's MAC refuses the others."""
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Leave the value alone."""
+
+
 # One row. The epoch is what every change of the ring, of identities or of grants bumps; the audit reads it
 # in the transaction that it commits anyway.
 state = Table(
@@ -29,7 +38,7 @@ state = Table(
     metadata,
     Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
     Column("schema_version", Integer, nullable=False),
-    Column("master_key_check", LargeBinary, nullable=False),
+    Column("master_key_check", Bytes, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("last_served_at", Double),
     Column("clock_high_water", Double, nullable=False),
@@ -44,7 +53,7 @@ ring_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("activate_at", Double, nullable=False),
     Column("revoked_at", Double),
-    Column("mac", LargeBinary, nullable=False),
+    Column("mac", Bytes, nullable=False),
 )
 
 # Private halves stand apart from the ring, so that they can be deleted soon after retirement.
@@ -52,7 +61,7 @@ ring_private_keys = Table(
     "ring_private_keys",
     metadata,
     Column("kid", Text, primary_key=True),
-    Column("sealed", LargeBinary, nullable=False),
+    Column("sealed", Bytes, nullable=False),
 )
 
 identities = Table(
@@ -62,16 +71,16 @@ identities = Table(
     Column("document", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("disabled_at", Double),
-    Column("mac", LargeBinary, nullable=False),
+    Column("mac", Bytes, nullable=False),
 )
 
 service_keys = Table(
     "service_keys",
     metadata,
-    Column("digest", LargeBinary, primary_key=True),
+    Column("digest", Bytes, primary_key=True),
     Column("identity_id", Text, nullable=False),
     Column("created_at", Double, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    Column("mac", Bytes, nullable=False),
 )
 
 local_keys = Table(
@@ -80,7 +89,7 @@ local_keys = Table(
     Column("key_id", Text, primary_key=True),
     Column("version", Integer, primary_key=True),
     Column("created_at", Double, nullable=False),
-    Column("sealed", LargeBinary, nullable=False),
+    Column("sealed", Bytes, nullable=False),
 )
 
 # `position` is the order of insertion, over all chains.
@@ -90,8 +99,8 @@ audit_records = Table(
     Column("position", Integer, primary_key=True),
     Column("chain", Text, nullable=False),
     Column("seq", Integer, nullable=False),
-    Column("hash", LargeBinary, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    Column("hash", Bytes, nullable=False),
+    Column("body", Bytes, nullable=False),
     UniqueConstraint("chain", "seq"),
 )
 
@@ -102,7 +111,7 @@ audit_chains = Table(
     metadata,
     Column("chain", Text, primary_key=True),
     Column("head_seq", Integer, nullable=False),
-    Column("head_hash", LargeBinary, nullable=False),
+    Column("head_hash", Bytes, nullable=False),
     Column("carried_seq", Integer),
 )
 
@@ -110,5 +119,5 @@ audit_input_keys = Table(
     "audit_input_keys",
     metadata,
     Column("day", Text, primary_key=True),
-    Column("sealed", LargeBinary, nullable=False),
+    Column("sealed", Bytes, nullable=False),
 )

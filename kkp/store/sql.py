@@ -1,27 +1,34 @@
 """The database: connections, transactions and the epoch.
 
 Rules that hold here:
-- Every write runs in one transaction that takes SQLite's write lock at its start (BEGIN IMMEDIATE): a
-  read-then-write can't lose a race against another process.
+- A transaction is a plain function of a connection. It runs whole in a thread of the database's own, so it
+  costs the event loop one hop, however many statements it has, and never blocks it.
+- Every write takes SQLite's write lock at its start (BEGIN IMMEDIATE): a read-then-write can't lose a race
+  against another process. One thread writes; reads have a thread of their own and never queue behind the
+  audit.
 - `synchronous=FULL` in WAL mode: what was committed survives a power cut.
-- Reads have connections of their own and never queue behind the audit.
 - Waiting for the lock ends before a request's patience does.
+- A caller that is cancelled stops waiting; the transaction still ends one way or the other.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self, final
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar, final
 
-from sqlalchemy import Connection, event, select, update
+from sqlalchemy import Connection, Engine, create_engine, event, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import StaticPool
 
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.store import schema
+
+ResultT = TypeVar("ResultT")
+Work = Callable[[Connection], ResultT]
 
 _BUSY_TIMEOUT_MS = 800
 _WRITER_PRAGMAS = (
@@ -30,19 +37,45 @@ _WRITER_PRAGMAS = (
     f"busy_timeout={_BUSY_TIMEOUT_MS}",
     "foreign_keys=ON",
 )
+_READER_PRAGMAS = (f"busy_timeout={_BUSY_TIMEOUT_MS}", "query_only=ON")
 _OTHER_LAYOUT = (
     "KKP_DATABASE_URL: the database has layout {} and this release reads {}; run the release that wrote it"
 )
 _OTHER_MASTER_KEY = (
     "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
 )
-_READER_PRAGMAS = (f"busy_timeout={_BUSY_TIMEOUT_MS}", "query_only=ON")
+_SELECT_EPOCH = select(schema.state.c.epoch)
 
 
-def _engine(url: str, pragmas: tuple[str, ...], begin: str) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=2, max_overflow=0, pool_timeout=1, hide_parameters=True)
+@final
+class _Lane:
+    """One connection and the one thread that uses it."""
 
-    @event.listens_for(engine.sync_engine, "connect")
+    def __init__(self, url: str, name: str, pragmas: tuple[str, ...], begin: str) -> None:
+        self._engine = _engine(url, pragmas, begin)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kkp-{name}")
+
+    async def run(self, work: Work[ResultT]) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
+
+    def _transaction(self, work: Work[ResultT]) -> ResultT:
+        try:
+            with self._engine.begin() as connection:
+                return work(connection)
+        except IntegrityError:
+            raise  # the one driver's exception that a caller expects
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise KeyringUnavailableError("The state database is not available.") from error
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        self._thread.shutdown()
+
+
+def _engine(url: str, pragmas: tuple[str, ...], begin: str) -> Engine:
+    engine = create_engine(url, poolclass=StaticPool, hide_parameters=True)
+
+    @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401  the driver's own type
         connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
         cursor = connection.cursor()
@@ -50,7 +83,7 @@ def _engine(url: str, pragmas: tuple[str, ...], begin: str) -> AsyncEngine:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
 
@@ -59,18 +92,18 @@ def _engine(url: str, pragmas: tuple[str, ...], begin: str) -> AsyncEngine:
 
 @final
 class Database:
-    """One SQLite database file with an engine for writing and one for reading."""
+    """One SQLite database file."""
 
     def __init__(self, url: str) -> None:
-        self._writer = _engine(url, _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
-        self._reader = _engine(url, _READER_PRAGMAS, "BEGIN")
+        self._writer = _Lane(url, "writer", _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
+        self._reader = _Lane(url, "reader", _READER_PRAGMAS, "BEGIN")
 
     @classmethod
     async def open(cls, url: str, *, master_key_check: bytes) -> Self:
         """Open the database, laying out an empty one.
 
         Args:
-            url: SQLAlchemy URL.
+            url: SQLAlchemy URL, `sqlite:///path`.
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
 
         Raises:
@@ -78,85 +111,71 @@ class Database:
         """
         database = cls(url)
         try:
-            await database._prepare(master_key_check)
-        except BaseException:
-            await database.close()
-            raise
-        return database
-
-    async def _prepare(self, master_key_check: bytes) -> None:
-        try:
-            async with self.write() as connection:
-                await connection.run_sync(schema.metadata.create_all)
-                first = {
-                    "id": 1,
-                    "schema_version": schema.SCHEMA_VERSION,
-                    "master_key_check": master_key_check,
-                    "epoch": 1,
-                    "clock_high_water": 0.0,
-                }
-                await connection.execute(insert(schema.state).values(first).on_conflict_do_nothing())
-                row = (await connection.execute(select(schema.state))).one()
+            version, stored_check = await database.write(_prepare(master_key_check))
         except (KeyringUnavailableError, OSError) as error:
+            await database.close()
             raise ConfigError(
                 [f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"]
             ) from error
-        if row.schema_version != schema.SCHEMA_VERSION:
-            raise ConfigError([_OTHER_LAYOUT.format(row.schema_version, schema.SCHEMA_VERSION)])
-        if row.master_key_check != master_key_check:
-            raise ConfigError([_OTHER_MASTER_KEY])
+        if version != schema.SCHEMA_VERSION or stored_check != master_key_check:
+            await database.close()
+            wrong_layout = _OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)
+            raise ConfigError([wrong_layout if version != schema.SCHEMA_VERSION else _OTHER_MASTER_KEY])
+        return database
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """Run one write transaction; it commits at the end of the block or not at all.
+    async def write(self, work: Work[ResultT]) -> ResultT:
+        """Run one write transaction; it is committed when this returns, or nothing of it happened.
 
         Raises:
+            IntegrityError: A row exists already.
             KeyringUnavailableError: The database is locked, full, read-only or gone.
         """
-        with _state_errors():
-            async with self._writer.begin() as connection:
-                yield connection
+        return await self._writer.run(work)
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """Run reads that see one state of the database."""
-        with _state_errors():
-            async with self._reader.begin() as connection:
-                yield connection
+    async def read(self, work: Work[ResultT]) -> ResultT:
+        """Run reads that see one state of the database.
+
+        Raises:
+            KeyringUnavailableError: The database can't be read.
+        """
+        return await self._reader.run(work)
 
     async def epoch(self) -> int:
         """Return the present epoch."""
-        async with self.read() as connection:
-            return await read_epoch(connection)
+        return await self.read(read_epoch)
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._writer.dispose()
-        await self._reader.dispose()
+        """Close both connections, once what runs on them has ended."""
+        await self._writer.close()
+        await self._reader.close()
 
 
-async def read_epoch(connection: AsyncConnection) -> int:
+def read_epoch(connection: Connection) -> int:
     """Return the epoch as this transaction sees it."""
-    return int((await connection.execute(_SELECT_EPOCH)).scalar_one())
+    return int(connection.execute(_SELECT_EPOCH).scalar_one())
 
 
-async def bump_epoch(connection: AsyncConnection) -> None:
+def bump_epoch(connection: Connection) -> None:
     """Tell every replica that the ring, an identity or a grant changed."""
-    await connection.execute(update(schema.state).values(epoch=schema.state.c.epoch + 1))
+    connection.execute(update(schema.state).values(epoch=schema.state.c.epoch + 1))
 
 
-@contextmanager
-def _state_errors() -> Iterator[None]:
-    """Let no driver's exception leave the store, but for the IntegrityError that a caller expects."""
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        raise KeyringUnavailableError("The state database is not available.") from error
+def _prepare(master_key_check: bytes) -> Work[tuple[int, bytes]]:
+    first = {
+        "id": 1,
+        "schema_version": schema.SCHEMA_VERSION,
+        "master_key_check": master_key_check,
+        "epoch": 1,
+        "clock_high_water": 0.0,
+    }
 
+    def work(connection: Connection) -> tuple[int, bytes]:
+        schema.metadata.create_all(connection)
+        connection.execute(insert(schema.state).values(first).on_conflict_do_nothing())
+        row = connection.execute(select(schema.state)).one()
+        return row.schema_version, row.master_key_check
 
-_SELECT_EPOCH = select(schema.state.c.epoch)
+    return work
 
 
 def _cause(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from kkp.operations.envelopes import Decrypt, DecryptRequest, Encrypt, EncryptRe
 from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
 from kkp.operations.signing_keys import RotateSigningKey
 from kkp.operations.tokens import IssueToken, TokenRequest
-from kkp.pipeline import Pipeline
+from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PublicDocuments
@@ -45,7 +45,7 @@ _encrypt_decoder = msgspec.json.Decoder(schemas.EncryptBody)
 _decrypt_decoder = msgspec.json.Decoder(schemas.DecryptBody)
 _identity_decoder = msgspec.json.Decoder(schemas.IdentityBody)
 
-ORIGIN = "kkp.origin"
+ORIGIN = web.RequestKey("kkp.origin", Origin)
 
 
 @final

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -38,13 +39,15 @@ Audience = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
 Subject = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
-Scalar: TypeAlias = Text | bool | int | float | None
+_MAX_INTEGER = 2**53  # beyond it, JSON readers disagree on which number is meant (RFC 8259 section 6)
+Integer = Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
+Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 GrantOp = Literal["encrypt", "decrypt", "rewrap", "sign", "verify"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
-_MAX_INTEGER = 2**53
+_MAX_EXPLANATION_CHARACTERS = 200
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -57,9 +60,11 @@ class TokenBody(_Body, frozen=True):
     audience: Audience
     backend: Backend
     key_id: KeyId
-    ops: Annotated[list[TokenOp], msgspec.Meta(max_length=3)] = ["decrypt"]
+    ops: Annotated[list[TokenOp], msgspec.Meta(max_length=3)] = msgspec.field(
+        default_factory=lambda: ["decrypt"]
+    )
     subject: Subject | None = None
-    ttl_seconds: Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)] | None = None
+    ttl_seconds: Integer | None = None
     policy_claims: Pairs = {}
     context: Pairs = {}
     request_context: PolicyContext = {}
@@ -193,7 +198,7 @@ def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
         decoded = decoder.decode(body)
         refuse_duplicates(body)
     except msgspec.DecodeError as error:
-        raise InvalidRequestError(str(error)) from None
+        raise InvalidRequestError(_explanation(error)) from None
     except (ValueError, RecursionError):
         raise InvalidRequestError("The body is not UTF-8 JSON with unique members.") from None
     return decoded
@@ -208,7 +213,13 @@ def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
     try:
         return msgspec.convert(dict(parameters), _AuditParameters, strict=False).query()
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(str(error)) from None
+        raise InvalidRequestError(_explanation(error)) from None
+
+
+def _explanation(error: msgspec.DecodeError) -> str:
+    """Return the decoder's sentence, bounded, without the value that it repeats for an unknown op."""
+    text = re.sub(r"^(Invalid enum value) .*( - at `\$)", r"\1\2", str(error), flags=re.DOTALL)
+    return text[:_MAX_EXPLANATION_CHARACTERS]
 
 
 class _AuditParameters(_Body, frozen=True):

@@ -8,9 +8,11 @@ the log with them.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Any, final
 
 from aiohttp import hdrs, web
@@ -23,6 +25,7 @@ from kkp.pipeline import Origin
 from kkp.web import problems
 from kkp.web.routes import ORIGIN
 
+_log = logging.getLogger(__name__)
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -36,10 +39,13 @@ class _Protocol(RequestHandler):
         self,
         request: web.BaseRequest,
         status: int = 500,
-        exc: BaseException | None = None,  # noqa: ARG002  aiohttp's signature
+        exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002  it repeats the attacker's bytes
     ) -> web.StreamResponse:
-        response = problems.of_status(status, Origin(_new_request_id(), request.remote or ""))
+        origin = Origin(_new_request_id(), request.remote or "")
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _log.error("request %s failed before it was routed", origin.request_id, exc_info=exc)
+        response = problems.of_status(status, origin)
         response.headers[hdrs.SERVER] = "kkp"
         response.force_close()
         return response

@@ -333,7 +333,7 @@ def _granted(ring: Ring, now: float, ttl: float) -> float:
         return 0.0
 
 
-@settings(max_examples=10 * SCALE, deadline=None)
+@settings(max_examples=30 * SCALE, deadline=None)
 @given(times=configurations, seed=seeds)
 def test_while_nothing_fails_minting_never_stops(times: RingTimes, seed: int) -> None:
     # A successor comes S late at most beyond V1, and `exp` is floored.

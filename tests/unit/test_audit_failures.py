@@ -132,7 +132,7 @@ async def test_a_flood_from_many_peers_is_bounded_and_counted(
     for number in range(MAX_PEERS + 500):
         failures.count(address(number), "x")
         failures.count(address(number), "y")
-    assert len(failures._counts) <= MAX_PEERS + 1  # noqa: SLF001  memory is what the limit is about
+    assert len(failures._counts) <= MAX_PEERS + 1  # memory is what the limit is about
     await failures.flush()
     assert len(log.rows) == MAX_ROWS
     assert log.counts() == {"x": MAX_PEERS + 500, "y": MAX_PEERS + 500}

@@ -1,0 +1,336 @@
+"""Rego in process, by regorus: for `kkp dev` and the tests. Production asks an OPA.
+
+The engine evaluates well, but it fails open or ends the process where a policy leaves its safe part. So
+everything that leads there is refused when the policy is loaded (`kkp.authz.syntax` reads the tree), and a
+policy that gives no usable answer to an empty input is refused as well. These rules hold afterwards:
+
+- One engine, one thread: the one that loaded it. Another thread gets `PolicyUnavailableError`, before the
+  engine is touched; a panic of the engine never leaves this module.
+- The input is cleared after each question, so a question that can't be set never sees the previous one.
+- No text of the engine reaches an error of a decision: its messages quote the input.
+- Undefined comes back as the text `<undefined>`, null as null, sets as sorted lists. No shape of a decision
+  admits the first two.
+- There is no deadline: the policy is the operator's own, and what it may call is bounded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, final
+
+import msgspec
+import regorus  # type: ignore[import-untyped]  # the wheel carries no stubs
+
+from kkp.authz.base import interpret
+from kkp.authz.syntax import PolicySyntax
+from kkp.errors import PolicyLoadError, PolicyUnavailableError
+from kkp.model import JSON, Decision, PolicyInput
+
+_PACKAGE = ("kkp", "authz")
+_MAX_FILES = 256
+_MAX_FILE_BYTES = 256 * 1024
+_MAX_TOTAL_BYTES = 1024 * 1024
+_MAX_NESTING = 16  # the engine's parser takes time exponential in it
+_NO_INPUT = "null"
+# The allow-list already keeps these out; should the engine reach one all the same, it is an error there and
+# not undefined, which a `not` would turn into an allow.
+_REFUSED_BUILTINS = {"http.send": 1, "json.patch": 2, "opa.runtime": 0, "regex.replace": 3, "uuid.parse": 1}
+
+_PLACE = re.compile(r"^\s*--> (.+):(\d+):\d+$", re.MULTILINE)
+_ERROR = re.compile(r"^error: (.+)$", re.MULTILINE)
+
+
+def default_policy_path() -> Path:
+    """Return the bundled policy: inside an installed package, or the checkout's `policy/`."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_policy"
+    return installed if installed.is_dir() else package.parent / "policy"
+
+
+@final
+class EmbeddedPolicy:
+    """A policy, loaded and proven usable. Made by `load`."""
+
+    def __init__(self, engine: regorus.Engine, rule: str, revision: str) -> None:
+        self._engine: regorus.Engine | None = engine
+        self._thread_id = threading.get_ident()
+        self._rule = rule
+        self._rule_path = _rule_path(rule)
+        self._revision = revision
+
+    @classmethod
+    def load(cls, path: Path, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
+        """Load a Rego file or a bundle directory, with `settings` laid over its `data.kkp.settings`.
+
+        Raises:
+            PolicyLoadError: It does not parse, is unsafe in this engine, or has no usable default.
+        """
+        files = _read_policy(path)
+        data = _merge_data(files, settings)
+        engine, syntax = _parse(files, allow_legacy=path.is_file())
+        syntax.check(data)
+        rule = _choose_rule(syntax)
+        _add_data(engine, data)
+        policy = cls(engine, rule, _revision(files, settings))
+        policy._probe()
+        return policy
+
+    @property
+    def revision(self) -> str:
+        """A digest of every file that was loaded, and of the settings laid over them."""
+        return self._revision
+
+    async def decide(self, policy_input: PolicyInput) -> Decision:
+        """Evaluate the policy's rule on the input.
+
+        Raises:
+            PolicyUnavailableError: The policy gave no usable answer, or this is another thread.
+        """
+        return interpret(self._rule, self._ask(policy_input.encoded), self._revision)
+
+    async def ping(self) -> None:
+        """Evaluate the rule on an empty input.
+
+        Raises:
+            PolicyUnavailableError: It gives no usable answer any more.
+        """
+        interpret(self._rule, self._ask(b"{}"), self._revision)
+
+    async def close(self) -> None:
+        """Drop the engine; every later question is refused."""
+        self._engine = None
+
+    def _ask(self, encoded: bytes) -> JSON:
+        engine = self._engine_of_this_thread()
+        try:
+            try:
+                engine.set_input_json(encoded.decode())
+                return msgspec.json.decode(engine.eval_rule_as_json(self._rule_path))
+            finally:
+                engine.set_input_json(_NO_INPUT)
+        except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
+            _refuse_answer(failure)
+
+    def _engine_of_this_thread(self) -> regorus.Engine:
+        if threading.get_ident() != self._thread_id:
+            raise PolicyUnavailableError("The in-process policy was asked from another thread.")
+        if self._engine is None:
+            raise PolicyUnavailableError("The in-process policy is closed.")
+        return self._engine
+
+    def _probe(self) -> None:
+        engine = self._engine_of_this_thread()
+        try:
+            engine.set_input_json("{}")
+            rows = engine.eval_query(self._rule_path)["result"]
+        except Exception as error:  # noqa: BLE001  whatever it is, the policy can't be used
+            raise PolicyLoadError(f"{self._rule_path} fails on an empty input: {_brief(error)}") from None
+        finally:
+            engine.set_input_json(_NO_INPUT)
+        if not rows:
+            raise PolicyLoadError(f"{self._rule_path} has no default: it is undefined on an empty input")
+        try:
+            interpret(self._rule, self._ask(b"{}"), self._revision)
+        except PolicyUnavailableError as error:
+            raise PolicyLoadError(f"{self._rule_path} has no usable default. {error}") from None
+
+
+def _refuse_answer(failure: BaseException) -> NoReturn:
+    if isinstance(failure, (KeyboardInterrupt, SystemExit)):
+        raise failure
+    raise PolicyUnavailableError("The in-process policy failed to evaluate.") from None
+
+
+def _rule_path(rule: str) -> str:
+    return ".".join(("data", *_PACKAGE, rule))
+
+
+@dataclass(frozen=True, slots=True)
+class _PolicyFile:
+    name: str  # relative to the bundle
+    text: str
+
+    @property
+    def is_data(self) -> bool:
+        return self.name.endswith(".json")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return tuple(self.name.split("/")[:-1])
+
+
+def _read_policy(path: Path) -> list[_PolicyFile]:
+    try:
+        names = [path.name] if path.is_file() else list(_bundle_names(path))
+        root = path.parent if path.is_file() else path
+        return _read_files(root, names)
+    except OSError as error:
+        raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _bundle_names(root: Path) -> Iterator[str]:
+    """Yield the bundle's files. What is hidden belongs to a tool, or is a mount's former version."""
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+            continue
+        if path.name in {"data.yaml", "data.yml"}:
+            raise PolicyLoadError(f"{relative.as_posix()}: only data.json is read in process")
+        if path.name == "data.json" or (path.suffix == ".rego" and not path.name.endswith("_test.rego")):
+            yield relative.as_posix()
+
+
+def _read_files(root: Path, names: list[str]) -> list[_PolicyFile]:
+    if not names:
+        raise PolicyLoadError(f"{root} holds no policy")
+    if len(names) > _MAX_FILES:
+        raise PolicyLoadError(f"The policy has more than {_MAX_FILES} files")
+    files = [_PolicyFile(name, _read_text(root, name)) for name in names]
+    if sum(len(file.text) for file in files) > _MAX_TOTAL_BYTES:
+        raise PolicyLoadError(f"The policy is larger than {_MAX_TOTAL_BYTES} characters")
+    return files
+
+
+def _read_text(root: Path, name: str) -> str:
+    with (root / name).open("rb") as stream:
+        content = stream.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise PolicyLoadError(f"{name} is larger than {_MAX_FILE_BYTES} bytes")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise PolicyLoadError(f"{name} is not UTF-8") from error
+
+
+def _merge_data(files: Iterable[_PolicyFile], settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    data: dict[str, JSON] = {}
+    for file in files:
+        if file.is_data:
+            _merge(data, _at(file.folders, _decode_data(file)), file.name)
+    return _lay_over(data, settings)
+
+
+def _lay_over(data: dict[str, JSON], settings: Mapping[str, JSON]) -> dict[str, JSON]:
+    for name in settings:
+        document: JSON = data
+        for folder in ("kkp", "settings"):
+            document = document.setdefault(folder, {})
+            if not isinstance(document, dict):
+                raise PolicyLoadError("data.kkp.settings is not an object")
+        document[name] = settings[name]
+    return data
+
+
+def _decode_data(file: _PolicyFile) -> dict[str, JSON]:
+    try:
+        return msgspec.json.decode(file.text, type=dict[str, JSON])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise PolicyLoadError(f"{file.name} is not a JSON object") from error
+
+
+def _at(folders: Iterable[str], document: dict[str, JSON]) -> dict[str, JSON]:
+    for folder in reversed(tuple(folders)):
+        document = {folder: document}
+    return document
+
+
+def _merge(into: dict[str, JSON], addition: Mapping[str, JSON], name: str) -> None:
+    for key, value in addition.items():
+        if key not in into:
+            into[key] = value
+        elif isinstance(into[key], dict) and isinstance(value, dict):
+            _merge(into[key], value, name)
+        else:
+            raise PolicyLoadError(f"{name}: another data file already gives `{key}` a value")
+
+
+def _parse(files: list[_PolicyFile], *, allow_legacy: bool) -> tuple[regorus.Engine, PolicySyntax]:
+    sources = [file for file in files if not file.is_data]
+    for source in sources:
+        _check_nesting(source)
+    try:
+        return _parse_as(sources, legacy=False)
+    except PolicyLoadError as error:
+        if not allow_legacy:
+            raise
+        return _parse_legacy(sources, error)
+
+
+def _parse_legacy(
+    sources: list[_PolicyFile], modern_error: PolicyLoadError
+) -> tuple[regorus.Engine, PolicySyntax]:
+    """Try the syntax of before OPA 1.0. If that fails too, the error in today's syntax is the one to tell."""
+    try:
+        engine, syntax = _parse_as(sources, legacy=True)
+    except PolicyLoadError:
+        raise modern_error from None
+    syntax.check_legacy()
+    return engine, syntax
+
+
+def _parse_as(sources: list[_PolicyFile], *, legacy: bool) -> tuple[regorus.Engine, PolicySyntax]:
+    engine = regorus.Engine()
+    engine.set_rego_v0(legacy)
+    for name, arity in _REFUSED_BUILTINS.items():
+        engine.add_extension(name, arity, _refuse_builtin)
+    try:
+        for source in sources:
+            engine.add_policy(source.name, source.text)
+        trees = msgspec.json.decode(engine.get_ast_as_json())
+    except (RuntimeError, msgspec.MsgspecError, RecursionError) as error:
+        raise PolicyLoadError(_brief(error)) from None
+    return engine, PolicySyntax.read(trees)
+
+
+def _refuse_builtin(*_: object) -> NoReturn:
+    raise PolicyUnavailableError("The built-in is not available in process.")
+
+
+def _check_nesting(source: _PolicyFile) -> None:
+    """Bound the brackets, those in strings and comments included: a policy is far below the bound."""
+    depth = 0
+    for number, line in enumerate(source.text.splitlines(), start=1):
+        for character in line:
+            if character in "([{":
+                depth += 1
+            elif character in ")]}":
+                depth = max(0, depth - 1)
+            if depth > _MAX_NESTING:
+                raise PolicyLoadError(f"{source.name}:{number}: brackets nest deeper than {_MAX_NESTING}")
+
+
+def _choose_rule(syntax: PolicySyntax) -> str:
+    for rule in ("decision", "allow"):
+        if (*_PACKAGE, rule) in syntax.rule_paths:
+            return rule
+    raise PolicyLoadError("The policy defines neither `decision` nor `allow` in package kkp.authz")
+
+
+def _add_data(engine: regorus.Engine, data: Mapping[str, JSON]) -> None:
+    try:
+        engine.add_data_json(msgspec.json.encode(data).decode())
+    except RuntimeError:
+        raise PolicyLoadError("The policy's data can't be loaded") from None
+
+
+def _revision(files: Iterable[_PolicyFile], settings: Mapping[str, JSON]) -> str:
+    """Digest names and contents, each after its length, so that no two policies share their bytes."""
+    digest = hashlib.sha256()
+    laid_over = msgspec.json.encode(settings, order="deterministic").decode()
+    for part in (part for file in files for part in (file.name, file.text)):
+        digest.update(b"%d:%s" % (len(part.encode()), part.encode()))
+    digest.update(laid_over.encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _brief(error: Exception) -> str:
+    """Return file, line and cause of an engine's message, without the frames and the source it adds."""
+    text = str(error)
+    place, cause = _PLACE.search(text), _ERROR.search(text)
+    where = f"{place[1]}:{place[2]}: " if place else ""
+    return where + (cause[1] if cause else "the policy does not parse")

@@ -1,0 +1,352 @@
+"""Local identities on a real database file: who is known, and what a hand-written row does."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kkp.authn.identities import (
+    IDENTITY_NAME,
+    SERVICE_KEY_PREFIX,
+    IdentityDirectory,
+    caller_of,
+    is_service_key,
+)
+from kkp.errors import ConflictError, InvalidRequestError, NotFoundError, StateUntrustedError
+from kkp.master_key import MasterKey
+from kkp.model import Caller, Grant, Identity
+from kkp.store.identities import IdentityStore
+from kkp.store.sql import Database
+
+NOW = 1_750_000_000.25
+MASTER_KEY = MasterKey(b"m" * 32)
+GRANT = Grant("aws", "alias/orders", ("encrypt", "decrypt"), ("orders-db",), {"environment": ("prod",)}, 60)
+ORDERS = Identity("orders", ("service",), (GRANT,), {"team": "payments"}, NOW)
+BILLING = Identity("billing", ("service", "auditor"), (), {}, NOW)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kkp.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[IdentityStore]:
+    database = await Database.open(f"sqlite+aiosqlite:///{path}", master_key_check=b"check")
+    yield IdentityStore(database)
+    await database.close()
+
+
+@pytest.fixture
+async def directory(store: IdentityStore) -> IdentityDirectory:
+    directory = IdentityDirectory(store, MASTER_KEY)
+    await directory.load()
+    return directory
+
+
+def by_hand(path: Path, statement: str, *parameters: object) -> None:
+    """Do to the database what somebody with write access to the file can do."""
+    connection = sqlite3.connect(path)
+    with connection:
+        assert connection.execute(statement, parameters).rowcount > 0
+    connection.close()
+
+
+# The ordinary life of an identity.
+
+
+async def test_a_new_identity_is_known_by_its_key_and_by_its_name(directory: IdentityDirectory) -> None:
+    key = await directory.add(ORDERS)
+    assert directory.by_service_key(key) == ORDERS
+    assert directory.enabled("orders") == ORDERS
+    assert directory.all() == [ORDERS]
+
+
+async def test_another_replica_reads_exactly_what_was_added(
+    store: IdentityStore, directory: IdentityDirectory
+) -> None:
+    key = await directory.add(ORDERS)
+    await directory.add(BILLING)
+    replica = IdentityDirectory(store, MasterKey(b"m" * 32))
+    await replica.load()
+    assert replica.all() == [BILLING, ORDERS]
+    assert replica.by_service_key(key) == ORDERS
+    assert replica.epoch == directory.epoch
+
+
+async def test_each_change_moves_the_epoch(directory: IdentityDirectory) -> None:
+    epochs = [directory.epoch]
+    await directory.add(ORDERS)
+    epochs.append(directory.epoch)
+    await directory.disable("orders", at=NOW + 1)
+    epochs.append(directory.epoch)
+    assert epochs == [1, 2, 3]
+
+
+async def test_before_the_first_load_nobody_is_known(store: IdentityStore) -> None:
+    directory = IdentityDirectory(store, MASTER_KEY)
+    assert directory.epoch == 0
+    assert directory.all() == []
+    assert directory.enabled("orders") is None
+
+
+async def test_service_keys_have_256_random_bits_and_a_prefix(directory: IdentityDirectory) -> None:
+    keys = [await directory.add(Identity(name, (), (), {}, NOW)) for name in ("a", "b", "c")]
+    assert len(set(keys)) == 3
+    for key in keys:
+        assert key.startswith(SERVICE_KEY_PREFIX)
+        assert len(key) == len(SERVICE_KEY_PREFIX) + 43
+        assert is_service_key(key)
+
+
+async def test_a_key_made_beforehand_is_taken(directory: IdentityDirectory) -> None:
+    assert await directory.add(ORDERS, service_key="kkp_sk_made_beforehand") == "kkp_sk_made_beforehand"
+    assert directory.by_service_key("kkp_sk_made_beforehand") == ORDERS
+
+
+async def test_no_other_spelling_of_a_key_is_the_key(directory: IdentityDirectory) -> None:
+    key = await directory.add(ORDERS)
+    others = ["", key[:-1], key + "A", key + " ", key + "\n", key.swapcase(), key + "\ud800", "\0" + key]
+    others += [key.removeprefix(SERVICE_KEY_PREFIX), SERVICE_KEY_PREFIX]
+    assert [other for other in others if directory.by_service_key(other)] == []
+
+
+async def test_the_key_opens_its_own_identity_only(directory: IdentityDirectory) -> None:
+    orders_key, billing_key = await directory.add(ORDERS), await directory.add(BILLING)
+    assert directory.by_service_key(orders_key) == ORDERS
+    assert directory.by_service_key(billing_key) == BILLING
+
+
+@pytest.mark.parametrize("name", ["a", "0", "orders", "a.b-c_d", "a" * 63])
+async def test_a_good_name_is_taken(directory: IdentityDirectory, name: str) -> None:
+    await directory.add(Identity(name, (), (), {}, NOW))
+    assert directory.enabled(name) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "a" * 64, "Orders", "-a", ".a", "_a", "a b", "a\n", "\na", "a/b", "a:b", "user:1", "k8s:x", "a\0",
+        "\u00e9", "\u0430", "a\u0661", "../a",
+    ],
+)  # fmt: skip
+async def test_a_bad_name_is_refused_and_nothing_is_written(directory: IdentityDirectory, name: str) -> None:
+    assert not IDENTITY_NAME.match(name)
+    with pytest.raises(InvalidRequestError):
+        await directory.add(Identity(name, (), (), {}, NOW))
+    assert directory.epoch == 1
+    assert directory.all() == []
+
+
+async def test_a_name_is_never_used_twice(directory: IdentityDirectory) -> None:
+    key = await directory.add(ORDERS)
+    with pytest.raises(ConflictError):
+        await directory.add(Identity("orders", ("admin",), (), {}, NOW))
+    assert directory.by_service_key(key) == ORDERS
+    await directory.disable("orders", at=NOW + 1)
+    with pytest.raises(ConflictError, match="never reused"):
+        await directory.add(Identity("orders", ("admin",), (), {}, NOW))
+    assert directory.enabled("orders") is None
+
+
+async def test_a_disabled_identity_is_listed_and_not_let_in(directory: IdentityDirectory) -> None:
+    key = await directory.add(ORDERS)
+    await directory.disable("orders", at=NOW + 1)
+    assert directory.by_service_key(key) is None
+    assert directory.enabled("orders") is None
+    assert [identity.disabled_at for identity in directory.all()] == [NOW + 1]
+
+
+async def test_disabling_one_leaves_the_others_alone(directory: IdentityDirectory) -> None:
+    await directory.add(ORDERS)
+    key = await directory.add(BILLING)
+    await directory.disable("orders", at=NOW + 1)
+    assert directory.by_service_key(key) == BILLING
+
+
+async def test_an_identity_is_disabled_once_and_keeps_its_time(directory: IdentityDirectory) -> None:
+    await directory.add(ORDERS)
+    await directory.disable("orders", at=NOW + 1)
+    with pytest.raises(ConflictError):
+        await directory.disable("orders", at=NOW + 2)
+    assert [identity.disabled_at for identity in directory.all()] == [NOW + 1]
+
+
+async def test_who_does_not_exist_can_not_be_disabled(directory: IdentityDirectory) -> None:
+    with pytest.raises(NotFoundError):
+        await directory.disable("orders", at=NOW)
+
+
+async def test_a_replica_that_has_not_heard_yet_disables_no_second_time(
+    store: IdentityStore, directory: IdentityDirectory
+) -> None:
+    await directory.add(ORDERS)
+    replica = IdentityDirectory(store, MASTER_KEY)
+    await replica.load()
+    await directory.disable("orders", at=NOW + 1)
+    with pytest.raises(ConflictError):
+        await replica.disable("orders", at=NOW + 2)
+
+
+def test_a_caller_is_the_identity_and_how_it_was_proven() -> None:
+    assert caller_of(ORDERS, "service_key") == Caller(
+        id="orders",
+        kind="service",
+        roles=("service",),
+        issuer="kkp",
+        method="service_key",
+        attributes={"team": "payments"},
+        grants=(GRANT,),
+    )
+
+
+# The key is nowhere.
+
+
+async def test_the_key_itself_is_in_no_file_and_no_text(
+    directory: IdentityDirectory, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    key = await directory.add(ORDERS)
+    identity = directory.by_service_key(key)
+    random_part = key.removeprefix(SERVICE_KEY_PREFIX)
+    files = [file.read_bytes() for file in path.parent.iterdir()]
+    assert any(b"orders" in content for content in files)
+    assert not any(random_part.encode() in content for content in files)
+    assert random_part not in repr(identity) + repr(directory) + repr(vars(directory)) + caplog.text
+
+
+# What is written by hand is not believed.
+
+PLANTED = {
+    "an admin with a key of its own": (
+        "INSERT INTO identities SELECT 'mallory', replace(document, 'service', 'admin'), created_at, NULL, mac "
+        "FROM identities WHERE id = 'orders'"
+    ),
+    "a copy under another name": (
+        "INSERT INTO identities SELECT 'orders2', document, created_at, disabled_at, mac FROM identities "
+        "WHERE id = 'orders'"
+    ),
+    "a copy whose name is bytes": (
+        "INSERT INTO identities SELECT x'a2b75e7ac3', document, created_at, disabled_at, mac FROM identities "
+        "WHERE id = 'orders'"
+    ),
+    "an identity without a MAC": (
+        'INSERT INTO identities VALUES (\'mallory\', \'{"roles":["admin"],"grants":[],"attributes":{}}\', 1, '
+        "NULL, x'')"
+    ),
+    "a role": "UPDATE identities SET document = replace(document, '\"service\"', '\"admin\"') WHERE id = 'orders'",
+    "a wider grant": "UPDATE identities SET document = replace(document, 'alias/orders', '*') WHERE id = 'orders'",
+    "one more space in a document": "UPDATE identities SET document = document || ' ' WHERE id = 'orders'",
+    "a document as bytes": "UPDATE identities SET document = CAST(document AS BLOB) WHERE id = 'orders'",
+    "a document that is no JSON": "UPDATE identities SET document = '{' WHERE id = 'orders'",
+    "a changed name": "UPDATE identities SET id = 'order' WHERE id = 'orders'",
+    "a changed date": "UPDATE identities SET created_at = created_at + 1 WHERE id = 'orders'",
+    "an infinite date": "UPDATE identities SET created_at = 9e999 WHERE id = 'orders'",
+    "a date that is text": "UPDATE identities SET created_at = 'yesterday' WHERE id = 'orders'",
+    "a disabled identity enabled": "UPDATE identities SET disabled_at = NULL WHERE id = 'gone'",
+    "a disabled identity disabled later": "UPDATE identities SET disabled_at = 9e15 WHERE id = 'gone'",
+    "an enabled identity disabled": "UPDATE identities SET disabled_at = 1 WHERE id = 'orders'",
+    "an enabled identity disabled at infinity": "UPDATE identities SET disabled_at = 9e999 WHERE id = 'orders'",
+    "MACs swapped between identities": (
+        "UPDATE identities SET mac = (SELECT mac FROM identities AS other WHERE other.id = "
+        "CASE identities.id WHEN 'orders' THEN 'billing' ELSE 'orders' END) WHERE id IN ('orders', 'billing')"
+    ),
+    "documents swapped between identities": (
+        "UPDATE identities SET document = (SELECT document FROM identities AS other WHERE other.id = "
+        "CASE identities.id WHEN 'orders' THEN 'billing' ELSE 'orders' END) WHERE id IN ('orders', 'billing')"
+    ),
+    "a MAC of zeros": "UPDATE identities SET mac = zeroblob(32) WHERE id = 'orders'",
+    "a MAC cut short": "UPDATE identities SET mac = substr(mac, 1, 31) WHERE id = 'orders'",
+    "an empty MAC": "UPDATE identities SET mac = x'' WHERE id = 'orders'",
+    "a MAC that is text": "UPDATE identities SET mac = hex(mac) WHERE id = 'orders'",
+    "a MAC that is a number": "UPDATE identities SET mac = 1 WHERE id = 'orders'",
+    "a service key for an identity": (
+        "INSERT INTO service_keys SELECT zeroblob(32), identity_id, created_at, mac FROM service_keys "
+        "WHERE identity_id = 'orders'"
+    ),
+    "a service key given to another identity": (
+        "UPDATE service_keys SET identity_id = 'billing' WHERE identity_id = 'orders'"
+    ),
+    "a service key that is text": "UPDATE service_keys SET digest = 'text' WHERE identity_id = 'orders'",
+    "a service key that is a number": "UPDATE service_keys SET digest = 1 WHERE identity_id = 'orders'",
+    "a service key for a number": "UPDATE service_keys SET identity_id = x'00' WHERE identity_id = 'orders'",
+    "MACs swapped between service keys": (
+        "UPDATE service_keys SET mac = (SELECT mac FROM service_keys AS other WHERE other.identity_id = "
+        "CASE service_keys.identity_id WHEN 'orders' THEN 'billing' ELSE 'orders' END) "
+        "WHERE identity_id IN ('orders', 'billing')"
+    ),
+    "an identity's MAC on its service key": (
+        "UPDATE service_keys SET mac = (SELECT mac FROM identities WHERE id = identity_id) "
+        "WHERE identity_id = 'orders'"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", PLANTED.values(), ids=PLANTED.keys())
+async def test_a_row_written_by_hand_lets_nobody_in(
+    directory: IdentityDirectory, path: Path, statement: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [await directory.add(identity) for identity in (ORDERS, BILLING)]
+    await directory.add(Identity("gone", ("admin",), (), {}, NOW))
+    await directory.disable("gone", at=NOW + 1)
+    by_hand(path, statement)
+    with pytest.raises(StateUntrustedError):
+        await directory.load()
+    assert [key for key in keys if directory.by_service_key(key)] == []
+    assert directory.all() == []
+    assert [n for n in ("orders", "billing", "gone", "mallory") if directory.enabled(n)] == []
+    with pytest.raises(StateUntrustedError):
+        directory.check_trusted()
+    assert "nobody is let in" in caplog.text
+
+
+async def test_an_untouched_directory_is_trusted(directory: IdentityDirectory) -> None:
+    await directory.add(ORDERS)
+    directory.check_trusted()
+
+
+async def test_once_the_row_is_mended_everybody_is_known_again(
+    directory: IdentityDirectory, path: Path
+) -> None:
+    key = await directory.add(ORDERS)
+    by_hand(path, "UPDATE identities SET created_at = created_at + 1")
+    with pytest.raises(StateUntrustedError):
+        await directory.load()
+    by_hand(path, "UPDATE identities SET created_at = created_at - 1")
+    await directory.load()
+    directory.check_trusted()
+    assert directory.by_service_key(key) == ORDERS
+
+
+async def test_rows_of_another_master_key_are_not_believed(
+    store: IdentityStore, directory: IdentityDirectory
+) -> None:
+    await directory.add(ORDERS)
+    stranger = IdentityDirectory(store, MasterKey(b"n" * 32))
+    with pytest.raises(StateUntrustedError):
+        await stranger.load()
+    assert stranger.all() == []
+
+
+async def test_what_is_written_by_hand_is_noticed_at_the_next_write_too(
+    directory: IdentityDirectory, path: Path
+) -> None:
+    await directory.add(ORDERS)
+    by_hand(path, "UPDATE identities SET document = replace(document, '\"service\"', '\"admin\"')")
+    with pytest.raises(StateUntrustedError):
+        await directory.add(BILLING)
+    assert directory.all() == []
+
+
+async def test_a_deleted_service_key_or_identity_knows_nobody_by_it(
+    directory: IdentityDirectory, path: Path
+) -> None:
+    key = await directory.add(ORDERS)
+    by_hand(path, "DELETE FROM identities")
+    await directory.load()
+    assert directory.by_service_key(key) is None

@@ -1,0 +1,699 @@
+"""The keyring service on a working store in memory and a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
+
+from kkp.errors import ConflictError, KeyringUnavailableError, StaleProposalError, StateUntrustedError
+from kkp.keyring import jwks
+from kkp.keyring.rotation import Keyring, Rotation
+from kkp.keyring.state import KeyState
+from kkp.master_key import MasterKey
+from kkp.ring_times import RingTimes
+from kkp.rows import RingRow
+from tests.fakes.clock import FakeClock
+from tests.fakes.ring_store import FakeRingStore
+
+TIMES = RingTimes()
+LEAD = 680.0  # C + P + 2S + F
+MASTER_KEY = MasterKey(bytes(range(32)))
+HOUR = 3600.0
+
+
+@pytest.fixture
+def store() -> FakeRingStore:
+    return FakeRingStore()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def replica(store: FakeRingStore, clock: FakeClock, times: RingTimes = TIMES) -> Keyring:
+    return Keyring(store, MASTER_KEY, times, clock)
+
+
+@pytest.fixture
+async def keyring(store: FakeRingStore, clock: FakeClock) -> Keyring:
+    started = replica(store, clock)
+    await started.start()
+    return started
+
+
+async def live(keyring: Keyring, clock: FakeClock, seconds: float) -> None:
+    """Let time pass as a running replica sees it."""
+    for _minute in range(int(seconds // 60)):
+        clock.advance(60)
+        await keyring.start()
+    clock.advance(seconds % 60)
+    await keyring.start()
+
+
+def states(keyring: Keyring, clock: FakeClock) -> list[KeyState]:
+    ring = keyring.view.ring
+    return [ring.state(key.kid, clock.now()) for key in sorted(ring.keys, key=lambda key: key.generation)]
+
+
+def published_kids(keyring: Keyring) -> list[str]:
+    return [member["kid"] for member in json.loads(keyring.jwks()[0])["keys"]]
+
+
+# Signing and publishing.
+
+
+async def test_the_first_start_makes_a_key_that_signs_and_one_that_follows(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    keyring.check_ready(clock.now())
+    assert states(keyring, clock) == [KeyState.ACTIVE, KeyState.NEXT]
+    assert len(published_kids(keyring)) == 2
+    assert store.private.keys() == store.rows.keys()
+    assert keyring.epoch == store.epoch
+
+
+async def test_a_signature_verifies_with_the_published_key(keyring: Keyring, clock: FakeClock) -> None:
+    kid, expiry = keyring.plan_expiry(clock.now(), 300)
+    assert expiry == int(clock.now()) + 300
+    signature = keyring.sign(kid, b"header.payload")
+    VerifyKey(keyring.public_keys(clock.now())[kid]).verify(b"header.payload", signature)
+    with pytest.raises(BadSignatureError):
+        VerifyKey(keyring.public_keys(clock.now())[kid]).verify(b"header.other", signature)
+
+
+async def test_the_jwks_and_the_keys_for_verification_are_the_same_set(
+    keyring: Keyring, clock: FakeClock
+) -> None:
+    body, etag = keyring.jwks()
+    assert etag == jwks.etag(body)
+    assert {member["kid"] for member in json.loads(body)["keys"]} == keyring.public_keys(clock.now()).keys()
+
+
+async def test_the_jwks_follows_the_clock_between_two_reads(keyring: Keyring, clock: FakeClock) -> None:
+    await live(keyring, clock, 1799)
+    first, second = sorted(keyring.view.ring.keys, key=lambda key: key.generation)[:2]
+    before = keyring.jwks()
+    assert {first.kid, second.kid} <= keyring.public_keys(clock.now()).keys()
+    clock.advance(1)
+    assert first.kid not in keyring.public_keys(clock.now())
+    assert keyring.jwks() != before
+
+
+async def test_no_key_signs_but_the_active_one(keyring: Keyring, clock: FakeClock) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    with pytest.raises(StaleProposalError):
+        keyring.sign(upcoming, b"x")
+    with pytest.raises(StaleProposalError):
+        keyring.sign("unknown", b"x")
+    await live(keyring, clock, 900)
+    with pytest.raises(StaleProposalError):
+        keyring.sign(active, b"x")
+    assert keyring.sign(upcoming, b"x")
+
+
+async def test_a_process_that_was_paused_does_not_sign_with_a_retired_key(
+    keyring: Keyring, clock: FakeClock
+) -> None:
+    kid, _expiry = keyring.plan_expiry(clock.now(), 300)
+    clock.advance(TIMES.key_ttl + 1)
+    with pytest.raises(KeyringUnavailableError):
+        keyring.sign(kid, b"x")
+
+
+async def test_a_restart_keeps_the_keys(keyring: Keyring, store: FakeRingStore, clock: FakeClock) -> None:
+    kid, _expiry = keyring.plan_expiry(clock.now(), 300)
+    signature = keyring.sign(kid, b"x")
+    restarted = replica(store, clock)
+    await restarted.start()
+    assert restarted.plan_expiry(clock.now(), 300)[0] == kid
+    assert restarted.sign(kid, b"x") == signature
+    assert len(store.rows) == 2
+
+
+def test_the_keyring_shows_no_key(clock: FakeClock) -> None:
+    assert "0001020304" not in repr(replica(FakeRingStore(), clock))
+    assert not hasattr(replica(FakeRingStore(), clock), "__dict__")
+
+
+# What makes a replica unready.
+
+
+def calls(keyring: Keyring, clock: FakeClock) -> dict[str, Any]:
+    return {
+        "mint": lambda: keyring.plan_expiry(clock.now(), 300),
+        "sign": lambda: keyring.sign("any", b"x"),
+        "jwks": keyring.jwks,
+        "ready": lambda: keyring.check_ready(clock.now()),
+        "verify": lambda: keyring.public_keys(clock.now()),
+    }
+
+
+def refusals(keyring: Keyring, clock: FakeClock) -> set[str]:
+    refused = set()
+    for name, call in calls(keyring, clock).items():
+        try:
+            call()
+        except KeyringUnavailableError:
+            refused.add(name)
+        except StaleProposalError:
+            assert name == "sign"  # "any" is no key, but signing as such is possible
+    return refused
+
+
+EVERYTHING = {"mint", "sign", "jwks", "ready", "verify"}
+
+
+async def test_a_ring_that_was_never_read_serves_nothing(store: FakeRingStore, clock: FakeClock) -> None:
+    assert refusals(replica(store, clock), clock) == EVERYTHING
+
+
+async def test_an_empty_ring_is_an_error_and_never_an_empty_set(
+    store: FakeRingStore, clock: FakeClock
+) -> None:
+    keyring = replica(store, clock)
+    await keyring.load()
+    assert refusals(keyring, clock) == EVERYTHING - {"verify"}
+    assert keyring.public_keys(clock.now()) == {}
+
+
+async def test_a_ring_whose_keys_have_all_ended_is_an_error_and_never_an_empty_set(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    store.fails = {"insert_ring_key"}
+    for _minute in range(44):
+        clock.advance(60)
+        await keyring.load()
+        await keyring._note_served()
+    assert refusals(keyring, clock) == {"mint"}  # 60 s before the last key's end it vouches for nothing new
+    clock.advance(60)
+    await keyring.load()
+    assert refusals(keyring, clock) == EVERYTHING - {"verify"}
+    with pytest.raises(KeyringUnavailableError, match="No signing key is published"):
+        keyring.jwks()
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [(60.0, set()), (60.1, EVERYTHING)])
+async def test_a_state_older_than_p_serves_nothing(
+    keyring: Keyring, clock: FakeClock, seconds: float, refused: set[str]
+) -> None:
+    clock.advance(seconds)
+    assert refusals(keyring, clock) == refused
+
+
+@pytest.mark.parametrize(("drift", "refused"), [(5.0, set()), (5.1, EVERYTHING - {"verify"})])
+async def test_a_clock_off_by_more_than_s_signs_and_publishes_nothing(
+    keyring: Keyring, clock: FakeClock, drift: float, refused: set[str]
+) -> None:
+    clock.drift = drift
+    assert refusals(keyring, clock) == refused
+
+
+async def test_a_stepped_clock_makes_no_keys(store: FakeRingStore, clock: FakeClock) -> None:
+    keyring = replica(store, clock)
+    clock.drift = 5.1
+    with pytest.raises(KeyringUnavailableError):
+        await keyring.start()
+    assert store.rows == {}
+
+
+@pytest.mark.parametrize(("behind", "accepted"), [(5.0, True), (5.1, False)])
+async def test_a_clock_behind_the_time_in_the_database_is_refused_at_start(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, behind: float, *, accepted: bool
+) -> None:
+    restarted = replica(store, FakeClock(clock.now() - behind))
+    if accepted:
+        await restarted.load()
+    else:
+        with pytest.raises(KeyringUnavailableError, match="behind the time in the database"):
+            await restarted.load()
+
+
+async def test_the_jwks_waits_until_serving_it_is_on_record(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    restarted = replica(store, clock)
+    await restarted.load()
+    assert refusals(restarted, clock) == {"jwks", "ready"}
+    await restarted.start()
+    assert refusals(restarted, clock) == set()
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [(120.0, set()), (120.1, {"jwks", "ready"})])
+async def test_the_jwks_is_served_for_2p_on_one_record(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, seconds: float, refused: set[str]
+) -> None:
+    store.fails = {"note_served"}
+    clock.advance(seconds)
+    await keyring.load()
+    assert refusals(keyring, clock) == refused
+
+
+async def test_serving_is_put_on_record_no_oftener_than_every_p(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    first = store.last_served_at
+    assert first == clock.now()
+    clock.advance(59.9)
+    await keyring.start()
+    assert store.last_served_at == first
+    clock.advance(0.1)
+    await keyring.start()
+    assert store.last_served_at == store.clock_high_water == clock.now()
+
+
+# Rows and private halves that somebody else wrote.
+
+
+def altered(row: RingRow, **changes: Any) -> RingRow:
+    return row._replace(**changes)
+
+
+def planted(generation: int) -> RingRow:
+    """Return a row of an attacker's own key, as genuine as it can be without the master key."""
+    public_key = bytes(SigningKey(b"\x07" * 32).verify_key)
+    mac = MasterKey(b"\x07" * 32).mac("kkp/ring/v1", b"")
+    kid = jwks.thumbprint(public_key)
+    return RingRow(kid, generation, jwks.public_jwk(public_key), 0.0, 0.0, None, mac)
+
+
+async def test_a_planted_row_is_never_published_and_stops_everything(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    row = planted(3)
+    store.rows[row.kid] = row
+    store.private[row.kid] = b"\x07" * 92
+    with pytest.raises(StateUntrustedError):
+        await keyring.load()
+    assert refusals(keyring, clock) == EVERYTHING
+    with pytest.raises(StateUntrustedError):
+        keyring.public_keys(clock.now())
+    with pytest.raises(StateUntrustedError):
+        await keyring.rotate()
+
+
+async def test_removing_the_planted_row_heals_the_replica(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    row = planted(3)
+    store.rows[row.kid] = row
+    with pytest.raises(StateUntrustedError):
+        await keyring.load()
+    del store.rows[row.kid]
+    await keyring.load()
+    assert refusals(keyring, clock) == set()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"activate_at": 0.0}, id="activated sooner"),
+        pytest.param({"created_at": 0.0}, id="made older"),
+        pytest.param({"revoked_at": 1.0}, id="revoked"),
+        pytest.param({"generation": 9}, id="moved to another generation"),
+        pytest.param({"kid": "other"}, id="renamed"),
+        pytest.param({"public_jwk": planted(1).public_jwk}, id="given another public key"),
+        pytest.param({"mac": bytes(32)}, id="given another mac"),
+        pytest.param({"mac": "text"}, id="given a mac of another type"),
+        pytest.param({"activate_at": "soon"}, id="given a time of another type"),
+        pytest.param({"activate_at": float("inf")}, id="given an endless time"),
+        pytest.param({"public_jwk": b"\xff"}, id="given a key of another type"),
+    ],
+)
+async def test_an_altered_row_is_refused(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, changes: dict[str, Any]
+) -> None:
+    kid = keyring.view.ring.keys[1].kid
+    store.rows[kid] = altered(store.rows[kid], **changes)
+    with pytest.raises(StateUntrustedError):
+        await keyring.load()
+    assert refusals(keyring, clock) == EVERYTHING
+
+
+async def test_a_revoked_key_whose_row_is_genuine_is_not_revived_by_clearing_the_mark(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    upcoming = keyring.view.ring.keys[1]
+    revoked = keyring._row(type(upcoming)(*store.rows[upcoming.kid][:5], clock.now()))
+    store.rows[upcoming.kid] = revoked
+    await keyring.load()
+    assert upcoming.kid not in keyring.public_keys(clock.now())
+    store.rows[upcoming.kid] = altered(revoked, revoked_at=None)
+    with pytest.raises(StateUntrustedError):
+        await keyring.load()
+
+
+@pytest.mark.parametrize("attack", ["swapped", "cut", "emptied", "of another type", "missing"])
+async def test_private_halves_are_bound_to_their_key(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, attack: str
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    private: dict[str, Any] = store.private
+    match attack:
+        case "swapped":
+            private[active], private[upcoming] = private[upcoming], private[active]
+        case "cut":
+            private[active] = private[active][:-1]
+        case "emptied":
+            private[active] = b""
+        case "of another type":
+            private[active] = "text"
+        case "missing":
+            del private[active]
+    with pytest.raises(StateUntrustedError):
+        await keyring.load()
+    assert refusals(keyring, clock) == EVERYTHING
+
+
+async def test_a_private_half_of_another_key_is_refused_even_if_sealed_by_us(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    key = keyring.view.ring.keys[0]
+    context = f'{{"generation":1,"kid":"{key.kid}","purpose":"kkp/ring-private/v1"}}'
+    store.private[key.kid] = MASTER_KEY.seal("kkp/ring-private/v1", b"\x07" * 32, context.encode())
+    with pytest.raises(StateUntrustedError, match="does not belong"):
+        await keyring.load()
+
+
+async def test_the_ring_of_another_master_key_is_refused(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    with pytest.raises(StateUntrustedError):
+        await Keyring(store, MasterKey(b"\x07" * 32), TIMES, clock).load()
+
+
+async def test_the_seed_is_nowhere_in_the_store(keyring: Keyring, store: FakeRingStore) -> None:
+    stored = repr(store.rows).encode() + b"".join(store.private.values())
+    for signer in keyring._signers.values():
+        assert bytes(signer) not in stored
+        assert bytes(signer).hex().encode() not in stored
+
+
+# Rotation.
+
+
+async def test_keys_take_over_one_another_and_every_token_verifies(
+    keyring: Keyring, clock: FakeClock
+) -> None:
+    signed_by = set()
+    for _minute in range(60):
+        kid, expiry = keyring.plan_expiry(clock.now(), 300)
+        assert expiry == int(clock.now()) + 300
+        signed_by.add(kid)
+        await live(keyring, clock, 60)
+        assert kid in keyring.public_keys(clock.now())
+    assert len(signed_by) == 4
+
+
+async def test_a_key_is_committed_before_it_is_published(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    await live(keyring, clock, 899)
+    store.fails = {"insert_ring_key"}
+    clock.advance(1)
+    await keyring.load()
+    with pytest.raises(KeyringUnavailableError):
+        await keyring.ensure_keys()
+    assert set(published_kids(keyring)) == store.rows.keys()
+    keyring.check_ready(clock.now())
+
+
+@pytest.mark.parametrize("hours", [0.2, 0.4, 0.48, 0.5, 0.73, 0.745, 0.76, 1, 12])
+async def test_after_any_time_off_the_first_request_mints(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, hours: float
+) -> None:
+    clock.advance(hours * HOUR)
+    restarted = replica(store, clock)
+    await restarted.start()
+    restarted.check_ready(clock.now())
+    kid, expiry = restarted.plan_expiry(clock.now(), 300)
+    assert expiry >= int(clock.now()) + 60
+    assert restarted.sign(kid, b"x")
+    await live(restarted, clock, 1800)
+    assert restarted.plan_expiry(clock.now(), 300)[1] == int(clock.now()) + 300
+
+
+async def test_a_key_made_after_a_stop_signs_at_once_when_the_old_one_is_at_its_end(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    # NEXT took over at 900 and ends at 2700; at 2650 it is too late to mint with it.
+    clock.advance(2650)
+    restarted = replica(store, clock)
+    await restarted.start()
+    assert states(restarted, clock) == [KeyState.GONE, KeyState.RETIRED, KeyState.ACTIVE, KeyState.NEXT]
+
+
+async def test_no_key_signs_at_once_while_another_replica_serves(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    clock.advance(2650)
+    other = replica(store, clock)
+    await other.load()
+    await other._note_served()
+    await keyring.start()
+    assert states(keyring, clock) == [KeyState.GONE, KeyState.ACTIVE, KeyState.NEXT]
+    with pytest.raises(KeyringUnavailableError):
+        keyring.plan_expiry(clock.now(), 300)
+
+
+async def test_private_halves_are_deleted_once_spent(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    retired = keyring.view.ring.keys[0].kid
+    await live(keyring, clock, 910.9)
+    await keyring._delete_spent()
+    assert retired in store.private
+    await live(keyring, clock, 0.1)
+    await keyring._delete_spent()
+    assert retired not in store.private
+    await keyring.load()
+    assert retired not in keyring._signers
+    keyring.check_ready(clock.now())
+
+
+# POST /keys/rotate.
+
+
+async def test_twenty_requests_to_rotate_make_one_key_and_get_one_answer(
+    store: FakeRingStore, clock: FakeClock
+) -> None:
+    times = TIMES
+    keyring = replica(store, clock, times)
+    await keyring.load()
+    await keyring._create()
+    answers = [await keyring.rotate() for _ in range(20)]
+    assert len(store.rows) == 2
+    assert {answer.kid for answer in answers} == {keyring.view.ring.keys[1].kid}
+    assert {answer.activates_at for answer in answers} == {clock.now() + 900}
+    assert {answer.expires_at for answer in answers} == {clock.now() + 900 + 1800}
+    assert [answer.outcome for answer in answers] == ["created"] + ["scheduled"] * 19
+
+
+async def test_twenty_requests_at_once_on_five_replicas_make_one_key(
+    store: FakeRingStore, clock: FakeClock
+) -> None:
+    first = replica(store, clock)
+    await first.load()
+    await first._create()
+    replicas = [replica(store, clock) for _ in range(5)]
+    answers = await asyncio.gather(*(one.rotate() for one in replicas * 4))
+    assert len(store.rows) == 2
+    assert len({(answer.kid, answer.activates_at) for answer in answers}) == 1
+
+
+async def test_next_is_promoted_once_every_verifier_can_know_it(keyring: Keyring, clock: FakeClock) -> None:
+    upcoming = keyring.view.ring.keys[1]
+    await live(keyring, clock, LEAD - 1)
+    assert (await keyring.rotate()).outcome == "scheduled"
+    await live(keyring, clock, 1)
+    rotation = await keyring.rotate()
+    assert rotation == Rotation(upcoming.kid, clock.now(), clock.now() + 1800, "promoted")
+    assert states(keyring, clock) == [KeyState.RETIRED, KeyState.ACTIVE]
+    assert keyring.sign(upcoming.kid, b"x")
+    assert (await keyring.rotate()).outcome == "created"
+
+
+async def test_replicas_that_rotate_together_agree_on_one_successor(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    replicas = [replica(store, clock) for _ in range(5)]
+    for generation in range(3, 8):
+        await live(keyring, clock, LEAD)
+        await asyncio.gather(*(one.rotate() for one in replicas))
+        assert len(store.rows) == generation
+    await live(replicas[0], clock, 0)
+    assert replicas[0].plan_expiry(clock.now(), 300)[1] == int(clock.now()) + 300
+
+
+async def test_a_promoted_row_is_authenticated_anew(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    await live(keyring, clock, LEAD)
+    await keyring.rotate()
+    restarted = replica(store, clock)
+    await restarted.start()
+    restarted.check_ready(clock.now())
+
+
+async def test_tokens_signed_before_a_promotion_verify_until_they_expire(
+    keyring: Keyring, clock: FakeClock
+) -> None:
+    await live(keyring, clock, LEAD)
+    kid, expiry = keyring.plan_expiry(clock.now(), 300)
+    for _request in range(20):
+        await keyring.rotate()
+    await live(keyring, clock, expiry - clock.now())
+    assert kid in keyring.public_keys(clock.now())
+
+
+async def test_a_full_ring_refuses_and_names_the_earliest_time(
+    store: FakeRingStore, clock: FakeClock
+) -> None:
+    times = RingTimes(max_keys=2)  # the ring obeys K even where start-up would refuse it
+    keyring = replica(store, clock, times)
+    await keyring.start()
+    await live(keyring, clock, 900)
+    room_at = int(clock.now()) + 900
+    kids = set(store.rows)
+    with pytest.raises(ConflictError, match=rf"at {room_at} \(2025-06-15T15:36:40Z\)"):
+        await keyring.rotate()
+    assert set(store.rows) == kids
+    await live(keyring, clock, 900)
+    assert len(store.rows) == 3
+
+
+async def test_rotating_is_refused_while_the_clock_or_the_store_is_not_right(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    clock.drift = 6.0
+    with pytest.raises(KeyringUnavailableError, match="clock"):
+        await keyring.rotate()
+    clock.drift = 0.0
+    store.fails = {"load_ring"}
+    with pytest.raises(KeyringUnavailableError, match="database"):
+        await keyring.rotate()
+
+
+class ContestedStore(FakeRingStore):
+    """A store where another replica is always first."""
+
+    async def insert_ring_key(self, row: RingRow, sealed_private: bytes) -> None:  # noqa: ARG002  the port's
+        raise ConflictError("This generation of the ring exists already.")
+
+
+async def test_a_race_lost_again_and_again_ends_in_an_answer(clock: FakeClock) -> None:
+    keyring = replica(ContestedStore(), clock)
+    with pytest.raises(KeyringUnavailableError, match="ask again"):
+        await keyring.rotate()
+
+
+# The task.
+
+FAST = RingTimes(
+    token_ttl=3,
+    rotation=9,
+    key_ttl=18,
+    verifier_cache=6,
+    replica_staleness=1.5,
+    poll=0.001,
+    clock_error=0.5,
+    fetch=0.5,
+    verifier_leeway=1,
+    min_ttl=1,
+    jwks_max_age=3,
+    jwks_max_age_floor=1,
+)
+
+
+async def settle(rounds: int = 30) -> None:
+    for _round in range(rounds):
+        await asyncio.sleep(0.001)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_the_task_makes_keys_serves_and_tidies(store: FakeRingStore, clock: FakeClock) -> None:
+    keyring = replica(store, clock, FAST)
+    task = asyncio.create_task(keyring.run())
+    await settle()
+    keyring.check_ready(clock.now())
+    first = keyring.view.ring.keys[0].kid
+    clock.advance(11.5)
+    await settle()
+    keyring.check_ready(clock.now())
+    assert len(store.rows) == 3
+    assert first not in store.private
+    await stop(task)
+
+
+async def test_the_task_outlives_every_error_and_recovers(
+    store: FakeRingStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyring = replica(store, clock, FAST)
+    store.fails = {"load_ring"}
+    task = asyncio.create_task(keyring.run())
+    await settle()
+    assert refusals(keyring, clock) == EVERYTHING
+    assert "keyring: load: The state database is not available." in caplog.text
+    store.fails = set()
+    await settle()
+    keyring.check_ready(clock.now())
+    await stop(task)
+
+
+async def test_a_failed_rotation_does_not_end_serving(store: FakeRingStore, clock: FakeClock) -> None:
+    keyring = replica(store, clock, FAST)
+    await keyring.start()
+    store.fails = {"insert_ring_key"}
+    task = asyncio.create_task(keyring.run())
+    for _second in range(9):
+        clock.advance(1)
+        await settle()
+        keyring.check_ready(clock.now())
+    assert store.last_served_at is not None
+    assert clock.now() - store.last_served_at < 2 * FAST.replica_staleness
+    await stop(task)
+
+
+class BrokenStore(FakeRingStore):
+    """A store whose driver lets an exception of its own through, with a secret in its text."""
+
+    async def note_served(self, at: float) -> None:
+        raise RuntimeError("canary", at)
+
+
+async def test_a_foreign_exception_is_logged_by_its_type_only(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    keyring = replica(BrokenStore(), clock, FAST)
+    task = asyncio.create_task(keyring.run())
+    await settle()
+    await stop(task)
+    assert "_note_served failed: RuntimeError" in caplog.text
+    assert "canary" not in caplog.text
+
+
+async def test_concurrent_reads_never_bring_an_older_state_back(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    await live(keyring, clock, LEAD)
+    epochs = []
+
+    async def read() -> None:
+        await keyring.load()
+        epochs.append(keyring.epoch)
+
+    await asyncio.gather(read(), keyring.rotate(), read(), read())
+    assert epochs == sorted(epochs)
+    assert keyring.epoch == store.epoch
