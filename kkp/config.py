@@ -317,9 +317,7 @@ def _check_database(texts: Mapping[str, str], problems: list[str]) -> None:
     url = texts["KKP_DATABASE_URL"]
     # An in-memory database would be another one for each connection.
     if url and not re.match(re.escape(_SQLITE) + r"(?!:memory:)[^?]+\Z", url):
-        problems.append(
-            "KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db"
-        )
+        problems.append("KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db")
 
 
 def _check_master_key(texts: Mapping[str, str], problems: list[str]) -> None:

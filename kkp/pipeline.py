@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
@@ -45,7 +45,7 @@ from kkp.errors import (
     StaleProposalError,
     TokenExpiredError,
 )
-from kkp.model import JSON, Caller, Credentials, Decision
+from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
 from kkp.operations.base import EnvelopeFacts, Operation, Proposal, refusal
 from kkp.tokens import Claims
 
@@ -225,12 +225,12 @@ class Pipeline:
             AuditUnavailableError: The decision could not be made durable.
             KKPError: Whatever the operation itself raises.
         """
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             authenticated = await self._authenticate(credentials, origin)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin)
             proposal, decision, failure = await self._decide(operation, proposal, question)
-            origin.decision_id = secrets.token_hex(16)
+            origin.decision_id = f"{origin.request_id}-{attempt}"
             receipt = await self._audit.commit(
                 _entry(operation, proposal, decision, failure, question, origin)
             )
@@ -277,10 +277,7 @@ class Pipeline:
                 envelope=_envelope_document(proposal.envelope),
                 **proposal.details,
             ),
-            environment=_Environment(
-                time=datetime.fromtimestamp(int(self._clock.now()), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                client_ip=origin.client_ip,
-            ),
+            environment=_Environment(time=_rfc3339(int(self._clock.now())), client_ip=origin.client_ip),
         )
         return _encoder.encode(document)
 
@@ -292,7 +289,7 @@ class Pipeline:
         if refused is not None:
             return proposal, Decision(allow=False, reasons=(f"kkp.{refused.code}",)), refused
         try:
-            decision = await self._policy.decide(question)
+            decision = await self._policy.decide(PolicyInput(msgspec.json.decode(question), question))
         except PolicyUnavailableError as error:
             return proposal, Decision(allow=False, reasons=(f"kkp.{error.code}",)), error
         if decision.allow:
@@ -317,6 +314,11 @@ class Pipeline:
             )
         except AuditUnavailableError:
             _log.exception("the outcome of %s:%d could not be recorded", receipt.chain, receipt.seq)
+
+
+@lru_cache(maxsize=1)  # thousands of requests share a second
+def _rfc3339(now: int) -> str:
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _envelope_document(envelope: EnvelopeFacts | None) -> Mapping[str, JSON]:

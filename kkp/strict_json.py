@@ -16,10 +16,10 @@ def refuse_duplicates(document: bytes) -> None:
     """Refuse a JSON text in which an object has two members of one name.
 
     Raises:
-        ValueError: It has, or it is not JSON.
+        ValueError: It has, or it is not JSON in UTF-8.
         RecursionError: It is nested beyond any use.
     """
-    json.loads(document, object_pairs_hook=_unique)
+    _decoder.decode(document.decode())
 
 
 def _unique(pairs: Sequence[tuple[str, JSON]]) -> dict[str, JSON]:
@@ -27,3 +27,6 @@ def _unique(pairs: Sequence[tuple[str, JSON]]) -> dict[str, JSON]:
     if len(members) != len(pairs):
         raise ValueError("duplicate member")
     return members
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_unique)

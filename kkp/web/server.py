@@ -8,6 +8,7 @@ the log with them.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +26,8 @@ from kkp.pipeline import Origin
 from kkp.web import problems
 from kkp.web.routes import ORIGIN
 
+_PREFIX = secrets.token_hex(8)
+_count = itertools.count(1)
 _log = logging.getLogger(__name__)
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -90,7 +93,8 @@ def _answering_errors(handler: _RequestHandler) -> _RequestHandler:
 
 
 def _new_request_id() -> str:
-    return secrets.token_hex(16)
+    """Return an id that no other request has: this process's random prefix and a count. It is no secret."""
+    return f"{_PREFIX}{next(_count):012x}"
 
 
 @asynccontextmanager

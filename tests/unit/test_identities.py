@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[IdentityStore]:
-    database = await Database.open(f"sqlite+aiosqlite:///{path}", master_key_check=b"check")
+    database = await Database.open(f"sqlite:///{path}", master_key_check=b"check")
     yield IdentityStore(database)
     await database.close()
 
@@ -224,23 +224,25 @@ async def test_the_key_itself_is_in_no_file_and_no_text(
 
 PLANTED = {
     "an admin with a key of its own": (
-        "INSERT INTO identities SELECT 'mallory', replace(document, 'service', 'admin'), created_at, NULL, mac "
-        "FROM identities WHERE id = 'orders'"
+        "INSERT INTO identities SELECT 'mallory', replace(document, 'service', 'admin'), created_at, NULL, "
+        "mac FROM identities WHERE id = 'orders'"
     ),
     "a copy under another name": (
         "INSERT INTO identities SELECT 'orders2', document, created_at, disabled_at, mac FROM identities "
         "WHERE id = 'orders'"
     ),
     "a copy whose name is bytes": (
-        "INSERT INTO identities SELECT x'a2b75e7ac3', document, created_at, disabled_at, mac FROM identities "
-        "WHERE id = 'orders'"
+        "INSERT INTO identities SELECT CAST(id AS BLOB), document, created_at, disabled_at, mac "
+        "FROM identities WHERE id = 'orders'"
     ),
     "an identity without a MAC": (
         'INSERT INTO identities VALUES (\'mallory\', \'{"roles":["admin"],"grants":[],"attributes":{}}\', 1, '
         "NULL, x'')"
     ),
-    "a role": "UPDATE identities SET document = replace(document, '\"service\"', '\"admin\"') WHERE id = 'orders'",
-    "a wider grant": "UPDATE identities SET document = replace(document, 'alias/orders', '*') WHERE id = 'orders'",
+    "a role": "UPDATE identities SET document = replace(document, 'service', 'admin') WHERE id = 'orders'",
+    "a wider grant": (
+        "UPDATE identities SET document = replace(document, 'alias/orders', '*') WHERE id = 'orders'"
+    ),
     "one more space in a document": "UPDATE identities SET document = document || ' ' WHERE id = 'orders'",
     "a document as bytes": "UPDATE identities SET document = CAST(document AS BLOB) WHERE id = 'orders'",
     "a document that is no JSON": "UPDATE identities SET document = '{' WHERE id = 'orders'",
@@ -251,7 +253,9 @@ PLANTED = {
     "a disabled identity enabled": "UPDATE identities SET disabled_at = NULL WHERE id = 'gone'",
     "a disabled identity disabled later": "UPDATE identities SET disabled_at = 9e15 WHERE id = 'gone'",
     "an enabled identity disabled": "UPDATE identities SET disabled_at = 1 WHERE id = 'orders'",
-    "an enabled identity disabled at infinity": "UPDATE identities SET disabled_at = 9e999 WHERE id = 'orders'",
+    "an enabled identity disabled at infinity": (
+        "UPDATE identities SET disabled_at = 9e999 WHERE id = 'orders'"
+    ),
     "MACs swapped between identities": (
         "UPDATE identities SET mac = (SELECT mac FROM identities AS other WHERE other.id = "
         "CASE identities.id WHEN 'orders' THEN 'billing' ELSE 'orders' END) WHERE id IN ('orders', 'billing')"
@@ -337,7 +341,7 @@ async def test_what_is_written_by_hand_is_noticed_at_the_next_write_too(
     directory: IdentityDirectory, path: Path
 ) -> None:
     await directory.add(ORDERS)
-    by_hand(path, "UPDATE identities SET document = replace(document, '\"service\"', '\"admin\"')")
+    by_hand(path, "UPDATE identities SET document = replace(document, 'service', 'admin')")
     with pytest.raises(StateUntrustedError):
         await directory.add(BILLING)
     assert directory.all() == []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import hmac
-import pickle
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM

@@ -25,7 +25,7 @@ from kkp.errors import (
     UnauthenticatedError,
 )
 from kkp.master_key import MasterKey
-from kkp.model import Action, Caller, Credentials, Decision
+from kkp.model import Action, Caller, Credentials, Decision, PolicyInput
 from kkp.operations.base import Operation, Proposal
 from kkp.pipeline import LiveState, Origin, Pipeline
 from kkp.tokens import Claims
@@ -47,8 +47,8 @@ class ScriptedPolicy:
         self.questions: list[Any] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
-    async def decide(self, policy_input: bytes) -> Decision:
-        self.questions.append(json.loads(policy_input))
+    async def decide(self, policy_input: PolicyInput) -> Decision:
+        self.questions.append(json.loads(policy_input.encoded))
         self.meanwhile()
         if isinstance(self.answer, KKPError):
             raise self.answer

@@ -1,0 +1,367 @@
+"""Who is calling: every combination of credentials, and what a cached token must not outlive."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from nacl.signing import SigningKey
+
+from kkp.authn.authenticator import Authenticator
+from kkp.authn.base import Authenticated
+from kkp.authn.identities import IdentityDirectory
+from kkp.authn.kkp_tokens import TokenVerifier
+from kkp.authn.operator import LocalOperator
+from kkp.errors import (
+    AuthenticationError,
+    InvalidRequestError,
+    StateUntrustedError,
+    TokenExpiredError,
+    TokenInvalidError,
+    UnauthenticatedError,
+)
+from kkp.master_key import MasterKey
+from kkp.model import Caller, Credentials, Grant, Identity
+from kkp.store.identities import IdentityStore
+from kkp.store.sql import Database
+from kkp.tokens import Actor, Claims, encode_claims, sign
+from tests.fakes.clock import FakeClock
+
+NOW = 1_750_000_000
+CLOCK_ERROR = 5
+ISSUER = "https://kkp.test"
+SIGNER = SigningKey(b"s" * 32)
+GRANT = Grant("aws", "alias/orders", ("encrypt", "decrypt"))
+CLAIMS = Claims(
+    iss=ISSUER,
+    sub="orders",
+    aud="orders-db",
+    iat=NOW,
+    nbf=NOW,
+    exp=NOW + 300,
+    jti="1",
+    backend="aws",
+    key_id="alias/orders",
+    ops=["decrypt"],
+    policy_claims={},
+)
+ORDERS_KEY, BILLING_KEY, GONE_KEY = "kkp_sk_orders", "kkp_sk_billing", "kkp_sk_gone"
+KEYS = {"orders": ORDERS_KEY, "billing": BILLING_KEY, "gone": GONE_KEY}
+
+
+def mint(kid: str = "key-1", **changes: object) -> str:
+    claims = msgspec.structs.replace(CLAIMS, **changes)
+    return sign(encode_claims(claims), kid, lambda data: bytes(SIGNER.sign(data).signature))
+
+
+class PublishedKeys:
+    """What the ring publishes now; a key that is taken out is revoked or gone."""
+
+    def __init__(self, *kids: str) -> None:
+        self.keys = {kid: bytes(SIGNER.verify_key) for kid in kids}
+
+    def public_keys(self, now: float) -> Mapping[str, bytes]:
+        assert now >= NOW - CLOCK_ERROR
+        return self.keys
+
+
+@dataclass
+class World:
+    """An authenticator over a real database, and the hands that change what it sees."""
+
+    store: IdentityStore
+    directory: IdentityDirectory
+    ring: PublishedKeys
+    clock: FakeClock
+    authenticator: Authenticator
+
+    def authenticate(self, bearer: str | None = None, token: str | None = None) -> Authenticated:
+        return self.authenticator.authenticate(Credentials(bearer, token, "192.0.2.1"), epoch=7)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """`orders` and `billing` are enabled, `gone` is disabled, nobody else exists."""
+    database = await Database.open(f"sqlite:///{tmp_path / 'kkp.db'}", master_key_check=b"check")
+    store = IdentityStore(database)
+    directory = IdentityDirectory(store, MasterKey(b"m" * 32))
+    await directory.load()
+    for name, key in KEYS.items():
+        identity = Identity(name, ("service",), (GRANT,), {"team": name}, NOW)
+        await directory.add(identity, service_key=key)
+    await directory.disable("gone", at=NOW)
+    ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
+    verifier = TokenVerifier(ring, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    yield World(store, directory, ring, clock, Authenticator(directory, verifier))
+    await database.close()
+
+
+# Every combination of what a request can present.
+
+GOOD, OTHER_GOOD = mint(), mint(jti="2")
+ANOTHER_SUBJECT = mint(sub="billing")
+ACTED, ACTED_BY_GONE = mint(act=Actor("billing")), mint(act=Actor("gone"))
+ACTED_BY_NOBODY = mint(act=Actor("nobody"))
+EXPIRED, EARLY = mint(exp=NOW), mint(nbf=NOW + CLOCK_ERROR + 1)
+OF_GONE, OF_NOBODY = mint(sub="gone"), mint(sub="nobody")
+OF_GONE_FOR_ORDERS = mint(sub="gone", act=Actor("orders"))
+UNKNOWN_KEY = mint(kid="key-9")
+FORGED = GOOD[:-4] + "AAAA"
+FOREIGN = mint(iss="https://elsewhere.test")
+
+
+class LetIn(NamedTuple):
+    """What is presented, and who that is."""
+
+    bearer: str | None
+    token: str | None
+    caller: str
+    method: str
+    beside: bool = False
+
+
+LET_IN = {
+    "a service key": LetIn(ORDERS_KEY, None, "orders", "service_key"),
+    "a token as bearer": LetIn(GOOD, None, "orders", "kkp_token"),
+    "a token in the body": LetIn(None, GOOD, "orders", "kkp_token"),
+    "one token in both places": LetIn(GOOD, GOOD, "orders", "kkp_token"),
+    "a token of another subject": LetIn(ANOTHER_SUBJECT, None, "billing", "kkp_token"),
+    "a token that another asked for": LetIn(ACTED, None, "orders", "kkp_token"),
+    "a service key beside its own token": LetIn(ORDERS_KEY, GOOD, "orders", "service_key", beside=True),
+    "the asker's key beside the token": LetIn(BILLING_KEY, ACTED, "billing", "service_key", beside=True),
+    # Whether that token is any use to the caller is asked, and recorded, further down the road.
+    "a key beside another's token": LetIn(BILLING_KEY, GOOD, "billing", "service_key", beside=True),
+}
+REFUSED: dict[str, tuple[str | None, str | None, type[Exception]]] = {
+    "nothing": (None, None, UnauthenticatedError),
+    "an unknown service key": ("kkp_sk_unknown", None, UnauthenticatedError),
+    "a service key's prefix alone": ("kkp_sk_", None, UnauthenticatedError),
+    "a service key that is not Unicode": ("kkp_sk_\ud800", None, UnauthenticatedError),
+    "a disabled service's key": (GONE_KEY, None, UnauthenticatedError),
+    "an unknown service key beside a good token": ("kkp_sk_unknown", GOOD, UnauthenticatedError),
+    "a disabled service's key beside a good token": (GONE_KEY, GOOD, UnauthenticatedError),
+    "two different good tokens": (GOOD, OTHER_GOOD, InvalidRequestError),
+    "a good and a bad token": (GOOD, FORGED, InvalidRequestError),
+    "a good token and an empty one": (GOOD, "", InvalidRequestError),
+    "an empty bearer and a good token": ("", GOOD, InvalidRequestError),
+    "an empty bearer": ("", None, TokenInvalidError),
+    "an empty token": (None, "", TokenInvalidError),
+    "a word": ("letmein", None, TokenInvalidError),
+    "a service key in the wrong case": (ORDERS_KEY.upper(), None, TokenInvalidError),
+    "a service key in the body": (None, ORDERS_KEY, TokenInvalidError),
+    "a service key in both places": (ORDERS_KEY, ORDERS_KEY, TokenInvalidError),
+    "a token that is not Unicode": (None, "\ud800", TokenInvalidError),
+    "an expired token": (EXPIRED, None, TokenExpiredError),
+    "a token of the future": (EARLY, None, TokenInvalidError),
+    "a forged token": (FORGED, None, TokenInvalidError),
+    "a token of an unknown key": (UNKNOWN_KEY, None, TokenInvalidError),
+    "a token of another issuer": (FOREIGN, None, TokenInvalidError),
+    "a disabled subject": (OF_GONE, None, TokenInvalidError),
+    "an unknown subject": (OF_NOBODY, None, TokenInvalidError),
+    "a disabled actor": (ACTED_BY_GONE, None, TokenInvalidError),
+    "an unknown actor": (ACTED_BY_NOBODY, None, TokenInvalidError),
+    "a disabled subject and a good actor": (OF_GONE_FOR_ORDERS, None, TokenInvalidError),
+    "a service key beside an expired token": (ORDERS_KEY, EXPIRED, TokenExpiredError),
+    "a service key beside a forged token": (ORDERS_KEY, FORGED, TokenInvalidError),
+    "a service key beside an empty token": (ORDERS_KEY, "", TokenInvalidError),
+    "a service key beside a disabled subject's token": (ORDERS_KEY, OF_GONE, TokenInvalidError),
+    "a service key beside a disabled actor's token": (ORDERS_KEY, ACTED_BY_GONE, TokenInvalidError),
+}
+
+
+@pytest.mark.parametrize("case", LET_IN.values(), ids=LET_IN.keys())
+async def test_good_credentials_say_who_is_calling(world: World, case: LetIn) -> None:
+    authenticated = world.authenticate(case.bearer, case.token)
+    presented_a_token = case.token is not None or case.method == "kkp_token"
+    assert authenticated.caller == Caller(
+        id=case.caller,
+        kind="service",
+        roles=("service",),
+        issuer="kkp",
+        method=case.method,
+        attributes={"team": case.caller},
+        grants=(GRANT,),
+    )
+    assert (authenticated.token is not None) == presented_a_token
+    assert authenticated.beside == case.beside
+    assert authenticated.epoch == 7
+
+
+@pytest.mark.parametrize(("bearer", "token", "error"), REFUSED.values(), ids=REFUSED.keys())
+async def test_bad_credentials_are_refused(
+    world: World, bearer: str | None, token: str | None, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as refusal:
+        world.authenticate(bearer, token)
+    assert type(refusal.value) is error
+    for secret in (bearer, token):
+        assert not secret or secret not in str(refusal.value)
+
+
+async def refusals(world: World, *presented: str) -> set[tuple[type[Exception], str]]:
+    seen: set[tuple[type[Exception], str]] = set()
+    for bearer in presented:
+        with pytest.raises(AuthenticationError) as refusal:
+            world.authenticate(bearer)
+        seen.add((type(refusal.value), str(refusal.value)))
+    return seen
+
+
+async def test_an_unknown_and_a_disabled_key_get_one_answer(world: World) -> None:
+    assert len(await refusals(world, "kkp_sk_unknown", GONE_KEY, "kkp_sk_")) == 1
+
+
+async def test_tokens_of_unknown_and_disabled_subjects_and_forged_ones_get_one_answer(world: World) -> None:
+    presented = (OF_NOBODY, OF_GONE, ACTED_BY_GONE, ACTED_BY_NOBODY, FORGED, UNKNOWN_KEY, FOREIGN, "x")
+    assert len(await refusals(world, *presented)) == 1
+
+
+async def test_a_disabled_service_is_out_at_once_with_key_and_cached_token(world: World) -> None:
+    world.authenticate(ORDERS_KEY)
+    world.authenticate(GOOD)
+    world.authenticate(ACTED)
+    await world.directory.disable("orders", at=NOW)
+    with pytest.raises(UnauthenticatedError):
+        world.authenticate(ORDERS_KEY)
+    with pytest.raises(TokenInvalidError):
+        world.authenticate(GOOD)
+
+
+async def test_a_disabled_actor_s_cached_token_is_out_at_once(world: World) -> None:
+    world.authenticate(ACTED)
+    await world.directory.disable("billing", at=NOW)
+    with pytest.raises(TokenInvalidError):
+        world.authenticate(ACTED)
+    assert world.authenticate(GOOD).caller.id == "orders"
+
+
+@pytest.mark.parametrize("credential", [ORDERS_KEY, GOOD, "kkp_sk_unknown", FORGED, None])
+async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
+    world: World, credential: str | None
+) -> None:
+    world.authenticate(GOOD)
+    stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32))
+    with pytest.raises(StateUntrustedError):
+        await stranger.load()
+    verifier = TokenVerifier(world.ring, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    with pytest.raises(StateUntrustedError):
+        Authenticator(stranger, verifier).authenticate(Credentials(credential), epoch=1)
+
+
+async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
+    assert GOOD not in repr(Credentials(GOOD, GOOD))
+    assert ORDERS_KEY not in repr(Credentials(ORDERS_KEY))
+    authenticated = world.authenticate(ORDERS_KEY, GOOD)
+    assert CLAIMS.jti + "'" not in repr(authenticated)
+    assert "alias/orders'" in repr(authenticated)  # the grant of the caller, not the token
+    assert "orders-db" not in repr(authenticated)
+
+
+# The cache of verified tokens.
+
+
+def verifier_of(ring: PublishedKeys, clock: FakeClock) -> TokenVerifier:
+    return TokenVerifier(ring, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+
+
+def test_a_cached_token_expires_to_the_second() -> None:
+    clock = FakeClock(NOW)
+    verifier = verifier_of(PublishedKeys("key-1"), clock)
+    verifier.verify(GOOD)
+    clock.advance(299)
+    assert verifier.verify(GOOD) == CLAIMS
+    clock.advance(1)
+    with pytest.raises(TokenExpiredError):
+        verifier.verify(GOOD)
+
+
+def test_a_token_seen_too_early_is_good_once_its_time_has_come() -> None:
+    clock = FakeClock(NOW)
+    verifier = verifier_of(PublishedKeys("key-1"), clock)
+    with pytest.raises(TokenInvalidError):
+        verifier.verify(EARLY)
+    clock.advance(1)
+    assert verifier.verify(EARLY).nbf == NOW + CLOCK_ERROR + 1
+
+
+def test_a_cached_token_dies_with_its_key() -> None:
+    ring = PublishedKeys("key-1", "key-2")
+    verifier = verifier_of(ring, FakeClock(NOW))
+    verifier.verify(GOOD)
+    del ring.keys["key-1"]
+    with pytest.raises(TokenInvalidError):
+        verifier.verify(GOOD)
+    assert verifier.verify(mint(kid="key-2")) == CLAIMS
+
+
+def test_a_refused_token_is_not_remembered_as_anything() -> None:
+    ring = PublishedKeys()
+    verifier = verifier_of(ring, FakeClock(NOW))
+    with pytest.raises(TokenInvalidError):
+        verifier.verify(GOOD)
+    ring.keys["key-1"] = bytes(SIGNER.verify_key)
+    assert verifier.verify(GOOD) == CLAIMS
+
+
+def test_a_cached_token_vouches_for_no_other_spelling_of_itself() -> None:
+    verifier = verifier_of(PublishedKeys("key-1"), FakeClock(NOW))
+    verifier.verify(GOOD)
+    for other in (GOOD + "=", GOOD[:-1] + chr(ord(GOOD[-1]) + 1), " " + GOOD, FORGED, GOOD + "\ud800"):
+        with pytest.raises(TokenInvalidError):
+            verifier.verify(other)
+
+
+def test_one_verification_serves_every_further_use() -> None:
+    ring = PublishedKeys("key-1")
+    verifier = verifier_of(ring, FakeClock(NOW))
+    verifier.verify(GOOD)
+    ring.keys["key-1"] = bytes(32)  # a key that verifies nothing: only the cache can answer now
+    assert verifier.verify(GOOD) == CLAIMS
+
+
+def test_the_cache_is_bounded_and_forgets_the_oldest_first() -> None:
+    ring = PublishedKeys("key-1")
+    verifier = verifier_of(ring, FakeClock(NOW))
+    tokens = [mint(jti=f"j{number}") for number in range(4097)]
+    for token in tokens:
+        verifier.verify(token)
+    ring.keys["key-1"] = bytes(32)
+    with pytest.raises(TokenInvalidError):
+        verifier.verify(tokens[0])
+    assert verifier.verify(tokens[1]).jti == "j1"
+    assert verifier.verify(tokens[-1]).jti == "j4096"
+
+
+def test_forged_tokens_push_nothing_out_of_the_cache() -> None:
+    ring = PublishedKeys("key-1")
+    verifier = verifier_of(ring, FakeClock(NOW))
+    verifier.verify(GOOD)
+    for number in range(5000):
+        with pytest.raises(TokenInvalidError):
+            verifier.verify(f"forged-{number}")
+    ring.keys["key-1"] = bytes(32)
+    assert verifier.verify(GOOD) == CLAIMS
+
+
+# The person at the machine.
+
+
+@pytest.mark.parametrize("credentials", [Credentials(), Credentials("kkp_sk_x"), Credentials(None, "x")])
+def test_the_operator_is_the_account_of_the_process_and_needs_no_credential(credentials: Credentials) -> None:
+    authenticated = LocalOperator().authenticate(credentials, epoch=3)
+    assert authenticated.caller.id == f"operator:{pwd.getpwuid(os.getuid()).pw_name}"
+    assert authenticated.caller.kind == "operator"
+    assert authenticated.caller.method == "local_operator"
+    assert authenticated.caller.roles == ("admin",)
+    assert (authenticated.token, authenticated.epoch) == (None, 3)
+
+
+def test_an_operator_without_an_account_is_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    assert LocalOperator().authenticate(Credentials(), epoch=1).caller.id == "operator:uid-4000000"

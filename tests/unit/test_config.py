@@ -1,0 +1,472 @@
+"""The settings: what holds when nothing is set, what wins, and what is refused with which cure."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from kkp.config import Address, Settings, load
+from kkp.errors import ConfigError
+from kkp.ring_times import RingTimes
+
+SCHEMES = ("memory", "local")
+CANARY = "canary-3f9a1c"
+MASTER_KEY = bytes(range(200, 232))
+MASTER_KEY_TEXT = base64.urlsafe_b64encode(MASTER_KEY).decode()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty directory: `kkp.toml` is looked for in the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def settings(**environ: str) -> Settings:
+    return load(environ, schemes=SCHEMES)
+
+
+def problems(**environ: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as refusal:
+        settings(**environ)
+    return refusal.value.problems
+
+
+# Defaults.
+
+
+def test_with_nothing_set_the_documented_defaults_hold() -> None:
+    assert settings() == Settings(
+        listen=Address("127.0.0.1", 8080),
+        data_dir=Path(".kkp"),
+        database_url="sqlite:///.kkp/kkp.db",
+        master_key=None,
+        master_key_file=Path(".kkp/master.key"),
+        issuer="http://127.0.0.1:8080",
+        policy_path=None,
+        backends={
+            "aws": "memory://aws",
+            "gcp": "memory://gcp",
+            "azure": "memory://azure",
+            "local": "local://",
+        },
+        max_plaintext_bytes=1024 * 1024,
+        ring_times=RingTimes(
+            token_ttl=300,
+            min_ttl=60,
+            rotation=900,
+            key_ttl=1800,
+            max_keys=5,
+            jwks_max_age=300,
+            jwks_max_age_floor=30,
+            verifier_cache=600,
+            verifier_leeway=60,
+            replica_staleness=60,
+            poll=5,
+            clock_error=5,
+            fetch=10,
+        ),
+        warnings=(),
+    )
+
+
+def test_the_data_directory_carries_database_and_master_key_with_it() -> None:
+    chosen = settings(KKP_DATA_DIR="/var/lib/kkp")
+    assert chosen.database_path == Path("/var/lib/kkp/kkp.db")
+    assert chosen.database_url == "sqlite:////var/lib/kkp/kkp.db"
+    assert chosen.master_key_file == Path("/var/lib/kkp/master.key")
+
+
+def test_the_default_issuer_is_where_the_server_listens() -> None:
+    assert settings(KKP_LISTEN_ADDR="[::1]:9000").issuer == "http://[::1]:9000"
+
+
+def test_a_short_token_lifetime_alone_is_a_good_wish() -> None:
+    assert settings(KKP_TOKEN_TTL_SECS="30").ring_times.min_ttl == 30
+    assert settings(KKP_TOKEN_TTL_SECS="60").ring_times.min_ttl == 60
+    assert settings(KKP_TOKEN_TTL_SECS="61").ring_times.min_ttl == 60
+
+
+def test_a_minimum_above_the_token_lifetime_is_refused() -> None:
+    (problem,) = problems(KKP_TOKEN_TTL_SECS="60", KKP_MIN_TOKEN_TTL_SECS="61")
+    assert problem.startswith("V9")
+
+
+# Every setting arrives where it belongs.
+
+RING_SETTINGS = {
+    "KKP_TOKEN_TTL_SECS": ("token_ttl", "299", 299),
+    "KKP_MIN_TOKEN_TTL_SECS": ("min_ttl", "59.5", 59.5),
+    "KKP_KEY_TTL_SECS": ("key_ttl", "1801", 1801),
+    "KKP_KEY_ROTATION_SECS": ("rotation", "901", 901),
+    "KKP_MAX_ACTIVE_KEYS": ("max_keys", "6", 6),
+    "KKP_JWKS_MAX_AGE_SECS": ("jwks_max_age", "301", 301),
+    "KKP_JWKS_MAX_AGE_FLOOR_SECS": ("jwks_max_age_floor", "29", 29),
+    "KKP_VERIFIER_CACHE_SECS": ("verifier_cache", "599", 599),
+    "KKP_VERIFIER_LEEWAY_SECS": ("verifier_leeway", "0", 0),
+    "KKP_REPLICA_STALENESS_SECS": ("replica_staleness", "61", 61),
+    "KKP_POLL_SECS": ("poll", "4", 4),
+    "KKP_CLOCK_ERROR_SECS": ("clock_error", "4", 4),
+    "KKP_FETCH_SECS": ("fetch", "9", 9),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "text", "value"), [(name, *case) for name, case in RING_SETTINGS.items()]
+)
+def test_each_time_of_the_keyring_has_its_setting(name: str, field: str, text: str, value: float) -> None:
+    times = settings(**{name: text}).ring_times
+    assert getattr(times, field) == value
+    others = [other.name for other in fields(times) if other.name != field]
+    assert [getattr(times, other) for other in others] == [getattr(RingTimes(), other) for other in others]
+
+
+def test_every_time_of_the_keyring_can_be_set() -> None:
+    assert {field for field, _, _ in RING_SETTINGS.values()} == {field.name for field in fields(RingTimes)}
+
+
+def test_the_other_settings_arrive(here: Path) -> None:
+    (here / "policy.rego").write_text("package kkp.authz")
+    chosen = settings(
+        KKP_LISTEN_ADDR="localhost:0",
+        KKP_DATABASE_URL="sqlite:////srv/other.db",
+        KKP_MASTER_KEY=MASTER_KEY_TEXT,
+        KKP_ISSUER="https://kkp.example.com/tenant/",
+        KKP_POLICY_PATH="policy.rego",
+        KKP_BACKENDS=" b=local:// , a=memory://aws,",
+        KKP_MAX_PLAINTEXT_BYTES="10",
+    )
+    assert chosen.listen == Address("localhost", 0)
+    assert chosen.database_path == Path("/srv/other.db")
+    assert chosen.master_key == MASTER_KEY
+    assert chosen.issuer == "https://kkp.example.com/tenant"
+    assert chosen.policy_path == Path("policy.rego")
+    assert list(chosen.backends.items()) == [("b", "local://"), ("a", "memory://aws")]
+    assert chosen.max_plaintext_bytes == 10
+
+
+def test_a_master_key_file_is_named_not_read() -> None:
+    chosen = settings(KKP_MASTER_KEY_FILE="/run/secrets/kkp")
+    assert (chosen.master_key, chosen.master_key_file) == (None, Path("/run/secrets/kkp"))
+
+
+# Environment over file over default.
+
+
+def toml(text: str, name: str = "kkp.toml") -> None:
+    Path(name).write_text(text, "utf-8")
+
+
+def test_the_file_wins_over_the_default_and_the_environment_over_both() -> None:
+    toml('token_ttl_secs = 200\nissuer = "https://file.test"\nlisten_addr = "127.0.0.1:1"')
+    chosen = settings(KKP_ISSUER="https://environment.test")
+    assert chosen.ring_times.token_ttl == 200
+    assert chosen.issuer == "https://environment.test"
+    assert chosen.listen == Address("127.0.0.1", 1)
+    assert chosen.ring_times.rotation == 900
+
+
+def test_an_empty_variable_is_no_variable() -> None:
+    toml("token_ttl_secs = 200")
+    assert settings(KKP_TOKEN_TTL_SECS="").ring_times.token_ttl == 200
+    assert settings(KKP_CONFIG="", KKP_OPA_URL="").ring_times.token_ttl == 200
+
+
+def test_a_file_elsewhere_is_read_where_it_is_named_and_the_one_here_is_not() -> None:
+    toml("token_ttl_secs = 200")
+    toml("token_ttl_secs = 100", "other.toml")
+    assert settings(KKP_CONFIG="other.toml").ring_times.token_ttl == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("token_ttl_secs = 250", 250), ("token_ttl_secs = 250.5", 250.5), ('token_ttl_secs = "250"', 250)],
+)
+def test_a_number_in_the_file_is_a_number_or_its_text(text: str, value: float) -> None:
+    toml(text)
+    assert settings().ring_times.token_ttl == value
+
+
+def test_true_in_the_file_is_a_flag() -> None:
+    toml('dev_allow_remote = true\nlisten_addr = "0.0.0.0:80"')
+    assert settings().listen == Address("0.0.0.0", 80)  # noqa: S104  allowed on purpose
+
+
+def test_backends_are_a_list_or_tables_and_the_environment_replaces_them_whole() -> None:
+    toml('[backends.aws]\nuri = "memory://aws"\n[backends.keys]\nuri = "local://"')
+    assert settings().backends == {"aws": "memory://aws", "keys": "local://"}
+    assert settings(KKP_BACKENDS="gcp=memory://gcp").backends == {"gcp": "memory://gcp"}
+    toml('backends = "azure=memory://azure"')
+    assert settings().backends == {"azure": "memory://azure"}
+
+
+UNKNOWN_IN_THE_FILE = {
+    "a misspelt name": ("token_ttl_sec = 1", "token_ttl_sec"),
+    "upper case": ("TOKEN_TTL_SECS = 1", "TOKEN_TTL_SECS"),
+    "the whole variable": ('kkp_issuer = "https://x.test"', "kkp_issuer"),
+    "a list": ("token_ttl_secs = [1]", "token_ttl_secs"),
+    "a table": ("[token_ttl_secs]\nvalue = 1", "token_ttl_secs"),
+    "an unknown table": ("[server]\nport = 1", "server"),
+    "the file itself": ('config = "other.toml"', "config"),
+    "an engine that is not served": ('opa_url = "http://127.0.0.1:8181"', "opa_url"),
+}
+
+
+@pytest.mark.parametrize(("text", "name"), UNKNOWN_IN_THE_FILE.values(), ids=UNKNOWN_IN_THE_FILE.keys())
+def test_an_unknown_name_in_the_file_is_refused(text: str, name: str) -> None:
+    toml(text)
+    (problem,) = problems()
+    assert f"`{name}` is not a setting" in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[backends.aws]\nurl = "memory://aws"',
+        '[backends.aws]\nuri = "memory://aws"\nregion = "x"',
+        "[backends.aws]\nuri = 1",
+        "[backends]\naws = 'memory://aws'",
+        "backends = 1",
+        "backends = ['aws=memory://aws']",
+    ],
+)
+def test_a_malformed_backend_table_is_refused(text: str) -> None:
+    toml(text)
+    (problem,) = problems()
+    assert "[backends.<name>]" in problem
+
+
+@pytest.mark.parametrize("content", [b"= 1", b"a = ", b"\xff\xfe", b"a = 1\na = 2"])
+def test_a_file_that_is_no_toml_is_refused(here: Path, content: bytes) -> None:
+    (here / "kkp.toml").write_bytes(content)
+    (problem,) = problems()
+    assert problem.startswith("KKP_CONFIG: kkp.toml can't be read as TOML")
+
+
+@pytest.mark.parametrize("name", ["missing.toml", "."])
+def test_a_named_file_that_can_not_be_read_is_refused(name: str) -> None:
+    (problem,) = problems(KKP_CONFIG=name)
+    assert problem.startswith(f"KKP_CONFIG: {name} can't be read")
+
+
+# Bad values, each with its cure.
+
+NOT_SECONDS = ["0", "-1", "-0.0", "nan", "inf", "-inf", "1e400", "five", "1 s", "1,5", "0x10", "1\0"]
+SECONDS = [name for name in RING_SETTINGS if name.endswith("_SECS") and "LEEWAY" not in name]
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("text", NOT_SECONDS)
+def test_what_is_not_a_positive_number_of_seconds_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem == f"{name}: {text!r} can't be used; give a positive number of seconds"
+
+
+@pytest.mark.parametrize("text", [text for text in NOT_SECONDS if text != "0"])
+def test_a_leeway_may_be_nothing_but_not_less(text: str) -> None:
+    (problem,) = problems(KKP_VERIFIER_LEEWAY_SECS=text)
+    assert problem.endswith("give 0 or a positive number of seconds")
+
+
+BAD_VALUES = {
+    "KKP_LISTEN_ADDR": (
+        ["8080", "127.0.0.1", "127.0.0.1:", ":8080", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1",
+         "127.0.0.1:80/x", "127.0.0.1:80?x", "127.0.0.1:80#x", "u@127.0.0.1:80", "[::1", "http://127.0.0.1:80"],
+        "give host:port, such as 127.0.0.1:8080 or [::1]:8080",
+    ),
+    "KKP_DEV_ALLOW_REMOTE": (["2", "yes", "on", " 1", "maybe"], "give 1 or 0"),
+    "KKP_ISSUER": (
+        ["kkp", "kkp.test", "//kkp.test", "ftp://kkp.test", "https://", "https:///x", "https://kkp.test?x=1",
+         "https://kkp.test#x", "https://kkp.test\n", "https://kkp .test", "https://kkp.t\tst", "https://[::1",
+         "https://\u043akp.test"],
+        "give an absolute URL without query or fragment",
+    ),
+    "KKP_BACKENDS": (
+        ["aws", "aws=", "aws=memory", "=memory://aws", "AWS=memory://aws", "a b=memory://aws", "-a=local://",
+         "a" * 33 + "=local://", "a=local://,a=local://", "a=local://;b=local://,c", "a\n=local://"],
+        "give a list such as aws=memory://aws,local=local://",
+    ),
+    "KKP_MAX_PLAINTEXT_BYTES": (
+        ["0", "-1", "1.5", "1e3", "67108865", "9" * 13, "\u0661", "1_0", "0x10", "10\n"],
+        "give bytes, from 1 to 67108864",
+    ),
+    "KKP_MAX_ACTIVE_KEYS": (["0", "-1", "5.0", "five", "9" * 13, " 5"], "give a positive whole number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cure"),
+    [(name, text, cure) for name, (texts, cure) in BAD_VALUES.items() for text in texts],
+)
+def test_a_bad_value_is_refused_by_name_with_its_cure(name: str, text: str, cure: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem == f"{name}: {text[:80]!r} can't be used; {cure}"
+
+
+@pytest.mark.parametrize("text", ["1", "67108864"])
+def test_the_plaintext_limit_has_both_ends(text: str) -> None:
+    assert settings(KKP_MAX_PLAINTEXT_BYTES=text).max_plaintext_bytes == int(text)
+
+
+def test_a_backend_name_has_32_characters_at_most() -> None:
+    assert list(settings(KKP_BACKENDS=f"{'a' * 32}=local://").backends) == ["a" * 32]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://kkp@db/kkp",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///kkp.db?mode=memory",
+        "sqlite+aiosqlite:///kkp.db",
+        "kkp.db",
+    ],
+)
+def test_a_database_that_is_no_sqlite_file_is_refused(url: str) -> None:
+    (problem,) = problems(KKP_DATABASE_URL=url)
+    assert problem == "KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db"
+
+
+@pytest.mark.parametrize("uri", ["aws-kms://eu-west-1", "http://127.0.0.1", "MEMORY://aws", "://x"])
+def test_a_backend_of_an_unknown_scheme_is_refused_naming_those_that_are_served(uri: str) -> None:
+    (problem,) = problems(KKP_BACKENDS=f"good=local://,bad={uri}")
+    assert problem.startswith("KKP_BACKENDS: bad has the unknown scheme")
+    assert problem.endswith("served are local, memory")
+
+
+def test_a_policy_that_does_not_exist_is_refused() -> None:
+    (problem,) = problems(KKP_POLICY_PATH="missing.rego")
+    assert problem.startswith("KKP_POLICY_PATH: missing.rego does not exist")
+
+
+@pytest.mark.parametrize("name", ["KKP_OPA_URL", "KKP_MASTER_KEY_KMS"])
+def test_what_is_not_served_is_refused_and_not_ignored(name: str) -> None:
+    (problem,) = problems(**{name: "anything"})
+    assert problem.startswith(f"{name}: not served")
+
+
+def test_two_master_keys_are_one_too_many() -> None:
+    (problem,) = problems(KKP_MASTER_KEY=MASTER_KEY_TEXT, KKP_MASTER_KEY_FILE="master.key")
+    assert problem == "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them"
+
+
+def test_unsafe_times_are_refused_by_the_rule_that_they_break() -> None:
+    (problem,) = problems(KKP_KEY_ROTATION_SECS="674", KKP_KEY_TTL_SECS="1574")
+    assert problem.startswith("V1")
+    assert "675" in problem
+    assert "674" in problem
+
+
+def test_every_problem_is_told_at_once() -> None:
+    toml('token_ttl_sec = 1\nissuer = "kkp"')
+    told = problems(
+        KKP_LISTEN_ADDR="0.0.0.0:80",
+        KKP_DATABASE_URL="postgresql://db/kkp",
+        KKP_MASTER_KEY="short",
+        KKP_MASTER_KEY_FILE="master.key",
+        KKP_POLICY_PATH="missing.rego",
+        KKP_BACKENDS="a=ftp://x,b=gopher://x",
+        KKP_MAX_PLAINTEXT_BYTES="0",
+        KKP_OPA_URL="http://127.0.0.1:8181",
+        KKP_TOKEN_TTL_SECS="soon",
+    )
+    beginnings = [
+        "kkp.toml: `token_ttl_sec`", "KKP_MASTER_KEY: ", "KKP_ISSUER: 'kkp'", "KKP_MAX_PLAINTEXT_BYTES: '0'",
+        "KKP_TOKEN_TTL_SECS: 'soon'", "KKP_OPA_URL: ", "KKP_LISTEN_ADDR: 0.0.0.0:80", "KKP_DATABASE_URL: ",
+        "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: ", "KKP_POLICY_PATH: missing.rego", "KKP_BACKENDS: a ",
+        "KKP_BACKENDS: b ",
+    ]  # fmt: skip
+    assert len(told) == len(beginnings)
+    assert all(problem.startswith(start) for problem, start in zip(told, beginnings, strict=True)), told
+
+
+def test_broken_ring_rules_are_told_beside_the_other_problems() -> None:
+    told = problems(KKP_POLL_SECS="21", KKP_MAX_ACTIVE_KEYS="3", KKP_ISSUER="kkp")
+    assert {problem.partition(":")[0] for problem in told} == {"KKP_ISSUER", "V5", "V7"}
+
+
+# Who can reach it.
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:80", "127.8.8.8:80", "[::1]:80", "localhost:80", "LOCALHOST:80"]
+)
+def test_a_loopback_address_is_taken(address: str) -> None:
+    assert settings(KKP_LISTEN_ADDR=address).listen.is_loopback
+
+
+REMOTE = [
+    "0.0.0.0:80", "[::]:80", "10.0.0.1:80", "192.0.2.1:80", "kkp.test:80", "localhost.test:80", "*:80",
+    "127.0.0.1.test:80", "[2001:db8::1]:80", "0:80", "1:80", "2130706433:80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", REMOTE)
+def test_any_other_address_is_refused_unless_it_is_meant(address: str) -> None:
+    (problem,) = problems(KKP_LISTEN_ADDR=address)
+    assert "set KKP_DEV_ALLOW_REMOTE=1 if you mean it" in problem
+    assert not settings(KKP_LISTEN_ADDR=address, KKP_DEV_ALLOW_REMOTE="1").listen.is_loopback
+
+
+@pytest.mark.parametrize("flag", ["0", "false", "False", ""])
+def test_a_flag_that_says_no_allows_nothing(flag: str) -> None:
+    assert problems(KKP_LISTEN_ADDR="0.0.0.0:80", KKP_DEV_ALLOW_REMOTE=flag)
+
+
+def test_an_address_is_written_as_it_is_read() -> None:
+    for text in ("127.0.0.1:8080", "[::1]:8080", "localhost:1"):
+        assert str(settings(KKP_LISTEN_ADDR=text).listen) == text
+
+
+# Secrets.
+
+BAD_MASTER_KEYS = [
+    CANARY, CANARY * 20, base64.urlsafe_b64encode(bytes(31)).decode(), bytes(32).hex(), "\u00e9" * 43,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_MASTER_KEYS)
+def test_a_bad_master_key_is_refused_without_being_shown(text: str) -> None:
+    (problem,) = problems(KKP_MASTER_KEY=text)
+    assert problem == "KKP_MASTER_KEY: its value can't be used; give 32 random bytes in base64url"
+    toml(f'master_key = "{text}"')
+    assert problems() == (problem,)
+
+
+def test_a_password_in_a_database_url_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        settings(KKP_DATABASE_URL=f"postgresql://kkp:{CANARY}@db/kkp", KKP_MASTER_KEY=CANARY)
+    assert CANARY not in repr(refusal.value) + str(refusal.value)
+
+
+def test_settings_show_no_secret() -> None:
+    chosen = settings(KKP_MASTER_KEY=MASTER_KEY_TEXT, KKP_DATABASE_URL=f"sqlite:///{CANARY}.db")
+    for secret in (MASTER_KEY_TEXT, MASTER_KEY.hex(), repr(MASTER_KEY)[2:-1], CANARY):
+        assert secret not in repr(chosen)
+
+
+def test_settings_can_not_be_changed_afterwards() -> None:
+    chosen = settings()
+    with pytest.raises(AttributeError):
+        chosen.issuer = "https://evil.test"  # type: ignore[misc]  # the point of the test
+
+
+# What looks unintended.
+
+
+def test_unknown_variables_are_warned_of_and_others_are_left_alone() -> None:
+    chosen = settings(KKP_TOKEN_TTL="1", KKP_PORT="tcp://10.0.0.1:8080", PATH="/bin", kkp_issuer="x")
+    assert chosen.warnings == (
+        "KKP_PORT is not a setting of KKP and is ignored",
+        "KKP_TOKEN_TTL is not a setting of KKP and is ignored",
+    )
+
+
+def test_known_variables_are_not_warned_of() -> None:
+    toml("", "other.toml")
+    assert settings(KKP_CONFIG="other.toml", KKP_ISSUER="https://kkp.test").warnings == ()

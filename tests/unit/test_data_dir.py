@@ -1,0 +1,261 @@
+"""The data directory: key files are made once, for one reader, and refused when anything is off."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kkp.config import decode_master_key
+from kkp.data_dir import master_key, prepare, read_secret, write_secret
+from kkp.errors import ConfigError
+
+SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I"
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077], ids=lambda umask: f"umask {umask:03o}", autouse=True)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run each test under a umask that hides nothing, the usual one and a strict one."""
+    wanted: int = request.param
+    before = os.umask(wanted)
+    yield wanted
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def key_file(path: Path, content: bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+# The directory.
+
+
+def test_a_new_directory_is_for_its_owner_only(tmp_path: Path) -> None:
+    prepare(tmp_path / "kkp")
+    assert mode(tmp_path / "kkp") == 0o700
+
+
+def test_a_directory_deep_down_is_made_with_its_parents(tmp_path: Path) -> None:
+    prepare(tmp_path / "a" / "b" / "kkp")
+    assert mode(tmp_path / "a" / "b" / "kkp") == 0o700
+
+
+def test_a_directory_that_is_already_there_is_kept_as_it_is(tmp_path: Path) -> None:
+    directory = tmp_path / "kkp"
+    prepare(directory)
+    (directory / "kkp.db").write_bytes(b"data")
+    prepare(directory)
+    assert (directory / "kkp.db").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("permissions", [0o710, 0o720, 0o740, 0o701, 0o702, 0o704, 0o755, 0o777, 0o1777])
+def test_a_directory_that_others_can_enter_is_refused_with_the_cure(tmp_path: Path, permissions: int) -> None:
+    directory = tmp_path / "kkp"
+    directory.mkdir()
+    directory.chmod(permissions)
+    with pytest.raises(ConfigError) as refusal:
+        prepare(directory)
+    assert f"chmod 700 {directory}" in str(refusal.value)
+    assert mode(directory) == permissions
+
+
+@pytest.mark.parametrize("permissions", [0o700, 0o500])
+def test_a_directory_that_only_its_owner_can_enter_is_taken(tmp_path: Path, permissions: int) -> None:
+    directory = tmp_path / "kkp"
+    directory.mkdir()
+    directory.chmod(permissions)
+    prepare(directory)
+
+
+def test_a_link_is_judged_by_where_it_leads(tmp_path: Path) -> None:
+    closed, opened = tmp_path / "closed", tmp_path / "open"
+    closed.mkdir()
+    closed.chmod(0o700)
+    opened.mkdir()
+    opened.chmod(0o755)
+    (tmp_path / "to-closed").symlink_to(closed)
+    (tmp_path / "to-open").symlink_to(opened)
+    prepare(tmp_path / "to-closed")
+    with pytest.raises(ConfigError, match="chmod 700"):
+        prepare(tmp_path / "to-open")
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for path in ("file", "file/below", "dangling", "circle", "n" * 300):
+        with pytest.raises(ConfigError, match="KKP_DATA_DIR"):
+            prepare(tmp_path / path)
+    assert not (tmp_path / "nowhere").exists()
+
+
+# Writing secrets.
+
+
+def test_a_secret_file_is_one_line_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "root.key"
+    write_secret(path, SECRET)
+    assert path.read_bytes() == SECRET.encode() + b"\n"
+    assert mode(path) == 0o600
+    assert read_secret(path, "NAME") == SECRET
+
+
+def test_a_secret_file_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "root.key"
+    write_secret(path, SECRET)
+    with pytest.raises(ConfigError, match="can't be written") as refusal:
+        write_secret(path, "other")
+    assert "other" not in str(refusal.value)
+    assert read_secret(path, "NAME") == SECRET
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "root.key"
+    link.symlink_to(target)
+    with pytest.raises(ConfigError, match="can't be written"):
+        write_secret(link, SECRET)
+    assert not target.exists()
+
+
+def test_a_secret_can_not_be_written_where_there_is_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be written"):
+        write_secret(tmp_path / "nowhere" / "root.key", SECRET)
+
+
+def test_the_file_and_its_directory_are_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_secret(tmp_path / "root.key", SECRET)
+    assert synced == ["root.key", tmp_path.name]
+
+
+def test_no_descriptor_stays_open(tmp_path: Path) -> None:
+    before = list(Path("/proc/self/fd").iterdir())
+    write_secret(tmp_path / "root.key", SECRET)
+    with pytest.raises(ConfigError):
+        write_secret(tmp_path / "root.key", SECRET)
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+# Reading secrets.
+
+
+@pytest.mark.parametrize("permissions", [0o640, 0o620, 0o610, 0o604, 0o602, 0o601, 0o644, 0o666, 0o777])
+def test_a_secret_that_others_can_touch_is_refused_with_the_cure(tmp_path: Path, permissions: int) -> None:
+    path = key_file(tmp_path / "root.key", SECRET.encode(), permissions)
+    with pytest.raises(ConfigError) as refusal:
+        read_secret(path, "NAME")
+    assert f"chmod 600 {path}" in str(refusal.value)
+    assert SECRET not in str(refusal.value)
+
+
+@pytest.mark.parametrize("permissions", [0o600, 0o400])
+def test_a_secret_for_its_owner_only_is_read(tmp_path: Path, permissions: int) -> None:
+    path = key_file(tmp_path / "root.key", SECRET.encode() + b"\n", permissions)
+    assert read_secret(path, "NAME") == SECRET
+
+
+def test_a_link_to_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    key_file(tmp_path / "open.key", SECRET.encode(), 0o644)
+    (tmp_path / "root.key").symlink_to(tmp_path / "open.key")
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_secret(tmp_path / "root.key", "NAME")
+
+
+def test_what_can_not_be_read_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir(0o700)
+    key_file(tmp_path / "binary", b"secret\xff\xfe")
+    for name in ("missing", "directory", "binary"):
+        with pytest.raises(ConfigError, match=r"\AKKP_MASTER_KEY_FILE: .* can't be read") as refusal:
+            read_secret(tmp_path / name, "KKP_MASTER_KEY_FILE")
+        assert "secret" not in str(refusal.value)
+
+
+# The master key.
+
+
+def test_the_first_start_makes_a_key_and_later_ones_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "master.key"
+    key = master_key(path, may_create=True)
+    assert len(key) == 32
+    assert mode(path) == 0o600
+    assert path.read_bytes() == base64.urlsafe_b64encode(key) + b"\n"
+    assert master_key(path, may_create=True) == key
+    assert master_key(path, may_create=False) == key
+
+
+def test_every_new_key_is_another(tmp_path: Path) -> None:
+    assert len({master_key(tmp_path / str(number), may_create=True) for number in range(100)}) == 100
+
+
+def test_where_none_may_be_made_a_missing_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\AKKP_MASTER_KEY_FILE: .* can't be read \(FileNotFoundError\)\Z"):
+        master_key(tmp_path / "master.key", may_create=False)
+    assert not (tmp_path / "master.key").exists()
+
+
+GOOD = base64.urlsafe_b64encode(bytes(range(224, 256)))
+
+
+@pytest.mark.parametrize("content", [GOOD + b"\n", GOOD, GOOD.rstrip(b"="), GOOD.rstrip(b"=") + b"\n"])
+def test_a_key_is_read_with_and_without_padding_and_newline(tmp_path: Path, content: bytes) -> None:
+    path = key_file(tmp_path / "master.key", content)
+    assert master_key(path, may_create=False) == bytes(range(224, 256))
+
+
+WRONG_KEYS = {
+    "empty": b"",
+    "only a newline": b"\n",
+    "cut short": GOOD[:-2],
+    "cut in half": GOOD[:22],
+    "31 bytes": base64.urlsafe_b64encode(bytes(31)),
+    "33 bytes": base64.urlsafe_b64encode(bytes(33)),
+    "hex": bytes(32).hex().encode(),
+    "the raw bytes": b"k" * 32,
+    "two keys": GOOD + b"\n" + GOOD,
+    "words": b"correct horse battery staple correct horse",
+    "a null byte": GOOD[:20] + b"\0" + GOOD[21:],
+}
+
+
+@pytest.mark.parametrize("content", WRONG_KEYS.values(), ids=WRONG_KEYS.keys())
+@pytest.mark.parametrize("may_create", [True, False])
+def test_a_file_that_holds_no_key_is_refused_and_kept(
+    tmp_path: Path,
+    content: bytes,
+    may_create: bool,  # noqa: FBT001  a parameter of the table
+) -> None:
+    path = key_file(tmp_path / "master.key", content)
+    with pytest.raises(ConfigError, match=r"32 bytes in base64url\Z") as refusal:
+        master_key(path, may_create=may_create)
+    shown = str(refusal.value)
+    assert not content.strip() or content.decode() not in shown
+    assert path.read_bytes() == content
+
+
+def test_a_key_that_others_can_read_is_refused_even_if_one_may_be_made(tmp_path: Path) -> None:
+    path = key_file(tmp_path / "master.key", GOOD, 0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        master_key(path, may_create=True)
+    assert path.read_bytes() == GOOD
+
+
+@pytest.mark.parametrize("text", [GOOD.decode() + "===", " " + GOOD.decode() + " ", GOOD.decode() + "\r\n"])
+def test_white_space_and_padding_around_a_key_are_forgiven(text: str) -> None:
+    assert decode_master_key(text) == bytes(range(224, 256))
