@@ -105,7 +105,9 @@ class LiveState:
         self._read_epoch = read_epoch
         self._parts = parts
         self._loading = asyncio.Lock()
-        self._check: asyncio.Task[bool] | None = None
+        self._checking = asyncio.Lock()
+        self._checks_begun = 0
+        self._last_check_done = 0
 
     @property
     def epoch(self) -> int:
@@ -123,19 +125,18 @@ class LiveState:
                 if part.epoch < epoch:
                     await part.load()
 
-    async def refresh(self) -> bool:
-        """Look at the epoch once, for everybody who asks at the same time; tell whether it had moved.
+    async def refresh(self) -> None:
+        """Look at the epoch, and load what it says has changed.
 
-        A flood of unknown credentials costs one small read at a time.
+        Everybody who asks while a look is under way shares the next one: what was committed before the
+        question is seen, and a flood of unknown credentials costs one small read at a time.
         """
-        if self._check is None or self._check.done():
-            self._check = asyncio.ensure_future(self._refresh())
-        return await asyncio.shield(self._check)
-
-    async def _refresh(self) -> bool:
-        before, epoch = self.epoch, await self._read_epoch()
-        await self.reach(epoch)
-        return epoch > before
+        needed = self._checks_begun + 1
+        async with self._checking:
+            if self._last_check_done < needed:
+                self._checks_begun += 1
+                await self.reach(await self._read_epoch())
+                self._last_check_done = self._checks_begun
 
 
 @dataclass(slots=True)
@@ -251,13 +252,15 @@ class Pipeline:
 
     async def _authenticate(self, credentials: Credentials, origin: Origin) -> Authenticated:
         """Authenticate; ask the database once whether an unknown credential has become known."""
+        epoch = self._state.epoch
         try:
-            return self._authenticator.authenticate(credentials, epoch=self._state.epoch)
+            return self._authenticator.authenticate(credentials, epoch=epoch)
         except TokenExpiredError as error:
             self._failures.count(origin.client_ip, error.code)
             raise
         except AuthenticationError as error:
-            if await self._state.refresh():
+            await self._state.refresh()
+            if self._state.epoch != epoch:
                 return self._authenticator.authenticate(credentials, epoch=self._state.epoch)
             self._failures.count(origin.client_ip, error.code)
             raise

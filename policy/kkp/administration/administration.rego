@@ -12,9 +12,6 @@ permitted if {
 
 # METADATA
 # title: Why an administrative action is refused
-# scope: document
-denials contains "administration.needs_exempt_role" if not data.kkp.caller.exempt
-
 denials contains "administration.needs_own_credential" if not _own_credential
 
 # A KKP token is a capability for the envelopes it names, and for nothing else.
