@@ -251,19 +251,24 @@ class Pipeline:
         raise KeyringUnavailableError("The state keeps changing; try again.")
 
     async def _authenticate(self, credentials: Credentials, origin: Origin) -> Authenticated:
-        """Authenticate; ask the database once whether an unknown credential has become known."""
+        try:
+            return await self._authenticate_now(credentials)
+        except AuthenticationError as error:
+            self._failures.count(origin.client_ip, error.code)
+            raise
+
+    async def _authenticate_now(self, credentials: Credentials) -> Authenticated:
+        """Authenticate; before refusing, ask the database whether an unknown credential has become known."""
         epoch = self._state.epoch
         try:
             return self._authenticator.authenticate(credentials, epoch=epoch)
-        except TokenExpiredError as error:
-            self._failures.count(origin.client_ip, error.code)
+        except TokenExpiredError:
             raise
-        except AuthenticationError as error:
+        except AuthenticationError:
             await self._state.refresh()
-            if self._state.epoch != epoch:
-                return self._authenticator.authenticate(credentials, epoch=self._state.epoch)
-            self._failures.count(origin.client_ip, error.code)
-            raise
+            if self._state.epoch == epoch:
+                raise
+        return self._authenticator.authenticate(credentials, epoch=self._state.epoch)
 
     def _question(
         self, operation: Operation[ProposalT, RequestT, AnswerT], proposal: ProposalT, origin: Origin

@@ -208,10 +208,13 @@ def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
     """Return the query of `GET /audit`.
 
     Raises:
-        InvalidRequestError: A parameter is unknown or malformed.
+        InvalidRequestError: A parameter is unknown or malformed, or there are two of one name.
     """
+    unique = dict(parameters)
+    if len(unique) != len(parameters):  # a multi-dict counts every pair
+        raise InvalidRequestError("A parameter is given more than once.")
     try:
-        return msgspec.convert(dict(parameters), _AuditParameters, strict=False).query()
+        return msgspec.convert(unique, _AuditParameters, strict=False).query()
     except msgspec.ValidationError as error:
         raise InvalidRequestError(_explanation(error)) from None
 

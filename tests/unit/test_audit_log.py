@@ -262,6 +262,20 @@ async def test_a_store_that_hangs_is_not_waited_for_beyond_the_deadline(
     assert_sound(store)
 
 
+async def test_a_call_that_can_not_be_cancelled_leaves_the_next_one_a_deadline_of_its_own(
+    log: AuditLog, store: FakeAuditStore
+) -> None:
+    store.failure = Failure.HANG_DEAF
+    assert refused(await commit_all(log, 1))
+    await asyncio.sleep(DEADLINE)
+    store.failure = Failure.COMMIT_LATE
+    assert refused(await commit_all(log, 1))
+    await asyncio.sleep(DEADLINE)
+    store.failure = None
+    assert (await log.commit(entry())).seq == 2
+    assert_sound(store)
+
+
 async def test_a_commit_that_lands_late_before_the_next_one_is_followed(
     log: AuditLog, store: FakeAuditStore
 ) -> None:
@@ -377,8 +391,11 @@ async def test_close_writes_what_is_queued_and_accepts_no_more(log: AuditLog, st
     assert [*await waiters, *await queued] == [Receipt("boot", seq, 1) for seq in range(2, 6)]
 
 
-async def test_close_ends_even_if_the_store_hangs(log: AuditLog, store: FakeAuditStore) -> None:
-    store.failure = Failure.HANG
+@pytest.mark.parametrize("failure", [Failure.HANG, Failure.HANG_DEAF])
+async def test_close_ends_even_if_the_store_hangs(
+    log: AuditLog, store: FakeAuditStore, failure: Failure
+) -> None:
+    store.failure = failure
     waiters = asyncio.create_task(commit_all(log, 2))
     await until_waiting()
     await log.close()
