@@ -125,18 +125,21 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         stack.push_async_callback(policy.close)
         registry = await _backends(base)
         stack.push_async_callback(registry.close)
+        await _ensure_root(base)
         keyring = Keyring(RingStore(base.database), base.master_key, settings.ring_times, base.clock)
         await _start_keyring(keyring)
-        await _ensure_root(base)
+        state = LiveState(base.database.epoch, [keyring, base.directory])
+        await state.refresh()
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
-        services = _services(base, policy, registry, keyring, failures)
+        services = _services(base, state, policy, registry, keyring, failures)
         await stack.enter_async_context(_running(keyring.run(), failures.run()))
         yield services
 
 
-def _services(
+def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     base: Foundation,
+    state: LiveState,
     policy: PolicyEngine,
     registry: KMSRegistry,
     keyring: Keyring,
@@ -147,7 +150,7 @@ def _services(
         keyring, clock, issuer=settings.issuer, clock_error_seconds=settings.ring_times.clock_error
     )
     pipeline = Pipeline(
-        state=LiveState(base.database.epoch, [keyring, directory]),
+        state=state,
         authenticator=Authenticator(directory, verifier),
         policy=policy,
         audit=base.audit,

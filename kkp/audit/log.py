@@ -148,7 +148,8 @@ class AuditLog:
         """Accept no more records, and write or refuse those that are queued."""
         self._accepting = False
         if self._writer is not None:
-            await asyncio.wait({self._writer})
+            # By then all waiters have their answer; a store that ignores being cancelled may still be at it.
+            await asyncio.wait({self._writer}, timeout=2 * self._deadline_seconds)
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
@@ -196,12 +197,14 @@ class AuditLog:
 
     async def _write(self, batch: Sequence[_Pending]) -> None:
         try:
-            async with asyncio.timeout(self._deadline_seconds):
-                head, self._head = self._head or await self._stored_head(), None
-                now = self._clock.now()
-                day = await self._input_keys.for_day(time.strftime("%Y-%m-%d", time.gmtime(now)))
-                written = self._link_all(batch, head, now, day)
-                rows = [row for _, row in written]
+            head, self._head = self._head or await self._stored_head(), None
+            now = self._clock.now()
+            today = time.strftime("%Y-%m-%d", time.gmtime(now))
+            async with self._limit():
+                day = await self._input_keys.for_day(today)
+            written = self._link_all(batch, head, now, day)
+            rows = [row for _, row in written]
+            async with self._limit():
                 epoch = await self._store.append(self._chain, rows) if rows else 0
         except Exception as error:  # noqa: BLE001  whatever the store raises, the answer is no
             self._note_failure(error)
@@ -215,8 +218,13 @@ class AuditLog:
             if not pending.receipt.done():
                 pending.receipt.set_result(Receipt(self._chain, row.seq, epoch))
 
+    def _limit(self) -> asyncio.Timeout:
+        # One for each call to the store: a timeout cancels once, and a driver may swallow that.
+        return asyncio.timeout(self._deadline_seconds)
+
     async def _stored_head(self) -> ChainHead:
-        head = await self._store.chain_head(self._chain)
+        async with self._limit():
+            head = await self._store.chain_head(self._chain)
         if head is None or head.seq < self._durable_seq:
             # The database was rolled back under us: going on would write a second record of the same number.
             raise AuditUnavailableError("The stored chain is behind what was acknowledged.")

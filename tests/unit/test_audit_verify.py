@@ -148,6 +148,19 @@ def test_dropped_records_in_a_row_are_one_finding_that_names_them_all() -> None:
     assert verify(rows).findings == (Finding("a", 5, "missing up to 8"),)
 
 
+def test_a_gap_before_an_unreadable_record_is_found_beside_it() -> None:
+    rows = a_log()
+    rows[at("a", 6)] = rows[at("a", 6)]._replace(body=None)
+    del rows[at("a", 5)]
+    assert places(rows) == {("a", 5), ("a", 6)}
+
+
+def test_a_copy_of_an_earlier_record_that_is_unreadable_does_not_hide_what_follows() -> None:
+    rows = a_log()
+    rows.insert(at("a", 9), rows[at("a", 4)]._replace(body=None))
+    assert places(rows) == {("a", 4)}
+
+
 def test_an_inserted_copy_is_found() -> None:
     rows = a_log()
     rows.insert(at("a", 8), rows[at("a", 7)])

@@ -73,11 +73,11 @@ _claims_well_formed if {
 	is_object(input.claims.policy_claims)
 	is_object(object.get(input.claims, "context", {}))
 } else if {
-	input.claims == {}
+	count(input.claims) == 0
 }
 
 _token_suffices if {
-	input.claims != {}
+	count(input.claims) > 0
 } else if {
 	input.action == "encrypt"
 	input.caller.method != "kkp_token"
@@ -89,7 +89,7 @@ _token_in_scope if {
 	input.action in input.claims.ops
 	input.caller.id in [input.claims.sub, object.get(input.claims, ["act", "sub"], null)]
 } else if {
-	input.claims == {}
+	count(input.claims) == 0
 }
 
 _token_in_context if {

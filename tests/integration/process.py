@@ -1,0 +1,240 @@
+"""`kkp dev` and the other commands as real processes, started and ended the way a user does it.
+
+A server runs in a directory of its own, with its data in `.kkp` there, on a free port, and sees no `KKP_*`
+variable but those it is given. Its issuer is fixed, because the port changes with each start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import jwt
+import msgspec
+
+from tests.harness import ISSUER, Answer, grant
+
+KKP = Path(sys.executable).with_name("kkp")
+SCALE = int(os.environ.get("KKP_TEST_SCALE", "1"))
+ORDERS = "aws:alias/orders:encrypt,decrypt"
+_HANG_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+
+
+class Finished(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment(**environ: str) -> dict[str, str]:
+    """Return this process's environment with these settings of KKP and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("KKP_")}
+    return {**inherited, "KKP_LISTEN_ADDR": "127.0.0.1:0", "KKP_ISSUER": ISSUER, **environ}
+
+
+async def kkp(directory: Path, *arguments: str, executable: Path = KKP, **environ: str) -> Finished:
+    """Run one command to its end, in a directory."""
+    process = await asyncio.create_subprocess_exec(
+        executable,
+        *arguments,
+        cwd=directory,
+        env=environment(**environ),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(_HANG_SECONDS):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return Finished(process.returncode or 0, out.decode(), err.decode())
+
+
+@dataclass(slots=True)
+class Server:
+    """One run of `kkp dev`."""
+
+    directory: Path
+    process: asyncio.subprocess.Process
+    url: str
+    seconds_to_ready: float
+    session: aiohttp.ClientSession = field(repr=False)
+
+    @property
+    def data_dir(self) -> Path:
+        """Where its database and its keys lie."""
+        return self.directory / ".kkp"
+
+    @property
+    def root_key(self) -> str:
+        """The service key of the identity `root`."""
+        return (self.data_dir / "root.key").read_text().strip()
+
+    @property
+    def banner(self) -> str:
+        """All that it has printed."""
+        return (self.directory / "kkp.out").read_text()
+
+    @property
+    def log(self) -> str:
+        """All that it has logged."""
+        return (self.directory / "kkp.err").read_text()
+
+    async def request(
+        self, method: str, path: str, document: Any = None, *, credential: str | None = None
+    ) -> Answer:
+        """Send one request and read its answer."""
+        headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
+        async with self.session.request(method, path, headers=headers, json=document) as response:
+            raw = await response.read()
+            return Answer(response.status, response.headers, raw, msgspec.json.decode(raw))
+
+    async def post(self, path: str, document: Any = None, *, credential: str | None = None) -> Answer:
+        """POST a JSON document."""
+        return await self.request("POST", path, document or {}, credential=credential)
+
+    async def get(self, path: str, *, credential: str | None = None) -> Answer:
+        """GET."""
+        return await self.request("GET", path, credential=credential)
+
+    async def mint(self, credential: str) -> Answer:
+        """Ask for a token that encrypts and decrypts under aws alias/orders."""
+        return await self.post("/token", TOKEN_REQUEST, credential=credential)
+
+    async def token(self, credential: str | None = None) -> str:
+        """Mint one; by default as root."""
+        answer = await self.mint(credential or self.root_key)
+        assert answer.status == 200, answer.raw
+        token: str = answer.json["token"]
+        return token
+
+    async def seal(self, token: str, plaintext: str) -> Answer:
+        """Seal a text under aws alias/orders."""
+        document = {"backend": "aws", "key_id": "alias/orders", "plaintext": plaintext}
+        return await self.post("/envelope/encrypt", document, credential=token)
+
+    async def open(self, token: str, envelope: Mapping[str, Any]) -> Answer:
+        """Open an envelope."""
+        return await self.post("/envelope/decrypt", {"envelope": envelope}, credential=token)
+
+    async def add(self, name: str) -> Answer:
+        """Add a service that may use aws alias/orders."""
+        document = {"id": name, "roles": ["service"], "grants": [grant()], "attributes": {}}
+        return await self.post("/identities", document, credential=self.root_key)
+
+    async def verify_offline(self, token: str) -> dict[str, Any]:
+        """Verify a token's signature as any service would; the times are the test's to judge."""
+        jwks = jwt.PyJWKSet.from_dict((await self.get("/keys/jwks")).json)
+        return verified(token, jwks)
+
+    async def stop(self) -> int:
+        """End it as a user does, and return its exit code."""
+        self.process.terminate()
+        return await self._ended()
+
+    async def kill(self) -> None:
+        """End it without a warning."""
+        self.process.kill()
+        await self._ended()
+
+    async def _ended(self) -> int:
+        async with asyncio.timeout(_HANG_SECONDS):
+            return await self.process.wait()
+
+
+TOKEN_REQUEST = {
+    "audience": "orders-db",
+    "backend": "aws",
+    "key_id": "alias/orders",
+    "ops": ["encrypt", "decrypt"],
+}
+
+
+def verified(token: str, jwks: jwt.PyJWKSet) -> dict[str, Any]:
+    """Return a token's claims if a key of this set signed it, whatever the time is."""
+    key = jwks[jwt.get_unverified_header(token)["kid"]]
+    untimed = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
+    claims: dict[str, Any] = jwt.decode(
+        token, key, algorithms=["EdDSA"], audience="orders-db", issuer=ISSUER, options=untimed
+    )
+    return claims
+
+
+@asynccontextmanager
+async def launched(
+    directory: Path, *, executable: Path = KKP, prefix: Sequence[str | Path] = (), **environ: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start `kkp dev` without waiting for it; at the end of the block it is killed if it still runs."""
+    with (directory / "kkp.out").open("wb") as out, (directory / "kkp.err").open("wb") as err:
+        process = await asyncio.create_subprocess_exec(
+            *prefix,
+            executable,
+            "dev",
+            cwd=directory,
+            env=environment(**environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, *, executable: Path = KKP, prefix: Sequence[str | Path] = (), **environ: str
+) -> AsyncIterator[Server]:
+    """Run `kkp dev` for the duration of the block, from the moment that it says where it listens."""
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+    async with launched(directory, executable=executable, prefix=prefix, **environ) as process:
+        url = await _listening(process, directory)
+        async with aiohttp.ClientSession(url) as session:
+            server = Server(directory, process, url, 0.0, session)
+            answer = await server.get("/readyz")
+            assert answer.status == 200, answer.raw
+            server.seconds_to_ready = loop.time() - started_at
+            yield server
+
+
+async def _listening(process: asyncio.subprocess.Process, directory: Path) -> str:
+    async with asyncio.timeout(_HANG_SECONDS):
+        while True:
+            found = re.search(r"Listening on (\S+)\. ", (directory / "kkp.out").read_text())
+            if found is not None:
+                return found[1]
+            assert process.returncode is None, (directory / "kkp.err").read_text()
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def database(path: Path, mode: str = "ro") -> Iterator[sqlite3.Connection]:
+    """Open a database file beside whoever else uses it; what is written in `rw` mode is committed."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True)) as connection, connection:
+        yield connection
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return the members of every audit record, in the order of insertion."""
+    with database(path) as connection:
+        bodies = connection.execute("SELECT body FROM audit_records ORDER BY position").fetchall()
+    return [msgspec.json.decode(body) for (body,) in bodies]

@@ -1,0 +1,240 @@
+"""kill -9 at any moment loses nothing that a client was told, and needs no repair."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+import rfc8785
+
+from kkp.data_dir import master_key
+from kkp.master_key import MasterKey
+from tests.harness import Answer
+from tests.integration.process import SCALE, Server, database, kkp, launched, records, serving, verified
+
+ROUNDS = 5 * SCALE
+READY_SECONDS = 5.0  # the promise's bar; a start takes a second
+
+# Rotates as often as the rules allow, yet every token of the run outlives the run's kills.
+PROFILE = {
+    "KKP_TOKEN_TTL_SECS": "60",
+    "KKP_MIN_TOKEN_TTL_SECS": "1",
+    "KKP_KEY_ROTATION_SECS": "9",
+    "KKP_KEY_TTL_SECS": "74",
+    "KKP_MAX_ACTIVE_KEYS": "12",
+    "KKP_VERIFIER_CACHE_SECS": "6",
+    "KKP_VERIFIER_LEEWAY_SECS": "1",
+    "KKP_REPLICA_STALENESS_SECS": "1.5",
+    "KKP_POLL_SECS": "0.5",
+    "KKP_CLOCK_ERROR_SECS": "0.5",
+    "KKP_FETCH_SECS": "0.5",
+    "KKP_JWKS_MAX_AGE_SECS": "2",
+    "KKP_JWKS_MAX_AGE_FLOOR_SECS": "1",
+}
+
+
+@dataclass
+class Ledger:
+    """What clients were told: request id to what it was about."""
+
+    tokens: dict[str, str] = field(default_factory=dict)
+    envelopes: dict[str, tuple[dict[str, Any], str]] = field(default_factory=dict)
+    identities: dict[str, tuple[str, str]] = field(default_factory=dict)
+    actions: dict[str, str] = field(default_factory=dict)
+
+    def acknowledge(self, answer: Answer, action: str, status: int = 200) -> str:
+        """Note that a client saw success; return the request's id."""
+        assert answer.status == status, answer.raw
+        request_id = answer.headers["X-Request-Id"]
+        self.actions[request_id] = action
+        return request_id
+
+
+@dataclass
+class Load:
+    """Concurrent clients of every kind; each goes on until its server is gone."""
+
+    server: Server
+    ledger: Ledger
+    token: str
+
+    async def run(self) -> None:
+        """Run them all."""
+        kinds = [self.mint, self.mint, self.seal, self.seal_and_open, self.seal_and_open, self.add, self.rotate]
+        await asyncio.gather(*map(self._repeat, kinds))
+
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            while True:
+                await work()
+        except (aiohttp.ClientError, OSError):
+            return  # killed; what was not answered was not promised
+
+    async def mint(self) -> None:
+        answer = await self.server.mint(self.server.root_key)
+        self.ledger.tokens[self.ledger.acknowledge(answer, "issue_token")] = answer.json["token"]
+
+    async def seal(self) -> dict[str, Any]:
+        plaintext = os.urandom(8).hex()
+        answer = await self.server.seal(self.token, plaintext)
+        assert answer.status == 200, answer.raw
+        envelope: dict[str, Any] = answer.json["envelope"]
+        self.ledger.envelopes[self.ledger.acknowledge(answer, "encrypt")] = envelope, plaintext
+        return envelope
+
+    async def seal_and_open(self) -> None:
+        answer = await self.server.open(self.token, await self.seal())
+        self.ledger.acknowledge(answer, "decrypt")
+
+    async def add(self) -> None:
+        name = f"svc-{os.urandom(8).hex()}"
+        answer = await self.server.add(name)
+        request_id = self.ledger.acknowledge(answer, "manage_identity", 201)
+        self.ledger.identities[request_id] = name, answer.json["service_key"]
+
+    async def rotate(self) -> None:
+        answer = await self.server.post("/keys/rotate", credential=self.server.root_key)
+        self.ledger.acknowledge(answer, "rotate_signing_key", 201)
+        await asyncio.sleep(0.05)
+
+
+async def test_kill_9_loses_nothing_that_a_client_was_told(tmp_path: Path) -> None:
+    seed = int.from_bytes(os.urandom(4))
+    chance = random.Random(seed)  # noqa: S311  when to kill is no secret, but must be repeatable
+    ledger = Ledger()
+    for number in range(ROUNDS):
+        async with serving(tmp_path, **PROFILE) as server:
+            print(f"round {number} of seed {seed}: ready after {server.seconds_to_ready:.2f} s")
+            assert server.seconds_to_ready <= READY_SECONDS
+            await check_kept(server, ledger, chance)
+            load = asyncio.ensure_future(Load(server, ledger, await server.token()).run())
+            await asyncio.sleep(chance.uniform(0.2, 1.2))
+            await server.kill()
+            await load
+        verdict = await kkp(tmp_path, "audit", "verify", **PROFILE)
+        assert verdict.code == 0, verdict
+    async with serving(tmp_path, **PROFILE) as server:
+        await check_kept(server, ledger, chance)
+        assert await server.stop() == 0
+    by_action = {action: list(ledger.actions.values()).count(action) for action in ledger.actions.values()}
+    print(f"acknowledged: {by_action}")
+    assert by_action.keys() == {"issue_token", "encrypt", "decrypt", "manage_identity", "rotate_signing_key"}
+
+
+async def check_kept(server: Server, ledger: Ledger, chance: random.Random) -> None:
+    check_recorded(server, ledger)
+    check_signing_keys(server)
+    await check_tokens(server, ledger)
+    token = await server.token()
+    for envelope, plaintext in some(list(ledger.envelopes.values()), chance):
+        assert (await server.open(token, envelope)).json["plaintext"] == plaintext
+    for _, service_key in some(list(ledger.identities.values()), chance):
+        assert (await server.mint(service_key)).status == 200
+
+
+def some(items: list[Any], chance: random.Random) -> list[Any]:
+    """Return the last ones, which the kill was closest to, and a few of those before."""
+    return items[-10:] + chance.sample(items[:-10], min(5, len(items[:-10])))
+
+
+def check_recorded(server: Server, ledger: Ledger) -> None:
+    decisions = {
+        record["request_id"]: record
+        for record in records(server.data_dir / "kkp.db")
+        if record["type"] == "decision" and record["decision"] == "allow"
+    }
+    missing = {
+        request_id: action
+        for request_id, action in ledger.actions.items()
+        if decisions.get(request_id, {}).get("action") != action
+    }
+    assert not missing
+    for request_id, token in ledger.tokens.items():
+        claims = jwt.decode(token, options={"verify_signature": False})
+        assert decisions[request_id]["jti"] == claims["jti"]
+
+
+async def check_tokens(server: Server, ledger: Ledger) -> None:
+    jwks = jwt.PyJWKSet.from_dict((await server.get("/keys/jwks")).json)
+    now = time.time()
+    for token in ledger.tokens.values():
+        if jwt.decode(token, options={"verify_signature": False})["exp"] > now:
+            verified(token, jwks)
+
+
+def check_signing_keys(server: Server) -> None:
+    """Every key that signs, now or later, can be unwrapped: the others' private halves are gone for good."""
+    key = MasterKey(master_key(server.data_dir / "master.key", may_create=False))
+    with database(server.data_dir / "kkp.db") as connection:
+        query = "SELECT kid, generation, activate_at, sealed FROM ring_keys LEFT JOIN ring_private_keys USING (kid)"
+        rows = connection.execute(f"{query} ORDER BY generation").fetchall()
+    active = max(generation for _, generation, activate_at, _ in rows if activate_at <= time.time())
+    for kid, generation, _, sealed in rows:
+        assert sealed is not None or generation < active
+        if sealed is not None:
+            purpose = "kkp/ring-private/v1"
+            context = {"kid": kid, "generation": generation, "purpose": purpose}
+            assert len(key.open(purpose, sealed, rfc8785.dumps(context))) == 32
+
+
+# The very first start.
+
+
+async def check_starts_clean(directory: Path) -> None:
+    async with serving(directory) as server:
+        opened = await server.open(
+            await server.token(), (await server.seal(await server.token(), "hello")).json["envelope"]
+        )
+        assert opened.json["plaintext"] == "hello"
+        assert await server.stop() == 0
+    assert (await kkp(directory, "audit", "verify")).code == 0
+
+
+@pytest.mark.parametrize("sign", [".", "master.key", "kkp.db", "kkp.db-wal", "root.key"])
+async def test_a_first_start_killed_as_soon_as_a_file_appears_is_followed_by_a_clean_one(
+    tmp_path: Path, sign: str
+) -> None:
+    async with launched(tmp_path) as process:
+        while not (tmp_path / ".kkp" / sign).exists():
+            assert process.returncode is None
+            await asyncio.sleep(0)
+        process.kill()
+        await process.wait()
+    await check_starts_clean(tmp_path)
+
+
+async def test_first_starts_killed_after_any_delay_are_followed_by_a_clean_one(tmp_path: Path) -> None:
+    for _ in range(4 * SCALE):
+        async with launched(tmp_path) as process:
+            await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311  when to kill is no secret
+            process.kill()
+            await process.wait()
+    await check_starts_clean(tmp_path)
+
+
+STEPS = ["fsync:1", "fsync:2", "fsync:3", "link:1", "link:2", "fdatasync:1", "fdatasync:4"]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace, which kills at a system call, is missing")
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_first_start_killed_at_a_step_of_its_writing_is_followed_by_a_clean_one(
+    tmp_path: Path, step: str
+) -> None:
+    call, _, count = step.partition(":")
+    inject = [f"--trace={call}", f"--inject={call}:signal=SIGKILL:when={count}"]
+    async with AsyncExitStack() as stack:
+        prefix = ["strace", "-f", "-q", "-o", "/dev/null", "--seccomp-bpf", *inject]
+        process = await stack.enter_async_context(launched(tmp_path, prefix=prefix))
+        assert await process.wait() == -9, (tmp_path / "kkp.err").read_text()
+    await check_starts_clean(tmp_path)
