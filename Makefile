@@ -1,5 +1,5 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test lint fmt types rego bench clean
+.PHONY: run test lint fmt rego bench bench-smoke clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,10 @@ rego:
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+# The same suite, tiny: shows that it works, measures nothing.
+bench-smoke: $(READY)
+	$(BIN)/python benchmarks/run.py --smoke
 
 clean:
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* .benchmarks

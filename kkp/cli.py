@@ -48,7 +48,7 @@ Listening on {url}. Try, from this directory:
     '{{"audience":"orders-db","backend":"aws","key_id":"alias/orders","ops":["encrypt","decrypt"]}}' |
     python3 -c 'import json,sys; print(json.load(sys.stdin)["token"])')
   curl -sS {url}/envelope/encrypt -H "Authorization: Bearer $TOKEN" --json \\
-    '{{"backend":"aws","key_id":"alias/orders","plaintext":"hello","context":{{"table":"orders"}}}}' > sealed.json
+    '{{"backend":"aws","key_id":"alias/orders","plaintext":"hello"}}' > sealed.json
   curl -sS {url}/envelope/decrypt -H "Authorization: Bearer $TOKEN" --json @sealed.json
   curl -sS {url}/keys/jwks
 """

@@ -1,6 +1,7 @@
 """The files of `kkp dev`: the data directory, the master key and root's service key.
 
-Key files are made once, with O_EXCL, mode 0600 and fsync, and are refused later if others can read them.
+Key files are made once, whole or not at all, mode 0600 and with fsync, and are refused later if others can
+read them.
 Nothing here ever prints what is in them.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -65,15 +67,23 @@ def read_secret(path: Path, name: str) -> str:
 def write_secret(path: Path, text: str) -> None:
     """Write a new secret file and make it durable; never overwrite one.
 
+    The file gets its name once it is whole on disk: a crash leaves no half-written key under that name, only a
+    complete one, or a file that nothing reads.
+
     Raises:
         ConfigError: It exists or can't be written.
     """
+    unnamed = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{text}\n")
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(f"{text}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(unnamed, path)  # unlike a rename, it never overwrites
+        finally:
+            unnamed.unlink()
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)

@@ -138,9 +138,9 @@ class KKP:
         after = ""
         while True:
             page = (await self.get(f"/audit?limit=1000{after}", credential=self.root_key)).json
-            if not page["records"] or len(page["records"]) < 1000:
-                return records + page["records"]
             records += page["records"]
+            if len(page["records"]) < 1000:
+                return records
             after = f"&after={page['next']}"
 
 

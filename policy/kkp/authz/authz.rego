@@ -19,13 +19,14 @@ default decision := {
 
 decision := {
 	"allow": true,
-	"reasons": [_granted],
+	"reasons": _grounds,
 	"public": [],
 	"obligations": _obligations,
 } if {
 	_well_formed
 	_known_caller
 	data.kkp.caller.permitted
+	_grounds
 }
 
 else := {
@@ -66,13 +67,13 @@ _operation := "envelopes" if {
 	input.action in {"explain_policy", "manage_identity", "read_audit", "rotate_signing_key"}
 }
 
-_granted := "envelopes.granted" if {
+_grounds := ["envelopes.granted"] if {
 	_operation == "envelopes"
 	data.kkp.envelopes.permitted
-} else := "tokens.granted" if {
+} else := data.kkp.tokens.grounds if {
 	_operation == "tokens"
 	data.kkp.tokens.permitted
-} else := "administration.granted" if {
+} else := ["administration.granted"] if {
 	_operation == "administration"
 	data.kkp.administration.permitted
 }

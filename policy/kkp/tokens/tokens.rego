@@ -17,6 +17,14 @@ permitted if {
 }
 
 # METADATA
+# title: Why a token is granted
+# description: KKP signs a token for another subject only where `tokens.delegated` says so in as many words.
+# scope: document
+default grounds := ["tokens.granted"]
+
+grounds := ["tokens.delegated", "tokens.granted"] if input.claims.sub != input.caller.id
+
+# METADATA
 # title: Why a token is refused
 # scope: document
 denials contains "tokens.malformed_input" if not _well_formed

@@ -78,6 +78,11 @@ test_only_an_admin_names_another_subject if {
 	_permitted(object.union(_for_payroll, {"/caller/roles": ["admin"]}))
 }
 
+test_a_delegation_is_told if {
+	data.kkp.tokens.grounds == ["tokens.granted"] with input as _issue
+	data.kkp.tokens.grounds == ["tokens.delegated", "tokens.granted"] with input as _with(_for_payroll)
+}
+
 test_the_actor_is_named_truly if {
 	changes := object.union(_for_payroll, {"/caller/roles": ["admin"], "/claims/act": {"sub": "billing"}})
 	_refused(changes, {"tokens.subject_not_caller"})
@@ -88,10 +93,9 @@ test_a_key_other_than_requested_is_malformed if {
 }
 
 test_a_lifetime_is_null_or_positive if {
-	expected := {"tokens.malformed_input"}
 	_permitted({"/request/ttl_seconds": 1})
-	_refused({"/request/ttl_seconds": 0}, expected)
-	_refused({"/request/ttl_seconds": "60"}, expected)
+	_refused({"/request/ttl_seconds": 0}, {"tokens.malformed_input"})
+	_refused({"/request/ttl_seconds": "60"}, {"tokens.malformed_input"})
 }
 
 test_audience_and_operations_come_from_one_grant if {
