@@ -13,6 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
+from sqlalchemy import URL
+
 from kkp import data_dir
 from kkp.audit.failures import FailedAuthentications
 from kkp.audit.log import AuditLog
@@ -102,7 +104,8 @@ async def foundation(
     master_key = MasterKey(_master_key(settings, create=create))
     async with AsyncExitStack() as stack:
         check = master_key.derive("kkp/master-key-check/v1")
-        database = await Database.open(settings.database_url, master_key_check=check)
+        url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
+        database = await Database.open(url, master_key_check=check)
         stack.push_async_callback(database.close)
         directory = IdentityDirectory(IdentityStore(database), master_key)
         await directory.load()

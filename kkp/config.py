@@ -195,7 +195,9 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_MASTER_KEY_FILE": _Setting("", str, "a file of mode 0600"),
     "KKP_ISSUER": _Setting("", _issuer, "an absolute URL without query or fragment"),
     "KKP_POLICY_PATH": _Setting("", str, "a Rego file or a bundle directory"),
-    "KKP_BACKENDS": _Setting(_DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://"),
+    "KKP_BACKENDS": _Setting(
+        _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
+    ),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", _seconds, _SECONDS_HINT),
     "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _seconds, _SECONDS_HINT),

@@ -58,7 +58,7 @@ def read_secret(path: Path, name: str) -> str:
         mode = path.stat().st_mode
         text = path.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{name}: {path} can't be read ({type(error).__name__})"]) from error
+        raise ConfigError([f"{name}: {path} can't be read ({type(error).__name__})"]) from None
     if mode & _OTHERS:
         raise ConfigError([f"{name}: others can read {path}; run: chmod 600 {path}"])
     return text.rstrip("\n")

@@ -34,7 +34,7 @@ KKPError
 ├── AuditUnavailableError             audit_unavailable
 ├── KeyringUnavailableError           keyring_unavailable
 │   └── StateUntrustedError           keyring_unavailable
-├── StaleProposalError                keyring_unavailable   (the pipeline starts over once)
+├── StaleProposalError                keyring_unavailable   (the pipeline starts over)
 ├── ConfigError                       never reaches a caller: start-up is refused
 └── PolicyLoadError                   never reaches a caller: start-up is refused
 ```
@@ -223,7 +223,7 @@ class StateUntrustedError(KeyringUnavailableError):
 
 
 class StaleProposalError(KKPError):
-    """The clock or the state moved between the decision and the act; the pipeline starts over once."""
+    """The clock or the state moved between the decision and the act; the pipeline starts over."""
 
     code = "keyring_unavailable"
 

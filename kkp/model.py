@@ -120,7 +120,7 @@ class PolicyInput:
     """One question to the policy engine, as a document and as the bytes that the audit seals.
 
     Attributes:
-        document: The input of DESIGN's policy contract; holds no plaintext, token, key or ciphertext.
+        document: The input as `policy/README.md` describes it; holds no plaintext, token, key or ciphertext.
         encoded: The same in canonical JSON, encoded once and used by every reader.
     """
 

@@ -254,8 +254,12 @@ class Pipeline:
         try:
             return await self._authenticate_now(credentials)
         except AuthenticationError as error:
-            self._failures.count(origin.client_ip, error.code)
+            self.count_failure(origin, error)
             raise
+
+    def count_failure(self, origin: Origin, error: AuthenticationError) -> None:
+        """Count a failed authentication, also one that was refused before the road began."""
+        self._failures.count(origin.client_ip, error.code)
 
     async def _authenticate_now(self, credentials: Credentials) -> Authenticated:
         """Authenticate; before refusing, ask the database whether an unknown credential has become known."""

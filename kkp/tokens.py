@@ -40,6 +40,7 @@ from kkp.strict_json import refuse_duplicates
 ALGORITHM = "EdDSA"
 TOKEN_TYPE = "kkp+jwt"  # noqa: S105  the name of a type
 MAX_TOKEN_BYTES = 8 * 1024
+MAX_PAYLOAD_BYTES = 5 * 1024  # in base64url, with header and signature, well within a token's limit
 TOKEN_OPS = ("encrypt", "decrypt", "rewrap")
 MAX_PAIRS = 32
 _SEGMENT = re.compile(r"[A-Za-z0-9_-]+\Z")

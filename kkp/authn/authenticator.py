@@ -55,7 +55,7 @@ class Authenticator:
                 return Authenticated(caller, epoch)
             claims = self._verifier.verify(token)
             self._subject(claims)
-            return Authenticated(caller, epoch, claims, beside=True)
+            return Authenticated(caller, epoch, claims)
         if bearer is not None and token is not None and bearer != token:
             raise InvalidRequestError("The token in the body and the bearer token differ.")
         claims = self._token(bearer if token is None else token)

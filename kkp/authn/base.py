@@ -15,11 +15,9 @@ class Authenticated:
     Attributes:
         caller: Who is calling.
         token: The verified token's claims. Where it came alone, the caller is its subject.
-        beside: Whether another credential came with the token.
         epoch: The state that this was looked up in.
     """
 
     caller: Caller
     epoch: int
     token: Claims | None = field(default=None, repr=False)
-    beside: bool = False

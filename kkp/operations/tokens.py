@@ -108,6 +108,8 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
         kid, expiry = self._signer.plan_expiry(now, ttl_seconds)
         claims = self._claims(authenticated, request, math.floor(now), expiry)
         payload = tokens.encode_claims(claims)
+        if len(payload) > tokens.MAX_PAYLOAD_BYTES:
+            raise InvalidRequestError(f"The claims are over {tokens.MAX_PAYLOAD_BYTES} bytes.")
         return TokenProposal(
             authenticated=authenticated,
             claims=claims,

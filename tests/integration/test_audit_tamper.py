@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -27,14 +27,25 @@ async def load(server: Server, requests: int) -> None:
     assert {answer.status for answer in answers} == {200}
 
 
-@pytest.fixture
-async def log(tmp_path: Path) -> AsyncIterator[Path]:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database of a server that was started twice, and stopped."""
-    for _ in range(2):
-        async with serving(tmp_path) as server:
-            await load(server, 20)
-            assert await server.stop() == 0
-    yield tmp_path / ".kkp" / "kkp.db"
+    directory = tmp_path_factory.mktemp("original")
+
+    async def serve_twice() -> None:
+        for _ in range(2):
+            async with serving(directory) as server:
+                await load(server, 20)
+                assert await server.stop() == 0
+
+    asyncio.run(serve_twice())
+    return directory / ".kkp" / "kkp.db"
+
+
+@pytest.fixture
+def log(original: Path, tmp_path: Path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copy(original, tmp_path / "kkp.db")
 
 
 async def verify(path: Path) -> tuple[int, set[str]]:

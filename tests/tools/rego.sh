@@ -37,8 +37,15 @@ fi
 opa=$(find_tool opa)
 regal=$(find_tool regal)
 
+# Older ones accept an altered bundle (GHSA-g2pf-6v5v-qcc8).
+oldest=1.21.3
+version=$("$opa" version | sed -n 's/^Version: //p')
+if ! printf '%s\n' "$oldest" "$version" | sort -VC; then
+  echo "$opa is $version; at least $oldest is needed" >&2
+  exit 1
+fi
+
 cd "$root"
-"$opa" version | head -n 1
 "$opa" check --strict --schema policy/schemas/input.json policy
 "$opa" fmt --fail -d policy
 "$opa" test policy

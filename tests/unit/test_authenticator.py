@@ -123,7 +123,6 @@ class LetIn(NamedTuple):
     token: str | None
     caller: str
     method: str
-    beside: bool = False
 
 
 LET_IN = {
@@ -133,10 +132,10 @@ LET_IN = {
     "one token in both places": LetIn(GOOD, GOOD, "orders", "kkp_token"),
     "a token of another subject": LetIn(ANOTHER_SUBJECT, None, "billing", "kkp_token"),
     "a token that another asked for": LetIn(ACTED, None, "orders", "kkp_token"),
-    "a service key beside its own token": LetIn(ORDERS_KEY, GOOD, "orders", "service_key", beside=True),
-    "the asker's key beside the token": LetIn(BILLING_KEY, ACTED, "billing", "service_key", beside=True),
+    "a service key beside its own token": LetIn(ORDERS_KEY, GOOD, "orders", "service_key"),
+    "the asker's key beside the token": LetIn(BILLING_KEY, ACTED, "billing", "service_key"),
     # Whether that token is any use to the caller is asked, and recorded, further down the road.
-    "a key beside another's token": LetIn(BILLING_KEY, GOOD, "billing", "service_key", beside=True),
+    "a key beside another's token": LetIn(BILLING_KEY, GOOD, "billing", "service_key"),
 }
 REFUSED: dict[str, tuple[str | None, str | None, type[Exception]]] = {
     "nothing": (None, None, UnauthenticatedError),
@@ -189,7 +188,6 @@ async def test_good_credentials_say_who_is_calling(world: World, case: LetIn) ->
         grants=(GRANT,),
     )
     assert (authenticated.token is not None) == presented_a_token
-    assert authenticated.beside == case.beside
     assert authenticated.epoch == 7
 
 

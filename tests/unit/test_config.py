@@ -303,7 +303,9 @@ BAD_VALUES = {
 )
 def test_a_bad_value_is_refused_by_name_with_its_cure(name: str, text: str, cure: str) -> None:
     (problem,) = problems(**{name: text})
-    assert problem == f"{name}: {text[:80]!r} can't be used; {cure}"
+    # A backend's URI may carry a password, so it is not repeated.
+    shown = "its value" if name == "KKP_BACKENDS" else f"{text[:80]!r}"
+    assert problem == f"{name}: {shown} can't be used; {cure}"
 
 
 @pytest.mark.parametrize("text", ["1", "67108864"])

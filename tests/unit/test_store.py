@@ -164,7 +164,7 @@ async def test_a_refused_database_leaves_no_thread_behind(database: Database, pa
 async def test_a_commit_survives_a_power_cut(database: Database) -> None:
     assert await pragma(database, "synchronous") == 2  # FULL
     assert await pragma(database, "journal_mode") == "wal"
-    assert await pragma(database, "foreign_keys") == 1
+    assert await pragma(database, "secure_delete") == 1
 
 
 async def test_waiting_for_a_lock_is_bounded_on_both_connections(database: Database) -> None:

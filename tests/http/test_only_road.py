@@ -1,0 +1,257 @@
+"""There is one road: no route reaches a backend, a signing key, an identity or the audit around the pipeline.
+
+Probes stand on all of these. Every row of the table of routes is walked: with a valid request, which must
+reach its probe, from inside the pipeline's last step and from nowhere else; and with requests that must reach
+none. A row that is added without a walk fails here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jwt
+import pytest
+
+from kkp.audit.log import AuditLog
+from kkp.errors import AuditUnavailableError, PolicyUnavailableError
+from kkp.web.routes import ROUTES, make_application
+from tests.harness import KKP, Answer, grant, running
+from tests.http.probes import PROBED, Probes, install
+
+DENY = "package kkp.authz\n\ndefault allow := false\n"
+PUBLIC = (
+    "/keys/jwks",
+    "/.well-known/jwks.json",
+    "/.well-known/oauth-authorization-server",
+    "/healthz",
+    "/readyz",
+)
+
+
+class Walk(NamedTuple):
+    """A valid request of one row, and what it reaches.
+
+    Attributes:
+        path: The row's path, filled in.
+        body: The body; None for none.
+        credential: Whose: `root`, `orders` or `token`; None where the body carries it.
+        reaches: The probe that the request is there to fire.
+        status: What it answers.
+    """
+
+    path: str
+    body: Mapping[str, Any] | None
+    credential: str | None
+    reaches: str
+    status: int = 200
+
+
+class Prepared(NamedTuple):
+    """A server with probes, and what the walks need."""
+
+    kkp: KKP
+    probes: Probes
+    credentials: dict[str | None, str | None]
+    envelope: dict[str, Any]
+    token: str
+
+    def walks(self) -> dict[tuple[str, str], Walk]:
+        """Return the walk of every row."""
+        key = {"backend": "aws", "key_id": "alias/orders"}
+        minted = {"audience": "orders-db", **key, "ops": ["encrypt", "decrypt"]}
+        opened = {"envelope": self.envelope, "token": self.token}
+        return {
+            ("POST", "/token"): Walk("/token", minted, "orders", "Keyring.sign"),
+            ("POST", "/envelope/encrypt"): Walk(
+                "/envelope/encrypt", {**key, "plaintext": "hello"}, "token", "MemoryKMS.wrap"
+            ),
+            ("POST", "/envelope/decrypt"): Walk("/envelope/decrypt", opened, None, "MemoryKMS.unwrap"),
+            ("POST", "/keys/rotate"): Walk("/keys/rotate", None, "root", "Keyring.rotate", 201),
+            ("POST", "/identities"): Walk(
+                "/identities", {"id": "new", "roles": ["service"]}, "root", "IdentityDirectory.add", 201
+            ),
+            ("GET", "/identities"): Walk("/identities", None, "root", "IdentityDirectory.all"),
+            ("POST", "/identities/{id}/disable"): Walk(
+                "/identities/leaver/disable", None, "root", "IdentityDirectory.disable"
+            ),
+            ("GET", "/audit"): Walk("/audit", None, "root", "AuditStore.read"),
+        }
+
+    async def send(self, method: str, walk: Walk, credential: str | None) -> Answer:
+        """Send the walk's request with this credential."""
+        body = {} if walk.body is None else {"json": walk.body}
+        return await self.kkp.request(method, walk.path, credential=credential, **body)
+
+
+async def prepare(kkp: KKP, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    orders = await kkp.add_identity("orders", grant())
+    await kkp.add_identity("leaver")
+    token = await kkp.token(orders)
+    envelope = await kkp.seal(token)
+    credentials = {"root": kkp.root_key, "orders": orders, "token": token, None: None}
+    return Prepared(kkp, install(monkeypatch), credentials, envelope, token)
+
+
+@pytest.fixture
+async def prepared(kkp: KKP, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    return await prepare(kkp, monkeypatch)
+
+
+ROWS = [(route.method, route.path) for route in ROUTES]
+
+
+async def test_every_row_has_a_walk_and_every_walk_a_row(prepared: Prepared) -> None:
+    assert set(prepared.walks()) == set(ROWS)
+    assert len(ROWS) == len(set(ROWS))
+
+
+async def test_every_path_of_the_application_is_a_row_or_public(prepared: Prepared) -> None:
+    app = make_application(prepared.kkp.services)
+    served = {(route.method, getattr(route.resource, "canonical", "")) for route in app.router.routes()}
+    public = {(method, path) for path in PUBLIC for method in ("GET", "HEAD")}
+    assert served == set(ROWS) | public
+
+
+@pytest.mark.parametrize(("method", "path"), ROWS)
+async def test_a_valid_request_reaches_its_probe_from_inside_the_pipeline_only(
+    prepared: Prepared, method: str, path: str
+) -> None:
+    walk = prepared.walks()[method, path]
+    answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
+    assert answer.status == walk.status, answer.raw
+    assert prepared.probes.fired[walk.reaches] == 1
+    assert prepared.probes.outside == []
+    # And nothing but what the row is there for.
+    assert set(prepared.probes.fired) == {walk.reaches}
+
+
+async def test_every_probe_on_the_road_is_reached_by_some_row(prepared: Prepared) -> None:
+    reached = {walk.reaches for walk in prepared.walks().values()}
+    unreached = {f"{owner.__name__}.{method}" for owner, method in PROBED} - reached
+    assert unreached == {
+        "MemoryKMS.describe", "LocalKMS.describe", "LocalKMS.wrap", "LocalKMS.unwrap",
+    }  # fmt: skip
+    local = {"backend": "local", "key_id": "default"}
+    root = prepared.kkp.root_key
+    envelope = await prepared.kkp.seal(root, **local)
+    token = await prepared.kkp.token(root, **local)
+    opened = await prepared.kkp.post("/envelope/decrypt", {"envelope": envelope, "token": token})
+    assert opened.status == 200
+    assert prepared.probes.fired["LocalKMS.wrap"] == prepared.probes.fired["LocalKMS.unwrap"] == 1
+    assert prepared.probes.outside == []
+
+
+async def _no_credential(_prepared: Prepared) -> str | None:
+    return None
+
+
+async def _unknown_key(_prepared: Prepared) -> str | None:
+    return "kkp_sk_" + "A" * 43
+
+
+async def _broken_token(prepared: Prepared) -> str | None:
+    return prepared.token[:-4] + "AAAA"
+
+
+async def _stranger(prepared: Prepared) -> str | None:
+    return await prepared.kkp.add_identity("stranger")
+
+
+async def _disabled(prepared: Prepared) -> str | None:
+    key = await prepared.kkp.add_identity("fired", roles=("admin",))
+    await prepared.kkp.post("/identities/fired/disable", credential=prepared.kkp.root_key)
+    return key
+
+
+@pytest.mark.parametrize(
+    "credential", [_no_credential, _unknown_key, _broken_token, _stranger, _disabled],
+    ids=["no credential", "an unknown key", "an altered token", "a stranger's key", "a disabled key"],
+)  # fmt: skip
+async def test_a_bad_credential_reaches_nothing(
+    prepared: Prepared, credential: Callable[[Prepared], Awaitable[str | None]]
+) -> None:
+    presented = await credential(prepared)
+    prepared.probes.fired.clear()
+    for (method, path), walk in prepared.walks().items():
+        body = walk.body and {name: value for name, value in walk.body.items() if name != "token"}
+        answer = await prepared.send(method, walk._replace(body=body), presented)
+        assert answer.status in {401, 403}, path
+        assert answer.problem() in {"unauthenticated", "token_invalid", "policy_denied"}, path
+    assert prepared.probes.fired == {}
+
+
+@pytest.fixture
+async def denying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Prepared]:
+    """A server that had its credentials made under the bundled policy and now denies everything."""
+    async with running(tmp_path) as kkp:
+        orders = await kkp.add_identity("orders", grant())
+        await kkp.add_identity("leaver")
+        token = await kkp.token(orders)
+        envelope = await kkp.seal(token)
+    policy = tmp_path / "deny.rego"
+    policy.write_text(DENY)
+    async with running(tmp_path, KKP_POLICY_PATH=str(policy)) as kkp:
+        credentials = {"root": kkp.root_key, "orders": orders, "token": token, None: None}
+        yield Prepared(kkp, install(monkeypatch), credentials, envelope, token)
+
+
+async def test_a_policy_that_denies_is_asked_on_every_row_and_nothing_is_reached(denying: Prepared) -> None:
+    for (method, path), walk in denying.walks().items():
+        answer = await denying.send(method, walk, denying.credentials[walk.credential])
+        assert (answer.status, answer.problem()) == (403, "policy_denied"), path
+    assert denying.probes.fired == {}
+
+
+async def test_a_policy_that_fails_stops_every_row(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise PolicyUnavailableError("The policy gave no usable answer.")
+
+    monkeypatch.setattr("kkp.authz.embedded.EmbeddedPolicy.decide", fail)
+    for (method, path), walk in prepared.walks().items():
+        answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
+        assert (answer.status, answer.problem()) == (503, "policy_unavailable"), path
+    assert prepared.probes.fired == {}
+
+
+async def test_an_audit_store_that_fails_stops_every_row(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kkp.store.audit.AuditStore.append", fail)
+    for (method, path), walk in prepared.walks().items():
+        answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
+        assert (answer.status, answer.problem()) == (503, "audit_unavailable"), path
+    assert prepared.probes.fired == {}
+
+
+async def test_an_audit_log_that_refuses_stops_every_row(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise AuditUnavailableError("The audit log is overloaded.")
+
+    monkeypatch.setattr(AuditLog, "commit", refuse)
+    for (method, path), walk in prepared.walks().items():
+        answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
+        assert (answer.status, answer.problem()) == (503, "audit_unavailable"), path
+    assert prepared.probes.fired == {}
+
+
+async def test_a_public_document_reaches_nothing(prepared: Prepared) -> None:
+    for path in PUBLIC:
+        for method in ("GET", "HEAD"):
+            for credential in (None, prepared.kkp.root_key, prepared.token, "nonsense"):
+                assert (await prepared.kkp.request(method, path, credential=credential)).status == 200
+    assert prepared.probes.fired == {}
+
+
+async def test_the_probes_would_see_a_road_around_the_pipeline(prepared: Prepared) -> None:
+    kid = jwt.get_unverified_header(prepared.token)["kid"]
+    assert len(prepared.kkp.services.public.keyring.sign(kid, b"forged")) == 64
+    assert prepared.probes.outside == ["Keyring.sign"]
