@@ -325,7 +325,8 @@ class Pipeline:
                 receipt, error.code if isinstance(error, KKPError) else "internal"
             )
         except AuditUnavailableError:
-            _log.exception("the outcome of %s:%d could not be recorded", receipt.chain, receipt.seq)
+            # Without the exception: its context is the operation's, whose text may hold what it worked on.
+            _log.warning("the outcome of %s:%d could not be recorded", receipt.chain, receipt.seq)
 
 
 @lru_cache(maxsize=1)  # thousands of requests share a second

@@ -35,11 +35,14 @@ _PACKAGE = ("kkp", "authz")
 _MAX_FILES = 256
 _MAX_FILE_BYTES = 256 * 1024
 _MAX_TOTAL_BYTES = 1024 * 1024
-_MAX_NESTING = 16  # the engine's parser takes time exponential in it
+_MAX_NESTING = 12  # the engine's parser takes time exponential in it
 _NO_INPUT = "null"
 # The allow-list already keeps these out; should the engine reach one all the same, it is an error there and
 # not undefined, which a `not` would turn into an allow.
 _REFUSED_BUILTINS = {"http.send": 1, "json.patch": 2, "opa.runtime": 0, "regex.replace": 3, "uuid.parse": 1}
+
+# How the parser complains of a rule like `allow { … }`.
+_LEGACY_HINT = "keyword is required before rule"
 
 _PLACE = re.compile(r"^\s*--> (.+):(\d+):\d+$", re.MULTILINE)
 _ERROR = re.compile(r"^error: (.+)$", re.MULTILINE)
@@ -256,7 +259,7 @@ def _parse(files: list[_PolicyFile], *, allow_legacy: bool) -> tuple[regorus.Eng
     try:
         return _parse_as(sources, legacy=False)
     except PolicyLoadError as error:
-        if not allow_legacy:
+        if not allow_legacy or _LEGACY_HINT not in str(error):
             raise
         return _parse_legacy(sources, error)
 

@@ -12,6 +12,7 @@ here are `Var`, `RefDot` and `RefBrack` (references), `Call`, and the heads of r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -69,15 +70,18 @@ class PolicySyntax:
         Raises:
             PolicyLoadError: A tree has a form that is not understood.
         """
-        try:
+        with _unknown_forms_refused():
             return cls(tuple(_read_module(tree) for tree in trees))
-        except (KeyError, TypeError, ValueError, StopIteration) as error:
-            raise PolicyLoadError("The policy's syntax tree has a form that KKP does not know.") from error
 
     @property
     def rule_paths(self) -> frozenset[RulePath]:
         """Every rule's path below `data`."""
         return frozenset(path for module in self.modules for path, _ in module.rules)
+
+    @property
+    def functions(self) -> frozenset[RulePath]:
+        """The path below `data` of every function."""
+        return frozenset(path for module in self.modules for path, tree in module.rules if _is_function(tree))
 
     def check(self, data: Mapping[str, JSON]) -> None:
         """Refuse what the in-process engine can't be trusted with.
@@ -86,12 +90,14 @@ class PolicySyntax:
             PolicyLoadError: The policy calls a built-in that is not on the list, uses `with`, is recursive,
                 or is shadowed by the data.
         """
-        for module in self.modules:
-            for _, tree in module.rules:
-                _check_with(module, tree)
-                _check_calls(module, tree, self.rule_paths)
+        functions = self.functions
+        with _unknown_forms_refused():
+            for module in self.modules:
+                for _, tree in module.rules:
+                    _check_with(module, tree)
+                    _check_calls(module, tree, functions)
+            _check_recursion(self._graph())
         _check_shadowing(self.rule_paths, data)
-        _check_recursion(self._graph())
 
     def check_legacy(self) -> None:
         """Refuse a v0 policy that mixes in words of v1: `allow if { … }` would there allow everything.
@@ -116,20 +122,30 @@ class PolicySyntax:
         return graph
 
 
+@contextmanager
+def _unknown_forms_refused() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise PolicyLoadError("The policy's syntax tree has a form that KKP does not know.") from error
+
+
 def _read_module(tree: JSON) -> _Module:
     ast = tree["ast"]
     package = tuple(_static_path(ast["package"]["refr"]))
     return _Module(
         file=tree["source"]["file"],
         package=package,
-        aliases=dict(_read_import(entry) for entry in ast["imports"]),
+        aliases=dict(_read_import(entry, tree["source"]["contents"].encode()) for entry in ast["imports"]),
         rules=[(package + tuple(_static_path(_head_reference(rule))), rule) for rule in ast["rules"]],
     )
 
 
-def _read_import(entry: JSON) -> tuple[str, RulePath]:
+def _read_import(entry: JSON, source: bytes) -> tuple[str, RulePath]:
     path = tuple(_static_path(entry["refr"]))
-    return (entry["as"][1] if entry.get("as") else path[-1]), path
+    span = entry.get("as")
+    # The tree has only the place of an alias; its name is in the source.
+    return (source[span["start"] : span["end"]].decode() if span else path[-1]), path
 
 
 def _kind(node: JSON) -> tuple[str, JSON]:
@@ -143,6 +159,11 @@ def _head_reference(rule: JSON) -> JSON:
         return content["refr"]
     _, head = _kind(content["head"])
     return head["refr"]
+
+
+def _is_function(rule: JSON) -> bool:
+    kind, content = _kind(rule)
+    return kind == "Spec" and _kind(content["head"])[0] == "Func"
 
 
 def _is_bare(rule: JSON) -> bool:
@@ -197,13 +218,13 @@ def _check_with(module: _Module, tree: JSON) -> None:
         raise PolicyLoadError(f"{module.file}:{_line(tree)}: `with` belongs in tests, not in a policy")
 
 
-def _check_calls(module: _Module, tree: JSON, rules: frozenset[RulePath]) -> None:
+def _check_calls(module: _Module, tree: JSON, functions: frozenset[RulePath]) -> None:
     for name, content in _nodes(tree):
         if name != "Call":
             continue
         called = _segments(content["fcn"])
         target = _resolve(module, called)
-        if target is not None and target in rules:
+        if target in functions:
             continue
         builtin = ".".join(segment or "?" for segment in called)
         if target is not None or builtin not in SAFE_BUILTINS:

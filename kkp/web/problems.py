@@ -7,7 +7,8 @@ Every answer that is not a success is one, whatever went wrong and wherever: our
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -68,8 +69,20 @@ def of_error(error: BaseException, origin: Origin) -> web.Response:
         return problem(error.code, str(error), origin, reasons=reasons)
     if isinstance(error, web.HTTPException) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return of_status(error.status, origin, allow=error.headers.get("Allow"))
-    _log.error("request %s failed inside", origin.request_id, exc_info=error)
+    log_failure(error, origin)
     return of_status(HTTPStatus.INTERNAL_SERVER_ERROR, origin)
+
+
+def log_failure(error: BaseException | None, origin: Origin) -> None:
+    """Log where a request failed: types and frames, never a text, which may hold what was worked on."""
+    _log.error("request %s failed inside\n%s", origin.request_id, "".join(_frames(error)))
+
+
+def _frames(error: BaseException | None) -> Iterator[str]:
+    while error is not None:
+        yield f"{type(error).__qualname__}\n"
+        yield from traceback.format_tb(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def of_status(status: int, origin: Origin, *, allow: str | None = None) -> web.Response:

@@ -48,6 +48,9 @@ TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 GrantOp = Literal["encrypt", "decrypt", "rewrap", "sign", "verify"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _MAX_EXPLANATION_CHARACTERS = 200
+_REPEATED = re.compile(
+    r"^(Invalid enum value|Object contains unknown field) .*?( - at `\$[a-z0-9_.\[\]]*`)?\Z", re.DOTALL
+)
 
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -220,8 +223,8 @@ def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
 
 
 def _explanation(error: msgspec.DecodeError) -> str:
-    """Return the decoder's sentence, bounded, without the value that it repeats for an unknown op."""
-    text = re.sub(r"^(Invalid enum value) .*( - at `\$)", r"\1\2", str(error), flags=re.DOTALL)
+    """Return the decoder's sentence, bounded, without the op or the member's name that it repeats."""
+    text = _REPEATED.sub(r"\1\2", str(error))
     return text[:_MAX_EXPLANATION_CHARACTERS]
 
 

@@ -9,7 +9,6 @@ the log with them.
 from __future__ import annotations
 
 import itertools
-import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +27,6 @@ from kkp.web.routes import ORIGIN
 
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
-_log = logging.getLogger(__name__)
 _VERSIONS = (HttpVersion11, HttpVersion10)
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -48,7 +46,7 @@ class _Protocol(RequestHandler):
     ) -> web.StreamResponse:
         origin = Origin(_new_request_id(), request.remote or "")
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.error("request %s failed before it was routed", origin.request_id, exc_info=exc)
+            problems.log_failure(exc, origin)
         response = problems.of_status(status, origin)
         response.headers[hdrs.SERVER] = "kkp"
         response.force_close()
@@ -83,8 +81,7 @@ def _answering_errors(handler: _RequestHandler) -> _RequestHandler:
         origin = Origin(_new_request_id(), request.remote or "")
         request[ORIGIN] = origin
         try:
-            if request.version not in _VERSIONS:  # aiohttp would answer even HTTP/0.9
-                raise web.HTTPBadRequest
+            _check_version(request)
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
             response = problems.of_error(error, origin)
@@ -93,6 +90,12 @@ def _answering_errors(handler: _RequestHandler) -> _RequestHandler:
         return response
 
     return handle
+
+
+def _check_version(request: web.BaseRequest) -> None:
+    """Refuse what is not HTTP/1.0 or 1.1: aiohttp would answer even HTTP/0.9."""
+    if request.version not in _VERSIONS:
+        raise web.HTTPBadRequest
 
 
 def _new_request_id() -> str:

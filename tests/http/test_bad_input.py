@@ -26,7 +26,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_PLAINTEXT = 4096
 SMALL_BODY = 64 * 1024
-ENVELOPE_BODY = 6 * MAX_PLAINTEXT + SMALL_BODY
+ENCRYPT_BODY = 6 * MAX_PLAINTEXT + SMALL_BODY
+DECRYPT_BODY = 4 * MAX_PLAINTEXT // 3 + 256 * 1024
 ARN = "arn:aws:kms:eu-west-1:111122223333:alias/orders"
 BACKENDS = "aws=memory://aws,twin=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 # `environment` is not restricted by the grant, so that the context may say anything about it.
@@ -282,8 +283,8 @@ async def test_json_that_says_its_charset_is_read(world: World, media: str) -> N
 
 BODY_LIMITS = [
     ("/token", SMALL_BODY),
-    ("/envelope/encrypt", ENVELOPE_BODY),
-    ("/envelope/decrypt", ENVELOPE_BODY),
+    ("/envelope/encrypt", ENCRYPT_BODY),
+    ("/envelope/decrypt", DECRYPT_BODY),
     ("/identities", SMALL_BODY),
     ("/keys/rotate", SMALL_BODY),
     ("/identities/nobody/disable", SMALL_BODY),
@@ -392,16 +393,12 @@ BAD_BASE64: Mapping[str, str] = {
     "stray bits at the end": "aGVsbG9=",
     "a letter beyond ASCII": "\u0430GVsbG8=",
     "one letter": "a",
-    "hex in disguise": "0x00",
 }
 
 
 @pytest.mark.parametrize("text", BAD_BASE64.values(), ids=BAD_BASE64)
 async def test_base64_has_one_spelling(world: World, text: str) -> None:
     document = {"backend": "aws", "key_id": "alias/orders", "plaintext_b64": text}
-    if text == "0x00":  # four letters of the alphabet: base64 after all, and no guess is made
-        assert (await world.post("/envelope/encrypt", document, credential=world.token)).status == 200
-        return
     await world.refuses_document(
         400, "invalid_request", "/envelope/encrypt", document, credential=world.token
     )

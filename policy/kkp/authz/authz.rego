@@ -21,7 +21,7 @@ decision := {
 	"allow": true,
 	"reasons": _grounds,
 	"public": [],
-	"obligations": _obligations,
+	"obligations": data.kkp.tokens.obligations,
 } if {
 	_well_formed
 	_known_caller
@@ -77,10 +77,6 @@ _grounds := ["envelopes.granted"] if {
 	_operation == "administration"
 	data.kkp.administration.permitted
 }
-
-default _obligations := {}
-
-_obligations := data.kkp.tokens.obligations if _operation == "tokens"
 
 # The first kind that applies, so that a stranger learns no more than that he is one.
 default _refusals := ["authz.action_not_served"]

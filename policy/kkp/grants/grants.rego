@@ -10,7 +10,12 @@ package kkp.grants
 # description: Exactly, or by a prefix that ends in an asterisk.
 names_key(grant) if {
 	grant.backend == input.request.backend
-	_matches(grant.key_id, input.request.key_id)
+	grant.key_id == input.request.key_id
+} else if {
+	grant.backend == input.request.backend
+	is_string(grant.key_id)
+	endswith(grant.key_id, "*")
+	startswith(input.request.key_id, trim_suffix(grant.key_id, "*"))
 }
 
 # METADATA
@@ -25,14 +30,8 @@ allows_claims(grant, claims) if {
 # title: The grant allows what the envelope's context says
 # description: A name that the grant restricts stays restricted where no claim of the token repeats it.
 allows_context(grant, context) if {
+	is_object(grant.policy_claims)
 	every name, value in context {
 		value in object.get(grant.policy_claims, name, [value])
 	}
-}
-
-_matches(pattern, key_id) if {
-	pattern == key_id
-} else if {
-	endswith(pattern, "*")
-	startswith(key_id, trim_suffix(pattern, "*"))
 }

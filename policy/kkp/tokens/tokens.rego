@@ -65,6 +65,7 @@ denials contains code if {
 default obligations := {}
 
 obligations := {"max_ttl": max(_limits)} if {
+	input.action == "issue_token"
 	count(_limits) > 0
 	count(_limits) == count(_covering)
 	not data.kkp.caller.exempt

@@ -1,0 +1,543 @@
+"""No secret in logs, output, errors or the audit, whatever happens.
+
+A canary is a value that occurs once in the world. One stands in every field that a caller can fill, on every
+path that a request can take, those included where policy, audit, backend or KKP itself fail. Afterwards
+everything that comes out is searched for every canary, in every encoding that one meets in practice.
+
+What the audit may hold in clear is said field by field: a canary in any other field is a leak.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from kkp.authn.base import Authenticated
+from kkp.authn.identities import IdentityDirectory
+from kkp.authz.embedded import EmbeddedPolicy
+from kkp.envelope import parse
+from kkp.errors import AuditUnavailableError, PolicyUnavailableError
+from kkp.keyring.rotation import Keyring
+from kkp.kms.base import Resources, WrappedKey
+from kkp.kms.memory import MemoryKMS
+from kkp.master_key import MasterKey
+from kkp.model import Caller, Credentials, PolicyInput
+from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
+from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
+from kkp.pipeline import Pipeline
+from kkp.store.audit import AuditStore
+from tests.harness import KKP, Answer, grant, running, settings_for
+
+# Which field of an audit record may hold which canary in clear.
+CLEAR: Mapping[str, str] = {
+    "audience": "aud",
+    "audience of another": "aud",
+    "envelope backend": "backend",
+    "envelope key_id": "key_id",
+    "label": "key_id",
+    "backend": "backend",
+    "key id": "key_id",
+    "missing key id": "key_id",
+    "disabled key id": "key_id",
+    "context name": "context_names",
+    "caller": "caller",
+}
+
+
+@dataclass(slots=True)
+class Canaries:
+    """The canaries, by what they stand in."""
+
+    values: dict[str, bytes] = field(default_factory=dict)
+
+    def plant(self, name: str, form: str = "{}") -> str:
+        """Return this place's canary, the same at every call, in the form given."""
+        self.values.setdefault(name, f"Cn4ry{secrets.token_hex(8)}".encode())
+        return form.format(self.values[name].decode())
+
+    def text(self, name: str) -> str:
+        """Return a canary that JSON and percent-encoding have to escape."""
+        self.values.setdefault(name, f'Cn4ry"é\\{secrets.token_hex(8)}'.encode())
+        return self.values[name].decode()
+
+    def lower(self, name: str) -> str:
+        """Return a canary in small letters, where only these are taken."""
+        self.values.setdefault(name, f"cn4ry{secrets.token_hex(8)}".encode())
+        return self.values[name].decode()
+
+    def learn(self, name: str, secret: bytes) -> None:
+        """Look for a secret that KKP itself made."""
+        self.values[name] = secret
+
+    def found_in(self, haystack: bytes) -> set[str]:
+        """Return the names of all canaries that occur."""
+        folded = haystack.lower()
+        return {
+            name
+            for name, value in self.values.items()
+            if any(needle in haystack for needle in _spellings(value))
+            or any(needle in folded for needle in _folded_spellings(value))
+        }
+
+    def found_by_field(self, records: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+        """Return, for each field of audit records, the names of the canaries that occur in it."""
+        values: dict[str, list[Any]] = {}
+        for record in records:
+            for name, value in record.items():
+                values.setdefault(name, []).append(value)
+        return {name: self.found_in(json.dumps(value).encode()) for name, value in values.items()}
+
+
+def _spellings(value: bytes) -> Iterator[bytes]:
+    """Spell a value as it stands, in base64 at each of its three alignments, and in JSON."""
+    yield value
+    yield repr(value)[2:-1].encode()
+    for shift in range(3):
+        encoded = base64.b64encode(bytes(shift) + value)
+        inner = encoded[4 if shift else 0 : len(encoded) - 4]  # the ends depend on the neighbours
+        yield inner
+        yield inner.translate(bytes.maketrans(b"+/", b"-_"))
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return
+    for ascii_only in (True, False):
+        yield json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode()
+    yield repr(text)[1:-1].encode()
+
+
+def _folded_spellings(value: bytes) -> Iterator[bytes]:
+    """Spell a value where capitals don't matter: in hex and percent-encoded, in part and throughout."""
+    yield value.hex().encode()
+    yield quote(value, safe="").lower().encode()
+    yield "".join(f"%{byte:02x}" for byte in value).encode()
+    yield "".join(f"\\x{byte:02x}" for byte in value).encode()
+
+
+SPELLINGS: Mapping[str, Callable[[bytes], bytes]] = {
+    "as it stands": lambda value: b"..." + value + b"...",
+    "in hex": lambda value: value.hex().encode(),
+    "in hex in capitals": lambda value: value.hex().upper().encode(),
+    "in base64": base64.b64encode,
+    "in base64 inside another value": lambda value: base64.b64encode(b"x" + value + b"yz"),
+    "in base64 further inside": lambda value: base64.b64encode(b"xx" + value + b"yz"),
+    "in base64url": lambda value: base64.urlsafe_b64encode(b"\xff" + value),
+    "percent-encoded": lambda value: quote(value, safe="").encode(),
+    "percent-encoded throughout": lambda value: "".join(f"%{byte:02X}" for byte in value).encode(),
+    "in JSON": lambda value: json.dumps({"a": value.decode()}).encode(),
+    "in JSON in UTF-8": lambda value: json.dumps({"a": value.decode()}, ensure_ascii=False).encode(),
+    "in a repr": lambda value: repr([value.decode()]).encode(),
+    "in a repr of bytes": lambda value: repr(value).encode(),
+}
+
+
+@pytest.mark.parametrize("spell", SPELLINGS.values(), ids=SPELLINGS)
+def test_the_search_finds_a_canary(spell: Callable[[bytes], bytes]) -> None:
+    canaries = Canaries()
+    for name in ("plain", "escaped"):
+        canaries.plant("plain")
+        canaries.text("escaped")
+        canaries.plant("another")
+        assert canaries.found_in(spell(canaries.values[name])) == {name}
+
+
+@dataclass(slots=True)
+class Scene:
+    """A server, its canaries, and everything that it answered with an error."""
+
+    kkp: KKP
+    canaries: Canaries
+    orders: str = field(repr=False)
+    token: str = field(repr=False)
+    envelope: dict[str, Any]
+    errors: list[Answer] = field(default_factory=list)
+
+    async def send(self, method: str, path: str, **arguments: Any) -> Answer:
+        """Send a request, and keep the answer if it is an error."""
+        answer = await self.kkp.request(method, path, **arguments)
+        if answer.status >= 400:
+            answer.problem()
+            self.errors.append(answer)
+        return answer
+
+    async def post(self, path: str, document: Any, credential: str | None = None) -> Answer:
+        """POST a JSON document."""
+        return await self.send("POST", path, json=document, credential=credential)
+
+
+async def _scene(kkp: KKP) -> Scene:
+    canaries = Canaries()
+    caller = canaries.lower("caller")
+    orders = await kkp.add_identity(
+        caller,
+        grant(
+            "*",
+            audiences=[canaries.plant("audience")],
+            policy_claims={canaries.text("policy claim name"): [canaries.text("policy claim")]},
+        ),
+        attributes={canaries.text("attribute name"): canaries.text("attribute")},
+    )
+    token = await kkp.token(orders, **_token_members(canaries))
+    envelope = await kkp.seal(token, **_seal_members(canaries))
+    canaries.learn("a service key", orders.encode())
+    canaries.learn("root's service key", kkp.root_key.encode())
+    canaries.learn("a token", token.encode())
+    canaries.learn("a token's signature", token.rpartition(".")[2].encode())
+    master_key = (kkp.settings.data_dir / "master.key").read_text().strip()
+    canaries.learn("the master key", base64.urlsafe_b64decode(master_key + "="))
+    canaries.learn("the wrapped data key", envelope["encrypted_data_key"].encode())
+    canaries.learn("the ciphertext", envelope["ciphertext"].encode())
+    return Scene(kkp, canaries, orders, token, envelope)
+
+
+def _token_members(canaries: Canaries) -> dict[str, Any]:
+    return {
+        "audience": canaries.plant("audience"),
+        "key_id": canaries.plant("key id", "alias/{}"),
+        "policy_claims": {canaries.text("policy claim name"): canaries.text("policy claim")},
+        "context": {canaries.text("context name"): canaries.text("context value")},
+        "request_context": {canaries.text("request context name"): canaries.text("request context")},
+    }
+
+
+def _seal_members(canaries: Canaries) -> dict[str, Any]:
+    return {
+        "key_id": canaries.plant("key id", "alias/{}"),
+        "plaintext": canaries.text("plaintext"),
+        "associated_data": canaries.text("associated data"),
+        "context": {canaries.text("context name"): canaries.text("context value")},
+        "policy_context": {canaries.text("policy context name"): canaries.text("policy context")},
+    }
+
+
+async def _exercise(scene: Scene) -> None:
+    """Send every kind of request, right and wrong."""
+    await _mint(scene)
+    await _seal(scene)
+    await _open(scene)
+    await _administer(scene)
+    await _knock(scene)
+
+
+async def _mint(scene: Scene) -> None:
+    plant, orders = scene.canaries, scene.orders
+    right = {"backend": "aws", "ops": ["encrypt", "decrypt"], **_token_members(plant)}
+    for change in (
+        {},
+        {"subject": plant.plant("subject")},
+        {"audience": plant.plant("audience of another")},
+        {"audience": plant.text("malformed audience")},
+        {"key_id": plant.text("malformed key id")},
+        {"backend": plant.plant("malformed backend")},
+        {"backend": plant.lower("backend")},
+        {"ops": [plant.text("op")]},
+        {"ops": plant.text("ops of another type")},
+        {"ttl_seconds": plant.text("lifetime")},
+        {"policy_claims": {plant.text("another claim name"): plant.text("another claim")}},
+        {"policy_claims": plant.text("claims of another type")},
+        {"context": {plant.text("name of a context of another type"): 7}},
+        {"request_context": {"a": {plant.text("nested name"): plant.text("nested value")}}},
+        {plant.text("unknown member"): plant.text("unknown value")},
+    ):
+        await scene.post("/token", {**right, **change}, orders)
+    await scene.post("/token", {**right, "backend": plant.lower("backend")}, scene.kkp.root_key)
+    await scene.post("/token", right, scene.token)
+    twice = json.dumps(right)[:-1] + f", {json.dumps(plant.text('given twice'))}: 1" * 2 + "}"
+    for body in (twice, plant.text("not JSON"), f'"{plant.plant("a string")}"'):
+        await scene.send(
+            "POST",
+            "/token",
+            data=body.encode(),
+            headers={"Content-Type": "application/json"},
+            credential=orders,
+        )
+
+
+async def _seal(scene: Scene) -> None:
+    plant = scene.canaries
+    right = {"backend": "aws", **_seal_members(plant)}
+    blob = base64.b64encode(plant.text("binary plaintext").encode()).decode()
+    bytes_only = {name: value for name, value in right.items() if name != "plaintext"}
+    for document in (
+        right,
+        {**bytes_only, "plaintext_b64": blob},
+        {**right, "plaintext_b64": blob},
+        {**bytes_only, "plaintext_b64": plant.text("bad base64")},
+        {**right, "plaintext": plant.text("large plaintext") * 2_000},
+        {**right, "plaintext": plant.plant("surrogate") + "\ud800"},
+        {**right, "plaintext": [plant.text("listed plaintext")]},
+        {**right, "associated_data": plant.text("large associated data") * 500},
+        {**right, "context": {plant.text("large context name") * 20: ""}},
+        {**right, "context": {"a": [plant.text("listed context")]}},
+        {**right, "key_id": plant.plant("missing key id", "alias/missing{}")},
+        {**right, "key_id": plant.plant("disabled key id", "alias/disabled{}")},
+        {**right, "backend": plant.lower("backend")},
+    ):
+        for credential in (scene.orders, scene.token, scene.kkp.root_key):
+            await scene.post("/envelope/encrypt", document, credential)
+
+
+async def _open(scene: Scene) -> None:
+    plant, right = scene.canaries, {"envelope": scene.envelope, "token": scene.token}
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"expected_audience": plant.plant("expected audience")},
+        {"context": {plant.text("context name"): plant.text("contradicting context")}},
+        {"context": {plant.text("free context name"): plant.text("free context")}},
+        {"context": {"a": 1}, "policy_context": {"a": plant.text("differing context")}},
+        {"token": plant.plant("token")},
+        {"token": plant.plant("token in three parts", "{}.a.b")},
+        {"token": scene.token[:-8] + "AAAAAAAA"},
+        {"envelope": plant.text("envelope of another type")},
+        {plant.text("unknown member beside"): 1},
+        *({"envelope": {**scene.envelope, name: plant.text(f"envelope {name}")}} for name in scene.envelope),
+        {"envelope": {**scene.envelope, plant.text("unknown envelope member"): 1}},
+        {"envelope": {**scene.envelope, "key_id": plant.plant("label")}},
+    )
+    for change in changes:
+        await scene.post("/envelope/decrypt", {**right, **change})
+        await scene.post("/envelope/decrypt", {**right, **change}, scene.kkp.root_key)
+
+
+async def _administer(scene: Scene) -> None:
+    plant, root = scene.canaries, scene.kkp.root_key
+    name = f"new-{secrets.token_hex(4)}"
+    right = {"id": name, "roles": ["service"], "attributes": {"a": plant.text("new attribute")}}
+    for change in (
+        {},
+        {},  # a conflict
+        {"id": plant.text("malformed name")},
+        {"roles": [plant.text("malformed role")]},
+        {"roles": [plant.lower("role")], "id": f"{name}-2"},
+        {"grants": [grant(plant.text("malformed pattern"))]},
+        {"grants": [grant(ops=[plant.text("malformed op")])]},
+        {"grants": [{**grant(), plant.text("member of a grant"): 1}]},
+        {"attributes": {plant.text("large attribute name") * 20: plant.text("its value")}},
+        {"attributes": plant.text("attributes of another type")},
+    ):
+        for credential in (root, scene.orders, scene.token):
+            await scene.post("/identities", {**right, **change}, credential)
+    for credential in (root, scene.orders):
+        await scene.post(f"/identities/{plant.plant('name in a path')}/disable", {}, credential)
+        await scene.post("/keys/rotate", {plant.text("in a body that is not taken"): 1}, credential)
+        await scene.post("/keys/rotate", {}, credential)
+        await scene.send("GET", "/identities", credential=credential)
+        await scene.send("GET", f"/audit?limit={plant.plant('limit')}", credential=credential)
+        await scene.send("GET", f"/audit?{plant.plant('parameter')}=1", credential=credential)
+        await scene.send("GET", f"/audit?after={plant.plant('place')}:7", credential=credential)
+        await scene.send("GET", "/audit?limit=1", credential=credential)
+
+
+async def _knock(scene: Scene) -> None:
+    plant = scene.canaries
+    for value in (
+        plant.plant("Authorization of another scheme", "Basic {}"),
+        plant.plant("service key", "Bearer kkp_sk_{}"),
+        plant.plant("bearer token", "Bearer {}"),
+        plant.plant("Authorization with a space", "Bearer {} x"),
+    ):
+        await scene.send("POST", "/token", json={}, headers={"Authorization": value})
+        await scene.send("GET", "/audit", headers={"Authorization": value})
+    headers = {
+        "Cookie": plant.plant("cookie", "a={}"),
+        "User-Agent": plant.plant("user agent"),
+        "X-Forwarded-For": plant.plant("forwarded for"),
+        "X-Request-Id": plant.plant("request id"),
+        "Content-Type": plant.plant("media type", "text/{}"),
+    }
+    await scene.send("POST", "/token", data=b"{}", headers=headers, credential=scene.orders)
+    await scene.send("GET", f"/{plant.plant('path')}?{plant.plant('query')}", headers=headers)
+    await scene.send("DELETE", f"/token?{plant.plant('query of another method')}", headers=headers)
+    await scene.send("GET", f"/identities/%0d%0a{plant.plant('encoded path')}")
+
+
+# What can go wrong inside, with all that is known in the exception's text.
+
+
+def _works(_patches: pytest.MonkeyPatch) -> None:
+    """Break nothing."""
+
+
+def _raising(*names: str) -> Callable[..., Any]:
+    async def fail(*arguments: Any) -> None:
+        told = "".join(repr(_innards(argument)) for argument in arguments)
+        raise RuntimeError(f"{names} {told}")
+
+    return fail
+
+
+def _innards(thing: object) -> object:
+    """Return what a careless message would say: what repr hides as well."""
+    if isinstance(thing, EncryptRequest):
+        return thing.plaintext, thing
+    if isinstance(thing, DecryptRequest):
+        return thing.envelope.ciphertext, thing.envelope.wrap.encrypted_data_key, thing
+    if isinstance(thing, PolicyInput):
+        return thing.encoded, thing
+    return thing
+
+
+def _operations_fail(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(MemoryKMS, "wrap", _raising("wrap"))
+    patches.setattr(MemoryKMS, "unwrap", _raising("unwrap"))
+    patches.setattr(IssueToken, "run", _raising("mint"))
+    patches.setattr(Keyring, "rotate", _raising("rotate"))
+    patches.setattr(IdentityDirectory, "add", _raising("add"))
+
+
+def _outcomes_fail(patches: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise AuditUnavailableError("The outcome could not be recorded.")
+
+    _operations_fail(patches)
+    patches.setattr("kkp.audit.log.AuditLog.commit_outcome", refuse)
+
+
+def _policy_raises(patches: pytest.MonkeyPatch) -> None:
+    patches.setattr(EmbeddedPolicy, "decide", _raising("decide"))
+
+
+def _policy_has_no_answer(patches: pytest.MonkeyPatch) -> None:
+    async def fail(_policy: object, question: PolicyInput) -> None:
+        raise PolicyUnavailableError("The policy gave no usable answer.") from ValueError(question.encoded)
+
+    patches.setattr(EmbeddedPolicy, "decide", fail)
+
+
+def _audit_store_fails(patches: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    patches.setattr(AuditStore, "append", fail)
+
+
+def _the_edge_fails(patches: pytest.MonkeyPatch) -> None:
+    async def fail(_pipeline: object, _operation: object, request: object, *_: object) -> None:
+        raise RuntimeError(repr(_innards(request))) from ValueError(repr(_innards(request)))
+
+    patches.setattr(Pipeline, "run", fail)
+
+
+FAULTS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "everything works": _works,
+    "every operation raises what nobody expected": _operations_fail,
+    "outcomes can not be recorded either": _outcomes_fail,
+    "the policy engine raises what nobody expected": _policy_raises,
+    "the policy engine has no answer": _policy_has_no_answer,
+    "the audit store fails": _audit_store_fails,
+    "the pipeline raises what nobody expected": _the_edge_fails,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_no_canary_comes_out_when(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    fault: Callable[[pytest.MonkeyPatch], None],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
+        scene = await _scene(kkp)
+        with pytest.MonkeyPatch.context() as patches:
+            fault(patches)
+            await _exercise(scene)
+        shown = await kkp.records()
+        database = kkp.settings.database_path
+    assert len(scene.errors) > 100
+    for sent_back in (
+        b"\n".join(answer.raw for answer in scene.errors),
+        "\n".join(value for answer in scene.errors for value in answer.headers.values()).encode(),
+    ):
+        assert scene.canaries.found_in(sent_back) == set()
+    assert scene.canaries.found_in(caplog.text.encode()) == set()
+    output = capfd.readouterr()
+    assert scene.canaries.found_in(f"{output.out}{output.err}".encode()) == set()
+    for name, found in scene.canaries.found_by_field((*shown, *_stored_records(database))).items():
+        assert {CLEAR.get(each) for each in found} <= {name}, (name, found)
+
+
+def _stored_records(database: Path) -> list[dict[str, Any]]:
+    connection = sqlite3.connect(database)
+    try:
+        return [json.loads(body) for (body,) in connection.execute("SELECT body FROM audit_records")]
+    finally:
+        connection.close()
+
+
+async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_filled(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
+        scene = await _scene(kkp)
+        await _exercise(scene)
+        records = await kkp.records()
+    assert {answer.json["code"] for answer in scene.errors} == {
+        "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_request",
+        "key_disabled", "method_not_allowed", "not_found", "payload_too_large", "policy_denied",
+        "scope_mismatch", "token_invalid", "unauthenticated", "unknown_backend", "unknown_key",
+        "unsupported_media_type",
+    }  # fmt: skip
+    found = scene.canaries.found_by_field(records)
+    assert {each: name for name, canaries in found.items() for each in canaries} == CLEAR
+
+
+async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
+    scene = await _scene(kkp)
+    plant = scene.canaries
+    master = plant.values["the master key"]
+    given = settings_for(
+        tmp_path,
+        KKP_MASTER_KEY=base64.urlsafe_b64encode(master).decode(),
+        KKP_DATABASE_URL=f"sqlite:///{tmp_path}/{plant.plant('a database URL')}.db",
+    )
+    secret_text = plant.text("plaintext")
+    caller = Caller("orders", "service", (), "kkp", "service_key")
+    authenticated = Authenticated(caller, 1)
+    claims = kkp.services.issue_token.propose(
+        authenticated, TokenRequest(audience="orders-db", backend="aws", key_id="alias/orders")
+    )
+    envelope = parse(json.dumps(scene.envelope).encode())
+    assert claims.claims is not None
+    shown: dict[str, object] = {
+        "settings": kkp.settings,
+        "settings with the key itself": given,
+        "credentials": Credentials(unverified_bearer=scene.orders, unverified_token=scene.token),
+        "a proposal": claims,
+        "an envelope": envelope,
+        "a request to seal": EncryptRequest(
+            backend="aws",
+            key_id="alias/orders",
+            plaintext=secret_text,
+            context={},
+            associated_data=None,
+            policy_context={},
+        ),
+        "a request to open": DecryptRequest(envelope=envelope, expected_audience=None, policy_context={}),
+        "a plaintext": Opened(secret_text.encode(), "utf-8", claims.claims),
+        "a token": IssuedToken(scene.token, 0, "kid"),
+        "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
+        "a new identity": NewIdentity("a", scene.orders),
+        "the keyring": kkp.services.public.keyring,
+        "the master key": MasterKey(master),
+        "an adaptor's resources": Resources(MasterKey(master), None),  # type: ignore[arg-type]  # not used
+        "a wrapped key": WrappedKey(scene.envelope["encrypted_data_key"].encode(), "1"),
+        "a policy input": PolicyInput({}, secret_text.encode()),
+        "the services": kkp.services,
+    }
+    # Names and the context travel in clear in an envelope; these are no secrets of a repr.
+    told = {"caller", "audience", "key id", "context name", "context value", "associated data"}
+    for name, thing in shown.items():
+        for text in (repr(thing), str(thing), f"{thing}"):
+            assert plant.found_in(text.encode()) <= told, name
