@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import final
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
@@ -17,7 +18,12 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 def post(host: str, path: str, body: bytes, *, bearer: str | None = None) -> bytes:
     """Return the bytes of one POST of a JSON body."""
-    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"Host: {host}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
     if bearer is not None:
         lines.append(f"Authorization: Bearer {bearer}")
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -48,7 +54,7 @@ class _Connection(asyncio.Protocol):
         self._run.answered(head[9:12])
         self._send()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's signature
         self._run.closed()
 
     def _send(self) -> None:
@@ -80,13 +86,15 @@ class _Run:
             self.done.set_result(None)
 
 
-async def _drive(address: tuple[str, int], messages: Sequence[bytes], requests: int, connections: int) -> float:
+async def _drive(
+    address: tuple[str, int], messages: Sequence[bytes], requests: int, connections: int
+) -> float:
     loop = asyncio.get_running_loop()
     run = _Run(requests, connections)
     start = time.perf_counter()
     for number in range(connections):
         message = messages[number % len(messages)]
-        await loop.create_connection(lambda message=message: _Connection(message, run), *address)
+        await loop.create_connection(partial(_Connection, message, run), *address)
     await run.done
     seconds = time.perf_counter() - start
     assert set(run.statuses) == {b"200"}, f"not every answer was 200: {run.statuses}"
@@ -94,7 +102,9 @@ async def _drive(address: tuple[str, int], messages: Sequence[bytes], requests: 
     return seconds
 
 
-def drive(address: tuple[str, int], messages: Sequence[bytes], *, requests: int, connections: int = 64) -> float:
+def drive(
+    address: tuple[str, int], messages: Sequence[bytes], *, requests: int, connections: int = 64
+) -> float:
     """Send requests until that many are answered; return the seconds it took.
 
     Args:

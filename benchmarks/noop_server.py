@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 from aiohttp import web
 
@@ -14,15 +13,17 @@ async def answer(request: web.Request) -> web.Response:
     return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 
 
-async def main(port: int) -> None:
+async def main() -> None:
     """Serve until killed."""
     app = web.Application()
     app.router.add_post("/noop", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    print("ready", flush=True)  # noqa: T201  the benchmark waits for it
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    print(f"Listening on http://{host}:{port}.", flush=True)  # noqa: T201  who started it waits for this
     await asyncio.Event().wait()
 
 
-asyncio.run(main(int(sys.argv[1])))
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -19,7 +19,7 @@ from kkp import data_dir
 from kkp.audit.failures import FailedAuthentications
 from kkp.audit.log import AuditLog
 from kkp.authn.authenticator import Authenticator
-from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory
+from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authz.base import PolicyEngine
@@ -241,12 +241,18 @@ async def _start_keyring(keyring: Keyring) -> None:
 
 async def _ensure_root(base: Foundation) -> None:
     """Make the first identity, under a key that is on disk before it is in the database."""
-    if any(identity.id == ROOT for identity in base.directory.all()):
-        return
     path = base.settings.data_dir / "root.key"
+    is_known = any(identity.id == ROOT for identity in base.directory.all())
+    if is_known and not path.exists():
+        return  # whoever keeps the key elsewhere is right to
     if not path.exists():
         data_dir.write_secret(path, SERVICE_KEY_PREFIX + secrets.token_urlsafe(32))
-    request = IdentityRequest(id=ROOT, roles=("admin",), service_key=data_dir.read_secret(path, "root.key"))
+    service_key = data_dir.read_secret(path, "root.key")
+    if not is_service_key(service_key):
+        raise ConfigError([f"root.key: {path} holds no service key; give it back its own, or remove it"])
+    if is_known:
+        return
+    request = IdentityRequest(id=ROOT, roles=("admin",), service_key=service_key)
     origin = Origin(request_id=secrets.token_hex(16))
     operation = AddIdentity(base.directory, base.clock)
     await base.operator_pipeline().run(operation, request, Credentials(), origin)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import final
 
 from sqlalchemy import Connection, bindparam, select, tuple_, update
@@ -31,18 +30,6 @@ _SELECT_UNCARRIED = (
 )
 
 
-@cache
-def _insert_records(rows: int) -> str:
-    """Return one statement for so many rows.
-
-    The driver gives the interpreter's lock away at each statement and has to win it back from the event
-    loop: that costs more than the row does.
-    """
-    columns = tuple(column.name for column in _records.c if column.name != "position")
-    one = f"({', '.join('?' * len(columns))})"
-    return f"INSERT INTO {_records.name} ({', '.join(columns)}) VALUES {', '.join([one] * rows)}"
-
-
 @final
 class AuditStore:
     """The tables of the audit."""
@@ -66,10 +53,9 @@ class AuditStore:
 
     async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
         """Insert records at a chain's end and return the epoch, in one transaction."""
-        values = tuple(value for row in rows for value in (chain, *row))
 
         def work(connection: Connection) -> int:
-            connection.exec_driver_sql(_insert_records(len(rows)), values)
+            connection.execute(_INSERT_RECORD, [{"chain": chain, **row._asdict()} for row in rows])
             connection.execute(_MOVE_HEAD, {"of": chain, "seq": rows[-1].seq, "hash": rows[-1].hash})
             return read_epoch(connection)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 
 from kkp.audit.base import ChainedRow, ChainHead
@@ -13,8 +14,8 @@ from kkp.audit.verify import StoredRow
 class Failure(Enum):
     FAIL = auto()  # nothing is written
     FAIL_AFTER_COMMIT = auto()  # everything is written, and the answer is an error all the same
-    HANG = auto()  # nothing is written, and no answer comes
-    HANG_DEAF = auto()  # the same, and cancelling does not help
+    HANG = auto()  # nothing is written, and this call is never answered; later ones may be
+    HANG_DEAF = auto()  # the same until it is switched off, and cancelling does not help
     COMMIT_LATE = auto()  # no answer comes; it is written as soon as `land_late_commits` is called
 
 
@@ -96,12 +97,11 @@ class FakeAuditStore:
         await self._gate.wait()
         if self.failure is Failure.FAIL:
             raise StoreFailedError("database or disk is full")
-        while self.failure in {Failure.HANG, Failure.HANG_DEAF}:
-            try:
+        if self.failure is Failure.HANG:
+            await asyncio.Event().wait()
+        while self.failure is Failure.HANG_DEAF:
+            with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.002)
-            except asyncio.CancelledError:
-                if self.failure is not Failure.HANG_DEAF:
-                    raise
 
     def _taken(self, chain: str, rows: Sequence[ChainedRow]) -> bool:
         new = {(chain, row.seq) for row in rows}

@@ -13,8 +13,14 @@ import pytest
 import regorus  # type: ignore[import-untyped]  # the wheel carries no stubs
 
 from kkp.authz.base import interpret
-from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
-from kkp.authz.syntax import SAFE_BUILTINS
+from kkp.authz.embedded import (
+    EmbeddedPolicy,
+    _parse_as,
+    _PolicyFile,
+    _refuse_answer,
+    default_policy_path,
+)
+from kkp.authz.syntax import SAFE_BUILTINS, PolicySyntax
 from kkp.errors import PolicyLoadError, PolicyUnavailableError
 from kkp.model import Decision, PolicyInput
 
@@ -268,6 +274,11 @@ async def test_old_syntax_mixed_with_new_is_refused_because_it_would_allow_every
         load(mixed)
 
 
+def test_a_fault_in_old_syntax_is_told_in_todays(write: Write) -> None:
+    with pytest.raises(PolicyLoadError, match=r"^policy.rego:3: `if` keyword is required"):
+        load(write("package kkp.authz\ndefault allow = false\nallow { input.action == }\n"))
+
+
 def test_old_syntax_is_refused_in_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "a.rego").write_text(BOOLEAN_POLICIES["rego v0"])
     with pytest.raises(PolicyLoadError, match=r"^a.rego:3: "):
@@ -346,6 +357,7 @@ def test_a_constant_policy_of_true_is_the_operators_choice(write: Write) -> None
         "allow if input.a[{call}]\n",
         "default g(_) := false\ng(x) if x == {call}\nallow if g(input)\n",
         "allow if {{ input.a }} else := {call}\n",
+        "allow if [{call}][0]\n",
     ],
 )
 def test_a_builtin_that_is_not_on_the_list_is_refused_wherever_it_stands(
@@ -383,6 +395,17 @@ def test_a_builtin_of_an_unused_rule_is_refused(write: Write) -> None:
         load(write(HEADER + "unused := http.send({})\n"))
 
 
+def test_a_builtin_that_slipped_through_the_list_would_fail_and_not_be_undefined() -> None:
+    engine, _ = _parse_as([_PolicyFile("a.rego", "package a\nr if not http.send({})\n")], legacy=False)
+    with pytest.raises(RuntimeError):
+        engine.eval_rule("data.a.r")
+
+
+def test_a_syntax_tree_of_an_unknown_form_is_refused() -> None:
+    with pytest.raises(PolicyLoadError, match="a form that KKP does not know"):
+        PolicySyntax.read([{"ast": {"rules": []}}])
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -410,6 +433,7 @@ RECURSIVE = {
     "by a computed path": "r := data.kkp[input.package].x\nallow if r\n",
     "inside a comprehension": "r := [x | x := r[_]]\nallow if r\n",
     "inside an index": "r := input.a[r]\nallow if r\n",
+    "inside a list that is indexed": "r := [r][0]\nallow if r\n",
     "inside an else": "r if { input.a } else := r\nallow if r\n",
     "inside a default function's sibling": "default f(_) := 1\nf(x) := f(x - 1) if x > 0\nallow if f(3)\n",
     "inside a set": "s contains x if { some x in s }\nallow if s\n",
@@ -543,6 +567,12 @@ def test_data_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
         load(bundle(tmp_path, {"a.rego": HEADER, "x/data.json": text}))
 
 
+def test_data_too_deep_for_the_engine_is_refused(tmp_path: Path) -> None:
+    deep = '{"x": ' * 200 + "1" + "}" * 200
+    with pytest.raises(PolicyLoadError, match="The policy's data can't be loaded"):
+        load(bundle(tmp_path, {"a.rego": HEADER, "data.json": deep}))
+
+
 def test_two_data_files_for_one_value_are_refused(tmp_path: Path) -> None:
     files = {"a.rego": HEADER, "data.json": '{"x": {"y": 1}}', "x/data.json": '{"y": 2}'}
     with pytest.raises(PolicyLoadError, match="another data file already gives `y` a value"):
@@ -575,6 +605,11 @@ async def test_a_bundle_mounted_by_symbolic_links_is_read_once(tmp_path: Path) -
 def test_a_policy_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyLoadError, match="holds no policy"):
         load(tmp_path / "missing")
+
+
+def test_a_path_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyLoadError, match=r"can't be read: "):
+        load(tmp_path / ("x" * 5000))
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
@@ -739,6 +774,12 @@ def test_a_panic_of_the_engine_does_not_escape(write: Write, capfd: pytest.Captu
     (seen,) = in_another_thread(ask_as_if_it_were_the_owner)
     assert isinstance(seen, PolicyUnavailableError)
     assert "panicked" in capfd.readouterr().err  # or this test would prove nothing
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), SystemExit()])
+def test_an_interrupt_is_not_swallowed(failure: BaseException) -> None:
+    with pytest.raises(type(failure)):
+        _refuse_answer(failure)
 
 
 async def test_a_closed_engine_answers_nothing(write: Write) -> None:

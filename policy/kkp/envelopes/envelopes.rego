@@ -111,7 +111,7 @@ _token_acceptable if {
 
 _covered if {
 	some grant in input.caller.grants
-	data.kkp.grants.names_key(grant)
+	data.kkp.grants.names_key(grant, input.request)
 	input.action in grant.ops
 	data.kkp.grants.allows_claims(grant, object.get(input.claims, "policy_claims", {}))
 	data.kkp.grants.allows_context(grant, input.request.envelope.context)
@@ -121,7 +121,7 @@ _covered if {
 
 _key_granted if {
 	some grant in input.caller.grants
-	data.kkp.grants.names_key(grant)
+	data.kkp.grants.names_key(grant, input.request)
 	input.action in grant.ops
 } else if {
 	data.kkp.caller.exempt

@@ -8,14 +8,14 @@ package kkp.grants
 # METADATA
 # title: The grant names the requested key
 # description: Exactly, or by a prefix that ends in an asterisk.
-names_key(grant) if {
-	grant.backend == input.request.backend
-	grant.key_id == input.request.key_id
+names_key(grant, request) if {
+	grant.backend == request.backend
+	grant.key_id == request.key_id
 } else if {
-	grant.backend == input.request.backend
+	grant.backend == request.backend
 	is_string(grant.key_id)
 	endswith(grant.key_id, "*")
-	startswith(input.request.key_id, trim_suffix(grant.key_id, "*"))
+	startswith(request.key_id, trim_suffix(grant.key_id, "*"))
 }
 
 # METADATA

@@ -1,9 +1,8 @@
 package kkp.grants_test
 
-_request(key_id) := {"request": {"backend": "aws", "key_id": key_id}}
-
 _names(pattern, key_id) if {
-	data.kkp.grants.names_key({"backend": "aws", "key_id": pattern}) with input as _request(key_id)
+	grant := {"backend": "aws", "key_id": pattern}
+	data.kkp.grants.names_key(grant, {"backend": "aws", "key_id": key_id})
 }
 
 test_an_exact_key_is_named if _names("alias/orders", "alias/orders")
@@ -16,13 +15,15 @@ test_a_prefix_does_not_name_what_is_shorter if not _names("alias/orders-*", "ali
 
 test_an_asterisk_inside_is_literal if not _names("alias/*s", "alias/orders")
 
+test_a_pattern_that_is_no_text_names_nothing if not _names(["*"], "alias/orders")
+
 test_another_backend_is_not_named if {
 	grant := {"backend": "gcp", "key_id": "alias/orders"}
-	not data.kkp.grants.names_key(grant) with input as _request("alias/orders")
+	not data.kkp.grants.names_key(grant, {"backend": "aws", "key_id": "alias/orders"})
 }
 
 test_a_grant_without_members_names_nothing if {
-	not data.kkp.grants.names_key({}) with input as _request("alias/orders")
+	not data.kkp.grants.names_key({}, {"backend": "aws", "key_id": "alias/orders"})
 }
 
 test_every_claim_must_be_allowed if {

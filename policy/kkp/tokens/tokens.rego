@@ -130,7 +130,7 @@ _covering := [grant |
 _limits := [grant.max_ttl | some grant in _covering]
 
 _in_scope(grant) if {
-	data.kkp.grants.names_key(grant)
+	data.kkp.grants.names_key(grant, input.request)
 	input.claims.aud in grant.audiences
 	every op in input.claims.ops {
 		op in grant.ops

@@ -1,0 +1,108 @@
+"""`make bench`: measure everything once and print one table; `--smoke` does so tiny, to keep it from rotting.
+
+Nothing here passes or fails by a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.over_http import Comparison, Result, Size, measure
+from benchmarks.test_costs import FLOORS
+
+_HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure what a request costs.")
+    parser.add_argument("--smoke", action="store_true", help="do everything, but hardly any of it")
+    smoke = parser.parse_args().smoke
+    with TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        costs = _costs(directory / "costs.json", smoke=smoke)
+        result = measure(directory, Size(2, 200) if smoke else Size(7, 4000))
+    lines = [*_machine(), *_http_table(result), *_parts_table(result), *_costs_table(costs)]
+    sys.stdout.write("\n".join([*lines, ""]))
+    return 0
+
+
+def _costs(report: Path, *, smoke: bool) -> dict[str, float]:
+    """Run `test_costs.py` and return each figure's median, in microseconds for one operation."""
+    effort = ["--benchmark-max-time=0.02", "--benchmark-min-rounds=2"] if smoke else ["--benchmark-warmup=on"]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--benchmark-quiet", *effort]
+    options = [f"--benchmark-json={report}", str(_HERE / "test_costs.py")]
+    subprocess.run([*command, *options], check=True, cwd=_HERE.parent, stdout=sys.stderr)  # noqa: S603  our own
+    benchmarks = json.loads(report.read_text())["benchmarks"]
+    return {
+        _name(bench["name"]): bench["stats"]["median"] * 1e6 / bench["extra_info"].get("operations", 1)
+        for bench in benchmarks
+    }
+
+
+def _name(test: str) -> str:
+    return test.removeprefix("test_").replace("[", "_").removesuffix("]")
+
+
+def _machine() -> Iterator[str]:
+    models = (
+        line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")
+    )
+    cores = f"{os.cpu_count()} cores ({next(models, 'unknown')})"
+    versions = f"Python {platform.python_version()}, Linux {platform.release()}"
+    yield f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z, {cores}, {versions}, load at the end {os.getloadavg()[0]:.1f}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def _http_table(result: Result) -> Iterator[str]:
+    yield f"\nOver HTTP, 64 connections, policy and audit on; peak RSS {result.peak_rss_mib:.0f} MiB\n"
+    yield "| request | KKP/s | no-op/s | ratio (min-max) | KKP CPU µs | no-op CPU µs | ratio |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    yield from map(_http_row, result.comparisons)
+
+
+def _http_row(comparison: Comparison) -> str:
+    figure, floor, ratios = comparison.figure, comparison.floor, comparison.ratios
+    return (
+        f"| {comparison.name} | {figure.rate:.0f} ({min(figure.rates):.0f}-{max(figure.rates):.0f}) "
+        f"| {floor.rate:.0f} ({min(floor.rates):.0f}-{max(floor.rates):.0f}) "
+        f"| {figure.rate / floor.rate:.3f} ({min(ratios):.3f}-{max(ratios):.3f}) "
+        f"| {figure.cpu_microseconds:.0f} | {floor.cpu_microseconds:.0f} "
+        f"| {floor.cpu_microseconds / figure.cpu_microseconds:.3f} |"
+    )
+
+
+def _parts_table(result: Result) -> Iterator[str]:
+    whole = result.parts["whole"]
+    yield "\nWhere a /token request's CPU time goes, both threads\n\n| part | µs | share |\n|---|--:|--:|"
+    for part, microseconds in result.parts.items():
+        yield f"| {part} | {microseconds:.0f} | {microseconds / whole:.0%} |"
+
+
+def _costs_table(costs: dict[str, float]) -> Iterator[str]:
+    yield "\nIn process, one operation, wall time\n\n| figure | µs | floor | µs | ratio |\n|---|--:|---|--:|--:|"
+    floors = set(FLOORS.values())
+    for name, microseconds in costs.items():
+        if name in FLOORS:
+            floor = costs[FLOORS[name]]
+            ratio = f"{FLOORS[name]} | {floor:.1f} | {microseconds / floor:.1f}"
+            yield f"| {name} | {microseconds:.1f} | {ratio} |"
+        elif name not in floors:
+            yield f"| {name} | {microseconds:.1f} | | | |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""`kkp identity` beside a running server: what it does holds from the server's next request on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.process import ORDERS, Finished, Server, kkp, records, serving
+
+PROCESSES = 4
+ARN = "arn:aws:kms:eu-west-1:111122223333:alias/orders"
+
+
+async def identity(directory: Path, *arguments: str) -> Finished:
+    """Run `kkp identity`; it never ends with a traceback."""
+    finished = await kkp(directory, "identity", *arguments)
+    assert "Traceback" not in finished.err
+    return finished
+
+
+async def add(directory: Path, name: str, *arguments: str) -> str:
+    """Add a service for aws alias/orders and return its key, which is all that stands on stdout."""
+    given = arguments or ("--grant", ORDERS, "--audience", "orders-db")
+    finished = await identity(directory, "add", name, "--role", "service", *given)
+    assert finished.code == 0, finished
+    key = finished.out.removesuffix("\n")
+    assert key.startswith("kkp_sk_")
+    assert key not in finished.err
+    return key
+
+
+async def listed(directory: Path) -> dict[str, dict[str, Any]]:
+    finished = await identity(directory, "list", "--json")
+    assert finished.code == 0
+    return {entry["id"]: entry for entry in json.loads(finished.out)}
+
+
+async def test_an_identity_works_at_once_and_stops_at_once(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        key = await add(tmp_path, "orders")
+        token = await server.token(key)
+        envelope = (await server.seal(token, "hello")).json["envelope"]
+        assert (await server.open(token, envelope)).json["plaintext"] == "hello"
+
+        assert (await identity(tmp_path, "disable", "orders")).code == 0
+        assert (await server.mint(key)).problem() == "unauthenticated"
+        assert (await server.open(token, envelope)).problem() == "token_invalid"
+        assert (await server.seal(token, "hello")).problem() == "token_invalid"
+        assert (await server.open(await server.token(), envelope)).json["plaintext"] == "hello"
+        assert await server.stop() == 0
+
+
+async def test_what_is_done_at_the_machine_is_recorded_in_chains_of_its_own(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.token()
+        await add(tmp_path, "orders")
+        await identity(tmp_path, "disable", "orders")
+        await server.token()
+        log = records(server.data_dir / "kkp.db")
+        assert await server.stop() == 0
+    done_here = [record for record in log if record.get("method") == "local_operator"]
+    served = {record["chain"] for record in log if record.get("action") == "issue_token"}
+    by_operator = [record for record in done_here if record["chain"] not in served]
+    assert [record["action"] for record in by_operator] == ["manage_identity", "manage_identity"]
+    assert len({record["chain"] for record in by_operator} | served) == 3
+    assert {record["decision"] for record in by_operator} == {"allow"}
+    verdict = await kkp(tmp_path, "audit", "verify")
+    assert verdict.code == 0
+    assert verdict.out.endswith("in 3 chains\n")
+
+
+async def test_a_name_is_never_used_twice(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        key = await add(tmp_path, "orders")
+        again = ("add", "orders", "--role", "service", "--grant", ORDERS)
+        refused = await identity(tmp_path, *again)
+        assert (refused.code, refused.out) == (1, "")
+        assert "conflict" in refused.err
+        assert (await server.mint(key)).status == 200
+
+        await identity(tmp_path, "disable", "orders")
+        assert (await identity(tmp_path, *again)).code == 1
+        assert (await server.mint(key)).status == 401
+        assert (await identity(tmp_path, "disable", "orders")).code == 1
+        assert (await identity(tmp_path, "disable", "nobody")).code == 1
+        assert await server.stop() == 0
+
+
+async def test_the_list_shows_everybody_and_no_secret(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        grants = ("--grant", f"aws:{ARN}:encrypt,decrypt", "--grant", "local:default:decrypt")
+        limits = ("--audience", "orders-db", "--claim", "environment=prod", "--max-ttl", "60")
+        key = await add(tmp_path, "orders", *grants, *limits, "--attribute", "team=shop")
+        await add(tmp_path, "billing")
+        await identity(tmp_path, "disable", "billing")
+        plain = await identity(tmp_path, "list")
+        everybody = await listed(tmp_path)
+        assert await server.stop() == 0
+    assert everybody.keys() == {"root", "orders", "billing"}
+    common = {"audiences": ["orders-db"], "policy_claims": {"environment": ["prod"]}, "max_ttl": 60}
+    assert everybody["orders"]["grants"] == [
+        {"backend": "aws", "key_id": ARN, "ops": ["encrypt", "decrypt"], **common},
+        {"backend": "local", "key_id": "default", "ops": ["decrypt"], **common},
+    ]
+    assert everybody["orders"]["attributes"] == {"team": "shop"}
+    assert everybody["billing"]["disabled_at"] is not None
+    for name in everybody:
+        assert name in plain.out
+    assert key not in plain.out + json.dumps(everybody)
+
+
+async def test_a_grant_on_an_arn_is_a_grant_on_that_key(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        key = await add(tmp_path, "orders", "--grant", f"aws:{ARN}:decrypt", "--audience", "orders-db")
+        request = {"audience": "orders-db", "backend": "aws", "key_id": ARN, "ops": ["decrypt"]}
+        assert (await server.post("/token", request, credential=key)).status == 200
+        other = {**request, "key_id": "alias/orders"}
+        assert (await server.post("/token", other, credential=key)).problem() == "policy_denied"
+        assert await server.stop() == 0
+
+
+BAD_FLAGS = {
+    "no role": (["orders"], "--role"),
+    "a grant without a key": (["orders", "--role", "service", "--grant", "aws"], "--grant aws"),
+    "a grant without ops": (["orders", "--role", "service", "--grant", "aws:alias/orders"], "--grant"),
+    "an op that there is not": (
+        ["orders", "--role", "service", "--grant", "aws:alias/orders:destroy"],
+        "$.grants[0].ops[0]",
+    ),
+    "a claim without a value": (["orders", "--role", "service", "--claim", "environment"], "environment"),
+    "an attribute without a value": (["orders", "--role", "service", "--attribute", "team"], "team"),
+    "a lifetime that is no number": (["orders", "--role", "service", "--max-ttl", "soon"], "--max-ttl"),
+    "a role with a space": (["orders", "--role", "two words"], "$.roles[0]"),
+    "a flag that there is not": (["orders", "--role", "service", "--grants", ORDERS], "--grants"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+async def test_a_bad_flag_is_named_and_nothing_is_touched(tmp_path: Path, case: str) -> None:
+    arguments, named = BAD_FLAGS[case]
+    finished = await identity(tmp_path, "add", *arguments)
+    assert finished.code == 2, finished
+    assert named in finished.err
+    assert finished.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", [["list"], ["disable", "orders"], ["add", "orders", "--role", "service"]], ids=" ".join)
+async def test_without_a_data_directory_it_says_where_to_start(tmp_path: Path, verb: list[str]) -> None:
+    finished = await identity(tmp_path, *verb)
+    assert finished.code == 2
+    assert "KKP_DATA_DIR: .kkp does not exist; start `kkp dev` there first" in finished.err
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        for name in ("Orders", "../orders", "a" * 64, "user:7"):
+            finished = await identity(tmp_path, "add", name, "--role", "service")
+            assert finished.code in {1, 2}
+            assert finished.out == ""
+        assert (await listed(tmp_path)).keys() == {"root"}
+        assert await server.stop() == 0
+
+
+async def test_four_processes_adding_at_once_under_load_lose_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        load = asyncio.ensure_future(mint_until_cancelled(server))
+        names = [f"svc-{os.urandom(4).hex()}" for _ in range(2 * PROCESSES)]
+        keys: dict[str, str] = {}
+        waiting = iter(names)
+
+        async def one_after_another() -> None:
+            for name in waiting:
+                keys[name] = await add(tmp_path, name)
+
+        await asyncio.gather(*(one_after_another() for _ in range(PROCESSES)))
+        load.cancel()
+        minted = await load
+        assert minted > 0
+        for name in names:
+            assert (await server.mint(keys[name])).status == 200
+        assert (await listed(tmp_path)).keys() == {"root", *names}
+        assert await server.stop() == 0
+    assert (await kkp(tmp_path, "audit", "verify")).code == 0
+
+
+async def mint_until_cancelled(server: Server) -> int:
+    """Mint from four clients at once; every answer is a token, or says that the state was changing."""
+    minted = 0
+
+    async def client() -> None:
+        nonlocal minted
+        while True:
+            answer = await server.mint(server.root_key)
+            if answer.status == 503:
+                assert answer.problem() == "keyring_unavailable"
+                continue
+            assert answer.status == 200, answer.raw
+            minted += 1
+
+    try:
+        await asyncio.gather(*(client() for _ in range(4)))
+    except asyncio.CancelledError:
+        return minted
+    raise AssertionError("the clients go on until they are cancelled")

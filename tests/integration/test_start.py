@@ -1,0 +1,248 @@
+"""What a start does, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import resource
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.integration.process import TOKEN_REQUEST, Server, kkp, serving
+
+MAX_RESIDENT_KIB = 120 * 1024
+
+
+@pytest.fixture
+async def stopped(tmp_path: Path) -> Path:
+    """The directory of a server that has run and was stopped."""
+    async with serving(tmp_path) as server:
+        assert await server.stop() == 0
+    return tmp_path
+
+
+def status_of(server: Server, name: str) -> str:
+    text = Path(f"/proc/{server.process.pid}/{name}").read_text()
+    return text
+
+
+async def test_it_becomes_ready_and_stays_small(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        found = re.search(r"VmRSS:\s+(\d+) kB", status_of(server, "status"))
+        assert found is not None
+        resident = int(found[1])
+        print(f"ready after {server.seconds_to_ready:.2f} s; {resident // 1024} MiB resident")
+        assert resident < MAX_RESIDENT_KIB
+        assert await server.stop() == 0
+
+
+async def test_under_any_umask_only_the_owner_can_read_what_it_writes(tmp_path: Path) -> None:
+    prefix = ["sh", "-c", 'umask 000; exec "$@"', "sh"]
+    async with serving(tmp_path, prefix=prefix) as server:
+        await server.token()
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in server.data_dir.iterdir()}
+        assert {"kkp.db", "kkp.db-wal", "master.key", "root.key"} <= modes.keys()
+        assert set(modes.values()) == {0o600}
+        assert stat.S_IMODE(server.data_dir.stat().st_mode) == 0o700
+        for name in ("master.key", "root.key"):
+            assert re.fullmatch(r"[\w-]{43,}=?\n", (server.data_dir / name).read_text())
+        assert await server.stop() == 0
+
+
+async def test_a_crash_of_the_process_writes_no_core(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+    try:
+        async with serving(tmp_path) as server:
+            limits = status_of(server, "limits")
+            assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), limits
+            assert await server.stop() == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+async def test_the_banner_names_the_urls_warns_and_holds_no_secret(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        for path in ("/token", "/envelope/encrypt", "/envelope/decrypt", "/keys/jwks"):
+            assert f"{server.url}{path}" in server.banner
+        assert "development server" in server.banner
+        assert ".kkp/root.key" in server.banner
+        await server.token()
+        assert await server.stop() == 0
+        secrets = [server.root_key, (server.data_dir / "master.key").read_text().strip()]
+        for secret in secrets:
+            assert secret not in server.banner + server.log
+
+
+# Refusals: exit code 2, every reason, no traceback, nothing left running.
+
+
+def nothing(directory: Path) -> None:
+    assert directory.is_dir()
+
+
+def open_master_key(directory: Path) -> None:
+    (directory / ".kkp/master.key").chmod(0o640)
+
+
+def open_root_key(directory: Path) -> None:
+    (directory / ".kkp/root.key").chmod(0o640)
+
+
+def empty_root_key(directory: Path) -> None:
+    (directory / ".kkp/root.key").write_text("")
+
+
+def open_directory(directory: Path) -> None:
+    (directory / ".kkp").chmod(0o750)
+
+
+def lose_master_key(directory: Path) -> None:
+    (directory / ".kkp/master.key").unlink()
+
+
+def another_master_key(directory: Path) -> None:
+    (directory / ".kkp/master.key").write_text("A" * 43 + "=\n")
+
+
+def garbage_database(directory: Path) -> None:
+    for path in (directory / ".kkp").glob("kkp.db-*"):
+        path.unlink()
+    (directory / ".kkp/kkp.db").write_bytes(b"no database at all" * 1000)
+
+
+def broken_policy(directory: Path) -> None:
+    (directory / "broken.rego").write_text("package kkp.authz\n\nallow := \n")
+
+
+def policy_without_default(directory: Path) -> None:
+    (directory / "broken.rego").write_text('package kkp.authz\n\nallow if input.action == "decrypt"\n')
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], None], dict[str, str], str]] = {
+    "a master key that others can read": (open_master_key, {}, "chmod 600 .kkp/master.key"),
+    "a root key that others can read": (open_root_key, {}, "chmod 600 .kkp/root.key"),
+    "a root key that is empty": (empty_root_key, {}, ".kkp/root.key"),
+    "a directory that others can enter": (open_directory, {}, "chmod 700 .kkp"),
+    "a database whose master key is gone": (lose_master_key, {}, ".kkp/master.key is gone"),
+    "a database of another master key": (another_master_key, {}, "written under another master key"),
+    "a file that is no database": (garbage_database, {}, "the database can't be opened"),
+    "an address that others can reach": (nothing, {"KKP_LISTEN_ADDR": "0.0.0.0:0"}, "KKP_DEV_ALLOW_REMOTE=1"),
+    "a policy that does not parse": (broken_policy, {"KKP_POLICY_PATH": "broken.rego"}, "KKP_POLICY_PATH"),
+    "a policy without a default": (
+        policy_without_default,
+        {"KKP_POLICY_PATH": "broken.rego"},
+        "KKP_POLICY_PATH",
+    ),
+    "a backend of an unknown scheme": (nothing, {"KKP_BACKENDS": "aws=nosuch://aws"}, "nosuch"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+async def test_a_start_is_refused_on(stopped: Path, case: str) -> None:
+    prepare, environ, message = REFUSALS[case]
+    prepare(stopped)
+    finished = await kkp(stopped, "dev", **environ)
+    assert finished.code == 2, finished
+    assert message in finished.err
+    assert finished.out == ""
+    assert "Traceback" not in finished.err
+
+
+async def test_every_bad_setting_is_named_at_once(tmp_path: Path) -> None:
+    wrong = {
+        "KKP_TOKEN_TTL_SECS": "soon",
+        "KKP_MAX_ACTIVE_KEYS": "0",
+        "KKP_LISTEN_ADDR": "nowhere",
+        "KKP_BACKENDS": "aws",
+        "KKP_POLICY_PATH": "missing.rego",
+        "KKP_DATABASE_URL": "postgresql://localhost/kkp",
+    }
+    finished = await kkp(tmp_path, "dev", **wrong)
+    assert finished.code == 2
+    for name in wrong:
+        assert f"kkp: {name}: " in finished.err
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_wrong_master_key_is_never_shown(tmp_path: Path) -> None:
+    finished = await kkp(tmp_path, "dev", KKP_MASTER_KEY="not-a-key-but-secret")
+    assert finished.code == 2
+    assert "KKP_MASTER_KEY" in finished.err
+    assert "not-a-key-but-secret" not in finished.err
+
+
+async def test_a_second_server_on_the_port_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    async with serving(tmp_path / "first") as server:
+        address = urlsplit(server.url).netloc
+        finished = await kkp(tmp_path / "second", "dev", KKP_LISTEN_ADDR=address)
+        assert finished.code == 2
+        assert f"KKP_LISTEN_ADDR: can't listen on {address}" in finished.err
+        assert "Traceback" not in finished.err
+        assert (await server.get("/readyz")).status == 200
+        assert await server.stop() == 0
+
+
+# The end.
+
+
+async def test_sigterm_lets_a_request_under_way_finish(tmp_path: Path) -> None:
+    body = json.dumps(TOKEN_REQUEST).encode()
+    async with serving(tmp_path) as server:
+        port = urlsplit(server.url).port
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = (
+            "POST /token HTTP/1.1\r\nHost: kkp\r\nConnection: close\r\nExpect: 100-continue\r\n"
+            f"Authorization: Bearer {server.root_key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+        server.process.terminate()
+        await _refuses_connections(port)
+        writer.write(body)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"token"' in answer
+        writer.close()
+        await writer.wait_closed()
+        assert await server.process.wait() == 0
+        assert "Traceback" not in server.log
+        assert "ERROR" not in server.log
+
+
+async def _refuses_connections(port: int | None) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_sigterm_under_load_exits_0_and_leaves_a_clean_log(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        token = await server.token()
+        asked = asyncio.gather(*(server.seal(token, "hello") for _ in range(40)), return_exceptions=True)
+        await asyncio.sleep(0)
+        assert await server.stop() == 0
+        answers = [answer for answer in await asked if not isinstance(answer, BaseException)]
+        assert {answer.status for answer in answers} <= {200}
+        assert "Traceback" not in server.log
+    assert (await kkp(tmp_path, "audit", "verify")).code == 0
+
+
+async def test_python_dash_m_is_the_same_command(tmp_path: Path) -> None:
+    finished = await kkp(tmp_path, "-m", "kkp", "--version", executable=Path(sys.executable))
+    assert finished == await kkp(tmp_path, "--version")
+    assert finished.out.startswith("kkp ")
