@@ -26,7 +26,7 @@ from kkp.store.sql import _Lane
 from kkp.web import schemas
 
 # No part stands inside another one, so their sum is never more than the whole. No coroutine of these waits.
-_PARTS = {
+_PARTS: dict[str, list[tuple[Any, str]]] = {
     "parse": [(schemas, "decode"), (schemas.TokenBody, "request"), (schemas.DecryptBody, "request")],
     "authenticate": [(Authenticator, "authenticate")],
     "propose": [(IssueToken, "propose"), (Decrypt, "propose"), (Pipeline, "_question")],

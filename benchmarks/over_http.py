@@ -109,8 +109,8 @@ class _Server:
         """POST one document, outside any measurement."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {credential}"}
         url = f"http://{_HOST}:{self.port}{path}"
-        request = urllib.request.Request(url, json.dumps(document).encode(), headers)  # noqa: S310  our own server
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        request = urllib.request.Request(url, json.dumps(document).encode(), headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  our own server
             return json.load(answer)
 
     def stop(self) -> str:

@@ -60,7 +60,8 @@ def _machine() -> Iterator[str]:
     )
     cores = f"{os.cpu_count()} cores ({next(models, 'unknown')})"
     versions = f"Python {platform.python_version()}, Linux {platform.release()}"
-    yield f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z, {cores}, {versions}, load at the end {os.getloadavg()[0]:.1f}"
+    load = f"load average {os.getloadavg()[0]:.1f}"
+    yield f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z, {cores}, {versions}, {load}"
 
 
 def _lines(path: str) -> list[str]:
@@ -93,7 +94,8 @@ def _parts_table(result: Result) -> Iterator[str]:
 
 
 def _costs_table(costs: dict[str, float]) -> Iterator[str]:
-    yield "\nIn process, one operation, wall time\n\n| figure | µs | floor | µs | ratio |\n|---|--:|---|--:|--:|"
+    yield "\nIn process, one operation, wall time\n"
+    yield "| figure | µs | floor | µs | ratio |\n|---|--:|---|--:|--:|"
     floors = set(FLOORS.values())
     for name, microseconds in costs.items():
         if name in FLOORS:

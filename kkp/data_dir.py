@@ -67,8 +67,8 @@ def read_secret(path: Path, name: str) -> str:
 def write_secret(path: Path, text: str) -> None:
     """Write a new secret file and make it durable; never overwrite one.
 
-    The file gets its name once it is whole on disk: a crash leaves no half-written key under that name, only a
-    complete one, or a file that nothing reads.
+    The file gets its name once it is whole on disk: a crash leaves no half-written key under that name, only
+    a complete one, or a file that nothing reads.
 
     Raises:
         ConfigError: It exists or can't be written.

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -26,8 +27,26 @@ from tests.harness import ISSUER, Answer, grant
 KKP = Path(sys.executable).with_name("kkp")
 SCALE = int(os.environ.get("KKP_TEST_SCALE", "1"))
 ORDERS = "aws:alias/orders:encrypt,decrypt"
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _HANG_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+
+# Rotates as often as the rules allow, yet every token of the run outlives the run's kills.
+PROFILE = {
+    "KKP_TOKEN_TTL_SECS": "60",
+    "KKP_MIN_TOKEN_TTL_SECS": "1",
+    "KKP_KEY_ROTATION_SECS": "9",
+    "KKP_KEY_TTL_SECS": "74",
+    "KKP_MAX_ACTIVE_KEYS": "12",
+    "KKP_VERIFIER_CACHE_SECS": "6",
+    "KKP_VERIFIER_LEEWAY_SECS": "1",
+    "KKP_REPLICA_STALENESS_SECS": "1.5",
+    "KKP_POLL_SECS": "0.5",
+    "KKP_CLOCK_ERROR_SECS": "0.5",
+    "KKP_FETCH_SECS": "0.5",
+    "KKP_JWKS_MAX_AGE_SECS": "2",
+    "KKP_JWKS_MAX_AGE_FLOOR_SECS": "1",
+}
 
 
 class Finished(NamedTuple):
@@ -38,19 +57,21 @@ class Finished(NamedTuple):
     err: str
 
 
-def environment(**environ: str) -> dict[str, str]:
+def environment(environ: Mapping[str, str] = NO_SETTINGS) -> dict[str, str]:
     """Return this process's environment with these settings of KKP and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KKP_")}
     return {**inherited, "KKP_LISTEN_ADDR": "127.0.0.1:0", "KKP_ISSUER": ISSUER, **environ}
 
 
-async def kkp(directory: Path, *arguments: str, executable: Path = KKP, **environ: str) -> Finished:
+async def kkp(
+    directory: Path, *arguments: str, executable: Path = KKP, environ: Mapping[str, str] = NO_SETTINGS
+) -> Finished:
     """Run one command to its end, in a directory."""
     process = await asyncio.create_subprocess_exec(
         executable,
         *arguments,
         cwd=directory,
-        env=environment(**environ),
+        env=environment(environ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -168,7 +189,7 @@ TOKEN_REQUEST = {
 def verified(token: str, jwks: jwt.PyJWKSet) -> dict[str, Any]:
     """Return a token's claims if a key of this set signed it, whatever the time is."""
     key = jwks[jwt.get_unverified_header(token)["kid"]]
-    untimed = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
+    untimed: jwt.types.Options = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
     claims: dict[str, Any] = jwt.decode(
         token, key, algorithms=["EdDSA"], audience="orders-db", issuer=ISSUER, options=untimed
     )
@@ -177,7 +198,11 @@ def verified(token: str, jwks: jwt.PyJWKSet) -> dict[str, Any]:
 
 @asynccontextmanager
 async def launched(
-    directory: Path, *, executable: Path = KKP, prefix: Sequence[str | Path] = (), **environ: str
+    directory: Path,
+    *,
+    executable: Path = KKP,
+    prefix: Sequence[str | Path] = (),
+    environ: Mapping[str, str] = NO_SETTINGS,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start `kkp dev` without waiting for it; at the end of the block it is killed if it still runs."""
     with (directory / "kkp.out").open("wb") as out, (directory / "kkp.err").open("wb") as err:
@@ -186,7 +211,7 @@ async def launched(
             executable,
             "dev",
             cwd=directory,
-            env=environment(**environ),
+            env=environment(environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -201,12 +226,16 @@ async def launched(
 
 @asynccontextmanager
 async def serving(
-    directory: Path, *, executable: Path = KKP, prefix: Sequence[str | Path] = (), **environ: str
+    directory: Path,
+    *,
+    executable: Path = KKP,
+    prefix: Sequence[str | Path] = (),
+    environ: Mapping[str, str] = NO_SETTINGS,
 ) -> AsyncIterator[Server]:
     """Run `kkp dev` for the duration of the block, from the moment that it says where it listens."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
-    async with launched(directory, executable=executable, prefix=prefix, **environ) as process:
+    async with launched(directory, executable=executable, prefix=prefix, environ=environ) as process:
         url = await _listening(process, directory)
         async with aiohttp.ClientSession(url) as session:
             server = Server(directory, process, url, 0.0, session)
@@ -238,3 +267,13 @@ def records(path: Path) -> list[dict[str, Any]]:
     with database(path) as connection:
         bodies = connection.execute("SELECT body FROM audit_records ORDER BY position").fetchall()
     return [msgspec.json.decode(body) for (body,) in bodies]
+
+
+def names(directory: Path) -> set[str]:
+    """Return the names of what lies in a directory."""
+    return {path.name for path in directory.iterdir()}
+
+
+def show(figure: str) -> None:
+    """Print a measured figure, for whoever reads the test's output."""
+    sys.stdout.write(f"{figure}\n")

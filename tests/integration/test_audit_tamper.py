@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.process import Server, database, kkp, serving
+from tests.integration.process import Server, database, kkp, names, serving
 
 FLIPPED = 30
 
@@ -45,7 +45,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def log(original: Path, tmp_path: Path) -> Path:
     """A copy to tamper with."""
-    return shutil.copy(original, tmp_path / "kkp.db")
+    return Path(shutil.copy(original, tmp_path / "kkp.db"))
 
 
 async def verify(path: Path) -> tuple[int, set[str]]:
@@ -73,7 +73,7 @@ def flip(path: Path, column: str, places: Sequence[tuple[str, int]]) -> None:
 
 
 def copy(path: Path, name: str) -> Path:
-    return shutil.copy(path, path.with_name(name))
+    return Path(shutil.copy(path, path.with_name(name)))
 
 
 async def test_a_log_that_is_being_written_verifies_clean(tmp_path: Path) -> None:
@@ -104,13 +104,13 @@ async def test_a_flipped_byte_in_any_record_is_found_and_its_record_named(log: P
     places = rows(log)
     assert len(places) > FLIPPED
     chosen = places[:: max(1, len(places) // FLIPPED)][:FLIPPED]
-    names = {f"{chain}:{seq}" for chain, seq in chosen}
+    expected = {f"{chain}:{seq}" for chain, seq in chosen}
     for column in ("body", "hash"):
         altered = copy(log, f"{column}.db")
         flip(altered, column, chosen)
         code, found = await verify(altered)
         assert code == 1
-        assert names <= found
+        assert expected <= found
 
 
 @pytest.mark.parametrize("column", ["body", "hash"])
@@ -190,7 +190,9 @@ def another_database(path: Path) -> None:
         connection.execute("CREATE TABLE orders (id INTEGER)")
 
 
-@pytest.mark.parametrize("make", [missing, garbage, directory, another_database], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [missing, garbage, directory, another_database], ids=lambda make: make.__name__
+)
 async def test_what_is_no_audit_log_exits_2(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "kkp.db"
     make(path)
@@ -205,4 +207,4 @@ async def test_without_a_data_directory_there_is_nothing_to_verify(tmp_path: Pat
     finished = await kkp(tmp_path, "audit", "verify")
     assert finished.code == 2
     assert "kkp.db" in finished.err
-    assert not list(tmp_path.iterdir())
+    assert not names(tmp_path)

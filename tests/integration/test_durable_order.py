@@ -21,13 +21,14 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.harness import Answer
-from tests.integration.process import SCALE, Server, serving
+from tests.integration.process import SCALE, Server, serving, show
 
 ANSWERS = 240 * SCALE
 CLIENTS = 8
@@ -46,7 +47,10 @@ def _traced(strace_id: int) -> int:
 
 def _can_trace() -> bool:
     strace = shutil.which("strace")
-    return strace is not None and subprocess.run([strace, "-qqf", "true"], check=False, capture_output=True).returncode == 0
+    return (
+        strace is not None
+        and subprocess.run([strace, "-qqf", "true"], check=False, capture_output=True).returncode == 0  # noqa: S603  our own command
+    )
 
 
 pytestmark = pytest.mark.skipif(not _can_trace(), reason="strace is missing, or may not trace")
@@ -127,14 +131,14 @@ async def load(server: Server) -> list[Answer]:
             ]
         return answers
 
-    return sum(await asyncio.gather(*(client() for _ in range(CLIENTS))), [])
+    return list(chain.from_iterable(await asyncio.gather(*(client() for _ in range(CLIENTS)))))
 
 
 async def test_every_answer_is_sent_after_the_sync_of_its_record(tmp_path: Path) -> None:
     log = tmp_path / "strace.log"
     calls = "--trace=pwrite64,fdatasync,fsync,sendto,sendmsg,write,writev"
     # -y: paths instead of numbers; -s: whole pages.
-    prefix = ["strace", "-f", "-qq", "-y", "-s", "5000", "--seccomp-bpf", calls, "-o", log]
+    prefix: list[str | Path] = ["strace", "-f", "-qq", "-y", "-s", "5000", "--seccomp-bpf", calls, "-o", log]
     async with serving(tmp_path, prefix=prefix) as server:
         try:
             answers = await load(server)
@@ -150,5 +154,5 @@ async def test_every_answer_is_sent_after_the_sync_of_its_record(tmp_path: Path)
     assert len(recorded) == len(answers) >= 200
     assert recorded <= set(order.sent)
     early = recorded & set(order.too_early)
-    print(f"{len(recorded)} answers, {len(early)} sent before the sync of their record")
+    show(f"{len(recorded)} answers, {len(early)} sent before the sync of their record")
     assert not early

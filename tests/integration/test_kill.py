@@ -22,27 +22,21 @@ import rfc8785
 from kkp.data_dir import master_key
 from kkp.master_key import MasterKey
 from tests.harness import Answer
-from tests.integration.process import SCALE, Server, database, kkp, launched, records, serving, verified
+from tests.integration.process import (
+    PROFILE,
+    SCALE,
+    Server,
+    database,
+    kkp,
+    launched,
+    records,
+    serving,
+    show,
+    verified,
+)
 
 ROUNDS = 5 * SCALE
 READY_SECONDS = 5.0  # the promise's bar; a start takes a second
-
-# Rotates as often as the rules allow, yet every token of the run outlives the run's kills.
-PROFILE = {
-    "KKP_TOKEN_TTL_SECS": "60",
-    "KKP_MIN_TOKEN_TTL_SECS": "1",
-    "KKP_KEY_ROTATION_SECS": "9",
-    "KKP_KEY_TTL_SECS": "74",
-    "KKP_MAX_ACTIVE_KEYS": "12",
-    "KKP_VERIFIER_CACHE_SECS": "6",
-    "KKP_VERIFIER_LEEWAY_SECS": "1",
-    "KKP_REPLICA_STALENESS_SECS": "1.5",
-    "KKP_POLL_SECS": "0.5",
-    "KKP_CLOCK_ERROR_SECS": "0.5",
-    "KKP_FETCH_SECS": "0.5",
-    "KKP_JWKS_MAX_AGE_SECS": "2",
-    "KKP_JWKS_MAX_AGE_FLOOR_SECS": "1",
-}
 
 
 class RefusedError(Exception):
@@ -80,10 +74,18 @@ class Load:
 
     async def run(self) -> None:
         """Run them all."""
-        kinds = [self.mint, self.mint, self.seal, self.seal_and_open, self.seal_and_open, self.add, self.rotate]
+        kinds: list[Callable[[], Awaitable[object]]] = [
+            self.mint,
+            self.mint,
+            self.seal,
+            self.seal_and_open,
+            self.seal_and_open,
+            self.add,
+            self.rotate,
+        ]
         await asyncio.gather(*map(self._repeat, kinds))
 
-    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[object]]) -> None:
         while True:
             try:
                 await work()
@@ -124,25 +126,25 @@ class Load:
 
 async def test_kill_9_loses_nothing_that_a_client_was_told(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
-    chance = random.Random(seed)  # noqa: S311  when to kill is no secret, but must be repeatable
+    chance = random.Random(seed)
     ledger, ready_seconds = Ledger(), []
     for number in range(ROUNDS):
-        async with serving(tmp_path, **PROFILE) as server:
-            print(f"round {number} of seed {seed}: ready after {server.seconds_to_ready:.2f} s")
+        async with serving(tmp_path, environ=PROFILE) as server:
+            show(f"round {number} of seed {seed}: ready after {server.seconds_to_ready:.2f} s")
             ready_seconds.append(server.seconds_to_ready)
             await check_kept(server, ledger, chance)
             load = asyncio.ensure_future(Load(server, ledger, await server.token()).run())
             await asyncio.sleep(chance.uniform(0.2, 1.2))
             await server.kill()
             await load
-        verdict = await kkp(tmp_path, "audit", "verify", **PROFILE)
+        verdict = await kkp(tmp_path, "audit", "verify", environ=PROFILE)
         assert verdict.code == 0, verdict
-    async with serving(tmp_path, **PROFILE) as server:
+    async with serving(tmp_path, environ=PROFILE) as server:
         await check_kept(server, ledger, chance)
         assert await server.stop() == 0
     assert median(ready_seconds[1:]) <= READY_SECONDS
     by_action = {action: list(ledger.actions.values()).count(action) for action in ledger.actions.values()}
-    print(f"acknowledged: {by_action}; told to try again: {len(ledger.refusals)}")
+    show(f"acknowledged: {by_action}; told to try again: {len(ledger.refusals)}")
     assert set(ledger.refusals) <= {"keyring_unavailable"}
     assert by_action.keys() == {"issue_token", "encrypt", "decrypt", "manage_identity", "rotate_signing_key"}
 
@@ -192,8 +194,10 @@ def check_signing_keys(server: Server) -> None:
     """Every key that signs, now or later, can be unwrapped: the others' private halves are gone for good."""
     key = MasterKey(master_key(server.data_dir / "master.key", may_create=False))
     with database(server.data_dir / "kkp.db") as connection:
-        query = "SELECT kid, generation, activate_at, sealed FROM ring_keys LEFT JOIN ring_private_keys USING (kid)"
-        rows = connection.execute(f"{query} ORDER BY generation").fetchall()
+        rows = connection.execute(
+            "SELECT kid, generation, activate_at, sealed FROM ring_keys"
+            " LEFT JOIN ring_private_keys USING (kid) ORDER BY generation"
+        ).fetchall()
     active = max(generation for _, generation, activate_at, _ in rows if activate_at <= time.time())
     for kid, generation, _, sealed in rows:
         assert sealed is not None or generation < active
@@ -232,7 +236,7 @@ async def test_a_first_start_killed_as_soon_as_a_file_appears_is_followed_by_a_c
 async def test_first_starts_killed_after_any_delay_are_followed_by_a_clean_one(tmp_path: Path) -> None:
     for _ in range(4 * SCALE):
         async with launched(tmp_path) as process:
-            await asyncio.sleep(random.uniform(0.1, 1.0))  # noqa: S311  when to kill is no secret
+            await asyncio.sleep(random.uniform(0.1, 1.0))
             process.kill()
             await process.wait()
     await check_starts_clean(tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.process import ORDERS, Finished, Server, kkp, records, serving
+from tests.integration.process import ORDERS, Finished, Server, kkp, names, records, serving
 
 PROCESSES = 4
 ARN = "arn:aws:kms:eu-west-1:111122223333:alias/orders"
@@ -147,15 +147,17 @@ async def test_a_bad_flag_is_named_and_nothing_is_touched(tmp_path: Path, case: 
     assert finished.code == 2, finished
     assert named in finished.err
     assert finished.out == ""
-    assert not list(tmp_path.iterdir())
+    assert not names(tmp_path)
 
 
-@pytest.mark.parametrize("verb", [["list"], ["disable", "orders"], ["add", "orders", "--role", "service"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "verb", [["list"], ["disable", "orders"], ["add", "orders", "--role", "service"]], ids=" ".join
+)
 async def test_without_a_data_directory_it_says_where_to_start(tmp_path: Path, verb: list[str]) -> None:
     finished = await identity(tmp_path, *verb)
     assert finished.code == 2
     assert "KKP_DATA_DIR: .kkp does not exist; start `kkp dev` there first" in finished.err
-    assert not list(tmp_path.iterdir())
+    assert not names(tmp_path)
 
 
 async def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -171,9 +173,9 @@ async def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
 async def test_four_processes_adding_at_once_under_load_lose_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         load = asyncio.ensure_future(mint_until_cancelled(server))
-        names = [f"svc-{os.urandom(4).hex()}" for _ in range(2 * PROCESSES)]
+        added = [f"svc-{os.urandom(4).hex()}" for _ in range(2 * PROCESSES)]
         keys: dict[str, str] = {}
-        waiting = iter(names)
+        waiting = iter(added)
 
         async def one_after_another() -> None:
             for name in waiting:
@@ -183,9 +185,9 @@ async def test_four_processes_adding_at_once_under_load_lose_nothing(tmp_path: P
         load.cancel()
         minted = await load
         assert minted > 0
-        for name in names:
+        for name in added:
             assert (await server.mint(keys[name])).status == 200
-        assert (await listed(tmp_path)).keys() == {"root", *names}
+        assert (await listed(tmp_path)).keys() == {"root", *added}
         assert await server.stop() == 0
     assert (await kkp(tmp_path, "audit", "verify")).code == 0
 

@@ -1,23 +1,25 @@
-"""The README's round trip does, as it stands there, what it says."""
+"""What the README tells a reader to type does, as it stands there, what it says."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import socket
+import sys
 from contextlib import closing
 from pathlib import Path
 
-from tests.integration.process import environment, serving
+from tests.integration.process import environment, names, serving
 
 README = Path(__file__).parents[2] / "README.md"
 ADDRESS = "127.0.0.1:8080"
+_HANG_SECONDS = 60
 
 
-def commands() -> list[str]:
-    """Return the shell blocks between the markers, as they stand."""
-    tested = re.search(r"<!-- tested: round trip -->(.*?)<!-- end -->", README.read_text(), re.DOTALL)
-    assert tested is not None, "README.md has no `<!-- tested: round trip -->` … `<!-- end -->`"
+def commands(marker: str) -> list[str]:
+    """Return the shell blocks between a marker and its end, as they stand."""
+    tested = re.search(rf"<!-- tested: {marker} -->(.*?)<!-- end -->", README.read_text(), re.DOTALL)
+    assert tested is not None, f"README.md has no `<!-- tested: {marker} -->` … `<!-- end -->`"
     blocks = re.findall(r"^```sh\n(.*?)^```", tested[1], re.DOTALL | re.MULTILINE)
     assert blocks
     return blocks
@@ -34,23 +36,50 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def test_the_readmes_round_trip_gives_back_the_file(tmp_path: Path) -> None:
+async def run(directory: Path, blocks: list[str]) -> str:
+    """Run shell blocks beside a server, from where a checkout would be, and return what they print."""
+    (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
-    script = "\n".join(commands()).replace(ADDRESS, address)
-    async with serving(tmp_path, KKP_LISTEN_ADDR=address, KKP_ISSUER="") as server:
+    async with serving(directory, environ={"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}) as server:
         shell = await asyncio.create_subprocess_exec(
-            "bash", "-euo", "pipefail", "-c", script,
-            cwd=tmp_path, env=environment(),
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(shell.communicate(), 60)
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            "\n".join(blocks).replace(ADDRESS, address),
+            cwd=directory,
+            env=environment(),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            out, err = await asyncio.wait_for(shell.communicate(), _HANG_SECONDS)
+        finally:
+            if shell.returncode is None:
+                shell.kill()
+                await shell.wait()
         assert shell.returncode == 0, (out.decode(), err.decode())
         assert await server.stop() == 0
-    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    pairs = [
-        (one.name, other.name)
-        for one, content in files.items()
-        for other, same in files.items()
-        if one < other and content and content == same
-    ]
-    assert pairs, f"no file came back as it was: {sorted(path.name for path in files)}"
+    return out.decode()
+
+
+def content(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
+    blocks = commands("round trip")
+    await run(tmp_path, blocks)
+    source = re.search(r"base64 -w0 (/[^\s)]+)\)", "".join(blocks))
+    assert source is not None
+    opened = {name: content(tmp_path / name) for name in names(tmp_path) if name.startswith("opened-")}
+    expected = content(Path(source[1]))
+    assert opened == {f"opened-{backend}": expected for backend in ("aws", "azure", "gcp")}
+
+
+async def test_a_token_of_it_verifies_offline_and_the_audit_log_is_clean(tmp_path: Path) -> None:
+    printed = await run(tmp_path, commands("round trip") + commands("offline"))
+    claims, verdict = printed.splitlines()[-2:]
+    assert "'sub': 'root'" in claims
+    assert verdict.startswith("clean: ")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import jwt
@@ -17,12 +18,13 @@ import pytest
 from kkp.errors import ConfigError
 from tests.fakes.clock import FakeClock
 from tests.harness import running
-from tests.integration.process import Server, database, kkp, serving, verified
-from tests.integration.test_kill import PROFILE
+from tests.integration.process import PROFILE, Server, database, kkp, serving, verified
 
 HALF_A_DAY = 12 * 3600
 LIBRARY = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
-needs_libfaketime = pytest.mark.skipif(not LIBRARY, reason="libfaketime, which moves a process's clock, is missing")
+needs_libfaketime = pytest.mark.skipif(
+    not LIBRARY, reason="libfaketime, which moves a process's clock, is missing"
+)
 
 
 def shifted(seconds: int) -> dict[str, str]:
@@ -37,7 +39,7 @@ async def test_after_twelve_hours_the_first_request_mints_and_old_envelopes_open
         envelope = (await server.seal(old_token, "hello")).json["envelope"]
         old_keys = {key["kid"] for key in (await server.get("/keys/jwks")).json["keys"]}
         assert await server.stop() == 0
-    async with serving(tmp_path, **shifted(HALF_A_DAY)) as server:
+    async with serving(tmp_path, environ=shifted(HALF_A_DAY)) as server:
         token = await server.token()
         claims = await server.verify_offline(token)
         assert abs(claims["iat"] - time.time() - HALF_A_DAY) < 60
@@ -138,7 +140,7 @@ class WallClock:
 async def test_a_step_of_the_wall_clock_stops_minting_and_spoils_no_token(tmp_path: Path) -> None:
     wall = WallClock(tmp_path / "step")
     tokens: list[str] = []
-    async with serving(tmp_path, **PROFILE, **wall.environ) as server:
+    async with serving(tmp_path, environ={**PROFILE, **wall.environ}) as server:
         for step in (90, -90, 3600, -3600, 1, -1):
             await mint_some(server, tokens)
             wall.step(step)
@@ -171,6 +173,6 @@ def key_ends(server: Server) -> Callable[[str], float]:
     with database(server.data_dir / "kkp.db") as connection:
         rows = connection.execute("SELECT kid, activate_at FROM ring_keys ORDER BY generation").fetchall()
     ends = {kid: activate_at + lifetime for kid, activate_at in rows}
-    for (kid, _), (_, successor_at) in zip(rows, rows[1:], strict=False):
+    for (kid, _), (_, successor_at) in pairwise(rows):
         ends[kid] = min(ends[kid], successor_at + lifetime - rotation)
     return lambda kid: ends[kid]
