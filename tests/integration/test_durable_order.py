@@ -53,9 +53,6 @@ def _can_trace() -> bool:
     )
 
 
-pytestmark = pytest.mark.skipif(not _can_trace(), reason="strace is missing, or may not trace")
-
-
 class Event(NamedTuple):
     """The beginning or the end of a system call, with what is known of its arguments at that point."""
 
@@ -114,6 +111,40 @@ class Order:
             self.durable |= self.syncing
 
 
+_ID_SENT = "0123456789abcdef000000000001"
+_WRITE = f'7 pwrite64(9</d/kkp.db-wal>, "{_ID_SENT}-0", 13, 32) = 13'
+_SYNC = "7 fdatasync(9</d/kkp.db-wal>) = 0"
+_SEND = f'5 sendto(11<socket:[1]>, "HTTP/1.1 200 OK\\r\\nX-Request-Id: {_ID_SENT}\\r\\n", 9, 0, NULL, 0) = 9'
+_ORDERS = {
+    "written, synced, sent": ([_WRITE, _SYNC, _SEND], False),
+    "never synced": ([_WRITE, _SEND], True),
+    "sent before the sync": ([_WRITE, _SEND, _SYNC], True),
+    "synced before the write": ([_SYNC, _WRITE, _SEND], True),
+    "sent while the sync is under way": (
+        [_WRITE, "7 fdatasync(9</d/kkp.db-wal> <unfinished ...>", _SEND, "7 <... fdatasync resumed>) = 0"],
+        True,
+    ),
+    "written while the sync is under way": (
+        ["6 fdatasync(9</d/kkp.db-wal> <unfinished ...>", _WRITE, "6 <... fdatasync resumed>) = 0", _SEND],
+        True,
+    ),
+    "a sync that failed": ([_WRITE, _SYNC.replace("= 0", "= -1 EIO (Input/output error)"), _SEND], True),
+    "a sync of another file": ([_WRITE, _SYNC.replace("kkp.db-wal", "kkp.db"), _SEND], True),
+}
+
+
+@pytest.mark.parametrize("case", _ORDERS)
+def test_an_order_is_judged_by_what_had_ended_before_what_began(tmp_path: Path, case: str) -> None:
+    lines, early = _ORDERS[case]
+    log = tmp_path / "strace.log"
+    log.write_text("\n".join(lines) + "\n")
+    order = Order()
+    for event in events(log):
+        order.follow(event)
+    assert order.sent == [_ID_SENT]
+    assert order.too_early == ([_ID_SENT] if early else [])
+
+
 async def load(server: Server) -> list[Answer]:
     """Ask for everything that is recorded, allowed or denied, from several clients at once."""
     token = await server.token()
@@ -134,6 +165,7 @@ async def load(server: Server) -> list[Answer]:
     return list(chain.from_iterable(await asyncio.gather(*(client() for _ in range(CLIENTS)))))
 
 
+@pytest.mark.skipif(not _can_trace(), reason="strace is missing, or may not trace")
 async def test_every_answer_is_sent_after_the_sync_of_its_record(tmp_path: Path) -> None:
     log = tmp_path / "strace.log"
     calls = "--trace=pwrite64,fdatasync,fsync,sendto,sendmsg,write,writev"

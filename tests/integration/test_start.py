@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import resource
+import shutil
 import stat
 import sys
 from collections.abc import Callable
@@ -18,11 +19,23 @@ from tests.integration.process import Server, database, kkp, names, serving, sho
 MAX_RESIDENT_KIB = 120 * 1024
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a server that has run and was stopped."""
+    directory = tmp_path_factory.mktemp("original")
+
+    async def serve() -> None:
+        async with serving(directory) as server:
+            assert await server.stop() == 0
+
+    asyncio.run(serve())
+    return directory / ".kkp"
+
+
 @pytest.fixture
-async def stopped(tmp_path: Path) -> Path:
-    """The directory of a server that has run and was stopped."""
-    async with serving(tmp_path) as server:
-        assert await server.stop() == 0
+def stopped(original: Path, tmp_path: Path) -> Path:
+    """A directory with a copy of it to spoil."""
+    shutil.copytree(original, tmp_path / ".kkp")
     return tmp_path
 
 
