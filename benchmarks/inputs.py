@@ -68,4 +68,4 @@ def question(action: Action) -> PolicyInput:
         "environment": {"time": "2026-01-01T00:00:00Z", "client_ip": "127.0.0.1"},
     }
     encoded = msgspec.json.encode(document, order="deterministic")
-    return PolicyInput(msgspec.json.decode(encoded), encoded)
+    return PolicyInput(encoded)

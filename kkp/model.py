@@ -117,12 +117,17 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyInput:
-    """One question to the policy engine, as a document and as the bytes that the audit seals.
+    """One question to the policy engine, as `policy/README.md` describes it.
 
     Attributes:
-        document: The input as `policy/README.md` describes it; holds no plaintext, token, key or ciphertext.
-        encoded: The same in canonical JSON, encoded once and used by every reader.
+        encoded: Canonical JSON, encoded once: these bytes are decided on, and sealed in the audit. They hold
+            no plaintext, token, key or ciphertext.
     """
 
-    document: Mapping[str, JSON]
     encoded: bytes = field(repr=False)
+
+    @property
+    def document(self) -> Mapping[str, JSON]:
+        """The same as an object, for an engine that does not take bytes."""
+        document: Mapping[str, JSON] = msgspec.json.decode(self.encoded)
+        return document

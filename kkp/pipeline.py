@@ -301,7 +301,7 @@ class Pipeline:
         if refused is not None:
             return proposal, Decision(allow=False, reasons=(f"kkp.{refused.code}",)), refused
         try:
-            decision = await self._policy.decide(PolicyInput(msgspec.json.decode(question), question))
+            decision = await self._policy.decide(PolicyInput(question))
         except PolicyUnavailableError as error:
             return proposal, Decision(allow=False, reasons=(f"kkp.{error.code}",)), error
         if decision.allow:

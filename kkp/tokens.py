@@ -79,11 +79,6 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     context: Pairs = msgspec.field(default_factory=dict)
     act: Actor | None = None
 
-    def document(self) -> dict[str, Any]:
-        """Return the claims as a JSON object."""
-        document: dict[str, Any] = msgspec.to_builtins(self)
-        return document
-
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alg: str

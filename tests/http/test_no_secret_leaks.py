@@ -533,7 +533,7 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "the master key": MasterKey(master),
         "an adaptor's resources": Resources(MasterKey(master), None),  # type: ignore[arg-type]  # not used
         "a wrapped key": WrappedKey(scene.envelope["encrypted_data_key"].encode(), "1"),
-        "a policy input": PolicyInput({}, secret_text.encode()),
+        "a policy input": PolicyInput(secret_text.encode()),
         "the services": kkp.services,
     }
     # Names and the context travel in clear in an envelope; these are no secrets of a repr.

@@ -266,7 +266,7 @@ seeds = st.integers(0, 2**32)
 
 
 def failures(times: RingTimes, real: RingTimes, seed: int) -> list[tuple[Token, Copy]]:
-    return World(times, real, random.Random(seed)).run()  # noqa: S311  an adversary that can be replayed
+    return World(times, real, random.Random(seed)).run()
 
 
 @settings(max_examples=150 * SCALE, deadline=None)
@@ -309,7 +309,7 @@ def test_the_model_finds_what_breaks_when(times: RingTimes, real: RingTimes) -> 
 
 def shortest_lifetime(times: RingTimes, seed: int) -> float:
     """Return the least that any mint got, after the first key, over rotations in which nothing fails."""
-    rng = random.Random(seed)  # noqa: S311  an adversary that can be replayed
+    rng = random.Random(seed)
     world = World(times, times, rng)
     phases = sorted(rng.uniform(0, times.poll) for _replica in world.replicas)
     rng.shuffle(world.replicas)

@@ -41,7 +41,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def question(document: Mapping[str, Any]) -> PolicyInput:
-    return PolicyInput(document, json.dumps(document).encode())
+    return PolicyInput(json.dumps(document).encode())
 
 
 def load(path: Path) -> EmbeddedPolicy:
@@ -697,7 +697,7 @@ async def test_a_question_that_cannot_be_set_never_gets_the_previous_ones_answer
     policy = load(write(HEADER + "allow if input.admin\n"))
     assert await allows(policy, {"admin": True})
     with pytest.raises(PolicyUnavailableError):
-        await policy.decide(PolicyInput({}, encoded))
+        await policy.decide(PolicyInput(encoded))
 
 
 async def test_the_input_does_not_outlive_its_question(write: Write) -> None:

@@ -30,7 +30,7 @@ Document = dict[str, Any]
 
 def seal(
     plaintext: bytes | str = "4111 1111 1111 1111",
-    **changes: Any,  # noqa: ANN401  each test changes what it is about
+    **changes: Any,
 ) -> Envelope:
     arguments: Document = {
         "data_key": DATA_KEY,
@@ -565,7 +565,7 @@ def test_a_wrap_relabelled_with_another_name_of_the_same_key_is_refused(label: D
 def rewrapped(
     sealed: Envelope,
     data_key: bytes = DATA_KEY,
-    **changes: Any,  # noqa: ANN401  each test changes what it is about
+    **changes: Any,
 ) -> Envelope:
     labels: Document = {
         "backend": "gcp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ OPERATOR = {"id": "operator", "kind": "operator", "method": "local_operator", "r
 
 
 async def decide(document: dict[str, Any]) -> Decision:
-    return await OperatorPolicy().decide(PolicyInput(document, b"{}"))
+    return await OperatorPolicy().decide(PolicyInput(json.dumps(document).encode()))
 
 
 async def test_the_local_operator_is_allowed() -> None:

@@ -115,7 +115,7 @@ async def test_a_decision_reaches_the_road_whole(policy: EmbeddedPolicy) -> None
     for case in CASES:
         if not case.get("settings"):
             document = question(case)
-            decided = await policy.decide(PolicyInput(document, json.dumps(document).encode()))
+            decided = await policy.decide(PolicyInput(json.dumps(document).encode()))
             assert decided == interpret("decision", case["expect"], policy.revision)
 
 
