@@ -22,6 +22,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,10 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 ProposalT = TypeVar("ProposalT", bound=Proposal)
 
-_ATTEMPTS = 3
+# A change that lands while a decision is under way costs one more walk, about a millisecond each.
+_MOST_WALKS = 8
+# A proposal goes stale when its decision takes longer than a second: that is tried once more.
+_MOST_STALE = 2
 _log = logging.getLogger(__name__)
 
 
@@ -226,12 +230,13 @@ class Pipeline:
             AuditUnavailableError: The decision could not be made durable.
             KKPError: Whatever the operation itself raises.
         """
-        for attempt in range(_ATTEMPTS):
+        stale = 0
+        for walk in range(_MOST_WALKS):
             authenticated = await self._authenticate(credentials, origin)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin)
             proposal, decision, failure = await self._decide(operation, proposal, question)
-            origin.decision_id = f"{origin.request_id}-{attempt}"
+            origin.decision_id = f"{origin.request_id}-{walk}"
             receipt = await self._audit.commit(
                 _entry(operation, proposal, decision, failure, question, origin)
             )
@@ -245,6 +250,9 @@ class Pipeline:
                 return await self._operate(operation, proposal, request)
             except StaleProposalError as error:
                 await self._record_outcome(receipt, error)
+                stale += 1
+                if stale == _MOST_STALE:
+                    raise
             except Exception as error:
                 await self._record_outcome(receipt, error)
                 raise
@@ -315,7 +323,9 @@ class Pipeline:
     ) -> AnswerT:
         answer = await operation.run(proposal, request)
         if operation.changes_state:
-            await self._state.refresh()
+            # It is done, whatever this finds; unless it succeeds, the next request does the same.
+            with contextlib.suppress(KeyringUnavailableError):
+                await self._state.refresh()
         return answer
 
     async def _record_outcome(self, receipt: Receipt, error: Exception) -> None:
