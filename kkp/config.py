@@ -33,7 +33,7 @@ _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
-# Known to the design and refused by name until they are served: ignoring one would be worse than refusing.
+# Refused by name: whoever sets one relies on it, and to ignore it would be worse.
 _NOT_SERVED = {
     "KKP_OPA_URL": "`kkp dev` decides with the policy in process; unset it",
     "KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead",
