@@ -203,6 +203,7 @@ def _readiness(
         "database": database_answers,
         "identities": identities_are_trusted,
         "policy": policy.ping,
+        "audit": base.audit.check_ready,
     }
 
 

@@ -66,12 +66,10 @@ class Credentials:
     Attributes:
         unverified_bearer: The `Authorization: Bearer` value.
         unverified_token: A KKP token carried in the body.
-        client_ip: The peer's address.
     """
 
     unverified_bearer: str | None = field(default=None, repr=False)
     unverified_token: str | None = field(default=None, repr=False)
-    client_ip: str = ""
 
 
 class Caller(msgspec.Struct, frozen=True):

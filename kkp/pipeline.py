@@ -236,25 +236,29 @@ class Pipeline:
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin)
             proposal, decision, failure = await self._decide(operation, proposal, question)
-            origin.decision_id = f"{origin.request_id}-{walk}"
+            decision_id = f"{origin.request_id}-{walk}"
             receipt = await self._audit.commit(
-                _entry(operation, proposal, decision, failure, question, origin)
+                _entry(operation, proposal, decision, failure, question, origin, decision_id)
             )
+            origin.decision_id = decision_id
             if receipt.epoch != authenticated.epoch:
-                await self._state.reach(receipt.epoch)
                 await self._audit.commit_outcome(receipt, "superseded")
+                await self._state.reach(receipt.epoch)
                 continue
             if failure is not None:
                 raise failure
             try:
                 return await self._operate(operation, proposal, request)
+            except asyncio.CancelledError:
+                await asyncio.shield(self._record_outcome(receipt, "cancelled"))
+                raise
             except StaleProposalError as error:
-                await self._record_outcome(receipt, error)
+                await self._record_outcome(receipt, error.code)
                 stale += 1
                 if stale == _MOST_STALE:
                     raise
             except Exception as error:
-                await self._record_outcome(receipt, error)
+                await self._record_outcome(receipt, error.code if isinstance(error, KKPError) else "internal")
                 raise
         raise KeyringUnavailableError("The state keeps changing; try again.")
 
@@ -328,12 +332,10 @@ class Pipeline:
                 await self._state.refresh()
         return answer
 
-    async def _record_outcome(self, receipt: Receipt, error: Exception) -> None:
+    async def _record_outcome(self, receipt: Receipt, code: str) -> None:
         """Append the outcome. If even that fails, the error that is being raised still tells the caller."""
         try:
-            await self._audit.commit_outcome(
-                receipt, error.code if isinstance(error, KKPError) else "internal"
-            )
+            await self._audit.commit_outcome(receipt, code)
         except AuditUnavailableError:
             # Without the exception: its context is the operation's, whose text may hold what it worked on.
             _log.warning("the outcome of %s:%d could not be recorded", receipt.chain, receipt.seq)
@@ -362,6 +364,7 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
     failure: KKPError | None,
     question: bytes,
     origin: Origin,
+    decision_id: str,
 ) -> AuditEntry:
     claims = proposal.claims
     return AuditEntry(
@@ -371,7 +374,7 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
         caller=proposal.caller.id,
         method=proposal.caller.method,
         policy_revision=decision.revision or None,
-        decision_id=origin.decision_id,
+        decision_id=decision_id,
         epoch=proposal.authenticated.epoch,
         backend=proposal.backend,
         key_id=proposal.key_id,

@@ -23,6 +23,7 @@ __all__ = [
     "ChainedRow",
     "FailedAuthentication",
     "Outcome",
+    "Probe",
     "Receipt",
     "RecordType",
 ]
@@ -35,6 +36,7 @@ class RecordType(StrEnum):
     DECISION = "decision"
     OUTCOME = "outcome"
     FAILED_AUTHENTICATION = "failed_authentication"
+    PROBE = "probe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +54,12 @@ class AuditEntry:
         epoch: The epoch of the state that was decided on.
         backend: The backend asked for.
         key_id: The key asked for.
-        kid: The signing key of the token that was presented or is about to be signed.
-        jti: That token's id.
+        kid: The key that is about to sign a token.
+        jti: The id of the token that was presented or is about to be signed.
         iat: When that token was issued.
         exp: When that token ends.
         aud: That token's audience.
-        claims_digest: SHA-256 over that token's claims.
+        claims_digest: SHA-256 over the claims that are about to be signed.
         context_names: The names, never the values, of the encryption context.
         result: The result code; None until it is known.
         request_id: The request that the decision belongs to.
@@ -105,6 +107,10 @@ class FailedAuthentication:
     peer: str
     reason: str
     count: int
+
+
+class Probe(NamedTuple):
+    """That the log could be written again after a failure; it has no members of its own."""
 
 
 class Receipt(NamedTuple):

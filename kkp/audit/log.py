@@ -36,6 +36,7 @@ from kkp.audit.base import (
     ChainHead,
     FailedAuthentication,
     Outcome,
+    Probe,
     Receipt,
     RecordType,
 )
@@ -51,7 +52,7 @@ MAX_BATCH: Final = 256
 DEADLINE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication
+_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | Probe
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
@@ -143,6 +144,15 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(failed)
+
+    async def check_ready(self) -> None:
+        """Tell whether records can be made durable; after a failure, by making one.
+
+        Raises:
+            AuditUnavailableError: They can't.
+        """
+        if self._failing or not self._accepting:
+            await self._enqueue(Probe())
 
     async def close(self) -> None:
         """Accept no more records, and write or refuse those that are queued."""
@@ -253,6 +263,8 @@ class AuditLog:
                 return link(head, now, RecordType.OUTCOME, asdict(record))
             case FailedAuthentication():
                 return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
+            case Probe():
+                return link(head, now, RecordType.PROBE, {})
 
     def _decision_members(self, entry: AuditEntry, head: ChainHead, day: DayCipher) -> dict[str, JSON]:
         values = zip(DECISION_FIELDS, _decision_fields(entry), strict=True)

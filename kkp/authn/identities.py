@@ -21,13 +21,13 @@ from typing import Protocol, TypeVar, final
 import msgspec
 import rfc8785
 
-from kkp.errors import InvalidRequestError, NotFoundError, StateUntrustedError
+from kkp.errors import InvalidRequestError, KeyringUnavailableError, NotFoundError, StateUntrustedError
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity
 from kkp.rows import IdentityRow, IdentitySnapshot, ServiceKeyRow
 
 SERVICE_KEY_PREFIX = "kkp_sk_"
-IDENTITY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 RowT = TypeVar("RowT", IdentityRow, ServiceKeyRow)
 _PURPOSE = "kkp/identities/v1"
 _encoder = msgspec.json.Encoder(order="deterministic")
@@ -129,8 +129,7 @@ class IdentityDirectory:
             InvalidRequestError: The name is not `[a-z0-9][a-z0-9._-]{0,62}`.
             ConflictError: The name exists or existed.
         """
-        if not IDENTITY_NAME.match(identity.id):
-            raise InvalidRequestError("An identity's name is [a-z0-9][a-z0-9._-]{0,62}.")
+        check_name(identity.id)
         service_key = service_key or SERVICE_KEY_PREFIX + secrets.token_urlsafe(32)
         document = _Document(identity.roles, identity.grants, dict(identity.attributes))
         text = _encoder.encode(document).decode()
@@ -138,7 +137,7 @@ class IdentityDirectory:
         key_row = ServiceKeyRow(_digest(service_key), identity.id, identity.created_at, b"")
         key_row = key_row._replace(mac=self._master_key.mac(_PURPOSE, _service_key_bytes(key_row)))
         await self._store.insert_identity(row, key_row)
-        await self.load()
+        await self._load_what_was_written()
         return service_key
 
     async def disable(self, identity_id: str, *, at: float) -> None:
@@ -152,7 +151,14 @@ class IdentityDirectory:
         if row is None:
             raise NotFoundError("There is no such identity.")
         await self._store.disable_identity(self._sign(row._replace(disabled_at=at)))
-        await self.load()
+        await self._load_what_was_written()
+
+    async def _load_what_was_written(self) -> None:
+        """Load; what was committed is done even if this fails, and the epoch makes the next request try."""
+        try:
+            await self.load()
+        except KeyringUnavailableError as error:
+            _log.warning("identities could not be read again: %s", error)
 
     def _sign(self, row: IdentityRow) -> IdentityRow:
         return row._replace(mac=self._master_key.mac(_PURPOSE, _identity_bytes(row)))
@@ -177,6 +183,16 @@ class IdentityDirectory:
         if not genuine:
             _log.critical("identity row %r failed its authentication: nobody is let in", identity_id)
             raise StateUntrustedError("A stored identity failed its authentication.")
+
+
+def check_name(identity_id: str) -> None:
+    """Refuse what can't be a local identity's name.
+
+    Raises:
+        InvalidRequestError: It is not `[a-z0-9][a-z0-9._-]{0,62}`.
+    """
+    if not _NAME.match(identity_id):
+        raise InvalidRequestError("An identity's name is [a-z0-9][a-z0-9._-]{0,62}.")
 
 
 def caller_of(identity: Identity, method: str) -> Caller:

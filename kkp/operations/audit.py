@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import msgspec
+
 from kkp.audit.base import AuditStore
+from kkp.audit.chain import record_hash
 from kkp.authn.base import Authenticated
-from kkp.model import Action
+from kkp.model import JSON, Action
 from kkp.operations.base import Operation, Proposal
 from kkp.rows import ChainedRow
 
@@ -21,8 +24,23 @@ class AuditQuery:
     limit: int
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """A record as it is shown.
+
+    Attributes:
+        chain: Where it stands.
+        seq: Its number there.
+        document: Its members and its hash; of one whose bytes do not match their hash, only that they don't.
+    """
+
+    chain: str
+    seq: int
+    document: JSON
+
+
 @final
-class ReadAudit(Operation[Proposal, AuditQuery, Sequence[tuple[str, ChainedRow]]]):
+class ReadAudit(Operation[Proposal, AuditQuery, Sequence[AuditRecord]]):
     """`GET /audit`: records in the order of their insertion.
 
     Args:
@@ -38,6 +56,15 @@ class ReadAudit(Operation[Proposal, AuditQuery, Sequence[tuple[str, ChainedRow]]
         """Nothing but who asks."""
         return Proposal(authenticated=authenticated)
 
-    async def run(self, proposal: Proposal, request: AuditQuery) -> Sequence[tuple[str, ChainedRow]]:  # noqa: ARG002  all is in the request
-        """Return one page."""
-        return await self._store.read(request.after, request.limit)
+    async def run(self, proposal: Proposal, request: AuditQuery) -> Sequence[AuditRecord]:  # noqa: ARG002  all is in the request
+        """Return one page. A tampered record is shown as such, and hides none of the others."""
+        rows = await self._store.read(request.after, request.limit)
+        return [AuditRecord(chain, row.seq, _document(chain, row)) for chain, row in rows]
+
+
+def _document(chain: str, row: ChainedRow) -> JSON:
+    if (
+        type(row.body) is not bytes or record_hash(row.body) != row.hash
+    ):  # SQLite keeps any type in any column
+        return {"chain": chain, "seq": row.seq, "tampered": True}
+    return {**msgspec.json.decode(row.body), "hash": row.hash.hex()}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
 
 from kkp.authn.base import Authenticated
-from kkp.errors import ContextMismatchError, DeniedError, ScopeMismatchError
+from kkp.errors import ContextMismatchError, DeniedError, KKPError, ScopeMismatchError
 from kkp.model import JSON, Action, Caller, Decision
 from kkp.tokens import Claims
 
@@ -60,7 +60,7 @@ class Proposal:
     details: Mapping[str, JSON] = field(default_factory=dict)
     kid: str | None = None
     claims_digest: str | None = None
-    refusal: DeniedError | None = None
+    refusal: KKPError | None = None
 
     @property
     def caller(self) -> Caller:
@@ -114,7 +114,7 @@ def denied(decision: Decision, reason: str) -> Decision:
     )
 
 
-def refusal(proposal: Proposal, scope: str | None) -> DeniedError | None:
+def refusal(proposal: Proposal, scope: str | None) -> KKPError | None:
     """Return why code refuses a proposal, before policy is asked and whatever it would say."""
     token = proposal.authenticated.token
     if token is not None:

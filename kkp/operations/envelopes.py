@@ -14,14 +14,18 @@ from typing import ClassVar, final
 from kkp import envelope as envelopes
 from kkp.authn.base import Authenticated
 from kkp.envelope import Encoding, Envelope
-from kkp.errors import AudienceMismatchError, EnvelopeInvalidError, InvalidWrapError, UnauthenticatedError
+from kkp.errors import (
+    AudienceMismatchError,
+    EnvelopeInvalidError,
+    InvalidWrapError,
+    KKPError,
+    UnauthenticatedError,
+)
 from kkp.kms import KMSRegistry
 from kkp.kms.base import WrappedKey
 from kkp.model import JSON, Action
 from kkp.operations.base import EnvelopeFacts, Operation, Proposal
 from kkp.tokens import Claims
-
-_DATA_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ class Opened:
 
     plaintext: bytes = field(repr=False)
     encoding: Encoding
-    claims: Claims
+    claims: Claims | None
 
 
 @final
@@ -89,7 +93,7 @@ class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
     async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:  # noqa: ARG002  all is in the request
         """Wrap a fresh data key and seal the plaintext under it."""
         kms = self._registry.get(request.backend)
-        data_key = os.urandom(_DATA_KEY_BYTES)
+        data_key = os.urandom(envelopes.DATA_KEY_BYTES)
         wrapped = await kms.wrap(request.key_id, data_key, request.context)
         return envelopes.seal(
             request.plaintext,
@@ -120,10 +124,9 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
     def propose(self, authenticated: Authenticated, request: DecryptRequest) -> Proposal:
         """Name the envelope's own labels: it is them that the token and the policy are asked about."""
         header, wrap = request.envelope.header, request.envelope.wrap
-        token = _token(authenticated)
         return Proposal(
             authenticated=authenticated,
-            claims=token,
+            claims=authenticated.token,
             backend=wrap.backend,
             key_id=wrap.key_id,
             request_context=request.policy_context,
@@ -133,7 +136,7 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
                 context=header.context,
                 associated_data=header.associated_data,
             ),
-            refusal=_audience_refusal(token, request.expected_audience),
+            refusal=_token_refusal(authenticated.token, request.expected_audience),
         )
 
     async def run(self, proposal: Proposal, request: DecryptRequest) -> Opened:
@@ -150,16 +153,12 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
         except InvalidWrapError:
             raise EnvelopeInvalidError from None
         plaintext = envelopes.open(request.envelope, data_key)
-        return Opened(plaintext, header.encoding, _token(proposal.authenticated))
+        return Opened(plaintext, header.encoding, proposal.claims)
 
 
-def _audience_refusal(token: Claims, expected_audience: str | None) -> AudienceMismatchError | None:
-    if expected_audience is None or token.aud == expected_audience:
-        return None
-    return AudienceMismatchError("The token is for another audience than the one expected.")
-
-
-def _token(authenticated: Authenticated) -> Claims:
-    if authenticated.token is None:
-        raise UnauthenticatedError("Opening an envelope takes a KKP token.")
-    return authenticated.token
+def _token_refusal(token: Claims | None, expected_audience: str | None) -> KKPError | None:
+    if token is None:
+        return UnauthenticatedError("Opening an envelope takes a KKP token.")
+    if expected_audience is not None and token.aud != expected_audience:
+        return AudienceMismatchError("The token is for another audience than the one expected.")
+    return None

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from kkp.authn.base import Authenticated
-from kkp.authn.identities import IDENTITY_NAME, IdentityDirectory
+from kkp.authn.identities import IdentityDirectory, check_name
 from kkp.clock import Clock
-from kkp.errors import InvalidRequestError
 from kkp.model import Action, Grant, Identity
 from kkp.operations.base import Operation, Proposal
 
@@ -50,9 +49,14 @@ class AddIdentity(Operation[Proposal, IdentityRequest, NewIdentity]):
 
     def propose(self, authenticated: Authenticated, request: IdentityRequest) -> Proposal:
         """Name the identity and what it would be able to do."""
-        if not IDENTITY_NAME.match(request.id):
-            raise InvalidRequestError("An identity's name is [a-z0-9][a-z0-9._-]{0,62}.")
-        details = {"operation": "add", "id": request.id, "roles": request.roles, "grants": request.grants}
+        check_name(request.id)
+        details = {
+            "operation": "add",
+            "id": request.id,
+            "roles": request.roles,
+            "grants": request.grants,
+            "attributes": request.attributes,
+        }
         return Proposal(authenticated=authenticated, details={"identity": details})
 
     async def run(self, proposal: Proposal, request: IdentityRequest) -> NewIdentity:  # noqa: ARG002  all is in the request

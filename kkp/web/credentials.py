@@ -28,10 +28,10 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     if not values and required:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
-        return Credentials(client_ip=request.remote or "")
+        return Credentials()
     if len(values) > 1:
         raise InvalidRequestError("There is more than one Authorization header.")
     found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")
-    return Credentials(unverified_bearer=found[1], client_ip=request.remote or "")
+    return Credentials(unverified_bearer=found[1])

@@ -68,8 +68,11 @@ class Services:
 
     @property
     def max_plaintext_body_bytes(self) -> int:
-        r"""The largest body with a plaintext in it: JSON may spend six bytes on a character (`\u0041`)."""
-        return 6 * self.max_plaintext_bytes + _SMALL_BODY_BYTES
+        """The largest body with a plaintext in it: text that is escaped throughout takes thrice its size.
+
+        Only control characters take more; what is full of them is not text, and goes as `plaintext_b64`.
+        """
+        return 3 * self.max_plaintext_bytes + _SMALL_BODY_BYTES
 
     @property
     def max_envelope_body_bytes(self) -> int:
@@ -151,22 +154,31 @@ async def _read_token(
     request: web.Request,
     credentials: Credentials,
 ) -> tuple[TokenRequest, Credentials]:
-    body = schemas.decode(_token_decoder, await _body(request, _SMALL_BODY_BYTES))
-    return body.request(), credentials
+    raw = await _body(request, _SMALL_BODY_BYTES)
+    body = schemas.decode(_token_decoder, raw)
+    checked = body.request()
+    schemas.check_unique(raw)
+    return checked, credentials
 
 
 async def _read_encrypt(
     services: Services, request: web.Request, credentials: Credentials
 ) -> tuple[EncryptRequest, Credentials]:
-    body = schemas.decode(_encrypt_decoder, await _body(request, services.max_plaintext_body_bytes))
-    return body.request(services.max_plaintext_bytes), credentials
+    raw = await _body(request, services.max_plaintext_body_bytes)
+    body = schemas.decode(_encrypt_decoder, raw)
+    checked = body.request(services.max_plaintext_bytes)
+    schemas.check_unique(raw)
+    return checked, credentials
 
 
 async def _read_decrypt(
     services: Services, request: web.Request, credentials: Credentials
 ) -> tuple[DecryptRequest, Credentials]:
-    body = schemas.decode(_decrypt_decoder, await _body(request, services.max_envelope_body_bytes))
-    return body.request(), body.credentials(credentials)
+    raw = await _body(request, services.max_envelope_body_bytes)
+    body = schemas.decode(_decrypt_decoder, raw)
+    checked = body.request()
+    schemas.check_unique(raw)
+    return checked, body.credentials(credentials)
 
 
 async def _read_identity(
@@ -174,8 +186,11 @@ async def _read_identity(
     request: web.Request,
     credentials: Credentials,
 ) -> tuple[IdentityRequest, Credentials]:
-    body = schemas.decode(_identity_decoder, await _body(request, _SMALL_BODY_BYTES))
-    return body.request(), credentials
+    raw = await _body(request, _SMALL_BODY_BYTES)
+    body = schemas.decode(_identity_decoder, raw)
+    checked = body.request()
+    schemas.check_unique(raw)
+    return checked, credentials
 
 
 async def _read_identity_id(

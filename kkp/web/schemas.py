@@ -20,11 +20,10 @@ from kkp.envelope import Envelope
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
 from kkp.keyring.rotation import Rotation
 from kkp.model import JSON, Credentials, Grant, Identity
-from kkp.operations.audit import AuditQuery
+from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
 from kkp.operations.identities import IdentityRequest, NewIdentity
 from kkp.operations.tokens import IssuedToken, TokenRequest
-from kkp.rows import ChainedRow
 from kkp.strict_json import refuse_duplicates
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -40,12 +39,13 @@ Subject = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 _MAX_INTEGER = 2**53  # beyond it, JSON readers disagree on which number is meant (RFC 8259 section 6)
+_MAX_BODY_OF_MANY_STRINGS = 64 * 1024
+_MAX_QUOTES = 2048  # several times what an honest body has around its one long string
 Integer = Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
 Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
-GrantOp = Literal["encrypt", "decrypt", "rewrap", "sign", "verify"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _MAX_EXPLANATION_CHARACTERS = 200
 _REPEATED = re.compile(
@@ -98,7 +98,7 @@ class EncryptBody(_Body, frozen=True):
     plaintext: str | None = None
     plaintext_b64: str | None = None
     associated_data: str | None = None
-    context: dict[str, str] = {}
+    context: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
     policy_context: PolicyContext = {}
 
     def request(self, max_plaintext_bytes: int) -> EncryptRequest:
@@ -157,7 +157,7 @@ class GrantBody(_Body, frozen=True):
 
     backend: Backend
     key_id: KeyPattern
-    ops: Annotated[list[GrantOp], msgspec.Meta(min_length=1, max_length=8)]
+    ops: Annotated[list[TokenOp], msgspec.Meta(min_length=1, max_length=3)]
     audiences: Annotated[list[Audience], msgspec.Meta(max_length=64)] = []
     policy_claims: Annotated[
         dict[Name, Annotated[list[Text], msgspec.Meta(min_length=1, max_length=64)]],
@@ -190,21 +190,34 @@ class IdentityBody(_Body, frozen=True):
 
 
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
-    """Return a body's struct.
+    """Return a body's struct, not yet looked at for duplicate members: see `check_unique`.
 
     Raises:
-        InvalidRequestError: It is not that, or has a duplicate member.
+        InvalidRequestError: It is not that.
     """
     if not body:
         raise InvalidRequestError("The body is empty; a JSON object is required.")
+    # A large body is large for one long string. One of many small ones would cost far more than its size.
+    if len(body) > _MAX_BODY_OF_MANY_STRINGS and body.count(b'"') - body.count(b'\\"') > _MAX_QUOTES:
+        raise InvalidRequestError("The body has too many members.")
     try:
-        decoded = decoder.decode(body)
-        refuse_duplicates(body)
+        return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise InvalidRequestError(_explanation(error)) from None
     except (ValueError, RecursionError):
-        raise InvalidRequestError("The body is not UTF-8 JSON with unique members.") from None
-    return decoded
+        raise InvalidRequestError("The body is not JSON in UTF-8.") from None
+
+
+def check_unique(body: bytes) -> None:
+    """Refuse a body with a duplicate member; asked last, when its form is known to be harmless.
+
+    Raises:
+        InvalidRequestError: It has one.
+    """
+    try:
+        refuse_duplicates(body)
+    except (ValueError, RecursionError):
+        raise InvalidRequestError("The body has two members of one name.") from None
 
 
 def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
@@ -283,8 +296,10 @@ def identities(answer: Sequence[Identity]) -> JSON:
     return {"identities": answer}
 
 
-def audit_page(answer: Sequence[tuple[str, ChainedRow]], query: AuditQuery) -> JSON:
-    """Return the body that answers `GET /audit`: each record's own members and its hash."""
-    records = [{**msgspec.json.decode(row.body), "hash": row.hash.hex()} for _, row in answer]
-    cursor = query.after if not answer else (answer[-1][0], answer[-1][1].seq)
-    return {"records": records, "next": None if cursor is None else f"{cursor[0]}:{cursor[1]}"}
+def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> JSON:
+    """Return the body that answers `GET /audit`."""
+    cursor = query.after if not answer else (answer[-1].chain, answer[-1].seq)
+    return {
+        "records": [record.document for record in answer],
+        "next": None if cursor is None else f"{cursor[0]}:{cursor[1]}",
+    }

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MAX_PLAINTEXT = 4096
 SMALL_BODY = 64 * 1024
-ENCRYPT_BODY = 6 * MAX_PLAINTEXT + SMALL_BODY
+ENCRYPT_BODY = 3 * MAX_PLAINTEXT + SMALL_BODY
 DECRYPT_BODY = 4 * MAX_PLAINTEXT // 3 + 256 * 1024
 ARN = "arn:aws:kms:eu-west-1:111122223333:alias/orders"
 BACKENDS = "aws=memory://aws,twin=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"

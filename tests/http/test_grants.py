@@ -237,7 +237,7 @@ GRANTED: Mapping[str, tuple[tuple[dict[str, Any], ...], dict[str, Any], bool]] =
     "an asterisk for an audience": ((grant(audiences=["*"]),), {}, False),
     "one of its ops": ((grant(),), {"ops": ["encrypt"]}, True),
     "an op that is not its own": ((grant(ops=["decrypt"]),), {"ops": ["encrypt", "decrypt"]}, False),
-    "an op of managed keys": ((grant(ops=["sign"]),), {"ops": ["decrypt"]}, False),
+    "an op that only moves envelopes": ((grant(ops=["rewrap"]),), {"ops": ["decrypt"]}, False),
     "no op at all": ((grant(),), {"ops": []}, True),
     "a permitted environment": (CLAIMS, {"policy_claims": {"environment": "staging"}}, True),
     "another environment": (CLAIMS, {"policy_claims": {"environment": "dev"}}, False),

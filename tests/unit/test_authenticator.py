@@ -82,7 +82,7 @@ class World:
     authenticator: Authenticator
 
     def authenticate(self, bearer: str | None = None, token: str | None = None) -> Authenticated:
-        return self.authenticator.authenticate(Credentials(bearer, token, "192.0.2.1"), epoch=7)
+        return self.authenticator.authenticate(Credentials(bearer, token), epoch=7)
 
 
 @pytest.fixture

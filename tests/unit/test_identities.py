@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from kkp.authn.identities import (
-    IDENTITY_NAME,
     SERVICE_KEY_PREFIX,
     IdentityDirectory,
     caller_of,
+    check_name,
     is_service_key,
 )
 from kkp.errors import ConflictError, InvalidRequestError, NotFoundError, StateUntrustedError
@@ -135,7 +135,8 @@ async def test_a_good_name_is_taken(directory: IdentityDirectory, name: str) -> 
     ],
 )  # fmt: skip
 async def test_a_bad_name_is_refused_and_nothing_is_written(directory: IdentityDirectory, name: str) -> None:
-    assert not IDENTITY_NAME.match(name)
+    with pytest.raises(InvalidRequestError):
+        check_name(name)
     with pytest.raises(InvalidRequestError):
         await directory.add(Identity(name, (), (), {}, NOW))
     assert directory.epoch == 1
@@ -342,8 +343,9 @@ async def test_what_is_written_by_hand_is_noticed_at_the_next_write_too(
 ) -> None:
     await directory.add(ORDERS)
     by_hand(path, "UPDATE identities SET document = replace(document, 'service', 'admin')")
+    await directory.add(BILLING)
     with pytest.raises(StateUntrustedError):
-        await directory.add(BILLING)
+        directory.check_trusted()
     assert directory.all() == []
 
 
