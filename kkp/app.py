@@ -15,7 +15,7 @@ from typing import Any, final
 
 from sqlalchemy import URL
 
-from kkp import data_dir
+from kkp import data_dir, kms
 from kkp.audit.failures import FailedAuthentications
 from kkp.audit.log import AuditLog
 from kkp.authn.authenticator import Authenticator
@@ -104,6 +104,7 @@ async def foundation(
     master_key = MasterKey(_master_key(settings, create=create))
     async with AsyncExitStack() as stack:
         check = master_key.derive("kkp/master-key-check/v1")
+        data_dir.prepare_database(settings.database_path)
         url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
         database = await Database.open(url, master_key_check=check)
         stack.push_async_callback(database.close)
@@ -123,9 +124,9 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         ConfigError: See `foundation`.
     """
     async with AsyncExitStack() as stack:
-        base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
-        policy = await _policy(settings)
+        policy = _policy(settings)
         stack.push_async_callback(policy.close)
+        base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
         registry = await _backends(base)
         stack.push_async_callback(registry.close)
         await _ensure_root(base)
@@ -220,11 +221,20 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
     return data_dir.master_key(settings.master_key_file, may_create=may_create)
 
 
-async def _policy(settings: Settings) -> EmbeddedPolicy:
+def _policy(settings: Settings) -> EmbeddedPolicy:
+    """Load the policy, and check the backends' URIs beside it: nothing is on disk yet if either is bad."""
+    problems: list[str] = []
     try:
-        return EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
+        kms.check(settings.backends)
+    except ConfigError as error:
+        problems += [f"KKP_BACKENDS: {problem}" for problem in error.problems]
+    try:
+        policy = EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
     except PolicyLoadError as error:
-        raise ConfigError([f"KKP_POLICY_PATH: {error}"]) from error
+        raise ConfigError([*problems, f"KKP_POLICY_PATH: {error}"]) from error
+    if problems:
+        raise ConfigError(problems)
+    return policy
 
 
 async def _backends(base: Foundation) -> KMSRegistry:

@@ -28,7 +28,7 @@ from kkp import __version__, app, kms
 from kkp.audit.verify import UnreadableError, verify_sqlite
 from kkp.config import Address, Settings, load
 from kkp.errors import ConfigError, KKPError
-from kkp.model import Credentials, Identity
+from kkp.model import Credentials, Grant, Identity
 from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities
 from kkp.pipeline import Origin
 from kkp.web.routes import make_application
@@ -41,12 +41,13 @@ _BANNER = """\
 KKP {version}: a development server. Its KMS backends are emulated and its keys lie in {data_dir}.
 Do not put real secrets into it, and do not let other machines reach it.
 
-Listening on {url}. Try, from this directory:
+Listening on {url}, deciding by {policy}.
+Try, from this directory:
 
   KEY=$(cat {root_key})
   TOKEN=$(curl -sS {url}/token -H "Authorization: Bearer $KEY" --json \\
     '{{"audience":"orders-db","backend":"aws","key_id":"alias/orders","ops":["encrypt","decrypt"]}}' |
-    python3 -c 'import json,sys; print(json.load(sys.stdin)["token"])')
+    python3 -c 'import json,sys; a = json.load(sys.stdin); print(a["token"] if "token" in a else a)')
   curl -sS {url}/envelope/encrypt -H "Authorization: Bearer $TOKEN" --json \\
     '{{"backend":"aws","key_id":"alias/orders","plaintext":"hello"}}' > sealed.json
   curl -sS {url}/envelope/decrypt -H "Authorization: Bearer $TOKEN" --json @sealed.json
@@ -147,12 +148,14 @@ def _print_banner(settings: Settings, address: Address) -> None:
         data_dir=settings.data_dir,
         url=f"http://{address}",
         root_key=settings.data_dir / "root.key",
+        policy=settings.policy_path or "the bundled policy",
     )
     print(text, flush=True)
 
 
 def _identity_add(options: argparse.Namespace) -> int:
     body = _identity_body(options)
+    _check_grants(body, options)
 
     async def add(base: app.Foundation) -> int:
         operation = AddIdentity(base.directory, base.clock)
@@ -162,6 +165,22 @@ def _identity_add(options: argparse.Namespace) -> int:
         return _OK
 
     return _with_foundation(add)
+
+
+def _check_grants(body: IdentityBody, options: argparse.Namespace) -> None:
+    """Refuse what can't be meant: a name, once used, is used up."""
+    backends = _settings().backends
+    problems = [
+        f"--grant: no backend is called {grant.backend}; there are {', '.join(backends)}"
+        for grant in body.grants
+        if grant.backend not in backends
+    ]
+    if not body.grants and (options.audience or options.claim or options.max_ttl is not None):
+        problems.append("--audience, --claim and --max-ttl limit a grant; give --grant")
+    if problems:
+        raise ConfigError(problems)
+    if body.grants and not options.audience:
+        print("kkp: warning: without --audience it may encrypt, but no token can be minted", file=sys.stderr)
 
 
 def _identity_body(options: argparse.Namespace) -> IdentityBody:
@@ -224,8 +243,17 @@ def _identity_list(options: argparse.Namespace) -> int:
 def _line(identity: Identity) -> str:
     made = datetime.fromtimestamp(identity.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     state = "disabled" if identity.disabled_at is not None else "enabled"
-    grants = " ".join(f"{grant.backend}:{grant.key_id}:{','.join(grant.ops)}" for grant in identity.grants)
-    return f"{identity.id:24} {state:9} {made}  {','.join(identity.roles)}  {grants}".rstrip()
+    head = f"{identity.id:24} {state:9} {made}  {','.join(identity.roles)}"
+    return "\n".join([head, *map(_grant_line, identity.grants)])
+
+
+def _grant_line(grant: Grant) -> str:
+    parts = [f"{grant.backend}:{grant.key_id}:{','.join(grant.ops)}"]
+    parts += [f"audience={audience}" for audience in grant.audiences]
+    parts += [f"{name}={'|'.join(values)}" for name, values in grant.policy_claims.items()]
+    if grant.max_ttl is not msgspec.UNSET:
+        parts.append(f"max-ttl={grant.max_ttl}")
+    return f"    {' '.join(parts)}"
 
 
 def _identity_disable(options: argparse.Namespace) -> int:
@@ -259,6 +287,6 @@ def _audit_verify(options: argparse.Namespace) -> int:
         return _UNUSABLE
     for finding in verdict.findings:
         print(finding)
-    counted = f"{verdict.records} records in {verdict.chains} chains"
+    counted = f"records: {verdict.records}, chains: {verdict.chains}"
     print(f"tampered: {counted}" if verdict.findings else f"clean: {counted}")
     return _REFUSED if verdict.findings else _OK

@@ -14,18 +14,19 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
-import math
 import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from kkp.errors import ConfigError
 from kkp.model import JSON
+from kkp.ring_times import SETTINGS as RING_SETTINGS
 from kkp.ring_times import RingTimes
 
 _BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
@@ -36,6 +37,7 @@ _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=lo
 # Refused by name: whoever sets one relies on it, and to ignore it would be worse.
 _NOT_SERVED = {
     "KKP_OPA_URL": "`kkp dev` decides with the policy in process; unset it",
+    "KKP_OPA_TIMEOUT_MS": "`kkp dev` decides with the policy in process; unset it",
     "KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead",
 }
 
@@ -98,15 +100,8 @@ class Settings:
         return Path(self.database_url.removeprefix(_SQLITE))
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError
-    return value
-
-
-def _leeway(text: str) -> float:
-    return 0.0 if text == "0" else _seconds(text)
+def _optional_seconds(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def _count(text: str) -> int:
@@ -151,9 +146,12 @@ def _issuer(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]*", text):
         raise ValueError
     parts = urlsplit(text)
-    if text and (
-        parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment
-    ):
+    if text and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.netloc.endswith(":")):
+        raise ValueError
+    # A delimiter counts even where nothing follows it, because `iss` is compared as it is written.
+    if (
+        "?" in text or "#" in text or "@" in parts.netloc or parts.port == 0
+    ):  # reading any other bad port raises
         raise ValueError
     return text.rstrip("/")
 
@@ -172,6 +170,8 @@ def _backends(text: str) -> dict[str, str]:
         if not separator or not _BACKEND_NAME.match(name) or "://" not in uri or name in backends:
             raise ValueError
         backends[name] = uri
+    if not backends:
+        raise ValueError
     return backends
 
 
@@ -183,7 +183,7 @@ class _Setting:
     secret: bool = False
 
 
-_SECONDS_HINT = "a positive number of seconds"
+_SECONDS_HINT = "a number of seconds"
 _SETTINGS: Mapping[str, _Setting] = {
     "KKP_LISTEN_ADDR": _Setting(
         "127.0.0.1:8080", _address, "host:port, such as 127.0.0.1:8080 or [::1]:8080"
@@ -193,25 +193,25 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATABASE_URL": _Setting("", str, "sqlite:///path/to/kkp.db"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
     "KKP_MASTER_KEY_FILE": _Setting("", str, "a file of mode 0600"),
-    "KKP_ISSUER": _Setting("", _issuer, "an absolute URL without query or fragment"),
+    "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", str, "a Rego file or a bundle directory"),
     "KKP_BACKENDS": _Setting(
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
-    "KKP_TOKEN_TTL_SECS": _Setting("300", _seconds, _SECONDS_HINT),
-    "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _seconds, _SECONDS_HINT),
-    "KKP_KEY_TTL_SECS": _Setting("1800", _seconds, _SECONDS_HINT),
-    "KKP_KEY_ROTATION_SECS": _Setting("900", _seconds, _SECONDS_HINT),
+    "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
+    "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _optional_seconds, _SECONDS_HINT),
+    "KKP_KEY_TTL_SECS": _Setting("1800", float, _SECONDS_HINT),
+    "KKP_KEY_ROTATION_SECS": _Setting("900", float, _SECONDS_HINT),
     "KKP_MAX_ACTIVE_KEYS": _Setting("5", _count, "a positive whole number"),
-    "KKP_JWKS_MAX_AGE_SECS": _Setting("300", _seconds, _SECONDS_HINT),
-    "KKP_JWKS_MAX_AGE_FLOOR_SECS": _Setting("30", _seconds, _SECONDS_HINT),
-    "KKP_VERIFIER_CACHE_SECS": _Setting("600", _seconds, _SECONDS_HINT),
-    "KKP_VERIFIER_LEEWAY_SECS": _Setting("60", _leeway, "0 or a positive number of seconds"),
-    "KKP_REPLICA_STALENESS_SECS": _Setting("60", _seconds, _SECONDS_HINT),
-    "KKP_POLL_SECS": _Setting("5", _seconds, _SECONDS_HINT),
-    "KKP_CLOCK_ERROR_SECS": _Setting("5", _seconds, _SECONDS_HINT),
-    "KKP_FETCH_SECS": _Setting("10", _seconds, _SECONDS_HINT),
+    "KKP_JWKS_MAX_AGE_SECS": _Setting("300", float, _SECONDS_HINT),
+    "KKP_JWKS_MAX_AGE_FLOOR_SECS": _Setting("30", float, _SECONDS_HINT),
+    "KKP_VERIFIER_CACHE_SECS": _Setting("600", float, _SECONDS_HINT),
+    "KKP_VERIFIER_LEEWAY_SECS": _Setting("60", float, _SECONDS_HINT),
+    "KKP_REPLICA_STALENESS_SECS": _Setting("60", float, _SECONDS_HINT),
+    "KKP_POLL_SECS": _Setting("5", float, _SECONDS_HINT),
+    "KKP_CLOCK_ERROR_SECS": _Setting("5", float, _SECONDS_HINT),
+    "KKP_FETCH_SECS": _Setting("10", float, _SECONDS_HINT),
 }
 _DEFAULT_MIN_TTL_SECONDS = 60.0
 
@@ -230,13 +230,13 @@ def load(environ: Mapping[str, str], *, schemes: Collection[str]) -> Settings:
     texts = _texts(environ, problems)
     values = _parse(texts, problems)
     _refuse_not_served(environ, problems)
-    _check_listen(values, problems)
+    _check_listen(texts, values, problems)
     _check_database(texts, problems)
     _check_master_key(texts, problems)
     _check_policy_path(texts, problems)
     _check_backends(values, schemes, problems)
     ring_times = _ring_times(values, problems)
-    if problems or ring_times is None:
+    if problems:
         raise ConfigError(problems)
     return _settings(texts, values, ring_times, _warnings(environ))
 
@@ -292,8 +292,6 @@ def _parse(texts: Mapping[str, str], problems: list[str]) -> dict[str, object]:
     values: dict[str, object] = {}
     for name, setting in _SETTINGS.items():
         text = texts[name]
-        if name == "KKP_MIN_TOKEN_TTL_SECS" and not text:
-            continue
         try:
             values[name] = setting.parse(text)
         except (ValueError, KeyError):
@@ -306,9 +304,16 @@ def _refuse_not_served(environ: Mapping[str, str], problems: list[str]) -> None:
     problems.extend(f"{name}: not served; {cure}" for name, cure in _NOT_SERVED.items() if environ.get(name))
 
 
-def _check_listen(values: Mapping[str, object], problems: list[str]) -> None:
+def _check_listen(texts: Mapping[str, str], values: Mapping[str, object], problems: list[str]) -> None:
     address = values.get("KKP_LISTEN_ADDR")
-    if isinstance(address, Address) and not address.is_loopback and not values.get("KKP_DEV_ALLOW_REMOTE"):
+    if not isinstance(address, Address):
+        return  # its parser has already reported it
+    if address.port == 0 and not texts["KKP_ISSUER"]:
+        problems.append(
+            f"KKP_LISTEN_ADDR: {address} leaves the port open, and without KKP_ISSUER the address is the "
+            "issuer of every token; give a port, or set KKP_ISSUER"
+        )
+    if not address.is_loopback and not values.get("KKP_DEV_ALLOW_REMOTE"):
         problems.append(
             f"KKP_LISTEN_ADDR: {address} can be reached from other machines and `kkp dev` is a development "
             "server; listen on 127.0.0.1, or set KKP_DEV_ALLOW_REMOTE=1 if you mean it"
@@ -344,30 +349,14 @@ def _check_backends(values: Mapping[str, object], schemes: Collection[str], prob
             problems.append(f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}")
 
 
-def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes | None:
-    numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    try:
-        token_ttl = numbers["KKP_TOKEN_TTL_SECS"]
+def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
+    known: dict[str, Any] = {field: values[name] for field, name in RING_SETTINGS.items() if name in values}
+    if "min_ttl" in known and known["min_ttl"] is None:
         # A short token lifetime on its own is a good wish; its least useful part shrinks with it.
-        min_ttl = numbers.get("KKP_MIN_TOKEN_TTL_SECS", min(_DEFAULT_MIN_TTL_SECONDS, token_ttl))
-        times = RingTimes(
-            token_ttl=token_ttl,
-            min_ttl=min_ttl,
-            rotation=numbers["KKP_KEY_ROTATION_SECS"],
-            key_ttl=numbers["KKP_KEY_TTL_SECS"],
-            max_keys=int(numbers["KKP_MAX_ACTIVE_KEYS"]),
-            jwks_max_age=numbers["KKP_JWKS_MAX_AGE_SECS"],
-            jwks_max_age_floor=numbers["KKP_JWKS_MAX_AGE_FLOOR_SECS"],
-            verifier_cache=numbers["KKP_VERIFIER_CACHE_SECS"],
-            verifier_leeway=numbers["KKP_VERIFIER_LEEWAY_SECS"],
-            replica_staleness=numbers["KKP_REPLICA_STALENESS_SECS"],
-            poll=numbers["KKP_POLL_SECS"],
-            clock_error=numbers["KKP_CLOCK_ERROR_SECS"],
-            fetch=numbers["KKP_FETCH_SECS"],
-        )
-    except KeyError:
-        return None  # its parser has already reported it
-    problems.extend(times.problems())
+        token_ttl = known.get("token_ttl", _DEFAULT_MIN_TTL_SECONDS)
+        known["min_ttl"] = max(1.0, min(_DEFAULT_MIN_TTL_SECONDS, token_ttl))
+    times = RingTimes(**known)
+    problems.extend(times.problems(unknown=RING_SETTINGS.keys() - known.keys()))
     return times
 
 

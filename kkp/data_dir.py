@@ -1,7 +1,7 @@
-"""The files of `kkp dev`: the data directory, the master key and root's service key.
+"""The files of `kkp dev`: the data directory, the master key, root's service key and the database's file.
 
-Key files are made once, whole or not at all, mode 0600 and with fsync, and are refused later if others can
-read them.
+Key files are made once, whole or not at all, mode 0600 and with fsync. A database's file is made empty, mode
+0600 whatever the umask. All of them are refused later if others can touch them.
 Nothing here ever prints what is in them.
 """
 
@@ -11,12 +11,14 @@ import base64
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from kkp.config import decode_master_key
 from kkp.errors import ConfigError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite gives those that it makes the database's mode
 
 
 def prepare(directory: Path) -> None:
@@ -60,8 +62,39 @@ def read_secret(path: Path, name: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{name}: {path} can't be read ({type(error).__name__})"]) from None
     if mode & _OTHERS:
-        raise ConfigError([f"{name}: others can read {path}; run: chmod 600 {path}"])
+        raise ConfigError([_open_to_others(name, path)])
     return text.rstrip("\n")
+
+
+def prepare_database(path: Path) -> None:
+    """Make an empty database file for its owner only, or check the one there is and what lies beside it.
+
+    Raises:
+        ConfigError: It can't be made or is no file, or others can read or write it.
+    """
+    problems: list[str] = []
+    try:
+        with suppress(FileExistsError):  # a planted link exists, too, and is not written through
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigError([f"KKP_DATABASE_URL: {path} is no file; give sqlite:///path/to/kkp.db"])
+        if mode & _OTHERS:
+            problems.append(_open_to_others("KKP_DATABASE_URL", path))
+        for companion in (path.with_name(path.name + suffix) for suffix in _SQLITE_COMPANIONS):
+            with suppress(FileNotFoundError):  # it comes and goes with whoever uses the database
+                if companion.stat().st_mode & _OTHERS:
+                    problems.append(_open_to_others("KKP_DATABASE_URL", companion))
+    except OSError as error:
+        raise ConfigError(
+            [f"KKP_DATABASE_URL: the database can't be opened ({path}: {error.strerror})"]
+        ) from error
+    if problems:
+        raise ConfigError(problems)
+
+
+def _open_to_others(name: str, path: Path) -> str:
+    return f"{name}: others can read or write {path}; run: chmod 600 {path}"
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -3,6 +3,9 @@
 A token verifies until its `exp` with any JWKS copy no older than C only if the times fit one another.
 These rules are checked at start-up, so that an unsafe configuration never signs. Pure arithmetic, no I/O.
 
+No time is longer than ten years: beyond that it is a slip of the keyboard, and far beyond it the arithmetic
+ends. Token lifetimes are a second at least, because `exp` is rounded down to whole seconds.
+
 | symbol | what it bounds |
 |---|---|
 | T | the longest token lifetime |
@@ -24,12 +27,14 @@ stretched, and a successor that comes S late can shorten tokens for a moment but
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
+MAX_SECONDS: Final = 315_360_000  # ten years
+
+SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "token_ttl": "KKP_TOKEN_TTL_SECS",
         "rotation": "KKP_KEY_ROTATION_SECS",
@@ -46,6 +51,7 @@ _SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
         "max_keys": "KKP_MAX_ACTIVE_KEYS",
     }
 )
+_LEAST: Final[Mapping[str, float]] = MappingProxyType({"token_ttl": 1, "min_ttl": 1, "verifier_leeway": 0})
 
 
 class _Rule(NamedTuple):
@@ -64,6 +70,15 @@ class _Rule(NamedTuple):
 
 def _number(value: float) -> str:
     return f"{value:.12g}"
+
+
+def _usable(name: str, value: float) -> tuple[bool, str]:
+    """Return whether a value can be used at all, and what can."""
+    if name == "max_keys":
+        return value >= 1, "a positive whole number"
+    if name in _LEAST:
+        return _LEAST[name] <= value <= MAX_SECONDS, f"seconds, from {_LEAST[name]} to {MAX_SECONDS}"
+    return 0 < value <= MAX_SECONDS, f"seconds, above 0 and at most {MAX_SECONDS}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,20 +142,31 @@ class RingTimes:
     def _v1_lead(self) -> float:
         return self.verifier_cache + self.replica_staleness + self.clock_error + self.fetch
 
-    def problems(self) -> list[str]:
-        """Return every reason to refuse these times, each with its cure; empty when they are safe."""
-        return list(self._malformed()) or [rule.problem() for rule in self._rules() if rule.low > rule.high]
+    def problems(self, *, unknown: Collection[str] = ()) -> list[str]:
+        """Return every reason to refuse these times, each with its cure; empty when they are safe.
 
-    def _malformed(self) -> Iterator[str]:
-        for name, value in asdict(self).items():
-            may_be_zero = name == "verifier_leeway"
-            if not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
-                yield f"{_SETTINGS[name]} is {_number(value)}: set a finite number above 0."
+        Args:
+            unknown: Attributes whose value is a stand-in: nothing is said about them.
+        """
+        malformed = {name: problem for name, problem in self._malformed() if name not in unknown}
+        nothing: dict[str, Any] = dict.fromkeys([*malformed, *unknown], math.nan)
+        return [*malformed.values(), *replace(self, **nothing).broken_rules()]
+
+    def broken_rules(self) -> list[str]:
+        """Return a problem for each rule that does not hold; NaN compares to nothing and so breaks none."""
         if self.key_ttl <= self.rotation:
-            yield (
+            problem = (
                 f"KKP_KEY_TTL_SECS is {_number(self.key_ttl)}, not above KKP_KEY_ROTATION_SECS, "
                 f"{_number(self.rotation)}: raise KKP_KEY_TTL_SECS or lower KKP_KEY_ROTATION_SECS."
             )
+            return [problem, *replace(self, key_ttl=math.nan).broken_rules()]
+        return [rule.problem() for rule in self._rules() if rule.low > rule.high]
+
+    def _malformed(self) -> Iterator[tuple[str, str]]:
+        for name, value in asdict(self).items():
+            is_usable, good = _usable(name, value)
+            if not is_usable:
+                yield name, f"{SETTINGS[name]}: {_number(value)} can't be used; give {good}"
 
     def _rules(self) -> Iterator[_Rule]:
         yield _Rule(
@@ -203,6 +229,7 @@ class RingTimes:
         leeway = max(self.verifier_leeway, 2 * self.clock_error)
         return self.token_ttl + leeway + 2 * self.clock_error + self.replica_staleness
 
-    def _v5_keys(self) -> int:
+    def _v5_keys(self) -> float:
         published = self._v1_lead + self.key_ttl + self.replica_staleness + 2 * self.clock_error
-        return math.ceil(published / self.rotation) + 1
+        rotations = published / self.rotation
+        return math.ceil(rotations) + 1 if math.isfinite(rotations) else rotations

@@ -229,7 +229,7 @@ def _check_calls(module: _Module, tree: JSON, functions: frozenset[RulePath]) ->
         builtin = ".".join(segment or "?" for segment in called)
         if target is not None or builtin not in SAFE_BUILTINS:
             raise PolicyLoadError(
-                f"{module.file}:{_line(content)}: `{builtin}` is not available in process; use an OPA"
+                f"{module.file}:{_line(content)}: `{builtin}` can't be evaluated safely in process"
             )
 
 

@@ -21,7 +21,25 @@ SCHEMES: Mapping[str, str] = {
 
 
 class _Adaptor(Protocol):
+    def check(self, uri: str) -> None: ...
+
     async def connect(self, uri: str, resources: Resources) -> KMS: ...
+
+
+def check(uris: Mapping[str, str]) -> None:
+    """Check every URI, from name to URI, without reaching a backend.
+
+    Raises:
+        ConfigError: URIs that name no backend, all of them.
+    """
+    problems: list[str] = []
+    for name, uri in uris.items():
+        try:
+            _adaptor(uri).check(uri)
+        except ConfigError as error:
+            problems += [f"backend {name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
 
 
 async def connect(uri: str, resources: Resources) -> KMS:
@@ -30,13 +48,16 @@ async def connect(uri: str, resources: Resources) -> KMS:
     Raises:
         ConfigError: No adaptor has this scheme, or the adaptor refused the rest.
     """
+    return await _adaptor(uri).connect(uri, resources)
+
+
+def _adaptor(uri: str) -> _Adaptor:
     scheme = uri.partition("://")[0]
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigError([f"A backend's URI has an unknown scheme; known are {known}"])
     module, _, name = SCHEMES[scheme].partition(":")
-    adaptor = cast("_Adaptor", getattr(import_module(module), name))
-    return await adaptor.connect(uri, resources)
+    return cast("_Adaptor", getattr(import_module(module), name))
 
 
 @final
@@ -57,25 +78,14 @@ class KMSRegistry:
         Raises:
             ConfigError: URIs that name no backend, all of them.
         """
+        check(uris)
         backends: dict[str, KMS] = {}
-        problems: list[str] = []
         async with AsyncExitStack() as opened:
             for name, uri in uris.items():
-                try:
-                    backends[name] = await connect(uri, resources)
-                except ConfigError as error:
-                    problems += [f"backend {name}: {problem}" for problem in error.problems]
-                else:
-                    opened.push_async_callback(backends[name].close)
-            if problems:
-                raise ConfigError(problems)
+                backends[name] = await connect(uri, resources)
+                opened.push_async_callback(backends[name].close)
             opened.pop_all()
         return cls(backends)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The configured names, in the order of configuration."""
-        return tuple(self._backends)
 
     def get(self, name: str) -> KMS:
         """Return the backend.

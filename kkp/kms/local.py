@@ -66,6 +66,16 @@ class LocalKMS:
         self._master_key = master_key
         self._keys: dict[str, dict[int, WrappingKey]] = {}
 
+    @staticmethod
+    def check(uri: str) -> None:
+        """Refuse a URI with more to it than `local://`.
+
+        Raises:
+            ConfigError: It has.
+        """
+        if uri != "local://":
+            raise ConfigError(["local:// takes neither a name nor options; write local://"])
+
     @classmethod
     async def connect(cls, uri: str, resources: Resources) -> LocalKMS:
         """Use the store's keys.
@@ -73,8 +83,7 @@ class LocalKMS:
         Raises:
             ConfigError: The URI says more than `local://`.
         """
-        if uri != "local://":
-            raise ConfigError(["local:// takes neither a name nor options; write local://"])
+        cls.check(uri)
         return cls(resources.local_keys, resources.master_key)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:

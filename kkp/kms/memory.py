@@ -28,7 +28,6 @@ import re
 import uuid
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol, final
-from urllib.parse import urlsplit
 
 from kkp.errors import ConfigError, KeyDisabledError, UnknownKeyError
 from kkp.kms._aead import WrappingKey, derive_key, invalid_wrap, label
@@ -143,6 +142,7 @@ class _Azure:
 
 
 _CLOUDS: Mapping[str, _Cloud] = {"aws": _AWS(), "gcp": _GCP(), "azure": _Azure()}
+_CLOUD_OF: Mapping[str, str] = {f"memory://{cloud}": cloud for cloud in _CLOUDS}
 
 
 @final
@@ -160,6 +160,16 @@ class MemoryKMS:
         self._cloud = _CLOUDS[cloud]
         self._rotations: dict[str, int] = {}
 
+    @staticmethod
+    def check(uri: str) -> None:
+        """Refuse a URI that names no emulator.
+
+        Raises:
+            ConfigError: There is no such emulator.
+        """
+        if uri not in _CLOUD_OF:
+            raise ConfigError([f"memory:// has the emulators {', '.join(_CLOUDS)}; write memory://aws"])
+
     @classmethod
     async def connect(cls, uri: str, resources: Resources) -> MemoryKMS:
         """Make the emulator that the URI names.
@@ -167,10 +177,8 @@ class MemoryKMS:
         Raises:
             ConfigError: There is no such emulator.
         """
-        cloud = urlsplit(uri).netloc
-        if cloud not in _CLOUDS or uri != f"memory://{cloud}":
-            raise ConfigError([f"memory:// has the emulators {', '.join(_CLOUDS)}; write memory://aws"])
-        return cls(cloud, resources.master_key)
+        cls.check(uri)
+        return cls(_CLOUD_OF[uri], resources.master_key)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key; see `KMS.wrap`."""

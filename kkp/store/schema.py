@@ -1,7 +1,8 @@
 """The tables.
 
-Evolution: `schema_version` in the one row of `state` says which layout a database has; a release reads its
-own and refuses a newer one. Columns are added, never reused.
+Evolution: `schema_version` in the one row of `state` says which layout a database has. A release reads its
+own layout and refuses every other one, older or newer, before it writes anything. Columns are added, never
+reused, and each addition is a new version.
 """
 
 from __future__ import annotations

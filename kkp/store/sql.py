@@ -9,6 +9,7 @@ Rules that hold here:
 - `synchronous=FULL` in WAL mode: what was committed survives a power cut.
 - Waiting for the lock ends before a request's patience does.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
+- A file is written only once it is known to be empty, or KKP's own of this layout and master key.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar, final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -44,7 +45,10 @@ _OTHER_LAYOUT = (
 _OTHER_MASTER_KEY = (
     "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
 )
+_ANOTHER_PROGRAMS = "KKP_DATABASE_URL: the file is another program's database; name another file"
 _SELECT_EPOCH = select(schema.state.c.epoch)
+_WRITE_NOTHING_NEW = update(schema.state).values(epoch=schema.state.c.epoch)
+_SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
 
 
 @final
@@ -107,20 +111,20 @@ class Database:
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
 
         Raises:
-            ConfigError: It can't be opened, has another layout, or belongs to another master key.
+            ConfigError: It can't be opened, is another program's, has another layout, or belongs to another
+                master key; then it is as it was.
         """
-        database = cls(url)
-        try:
-            version, stored_check = await database.write(_prepare(master_key_check))
-        except (KeyringUnavailableError, OSError) as error:
-            await database.close()
-            raise ConfigError(
-                [f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"]
-            ) from error
-        if version != schema.SCHEMA_VERSION or stored_check != master_key_check:
-            await database.close()
-            wrong_layout = _OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)
-            raise ConfigError([wrong_layout if version != schema.SCHEMA_VERSION else _OTHER_MASTER_KEY])
+        async with AsyncExitStack() as opened:
+            database = cls(url)
+            opened.push_async_callback(database.close)
+            try:
+                # Reading comes first: when the writer connects, it turns the file to WAL, for good.
+                await database.read(_recognise(master_key_check))
+                await database.write(_prepare(master_key_check))
+            except (KeyringUnavailableError, OSError) as error:
+                problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
+                raise ConfigError([problem]) from error
+            opened.pop_all()
         return database
 
     async def write(self, work: Work[ResultT]) -> ResultT:
@@ -160,7 +164,30 @@ def bump_epoch(connection: Connection) -> None:
     connection.execute(update(schema.state).values(epoch=schema.state.c.epoch + 1))
 
 
-def _prepare(master_key_check: bytes) -> Work[tuple[int, bytes]]:
+def _recognise(master_key_check: bytes) -> Work[bool]:
+    """Tell whether the database is laid out; refuse it if it is laid out for anyone but us."""
+
+    def work(connection: Connection) -> bool:
+        names = set(connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars())
+        if not names:
+            return False
+        if schema.state.name not in names:
+            raise ConfigError([_ANOTHER_PROGRAMS])
+        version, stored_check = connection.execute(_SELECT_MARKS).one()
+        if version != schema.SCHEMA_VERSION:
+            raise ConfigError([_OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)])
+        if stored_check != master_key_check:
+            raise ConfigError([_OTHER_MASTER_KEY])
+        return True
+
+    return work
+
+
+def _prepare(master_key_check: bytes) -> Work[None]:
+    """Lay out an empty database, or show that the one there is can be written.
+
+    It is recognised anew, because another process may have been faster.
+    """
     first = {
         "id": 1,
         "schema_version": schema.SCHEMA_VERSION,
@@ -168,12 +195,13 @@ def _prepare(master_key_check: bytes) -> Work[tuple[int, bytes]]:
         "epoch": 1,
         "clock_high_water": 0.0,
     }
+    is_laid_out = _recognise(master_key_check)
 
-    def work(connection: Connection) -> tuple[int, bytes]:
-        schema.metadata.create_all(connection)
-        connection.execute(insert(schema.state).values(first).on_conflict_do_nothing())
-        row = connection.execute(select(schema.state)).one()
-        return row.schema_version, row.master_key_check
+    def work(connection: Connection) -> None:
+        if not is_laid_out(connection):
+            schema.metadata.create_all(connection)
+            connection.execute(insert(schema.state).values(first))
+        connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
 
     return work
 

@@ -48,8 +48,11 @@ PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _MAX_EXPLANATION_CHARACTERS = 200
+# A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
-    r"^(Invalid enum value|Object contains unknown field) .*?( - at `\$[a-z0-9_.\[\]]*`)?\Z", re.DOTALL
+    r"^(Invalid enum value|Object contains unknown field(?: `[a-z_]{1,20}`(?= - at |\Z))?)"
+    r".*?( - at `\$[a-z0-9_.\[\]]*`)?\Z",
+    re.DOTALL,
 )
 
 
@@ -236,7 +239,7 @@ def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
 
 
 def _explanation(error: msgspec.DecodeError) -> str:
-    """Return the decoder's sentence, bounded, without the op or the member's name that it repeats."""
+    """Return the decoder's sentence, bounded, without an op or a member's name that could be anything."""
     text = _REPEATED.sub(r"\1\2", str(error))
     return text[:_MAX_EXPLANATION_CHARACTERS]
 

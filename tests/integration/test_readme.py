@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import sys
 from contextlib import closing
 from pathlib import Path
 
+from kkp.model import Grant, Identity
+from tests.harness import running
 from tests.integration.process import environment, names, serving
 
 README = Path(__file__).parents[2] / "README.md"
@@ -83,3 +86,37 @@ async def test_a_token_of_it_verifies_offline_and_the_audit_log_is_clean(tmp_pat
     claims, verdict = printed.splitlines()[-2:]
     assert "'sub': 'root'" in claims
     assert verdict.startswith("clean: ")
+
+
+async def test_a_service_of_its_own_gets_a_token_within_its_grant(tmp_path: Path) -> None:
+    token, *listed = (await run(tmp_path, commands("identity"))).splitlines()
+    assert json.loads(token)["kid"]
+    assert listed[0].startswith("orders ")
+    assert listed[1] == "    aws:alias/orders:encrypt,decrypt audience=orders-db environment=prod"
+    assert listed[2].startswith("root ")
+
+
+async def test_the_sample_policy_keeps_to_the_grants(tmp_path: Path) -> None:
+    sample = re.search(r"^```rego\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert sample is not None
+    (tmp_path / "sample.rego").write_text(sample[1])
+    wish = {
+        "audience": "orders-db",
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "policy_claims": {"environment": "prod"},
+        "request_context": {"environment": "prod"},
+    }
+    async with running(tmp_path, KKP_POLICY_PATH=str(tmp_path / "sample.rego")) as kkp:
+        granted = Identity("granted", ("service",), (Grant("aws", "alias/orders", ("decrypt",)),), {}, 0.0)
+        stranger = Identity("stranger", ("service",), (), {}, 0.0)
+        directory = kkp.services.add_identity._directory
+        keys = {identity.id: await directory.add(identity) for identity in (granted, stranger)}
+        assert (await kkp.post("/token", wish, credential=keys["granted"])).status == 200
+        for name, changes in (
+            ("stranger", {}),
+            ("granted", {"key_id": "alias/billing"}),
+            ("granted", {"request_context": {"environment": "dev"}}),
+        ):
+            refused = await kkp.post("/token", {**wish, **changes}, credential=keys[name])
+            assert refused.problem() == "policy_denied"

@@ -102,6 +102,16 @@ def open_master_key(directory: Path) -> None:
     (directory / ".kkp/master.key").chmod(0o640)
 
 
+def open_database(directory: Path) -> None:
+    (directory / ".kkp/kkp.db").chmod(0o640)
+
+
+def foreign_database(directory: Path) -> None:
+    (directory / "foreign.db").touch(0o600)
+    with database(directory / "foreign.db", "rw") as connection:
+        connection.execute("CREATE TABLE bookmarks (url)")
+
+
 def open_root_key(directory: Path) -> None:
     (directory / ".kkp/root.key").chmod(0o640)
 
@@ -138,6 +148,12 @@ def policy_without_default(directory: Path) -> None:
 
 REFUSALS: dict[str, tuple[Callable[[Path], None], dict[str, str], str]] = {
     "a master key that others can read": (open_master_key, {}, "chmod 600 .kkp/master.key"),
+    "a database that others can read": (open_database, {}, "chmod 600 .kkp/kkp.db"),
+    "a database of another program": (
+        foreign_database,
+        {"KKP_DATABASE_URL": "sqlite:///foreign.db"},
+        "another program's database",
+    ),
     "a root key that others can read": (open_root_key, {}, "chmod 600 .kkp/root.key"),
     "a root key that is empty": (empty_root_key, {}, ".kkp/root.key"),
     "a directory that others can enter": (open_directory, {}, "chmod 700 .kkp"),
@@ -180,6 +196,18 @@ async def test_every_bad_setting_is_named_at_once(tmp_path: Path) -> None:
     for name in wrong:
         assert f"kkp: {name}: " in finished.err
     assert not names(tmp_path)
+
+
+async def test_a_bad_policy_and_a_bad_backend_are_named_at_once_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    broken_policy(tmp_path)
+    wrong = {"KKP_POLICY_PATH": "broken.rego", "KKP_BACKENDS": "a=memory://nope,b=local://,c=local://x"}
+    finished = await kkp(tmp_path, "dev", environ=wrong)
+    assert finished.code == 2
+    for beginning in ("KKP_POLICY_PATH: ", "KKP_BACKENDS: backend a: ", "KKP_BACKENDS: backend c: "):
+        assert f"kkp: {beginning}" in finished.err
+    assert names(tmp_path) == {"broken.rego"}
 
 
 async def test_a_wrong_master_key_is_never_shown(tmp_path: Path) -> None:

@@ -254,21 +254,45 @@ def test_a_named_file_that_can_not_be_read_is_refused(name: str) -> None:
 
 # Bad values, each with its cure.
 
-NOT_SECONDS = ["0", "-1", "-0.0", "nan", "inf", "-inf", "1e400", "five", "1 s", "1,5", "0x10", "1\0"]
-SECONDS = [name for name in RING_SETTINGS if name.endswith("_SECS") and "LEEWAY" not in name]
+SECONDS = [name for name in RING_SETTINGS if name.endswith("_SECS")]
+LEAST_SECONDS = {
+    "KKP_TOKEN_TTL_SECS": "seconds, from 1 to",
+    "KKP_MIN_TOKEN_TTL_SECS": "seconds, from 1 to",
+    "KKP_VERIFIER_LEEWAY_SECS": "seconds, from 0 to",
+}
 
 
 @pytest.mark.parametrize("name", SECONDS)
-@pytest.mark.parametrize("text", NOT_SECONDS)
-def test_what_is_not_a_positive_number_of_seconds_is_refused(name: str, text: str) -> None:
+@pytest.mark.parametrize("text", ["five", "1 s", "1,5", "0x10", "1\0"])
+def test_what_is_no_number_of_seconds_is_refused(name: str, text: str) -> None:
     (problem,) = problems(**{name: text})
-    assert problem == f"{name}: {text!r} can't be used; give a positive number of seconds"
+    assert problem == f"{name}: {text!r} can't be used; give a number of seconds"
 
 
-@pytest.mark.parametrize("text", [text for text in NOT_SECONDS if text != "0"])
-def test_a_leeway_may_be_nothing_but_not_less(text: str) -> None:
-    (problem,) = problems(KKP_VERIFIER_LEEWAY_SECS=text)
-    assert problem.endswith("give 0 or a positive number of seconds")
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("text", ["-1", "-1e-9", "nan", "inf", "-inf", "1e400", "315360001", "1e300"])
+def test_a_time_out_of_bounds_is_refused_by_name_with_its_cure(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    good = LEAST_SECONDS.get(name, "seconds, above 0 and at most")
+    assert problem == f"{name}: {float(text):.12g} can't be used; give {good} 315360000"
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "0.999"])
+@pytest.mark.parametrize("name", ["KKP_TOKEN_TTL_SECS", "KKP_MIN_TOKEN_TTL_SECS"])
+def test_a_token_that_would_expire_as_it_is_signed_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem == f"{name}: {text} can't be used; give seconds, from 1 to 315360000"
+
+
+def test_a_token_may_live_for_one_second() -> None:
+    times = settings(KKP_TOKEN_TTL_SECS="1").ring_times
+    assert (times.token_ttl, times.min_ttl) == (1, 1)
+
+
+def test_the_longest_times_are_ten_years() -> None:
+    assert (
+        settings(KKP_KEY_TTL_SECS="315360000", KKP_MAX_ACTIVE_KEYS="999999").ring_times.key_ttl == 315360000
+    )
 
 
 BAD_VALUES = {
@@ -281,12 +305,15 @@ BAD_VALUES = {
     "KKP_ISSUER": (
         ["kkp", "kkp.test", "//kkp.test", "ftp://kkp.test", "https://", "https:///x", "https://kkp.test?x=1",
          "https://kkp.test#x", "https://kkp.test\n", "https://kkp .test", "https://kkp.t\tst", "https://[::1",
-         "https://\u043akp.test"],
-        "give an absolute URL without query or fragment",
+         "https://\u043akp.test", "https://kkp.test?", "https://kkp.test#", "https://kkp.test/x?#",
+         "https://user@kkp.test", f"https://user:{CANARY}@kkp.test", "https://@kkp.test", "https://kkp.test:0",
+         "https://kkp.test:65536", "https://kkp.test:x", "https://kkp.test:", "https://kkp.test:-1"],
+        "give an http or https URL without user, query or fragment",
     ),
     "KKP_BACKENDS": (
         ["aws", "aws=", "aws=memory", "=memory://aws", "AWS=memory://aws", "a b=memory://aws", "-a=local://",
-         "a" * 33 + "=local://", "a=local://,a=local://", "a=local://;b=local://,c", "a\n=local://"],
+         "a" * 33 + "=local://", "a=local://,a=local://", "a=local://;b=local://,c", "a\n=local://", ",",
+         " , "],
         "give a list such as aws=memory://aws,local=local://",
     ),
     "KKP_MAX_PLAINTEXT_BYTES": (
@@ -303,9 +330,31 @@ BAD_VALUES = {
 )
 def test_a_bad_value_is_refused_by_name_with_its_cure(name: str, text: str, cure: str) -> None:
     (problem,) = problems(**{name: text})
-    # A backend's URI may carry a password, so it is not repeated.
-    shown = "its value" if name == "KKP_BACKENDS" else f"{text[:80]!r}"
+    # A URL may carry a password, so it is not repeated.
+    shown = "its value" if name in {"KKP_BACKENDS", "KKP_ISSUER"} else f"{text[:80]!r}"
     assert problem == f"{name}: {shown} can't be used; {cure}"
+
+
+@pytest.mark.parametrize(
+    "issuer", ["https://kkp.test:1", "https://kkp.test:65535/x", "http://[::1]:8080", "https://kkp.test/a@b"]
+)
+def test_an_issuer_may_have_a_port_and_a_path(issuer: str) -> None:
+    assert settings(KKP_ISSUER=issuer).issuer == issuer
+
+
+@pytest.mark.parametrize("text", ["[backends]", 'backends = ","', 'backends = ""'])
+def test_no_backend_at_all_is_refused(text: str) -> None:
+    toml(text)
+    (problem,) = problems()
+    assert problem.startswith("KKP_BACKENDS: its value can't be used")
+
+
+def test_a_port_left_open_needs_an_issuer() -> None:
+    (problem,) = problems(KKP_LISTEN_ADDR="127.0.0.1:0")
+    assert problem.startswith("KKP_LISTEN_ADDR: 127.0.0.1:0 ")
+    assert problem.endswith("give a port, or set KKP_ISSUER")
+    assert settings(KKP_LISTEN_ADDR="127.0.0.1:0", KKP_ISSUER="https://kkp.test").listen.port == 0
+    assert settings(KKP_LISTEN_ADDR="127.0.0.1:1").issuer == "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize("text", ["1", "67108864"])
@@ -346,7 +395,7 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
     assert problem.startswith("KKP_POLICY_PATH: missing.rego does not exist")
 
 
-@pytest.mark.parametrize("name", ["KKP_OPA_URL", "KKP_MASTER_KEY_KMS"])
+@pytest.mark.parametrize("name", ["KKP_OPA_URL", "KKP_OPA_TIMEOUT_MS", "KKP_MASTER_KEY_KMS"])
 def test_what_is_not_served_is_refused_and_not_ignored(name: str) -> None:
     (problem,) = problems(**{name: "anything"})
     assert problem.startswith(f"{name}: not served")
@@ -378,7 +427,7 @@ def test_every_problem_is_told_at_once() -> None:
         KKP_TOKEN_TTL_SECS="soon",
     )
     beginnings = [
-        "kkp.toml: `token_ttl_sec`", "KKP_MASTER_KEY: ", "KKP_ISSUER: 'kkp'", "KKP_MAX_PLAINTEXT_BYTES: '0'",
+        "kkp.toml: `token_ttl_sec`", "KKP_MASTER_KEY: ", "KKP_ISSUER: ", "KKP_MAX_PLAINTEXT_BYTES: '0'",
         "KKP_TOKEN_TTL_SECS: 'soon'", "KKP_OPA_URL: ", "KKP_LISTEN_ADDR: 0.0.0.0:80", "KKP_DATABASE_URL: ",
         "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: ", "KKP_POLICY_PATH: missing.rego", "KKP_BACKENDS: a ",
         "KKP_BACKENDS: b ",
@@ -390,6 +439,16 @@ def test_every_problem_is_told_at_once() -> None:
 def test_broken_ring_rules_are_told_beside_the_other_problems() -> None:
     told = problems(KKP_POLL_SECS="21", KKP_MAX_ACTIVE_KEYS="3", KKP_ISSUER="kkp")
     assert {problem.partition(":")[0] for problem in told} == {"KKP_ISSUER", "V5", "V7"}
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "-1"])
+def test_a_bad_time_hides_no_broken_rule_of_the_others_and_breaks_none_itself(text: str) -> None:
+    told = problems(KKP_TOKEN_TTL_SECS=text, KKP_POLL_SECS="21", KKP_MIN_TOKEN_TTL_SECS="10000")
+    assert [problem.partition(":")[0] for problem in told] == ["KKP_TOKEN_TTL_SECS", "V7"]
+    told = problems(KKP_MAX_ACTIVE_KEYS="many", KKP_KEY_ROTATION_SECS=text, KKP_JWKS_MAX_AGE_SECS="29")
+    assert {problem.partition(":")[0] for problem in told} == {
+        "KKP_MAX_ACTIVE_KEYS", "KKP_KEY_ROTATION_SECS", "V6",
+    }  # fmt: skip
 
 
 # Who can reach it.

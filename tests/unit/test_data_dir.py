@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kkp.config import decode_master_key
-from kkp.data_dir import master_key, prepare, read_secret, write_secret
+from kkp.data_dir import master_key, prepare, prepare_database, read_secret, write_secret
 from kkp.errors import ConfigError
 
 SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I"
@@ -200,6 +202,74 @@ def test_what_can_not_be_read_is_refused_by_the_name_of_its_setting(tmp_path: Pa
         with pytest.raises(ConfigError, match=r"\AKKP_MASTER_KEY_FILE: .* can't be read") as refusal:
             read_secret(tmp_path / name, "KKP_MASTER_KEY_FILE")
         assert "secret" not in str(refusal.value)
+
+
+# The database's file.
+
+
+def test_a_new_database_and_what_sqlite_lays_beside_it_are_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "kkp.db"
+    prepare_database(path)
+    assert path.read_bytes() == b""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE t (c)")
+        assert {file.name: mode(file) for file in tmp_path.iterdir()} == {
+            "kkp.db": 0o600, "kkp.db-wal": 0o600, "kkp.db-shm": 0o600,
+        }  # fmt: skip
+        prepare_database(path)
+
+
+@pytest.mark.parametrize("permissions", [0o640, 0o620, 0o610, 0o604, 0o602, 0o601, 0o644, 0o666, 0o777])
+@pytest.mark.parametrize("name", ["kkp.db", "kkp.db-wal", "kkp.db-shm", "kkp.db-journal"])
+def test_a_database_that_others_can_touch_is_refused_with_the_cure(
+    tmp_path: Path, name: str, permissions: int
+) -> None:
+    path = key_file(tmp_path / "kkp.db", b"data")
+    spoilt = key_file(tmp_path / name, b"data", permissions)
+    with pytest.raises(ConfigError, match=r"\AKKP_DATABASE_URL: ") as refusal:
+        prepare_database(path)
+    (problem,) = refusal.value.problems
+    assert problem.endswith(f"run: chmod 600 {spoilt}")
+    assert (spoilt.read_bytes(), mode(spoilt)) == (b"data", permissions)
+
+
+def test_every_file_of_a_database_that_others_can_touch_is_named_at_once(tmp_path: Path) -> None:
+    path = key_file(tmp_path / "kkp.db", b"", 0o644)
+    key_file(tmp_path / "kkp.db-wal", b"", 0o644)
+    with pytest.raises(ConfigError) as refusal:
+        prepare_database(path)
+    assert len(refusal.value.problems) == 2
+
+
+@pytest.mark.parametrize("permissions", [0o600, 0o400])
+def test_a_database_for_its_owner_only_is_taken_as_it_is(tmp_path: Path, permissions: int) -> None:
+    path = key_file(tmp_path / "kkp.db", b"data", permissions)
+    prepare_database(path)
+    assert (path.read_bytes(), mode(path)) == (b"data", permissions)
+
+
+def test_a_link_to_a_database_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    key_file(tmp_path / "open.db", b"", 0o644)
+    (tmp_path / "kkp.db").symlink_to(tmp_path / "open.db")
+    with pytest.raises(ConfigError, match="chmod 600"):
+        prepare_database(tmp_path / "kkp.db")
+
+
+def test_a_database_is_not_made_through_a_planted_link(tmp_path: Path) -> None:
+    (tmp_path / "kkp.db").symlink_to(tmp_path / "target")
+    with pytest.raises(ConfigError, match="can't be opened"):
+        prepare_database(tmp_path / "kkp.db")
+    assert not (tmp_path / "target").exists()
+
+
+def test_where_no_database_file_can_be_the_path_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir(0o700)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name in ("directory", "pipe", "missing/kkp.db", "n" * 300):
+        with pytest.raises(ConfigError, match=r"\AKKP_DATABASE_URL: "):
+            prepare_database(tmp_path / name)
+    assert not (tmp_path / "missing").exists()
 
 
 # The master key.

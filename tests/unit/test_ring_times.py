@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kkp.ring_times import RingTimes
+from kkp.ring_times import SETTINGS, RingTimes
 
 SHORT_PROFILE = RingTimes(
     token_ttl=3,
@@ -131,22 +131,58 @@ SECONDS = [
 ]
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("value", [0.0, -1.0, 315_360_001.0, math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("field", SECONDS)
-def test_a_time_is_a_finite_number_above_zero(field: str, value: float) -> None:
+def test_a_time_is_above_zero_and_at_most_ten_years(field: str, value: float) -> None:
     changed: dict[str, Any] = {field: value}
-    problems = replace(RingTimes(), **changed).problems()
-    assert any(problem.startswith("KKP_") and f" is {value:g}" in problem for problem in problems)
+    (problem,) = replace(RingTimes(), **changed).problems()
+    assert problem.startswith(f"{SETTINGS[field]}: {value:.12g} can't be used; give seconds, ")
+    assert problem.endswith(" 315360000")
 
 
-@pytest.mark.parametrize(("leeway", "accepted"), [(0.0, True), (-1.0, False), (math.nan, False)])
+def test_ten_years_can_be_used() -> None:
+    times = RingTimes(rotation=157_680_000, key_ttl=315_360_000, token_ttl=157_679_870)
+    assert times.problems() == []
+
+
+@pytest.mark.parametrize("field", ["token_ttl", "min_ttl"])
+def test_a_lifetime_that_would_be_rounded_down_to_nothing_is_refused(field: str) -> None:
+    times = RingTimes(token_ttl=1, min_ttl=1)
+    assert times.problems() == []
+    shorter: dict[str, Any] = {field: 0.999}
+    (problem,) = replace(times, **shorter).problems()
+    assert problem == f"{SETTINGS[field]}: 0.999 can't be used; give seconds, from 1 to 315360000"
+
+
+def test_a_rotation_so_short_that_keys_can_not_be_counted_breaks_the_rules() -> None:
+    rules = [problem[:3] for problem in RingTimes(rotation=5e-324).problems()]
+    assert rules == ["V1:", "V5:", "V6:"]
+
+
+@pytest.mark.parametrize("field", [*SECONDS, "verifier_leeway", "max_keys"])
+def test_nothing_is_said_about_what_is_unknown(field: str) -> None:
+    for value in (0, 400_000_000):
+        changed: dict[str, Any] = {field: value}
+        assert replace(RingTimes(), **changed).problems(unknown=[field]) == []
+
+
+def test_what_is_malformed_or_unknown_hides_no_rule_that_it_has_no_part_in() -> None:
+    times = RingTimes(token_ttl=0, poll=21, min_ttl=10_000)
+    assert [problem.partition(":")[0] for problem in times.problems()] == ["KKP_TOKEN_TTL_SECS", "V7"]
+    assert [problem[:3] for problem in times.problems(unknown=["token_ttl"])] == ["V7:"]
+    assert [problem[:3] for problem in RingTimes(key_ttl=900, poll=21).problems()] == ["KKP", "V7:"]
+
+
+@pytest.mark.parametrize(
+    ("leeway", "accepted"), [(0.0, True), (-1.0, False), (math.nan, False), (315_360_001.0, False)]
+)
 def test_only_the_verifiers_leeway_may_be_zero(leeway: float, accepted: bool) -> None:  # noqa: FBT001  a case
     assert (RingTimes(verifier_leeway=leeway).problems() == []) is accepted
 
 
 def test_no_key_at_all_is_refused() -> None:
     (problem,) = RingTimes(max_keys=0).problems()
-    assert problem.startswith("KKP_MAX_ACTIVE_KEYS is 0")
+    assert problem == "KKP_MAX_ACTIVE_KEYS: 0 can't be used; give a positive whole number"
 
 
 @pytest.mark.parametrize("key_ttl", [899.0, 900.0])

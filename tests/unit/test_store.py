@@ -76,6 +76,11 @@ def by_hand(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+def files(path: Path) -> dict[str, bytes]:
+    """Return what lies where the database does, byte for byte."""
+    return {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the write lock, as a stuck process does."""
@@ -136,6 +141,58 @@ async def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> 
             await Database.open(url(tmp_path / name), master_key_check=CHECK)
     assert (tmp_path / "text").read_bytes().startswith(b"this is not a database")
     assert not (tmp_path / "missing").exists()
+
+
+FOREIGN = {
+    "another program's tables": ("CREATE TABLE bookmarks (url)", "another program's database"),
+    "a view alone": ("CREATE VIEW bookmarks AS SELECT 1", "another program's database"),
+    "a table called state of another shape": ("CREATE TABLE state (id)", "can't be opened"),
+    "our tables without their row": (
+        "CREATE TABLE state (schema_version, master_key_check)",
+        "can't be opened",
+    ),
+}
+
+
+@pytest.mark.parametrize(("statement", "message"), FOREIGN.values(), ids=FOREIGN.keys())
+async def test_a_database_that_is_not_ours_is_refused_and_left_alone(
+    path: Path, statement: str, message: str
+) -> None:
+    with by_hand(path) as connection:
+        connection.execute(statement)
+    before = files(path)
+    with pytest.raises(ConfigError, match=rf"\AKKP_DATABASE_URL: .*{message}"):
+        await Database.open(url(path), master_key_check=CHECK)
+    assert files(path) == before
+
+
+@pytest.mark.parametrize(("version", "check"), [(SCHEMA_VERSION + 1, CHECK), (SCHEMA_VERSION, b"another")])
+async def test_a_refused_layout_or_master_key_changes_nothing(path: Path, version: int, check: bytes) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    with by_hand(path) as connection:
+        connection.execute("DROP TABLE local_keys")  # a later layout may have no use for it
+        connection.execute("UPDATE state SET schema_version = ?", (version,))
+    before = files(path)
+    with pytest.raises(ConfigError):
+        await Database.open(url(path), master_key_check=check)
+    assert files(path) == before
+
+
+async def test_a_state_row_that_is_gone_is_not_made_anew(path: Path) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    with by_hand(path) as connection:
+        connection.execute("DELETE FROM state")
+    with pytest.raises(ConfigError, match="can't be opened"):
+        await Database.open(url(path), master_key_check=b"another")
+
+
+async def test_of_processes_that_lay_out_one_file_together_all_find_one_layout(path: Path) -> None:
+    databases = await asyncio.gather(*(Database.open(url(path), master_key_check=CHECK) for _ in range(4)))
+    try:
+        assert [await database.epoch() for database in databases] == [1] * 4
+    finally:
+        for database in databases:
+            await database.close()
 
 
 async def test_a_locked_database_is_not_opened(database: Database, path: Path) -> None:
