@@ -41,8 +41,7 @@ _BANNER = """\
 KKP {version}: a development server. Its KMS backends are emulated and its keys lie in {data_dir}.
 Do not put real secrets into it, and do not let other machines reach it.
 
-Listening on {url}, deciding by {policy}.
-Try, from this directory:
+Listening on {url}. It decides by {policy}. Try, from this directory:
 
   KEY=$(cat {root_key})
   TOKEN=$(curl -sS {url}/token -H "Authorization: Bearer $KEY" --json \\

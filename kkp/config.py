@@ -149,9 +149,9 @@ def _issuer(text: str) -> str:
     if text and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.netloc.endswith(":")):
         raise ValueError
     # A delimiter counts even where nothing follows it, because `iss` is compared as it is written.
-    if (
-        "?" in text or "#" in text or "@" in parts.netloc or parts.port == 0
-    ):  # reading any other bad port raises
+    if "?" in text or "#" in text or "@" in parts.netloc:
+        raise ValueError
+    if parts.port == 0:  # any other impossible port raises as it is read
         raise ValueError
     return text.rstrip("/")
 

@@ -81,7 +81,8 @@ def prepare_database(path: Path) -> None:
             raise ConfigError([f"KKP_DATABASE_URL: {path} is no file; give sqlite:///path/to/kkp.db"])
         if mode & _OTHERS:
             problems.append(_open_to_others("KKP_DATABASE_URL", path))
-        for companion in (path.with_name(path.name + suffix) for suffix in _SQLITE_COMPANIONS):
+        real = path.resolve()  # SQLite follows a link before it names them
+        for companion in (real.with_name(real.name + suffix) for suffix in _SQLITE_COMPANIONS):
             with suppress(FileNotFoundError):  # it comes and goes with whoever uses the database
                 if companion.stat().st_mode & _OTHERS:
                     problems.append(_open_to_others("KKP_DATABASE_URL", companion))

@@ -256,6 +256,16 @@ def test_a_link_to_a_database_that_others_can_read_is_refused(tmp_path: Path) ->
         prepare_database(tmp_path / "kkp.db")
 
 
+def test_beside_a_linked_database_the_files_at_its_true_place_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    key_file(tmp_path / "elsewhere" / "real.db", b"")
+    spoilt = key_file(tmp_path / "elsewhere" / "real.db-wal", b"", 0o644)
+    (tmp_path / "kkp.db").symlink_to(tmp_path / "elsewhere" / "real.db")
+    with pytest.raises(ConfigError, match="chmod 600") as refusal:
+        prepare_database(tmp_path / "kkp.db")
+    assert str(spoilt) in str(refusal.value)
+
+
 def test_a_database_is_not_made_through_a_planted_link(tmp_path: Path) -> None:
     (tmp_path / "kkp.db").symlink_to(tmp_path / "target")
     with pytest.raises(ConfigError, match="can't be opened"):
