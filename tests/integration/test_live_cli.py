@@ -71,7 +71,7 @@ async def test_what_is_done_at_the_machine_is_recorded_in_chains_of_its_own(tmp_
     assert {record["decision"] for record in by_operator} == {"allow"}
     verdict = await kkp(tmp_path, "audit", "verify")
     assert verdict.code == 0
-    assert verdict.out.endswith("in 3 chains\n")
+    assert verdict.out.endswith("chains: 3\n")
 
 
 async def test_a_name_is_never_used_twice(tmp_path: Path) -> None:
