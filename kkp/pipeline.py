@@ -257,7 +257,7 @@ class Pipeline:
                 stale += 1
                 if stale == _MOST_STALE:
                     raise
-            except Exception as error:
+            except Exception as error:  # of whatever kind: it goes on record, and on to the caller
                 await self._record_outcome(receipt, error.code if isinstance(error, KKPError) else "internal")
                 raise
         raise KeyringUnavailableError("The state keeps changing; try again.")
