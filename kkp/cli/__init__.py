@@ -1,0 +1,53 @@
+"""The `kkp` command.
+
+`kkp dev` serves; the rest are for the person at the machine. What they do to identities travels the same
+pipeline as a request, is recorded in a chain of its own, and a running server notices by the epoch.
+
+Exit codes: 0 done; 1 refused, or `audit verify` found tampering; 2 wrong usage, a configuration that
+can't be used, or an audit log that can't be read.
+
+A command is a module with `register`, and a line in `_COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+
+from kkp import __version__
+from kkp.cli import audit, dev, identity
+from kkp.cli.common import REFUSED, UNUSABLE
+from kkp.errors import ConfigError, KKPError
+
+_COMMANDS = (dev, identity, audit)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"kkp: {problem}", file=sys.stderr)
+        return UNUSABLE
+    except KKPError as error:
+        print(f"kkp: {error.code}: {error}", file=sys.stderr)
+        return REFUSED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kkp", description="The keyless KMS proxy.")
+    parser.add_argument("--version", action="version", version=f"kkp {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.register(commands)
+    return parser

@@ -1,0 +1,56 @@
+"""What the commands share: exit codes, the settings, and the state that they work on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from kkp import app, kms
+from kkp.config import Settings, load
+from kkp.errors import ConfigError
+from kkp.pipeline import Origin
+
+OK, REFUSED, UNUSABLE = 0, 1, 2
+
+
+def settings() -> Settings:
+    """Load the settings; what looks unintended is said on standard error.
+
+    Raises:
+        ConfigError: Every problem at once.
+    """
+    loaded = load(os.environ, schemes=kms.SCHEMES)
+    for warning in loaded.warnings:
+        print(f"kkp: warning: {warning}", file=sys.stderr)
+    return loaded
+
+
+def with_foundation(command: Callable[[app.Foundation], Coroutine[Any, Any, int]]) -> int:
+    """Run a command on the stored state, beside a server or without one, and return its exit code."""
+
+    async def run() -> int:
+        async with app.foundation(settings(), create=False) as base:
+            return await command(base)
+
+    return asyncio.run(run())
+
+
+def origin() -> Origin:
+    """Return where a command's operation comes from."""
+    return Origin(request_id=secrets.token_hex(16))
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Split NAME=VALUE.
+
+    Raises:
+        ConfigError: It has no equals sign.
+    """
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError([f"{text}: give NAME=VALUE"])
+    return name, value
