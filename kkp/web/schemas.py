@@ -11,7 +11,7 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,8 +25,10 @@ from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
 from kkp.operations.identities import IdentityRequest, NewIdentity
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.strict_json import refuse_duplicates
+from kkp.tokens import Claims
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+RequestT = TypeVar("RequestT")
 
 # A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline.
 Backend = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
@@ -56,11 +58,34 @@ _REPEATED = re.compile(
 )
 
 
-class _Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A request's body."""
+class _Wire(msgspec.Struct, frozen=True):
+    """What goes over the wire, and so may hold plaintexts, tokens and keys: its repr shows none."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
 
 
-class TokenBody(_Body, frozen=True):
+class _Strict(_Wire, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """An object without unknown members."""
+
+
+class Asks(_Strict, Generic[RequestT], frozen=True):
+    """A whole request: a body, or the parameters of a query."""
+
+    def request(self) -> RequestT:
+        """Return what is asked for, checked.
+
+        Raises:
+            KKPError: It can't be meant.
+        """
+        raise NotImplementedError
+
+    def credentials(self, credentials: Credentials) -> Credentials:
+        """Return the header's credentials, with those beside them that stand here."""
+        return credentials
+
+
+class TokenBody(Asks[TokenRequest], frozen=True):
     """`POST /token`."""
 
     audience: Audience
@@ -93,7 +118,7 @@ class TokenBody(_Body, frozen=True):
         )
 
 
-class EncryptBody(_Body, frozen=True):
+class EncryptBody(Asks[EncryptRequest], frozen=True):
     """`POST /envelope/encrypt`."""
 
     backend: Backend
@@ -104,16 +129,12 @@ class EncryptBody(_Body, frozen=True):
     context: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
     policy_context: PolicyContext = {}
 
-    def request(self, max_plaintext_bytes: int) -> EncryptRequest:
-        """Return what is asked for, checked."""
-        plaintext = self._plaintext()
-        size = len(plaintext) if isinstance(plaintext, bytes) else len(plaintext.encode())
-        if size > max_plaintext_bytes:
-            raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
+    def request(self) -> EncryptRequest:
+        """Return what is asked for, checked but for its size: see `check_plaintext_size`."""
         return EncryptRequest(
             backend=self.backend,
             key_id=self.key_id,
-            plaintext=plaintext,
+            plaintext=self._plaintext(),
             context=self.context,
             associated_data=self.associated_data,
             policy_context=self.policy_context,
@@ -127,7 +148,19 @@ class EncryptBody(_Body, frozen=True):
         raise InvalidRequestError("Exactly one of `plaintext` and `plaintext_b64` is required.")
 
 
-class DecryptBody(_Body, frozen=True):
+def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> None:
+    """Refuse a plaintext that is too long.
+
+    Raises:
+        PayloadTooLargeError: It is.
+    """
+    plaintext = request.plaintext
+    size = len(plaintext) if isinstance(plaintext, bytes) else len(plaintext.encode())
+    if size > max_plaintext_bytes:
+        raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
+
+
+class DecryptBody(Asks[DecryptRequest], frozen=True):
     """`POST /envelope/decrypt`."""
 
     envelope: msgspec.Raw
@@ -155,7 +188,7 @@ class DecryptBody(_Body, frozen=True):
         return replace(credentials, unverified_token=self.token)
 
 
-class GrantBody(_Body, frozen=True):
+class GrantBody(_Strict, frozen=True):
     """A grant of a new identity."""
 
     backend: Backend
@@ -174,7 +207,7 @@ class GrantBody(_Body, frozen=True):
         return Grant(self.backend, self.key_id, tuple(self.ops), tuple(self.audiences), claims, self.max_ttl)
 
 
-class IdentityBody(_Body, frozen=True):
+class IdentityBody(Asks[IdentityRequest], frozen=True):
     """`POST /identities`."""
 
     id: Name
@@ -223,17 +256,17 @@ def check_unique(body: bytes) -> None:
         raise InvalidRequestError("The body has two members of one name.") from None
 
 
-def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
-    """Return the query of `GET /audit`.
+def parameters(given: Mapping[str, str], schema: type[BodyT]) -> BodyT:
+    """Return the parameters of a query.
 
     Raises:
-        InvalidRequestError: A parameter is unknown or malformed, or there are two of one name.
+        InvalidRequestError: One is unknown or malformed, or there are two of one name.
     """
-    unique = dict(parameters)
-    if len(unique) != len(parameters):  # a multi-dict counts every pair
+    unique = dict(given)
+    if len(unique) != len(given):  # a multi-dict counts every pair
         raise InvalidRequestError("A parameter is given more than once.")
     try:
-        return msgspec.convert(unique, _AuditParameters, strict=False).query()
+        return msgspec.convert(unique, schema, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(_explanation(error)) from None
 
@@ -244,11 +277,14 @@ def _explanation(error: msgspec.DecodeError) -> str:
     return text[:_MAX_EXPLANATION_CHARACTERS]
 
 
-class _AuditParameters(_Body, frozen=True):
+class AuditParameters(Asks[AuditQuery], frozen=True):
+    """`GET /audit`."""
+
     after: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]{1,64}:[0-9]{1,15}$(?!\n)")] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
-    def query(self) -> AuditQuery:
+    def request(self) -> AuditQuery:
+        """Return what is asked for, checked."""
         if self.after is None:
             return AuditQuery(None, self.limit)
         chain, _, seq = self.after.partition(":")
@@ -266,43 +302,106 @@ def _strict_base64(text: str) -> bytes:
     return decoded
 
 
-def issued_token(answer: IssuedToken) -> JSON:
+class Answer(_Wire, frozen=True):
+    """A success's body."""
+
+
+class IssuedTokenAnswer(Answer, frozen=True):
+    """Answers `POST /token`; `expires_at` in Unix seconds."""
+
+    token: str
+    expires_at: int
+    kid: str
+
+
+class EnvelopeAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/encrypt`."""
+
+    envelope: envelopes.EnvelopeWire
+
+
+class OpenedAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/decrypt`; `plaintext` is there only where text was sealed."""
+
+    plaintext_b64: bytes
+    claims: Claims | None
+    plaintext: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class RotationAnswer(Answer, frozen=True):
+    """Answers `POST /keys/rotate`; times in Unix seconds."""
+
+    kid: str
+    activates_at: int
+    expires_at: int
+
+
+class NewIdentityAnswer(Answer, frozen=True):
+    """Answers `POST /identities`; the service key is shown this once."""
+
+    id: str
+    service_key: str
+
+
+class IdentitiesAnswer(Answer, frozen=True):
+    """Answers `GET /identities`."""
+
+    identities: Sequence[Identity]
+
+
+class IdentityAnswer(Answer, frozen=True):
+    """Answers `POST /identities/{id}/disable`."""
+
+    id: str
+
+
+class AuditAnswer(Answer, frozen=True):
+    """Answers `GET /audit`; `next` is the `after` of the next page."""
+
+    records: Sequence[JSON]
+    next: str | None
+
+
+def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     """Return the body that answers `POST /token`."""
-    return {"token": answer.token, "expires_at": answer.expires_at, "kid": answer.kid}
+    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
 
 
-def sealed_envelope(answer: Envelope) -> JSON:
+def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
     """Return the body that answers `POST /envelope/encrypt`."""
-    return {"envelope": envelopes.to_wire(answer)}
+    return EnvelopeAnswer(envelopes.to_wire(answer))
 
 
-def opened(answer: Opened) -> JSON:
+def opened(answer: Opened, _request: object) -> OpenedAnswer:
     """Return the body that answers `POST /envelope/decrypt`; `plaintext` only where it was text."""
-    document: dict[str, JSON] = {"plaintext_b64": answer.plaintext, "claims": answer.claims}
-    if answer.encoding is not None:
-        document["plaintext"] = answer.plaintext.decode()
-    return document
+    text = answer.plaintext.decode() if answer.encoding is not None else msgspec.UNSET
+    return OpenedAnswer(answer.plaintext, answer.claims, text)
 
 
-def rotation(answer: Rotation) -> JSON:
+def rotation(answer: Rotation, _request: object) -> RotationAnswer:
     """Return the body that answers `POST /keys/rotate`."""
-    return {"kid": answer.kid, "activates_at": int(answer.activates_at), "expires_at": int(answer.expires_at)}
+    return RotationAnswer(answer.kid, int(answer.activates_at), int(answer.expires_at))
 
 
-def new_identity(answer: NewIdentity) -> JSON:
+def new_identity(answer: NewIdentity, _request: object) -> NewIdentityAnswer:
     """Return the body that answers `POST /identities`."""
-    return {"id": answer.id, "service_key": answer.service_key}
+    return NewIdentityAnswer(answer.id, answer.service_key)
 
 
-def identities(answer: Sequence[Identity]) -> JSON:
+def identities(answer: Sequence[Identity], _request: object) -> IdentitiesAnswer:
     """Return the body that answers `GET /identities`."""
-    return {"identities": answer}
+    return IdentitiesAnswer(answer)
 
 
-def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> JSON:
+def disabled_identity(_answer: None, identity_id: str) -> IdentityAnswer:
+    """Return the body that answers `POST /identities/{id}/disable`."""
+    return IdentityAnswer(identity_id)
+
+
+def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:
     """Return the body that answers `GET /audit`."""
     cursor = query.after if not answer else (answer[-1].chain, answer[-1].seq)
-    return {
-        "records": [record.document for record in answer],
-        "next": None if cursor is None else f"{cursor[0]}:{cursor[1]}",
-    }
+    return AuditAnswer(
+        records=[record.document for record in answer],
+        next=None if cursor is None else f"{cursor[0]}:{cursor[1]}",
+    )
