@@ -69,7 +69,8 @@ def _lines(path: str) -> list[str]:
 
 
 def _http_table(result: Result) -> Iterator[str]:
-    yield f"\nOver HTTP, 64 connections, policy and audit on; peak RSS {result.peak_rss_mib:.0f} MiB\n"
+    yield "\nOver HTTP, 64 connections, policy and audit on, one caller with its rate limit off "
+    yield f"(KKP_CALLER_RATE_PER_SEC=0); peak RSS {result.peak_rss_mib:.0f} MiB\n"
     yield "| request | KKP/s | no-op/s | ratio (min-max) | KKP CPU µs | no-op CPU µs | ratio |"
     yield "|---|--:|--:|--:|--:|--:|--:|"
     yield from map(_http_row, result.comparisons)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, final
 from sqlalchemy import URL
 
 from kkp import data_dir, kms
-from kkp.audit.failures import FailedAuthentications
+from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
@@ -32,6 +33,7 @@ from kkp.keyring.rotation import Keyring
 from kkp.kms import KMSRegistry
 from kkp.kms.base import Resources
 from kkp.kms.local import ensure_default_key
+from kkp.limits import CallerLimits
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
@@ -136,8 +138,10 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         await state.refresh()
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
-        services = _services(base, state, policy, registry, keyring, failures)
-        await stack.enter_async_context(_running(keyring.run(), failures.run()))
+        limited = RateLimitedRequests(base.audit)
+        stack.push_async_callback(limited.flush)
+        services = _services(base, state, policy, registry, keyring, failures, limited)
+        await stack.enter_async_context(_running(keyring.run(), failures.run(), limited.run()))
         yield services
 
 
@@ -148,6 +152,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     registry: KMSRegistry,
     keyring: Keyring,
     failures: FailedAuthentications,
+    limited: RateLimitedRequests,
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
     verifier = TokenVerifier(
@@ -160,6 +165,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         audit=base.audit,
         failures=failures,
         clock=clock,
+        limits=CallerLimits(
+            settings.caller_rate_per_second, settings.caller_burst, time.monotonic, limited.count
+        ),
     )
     return Services(
         pipeline=pipeline,

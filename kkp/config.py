@@ -78,6 +78,8 @@ class Settings:
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
         backends: Backend name to URI, in the order given.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
+        caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
+        caller_burst: How many requests a caller may send at once.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
         warnings: Things that are not wrong but look unintended.
     """
@@ -91,6 +93,8 @@ class Settings:
     policy_path: Path | None
     backends: Mapping[str, str]
     max_plaintext_bytes: int
+    caller_rate_per_second: int
+    caller_burst: int
     ring_times: RingTimes
     warnings: tuple[str, ...] = ()
 
@@ -108,6 +112,10 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise ValueError
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _flag(text: str) -> bool:
@@ -199,6 +207,8 @@ _SETTINGS: Mapping[str, _Setting] = {
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
+    "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
+    "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
     "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _optional_seconds, _SECONDS_HINT),
     "KKP_KEY_TTL_SECS": _Setting("1800", float, _SECONDS_HINT),
@@ -375,9 +385,11 @@ def _settings(
     listen, data_dir = values["KKP_LISTEN_ADDR"], values["KKP_DATA_DIR"]
     master_key, backends = values["KKP_MASTER_KEY"], values["KKP_BACKENDS"]
     max_plaintext = values["KKP_MAX_PLAINTEXT_BYTES"]
+    rate, burst = values["KKP_CALLER_RATE_PER_SEC"], values["KKP_CALLER_BURST"]
     # What the parsers promise, said to the type checker.
     assert isinstance(listen, Address) and isinstance(data_dir, Path)  # noqa: S101, PT018
     assert isinstance(backends, dict) and isinstance(max_plaintext, int)  # noqa: S101, PT018
+    assert isinstance(rate, int) and isinstance(burst, int)  # noqa: S101, PT018
     assert master_key is None or isinstance(master_key, bytes)  # noqa: S101
     return Settings(
         listen=listen,
@@ -389,6 +401,8 @@ def _settings(
         policy_path=Path(texts["KKP_POLICY_PATH"]) if texts["KKP_POLICY_PATH"] else None,
         backends=backends,
         max_plaintext_bytes=max_plaintext,
+        caller_rate_per_second=rate,
+        caller_burst=burst,
         ring_times=ring_times,
         warnings=warnings,
     )

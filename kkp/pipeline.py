@@ -2,7 +2,7 @@
 
 ```
 1 read           (web)  bounded bytes -> checked request
-2 authenticate   who is calling?             Credentials -> Authenticated
+2 authenticate   who is calling?             Credentials -> Authenticated; not too often?
 3 propose        what exactly would be done? Proposal, pure
 4 decide         may they?                   code's own refusals first, then policy
 5 record         the decision is durable     and the same transaction reads the epoch
@@ -83,6 +83,13 @@ class CountsFailures(Protocol):
 
     def count(self, peer: str, reason: str) -> None:
         """Count one."""
+
+
+class LimitsCallers(Protocol):
+    """Bounds how often a caller is served."""
+
+    def admit(self, caller: str) -> None:
+        """Take note of one request; RateLimitedError if it is one too many."""
 
 
 class Loads(Protocol):
@@ -195,6 +202,7 @@ class Pipeline:
         audit: Step 5.
         failures: Where failed authentications are counted.
         clock: What time it is.
+        limits: How often a caller may ask; None for as often as it likes.
     """
 
     def __init__(  # noqa: PLR0913  one argument for each step of the road
@@ -206,6 +214,7 @@ class Pipeline:
         audit: Records,
         failures: CountsFailures,
         clock: Clock,
+        limits: LimitsCallers | None = None,
     ) -> None:
         self._state = state
         self._authenticator = authenticator
@@ -213,6 +222,7 @@ class Pipeline:
         self._audit = audit
         self._failures = failures
         self._clock = clock
+        self._limits = limits
 
     async def run(
         self,
@@ -225,6 +235,7 @@ class Pipeline:
 
         Raises:
             AuthenticationError: Who is calling could not be established.
+            RateLimitedError: The caller asks too often; it is counted, and nothing else is done.
             DeniedError: Code or policy refused; the refusal is on record.
             PolicyUnavailableError: The policy engine gave no usable answer.
             AuditUnavailableError: The decision could not be made durable.
@@ -233,6 +244,8 @@ class Pipeline:
         stale = 0
         for walk in range(_MOST_WALKS):
             authenticated = await self._authenticate(credentials, origin)
+            if walk == 0 and self._limits is not None:
+                self._limits.admit(authenticated.caller.id)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin)
             proposal, decision, failure = await self._decide(operation, proposal, question)

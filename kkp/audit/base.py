@@ -24,6 +24,7 @@ __all__ = [
     "FailedAuthentication",
     "Outcome",
     "Probe",
+    "RateLimited",
     "Receipt",
     "RecordType",
 ]
@@ -36,6 +37,7 @@ class RecordType(StrEnum):
     DECISION = "decision"
     OUTCOME = "outcome"
     FAILED_AUTHENTICATION = "failed_authentication"
+    RATE_LIMITED = "rate_limited"
     PROBE = "probe"
 
 
@@ -106,6 +108,14 @@ class FailedAuthentication:
 
     peer: str
     reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimited:
+    """How often a caller was refused for asking too often, since the last such record."""
+
+    caller: str
     count: int
 
 

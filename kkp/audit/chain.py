@@ -9,7 +9,7 @@ chain   the chain's id, e.g. 20261122T031500Z-1f2e3d4c: when the process started
 seq     1, 2, 3 … without a gap
 prev    the previous record's hash, lowercase hex; 64 zeros at seq 1
 time    Unix seconds, to the millisecond
-type    start | decision | outcome | failed_authentication
+type    start | decision | outcome | failed_authentication | rate_limited | probe
 …       members in clear: nothing but CLEAR_FIELDS
 private       {field: HMAC-SHA-256, lowercase hex}     see kkp.audit.sealing
 input_sealed  {"day": "2026-11-22", "data": base64url}  see kkp.audit.sealing

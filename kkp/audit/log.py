@@ -37,6 +37,7 @@ from kkp.audit.base import (
     FailedAuthentication,
     Outcome,
     Probe,
+    RateLimited,
     Receipt,
     RecordType,
 )
@@ -52,7 +53,7 @@ MAX_BATCH: Final = 256
 DEADLINE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | Probe
+_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | RateLimited | Probe
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
@@ -144,6 +145,14 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(failed)
+
+    async def commit_rate_limited(self, limited: RateLimited) -> None:
+        """Record an aggregate of requests refused for their number.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(limited)
 
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
@@ -263,6 +272,8 @@ class AuditLog:
                 return link(head, now, RecordType.OUTCOME, asdict(record))
             case FailedAuthentication():
                 return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
+            case RateLimited():
+                return link(head, now, RecordType.RATE_LIMITED, asdict(record))
             case Probe():
                 return link(head, now, RecordType.PROBE, {})
 

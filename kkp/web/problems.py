@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from kkp.errors import KKPError, PolicyDeniedError
+from kkp.errors import KKPError, PolicyDeniedError, RateLimitedError
 from kkp.model import JSON
 from kkp.pipeline import Origin
 
@@ -38,6 +38,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "payload_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "envelope_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "kms_denied": HTTPStatus.BAD_GATEWAY,
     "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "policy_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -66,7 +67,10 @@ def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
     if isinstance(error, KKPError) and error.code in STATUS and error.code != "internal":
         reasons = error.reasons if isinstance(error, PolicyDeniedError) else ()
-        return problem(error.code, str(error), origin, reasons=reasons)
+        response = problem(error.code, str(error), origin, reasons=reasons)
+        if isinstance(error, RateLimitedError):
+            response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+        return response
     if isinstance(error, web.HTTPException) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return of_status(error.status, origin, allow=error.headers.get("Allow"))
     log_failure(error, origin)

@@ -54,6 +54,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
             "local": "local://",
         },
         max_plaintext_bytes=1024 * 1024,
+        caller_rate_per_second=500,
+        caller_burst=1000,
         ring_times=RingTimes(
             token_ttl=300,
             min_ttl=60,
@@ -531,3 +533,23 @@ def test_unknown_variables_are_warned_of_and_others_are_left_alone() -> None:
 def test_known_variables_are_not_warned_of() -> None:
     toml("", "other.toml")
     assert settings(KKP_CONFIG="other.toml", KKP_ISSUER="https://kkp.test").warnings == ()
+
+
+@pytest.mark.parametrize(("text", "rate"), [("0", 0), ("1", 1), ("100000", 100_000)])
+def test_a_caller_has_a_rate_or_with_zero_none(text: str, rate: int) -> None:
+    assert settings(KKP_CALLER_RATE_PER_SEC=text).caller_rate_per_second == rate
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KKP_CALLER_RATE_PER_SEC", "-1"),
+        ("KKP_CALLER_RATE_PER_SEC", "0.5"),
+        ("KKP_CALLER_RATE_PER_SEC", "many"),
+        ("KKP_CALLER_BURST", "0"),
+        ("KKP_CALLER_BURST", "-1"),
+    ],
+)
+def test_a_limit_that_is_no_whole_number_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: {text!r} can't be used")
