@@ -46,7 +46,7 @@ _OTHER_MASTER_KEY = (
     "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
 )
 _ANOTHER_PROGRAMS = "KKP_DATABASE_URL: the file is another program's database; name another file"
-_SELECT_EPOCH = select(schema.state.c.epoch)
+SELECT_EPOCH = select(schema.state.c.epoch)
 _WRITE_NOTHING_NEW = update(schema.state).values(epoch=schema.state.c.epoch)
 _SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
 
@@ -57,6 +57,7 @@ class _Lane:
 
     def __init__(self, url: str | URL, name: str, pragmas: tuple[str, ...], begin: str) -> None:
         self._engine = _engine(url, pragmas, begin)
+        self._connection: Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kkp-{name}")
 
     async def run(self, work: Work[ResultT]) -> ResultT:
@@ -64,15 +65,34 @@ class _Lane:
 
     def _transaction(self, work: Work[ResultT]) -> ResultT:
         try:
-            with self._engine.begin() as connection:
-                return work(connection)
-        except IntegrityError:
+            return self._work(work)
+        except (IntegrityError, sqlite3.IntegrityError):
             raise  # the one driver's exception that a caller expects
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise KeyringUnavailableError("The state database is not available.") from error
 
+    def _work(self, work: Work[ResultT]) -> ResultT:
+        # Kept from one transaction to the next: taking it from the pool costs more than a small transaction.
+        connection = self._connection = self._connection or self._engine.connect()
+        try:
+            with connection.begin():
+                return work(connection)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        """Give the connection back to the pool, which ends whatever a failure left open."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _dispose(self) -> None:
+        self._release()
+        self._engine.dispose()
+
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
         self._thread.shutdown()
 
 
@@ -131,7 +151,7 @@ class Database:
         """Run one write transaction; it is committed when this returns, or nothing of it happened.
 
         Raises:
-            IntegrityError: A row exists already.
+            IntegrityError: A row exists already. It is SQLAlchemy's, or sqlite3's from its bare cursor.
             KeyringUnavailableError: The database is locked, full, read-only or gone.
         """
         return await self._writer.run(work)
@@ -156,7 +176,7 @@ class Database:
 
 def read_epoch(connection: Connection) -> int:
     """Return the epoch as this transaction sees it."""
-    return int(connection.execute(_SELECT_EPOCH).scalar_one())
+    return int(connection.execute(SELECT_EPOCH).scalar_one())
 
 
 def bump_epoch(connection: Connection) -> None:

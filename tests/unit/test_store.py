@@ -629,10 +629,34 @@ async def test_a_chain_whose_first_record_could_not_be_made_carries_nothing(data
     assert await open_chain(store, "c") == [ChainHead("a", 1, b"hash a1")]
 
 
+@pytest.mark.parametrize("size", [1, 2, 255, 256])
+async def test_a_batch_of_any_size_is_kept_whole_and_in_order(database: Database, size: int) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    await database.write(bump_epoch)
+    batch = [record(seq, "a") for seq in range(2, size + 2)]
+    assert await store.append("a", batch) == 2
+    assert await store.read(("a", 1), 300) == [("a", row) for row in batch]
+    assert await open_chain(store, "b") == [ChainHead("a", size + 1, batch[-1].hash)]
+
+
+async def test_what_stands_open_after_a_failure_does_not_outlive_it(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # neither of which SQLAlchemy knows of
+        connection.exec_driver_sql("UPDATE state SET epoch = 7")
+        raise LookupError("on purpose")
+
+    with pytest.raises(LookupError, match="on purpose"):
+        await database.write(fail)
+    await database.write(bump_epoch)
+    assert await database.epoch() == 2
+
+
 async def test_a_record_is_never_written_twice_and_a_batch_is_whole_or_not_at_all(database: Database) -> None:
     store = AuditStore(database)
     await open_chain(store, "a")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(sqlite3.IntegrityError):
         await store.append("a", [record(2), record(1, "forged ")])
     with pytest.raises(IntegrityError):
         await store.open_chain("a", Opening("forged "))
