@@ -14,6 +14,7 @@ from kkp import kms
 from kkp.app import development
 from kkp.clock import Clock
 from kkp.config import Settings, load
+from kkp.ways import DEV
 from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
 
@@ -164,7 +165,7 @@ def settings_for(directory: Path, **environ: str) -> Settings:
         "KKP_CONFIG": "/dev/null",
         **environ,
     }
-    return load(given, schemes=kms.SCHEMES)
+    return load(given, DEV, schemes=kms.SCHEMES)
 
 
 @asynccontextmanager
