@@ -264,11 +264,8 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
     elif settings.data_dir.is_dir():
         data_dir.check(settings.data_dir)
     else:
-        raise ConfigError(
-            [
-                f"KKP_DATA_DIR: {settings.data_dir} does not exist; start `kkp dev` there first, or run `kkp init`"
-            ]
-        )
+        problem = f"{settings.data_dir} does not exist; start `kkp dev` there first, or run `kkp init`"
+        raise ConfigError([f"KKP_DATA_DIR: {problem}"])
     if settings.master_key is not None:
         return settings.master_key
     may_create = create and settings.master_key_file.parent == settings.data_dir

@@ -19,10 +19,10 @@ from kkp import __version__, app
 from kkp.cli.common import OK, settings
 from kkp.config import Settings
 from kkp.peers import Peers
+from kkp.ways import SERVE
 from kkp.web.routes import make_application
 from kkp.web.server import serving
 from kkp.web.tls import ReloadingTLS
-from kkp.ways import SERVE
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,7 +64,7 @@ async def _serve_production(chosen: Settings) -> None:
 
 @asynccontextmanager
 async def _tls(chosen: Settings) -> AsyncIterator[ReloadingTLS | None]:
-    """Keep the listener's certificate fresh; without one, SIGHUP does nothing, where it would end the process."""
+    """Keep the listener's certificate fresh. Without one SIGHUP does nothing, where it would end us."""
     loop = asyncio.get_running_loop()
     if chosen.tls_cert_file is None or chosen.tls_key_file is None:
         loop.add_signal_handler(signal.SIGHUP, lambda: None)

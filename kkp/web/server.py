@@ -99,8 +99,7 @@ def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler
         request[ORIGIN] = origin
         try:
             _check_version(request)
-            if not peers.admits(peer) and request.path not in _HEALTH:
-                raise TLSRequiredError("This listener is for the proxy that terminates TLS before it.")
+            _check_peer(request, peer, peers)
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
             response = problems.of_error(error, origin)
@@ -115,6 +114,11 @@ def _check_version(request: web.BaseRequest) -> None:
     """Refuse what is not HTTP/1.0 or 1.1: aiohttp would answer even HTTP/0.9."""
     if request.version not in _VERSIONS:
         raise web.HTTPBadRequest
+
+
+def _check_peer(request: web.BaseRequest, peer: str, peers: Peers) -> None:
+    if not peers.admits(peer) and request.path not in _HEALTH:
+        raise TLSRequiredError("This listener is for the proxy that terminates TLS before it.")
 
 
 def _new_request_id() -> str:

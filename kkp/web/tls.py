@@ -6,9 +6,9 @@
 - A pair that can't be read, does not fit together, or whose key others can read, is refused and logged; the
   old one goes on serving. So a rotation that is half-way done harms nobody: the next look finds the rest.
 
-OpenSSL keeps one certificate for each type of key in a context, and would go on offering an old RSA one beside
-a new one of EC. So each pair gets a context of its own, and the handshake is switched to it (the server name
-callback is called with or without a name).
+OpenSSL keeps one certificate for each type of key in a context, and would go on offering an old RSA one
+beside a new one of EC. So each pair gets a context of its own, and the handshake is switched to it (the
+server name callback is called with or without a name).
 """
 
 from __future__ import annotations
