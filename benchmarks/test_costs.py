@@ -34,6 +34,7 @@ from kkp.kms.base import WrappedKey
 from kkp.kms.memory import MemoryKMS
 from kkp.model import Action
 from kkp.store.ring import RingStore
+from kkp.ways import DEV
 
 KIBIBYTE = os.urandom(1024)
 FLOORS = {
@@ -67,7 +68,7 @@ def world() -> Iterator[World]:
             "KKP_CONFIG": "/dev/null",
             "KKP_ISSUER": inputs.ISSUER,
         }
-        opening = foundation(load(environ, schemes=kms.SCHEMES), create=True)
+        opening = foundation(load(environ, DEV, schemes=kms.SCHEMES), create=True)
         base = runner.run(opening.__aenter__())
         times = base.settings.ring_times
         keyring = Keyring(RingStore(base.database), base.master_key, times, base.clock)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -25,9 +25,11 @@ from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.opa import OPAPolicy
+from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
 from kkp.clock import Clock, SteadyClock
-from kkp.config import Settings
+from kkp.config import Check, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
 from kkp.keyring.rotation import Keyring
 from kkp.kms import KMSRegistry
@@ -49,9 +51,27 @@ from kkp.store.ring import RingStore
 from kkp.store.sql import Database
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services
+from kkp.web.tls import check_tls
 
 ROOT = "root"
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
+
+
+def _backend_problems(uris: Mapping[str, str]) -> list[str]:
+    known = {name: uri for name, uri in uris.items() if uri.partition("://")[0] in kms.SCHEMES}
+    try:
+        kms.check(known)
+    except ConfigError as error:
+        return [f"KKP_BACKENDS: {problem}" for problem in error.problems]
+    return []
+
+
+# What the rooms know of a setting, for `config.load`; nothing is connected to.
+PRODUCTION_CHECKS = (
+    Check(("KKP_OPA_URL", "KKP_OPA_CA_FILE"), check_opa),
+    Check(("KKP_BACKENDS",), _backend_problems),
+    Check(("KKP_TLS_CERT_FILE", "KKP_TLS_KEY_FILE"), check_tls),
+)
 
 
 @final
@@ -96,7 +116,7 @@ async def foundation(
     Args:
         settings: As loaded.
         clock: The clock to use; by default a new SteadyClock.
-        create: Whether a missing directory and master key are made.
+        create: Whether a missing directory, master key and database are made.
 
     Raises:
         ConfigError: Something can't be opened or does not fit together; every problem has its cure.
@@ -106,7 +126,7 @@ async def foundation(
     master_key = MasterKey(_master_key(settings, create=create))
     async with AsyncExitStack() as stack:
         check = master_key.derive("kkp/master-key-check/v1")
-        data_dir.prepare_database(settings.database_path)
+        data_dir.prepare_database(settings.database_path, create=create)
         url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
         database = await Database.open(url, master_key_check=check)
         stack.push_async_callback(database.close)
@@ -129,10 +149,40 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         policy = _policy(settings)
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
+        await _ensure_root(base)
+        yield await stack.enter_async_context(_running_services(base, policy))
+
+
+@asynccontextmanager
+async def production(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Services]:
+    """Build and run everything that `kkp serve` serves, but for the listener.
+
+    No key, identity or database is made. An OPA that does not answer yet leaves KKP unready, and is no reason
+    not to start: the two are started side by side.
+
+    Raises:
+        ConfigError: See `foundation`.
+    """
+    if settings.opa_url is None:
+        raise ConfigError(["KKP_OPA_URL: nobody decides without it; give OPA's address"])
+    async with AsyncExitStack() as stack:
+        policy = await OPAPolicy.connect(
+            settings.opa_url,
+            timeout_seconds=settings.opa_timeout_seconds,
+            ca_file=settings.opa_ca_file,
+            rule=settings.policy_rule,
+        )
+        stack.push_async_callback(policy.close)
+        base = await stack.enter_async_context(foundation(settings, clock=clock, create=False))
+        yield await stack.enter_async_context(_running_services(base, policy))
+
+
+@asynccontextmanager
+async def _running_services(base: Foundation, policy: PolicyEngine) -> AsyncIterator[Services]:
+    async with AsyncExitStack() as stack:
         registry = await _backends(base)
         stack.push_async_callback(registry.close)
-        await _ensure_root(base)
-        keyring = Keyring(RingStore(base.database), base.master_key, settings.ring_times, base.clock)
+        keyring = Keyring(RingStore(base.database), base.master_key, base.settings.ring_times, base.clock)
         await _start_keyring(keyring)
         state = LiveState(base.database.epoch, [keyring, base.directory])
         await state.refresh()
@@ -219,8 +269,11 @@ def _readiness(
 def _master_key(settings: Settings, *, create: bool) -> bytes:
     if create:
         data_dir.prepare(settings.data_dir)
-    elif not settings.data_dir.is_dir():
-        raise ConfigError([f"KKP_DATA_DIR: {settings.data_dir} does not exist; start `kkp dev` there first"])
+    elif settings.data_dir.is_dir():
+        data_dir.check(settings.data_dir)
+    else:
+        problem = f"{settings.data_dir} does not exist; start `kkp dev` there first, or run `kkp init`"
+        raise ConfigError([f"KKP_DATA_DIR: {problem}"])
     if settings.master_key is not None:
         return settings.master_key
     may_create = create and settings.master_key_file.parent == settings.data_dir
@@ -231,11 +284,7 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
 
 def _policy(settings: Settings) -> EmbeddedPolicy:
     """Load the policy, and check the backends' URIs beside it: nothing is on disk yet if either is bad."""
-    problems: list[str] = []
-    try:
-        kms.check(settings.backends)
-    except ConfigError as error:
-        problems += [f"KKP_BACKENDS: {problem}" for problem in error.problems]
+    problems = _backend_problems(settings.backends)
     try:
         policy = EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
     except PolicyLoadError as error:

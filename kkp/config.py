@@ -5,6 +5,9 @@ reports every problem at once, each with its cure; nothing starts on a half-good
 `kkp.toml` a setting carries its name in lower case without the prefix (`token_ttl_secs = 300`), and
 backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`).
 
+What a setting must be depends on the `Way` that KKP is run (`kkp.ways`). Rules that only a room above can
+judge come in as `Check`s. All are told in one breath.
+
 A `KKP_*` variable that names no setting is reported as a warning, not refused: Kubernetes itself injects
 such variables for a service called `kkp`. An unknown name in `kkp.toml` is a problem.
 """
@@ -16,16 +19,17 @@ import binascii
 import ipaddress
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from kkp.errors import ConfigError
 from kkp.model import JSON
+from kkp.peers import Network, parse_networks
 from kkp.ring_times import SETTINGS as RING_SETTINGS
 from kkp.ring_times import RingTimes
 
@@ -33,13 +37,9 @@ _BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
+_MAX_OPA_TIMEOUT_MS = 60_000
+_MAX_DRAIN_SECONDS = 600
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
-# Refused by name: whoever sets one relies on it, and to ignore it would be worse.
-_NOT_SERVED = {
-    "KKP_OPA_URL": "`kkp dev` decides with the policy in process; unset it",
-    "KKP_OPA_TIMEOUT_MS": "`kkp dev` decides with the policy in process; unset it",
-    "KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +64,40 @@ class Address:
         return f"{host}:{self.port}"
 
 
+class CheckpointSink(NamedTuple):
+    """Where checkpoints of the audit go, outside the database.
+
+    Attributes:
+        kind: A file that they are appended to, or a program that is handed each.
+        path: Of either; absolute.
+    """
+
+    kind: Literal["file", "command"]
+    path: Path
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, checked.
 
     Attributes:
         listen: Where the API listens.
+        tls_cert_file: PEM certificate chain of the listener; None where it speaks plain HTTP.
+        tls_key_file: Its private key, mode 0600.
+        trusted_proxies: Whose `X-Forwarded-For` is believed.
+        metrics_listen: Where metrics are served, on loopback; None for nowhere.
+        drain_seconds: How long a stopping server stays up, unready, before it stops listening.
         data_dir: Holds the database and the keys of `kkp dev`; mode 0700.
         database_url: SQLAlchemy URL.
         master_key: The key itself, when it came by the environment.
         master_key_file: The file that holds it otherwise.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
+        opa_url: The OPA sidecar; None where policy is decided in process.
+        opa_timeout_seconds: How long a decision may take.
+        opa_ca_file: PEM certificates that sign an https OPA's.
+        policy_rule: The rule that is asked; None to find out.
+        checkpoint_sink: Where checkpoints of the audit go; None for nowhere.
         backends: Backend name to URI, in the order given.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
@@ -85,12 +107,22 @@ class Settings:
     """
 
     listen: Address
+    tls_cert_file: Path | None
+    tls_key_file: Path | None
+    trusted_proxies: tuple[Network, ...]
+    metrics_listen: Address | None
+    drain_seconds: float
     data_dir: Path
     database_url: str = field(repr=False)  # a database URL may carry a password
     master_key: bytes | None = field(repr=False)
     master_key_file: Path
     issuer: str
     policy_path: Path | None
+    opa_url: str | None
+    opa_timeout_seconds: float
+    opa_ca_file: Path | None
+    policy_rule: Literal["decision", "allow"] | None
+    checkpoint_sink: CheckpointSink | None
     backends: Mapping[str, str]
     max_plaintext_bytes: int
     caller_rate_per_second: int
@@ -102,6 +134,14 @@ class Settings:
     def database_path(self) -> Path:
         """The SQLite file of `database_url`."""
         return Path(self.database_url.removeprefix(_SQLITE))
+
+
+def _optional_path(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _optional_text(text: str) -> str | None:
+    return text or None
 
 
 def _optional_seconds(text: str) -> float | None:
@@ -128,6 +168,43 @@ def _address(text: str) -> Address:
     if not parts.hostname or parts.port is None or extras or parts.username is not None:
         raise ValueError
     return Address(parts.hostname, parts.port)
+
+
+def _loopback_address(text: str) -> Address | None:
+    if not text:
+        return None
+    address = _address(text)
+    if not address.is_loopback:
+        raise ValueError
+    return address
+
+
+def _milliseconds(text: str) -> float:
+    value = _count(text)
+    if value > _MAX_OPA_TIMEOUT_MS:
+        raise ValueError
+    return value / 1000
+
+
+def _drain_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _MAX_DRAIN_SECONDS:
+        raise ValueError
+    return value
+
+
+def _policy_rule(text: str) -> str | None:
+    return {"": None, "decision": "decision", "allow": "allow"}[text]
+
+
+def _checkpoint_sink(text: str) -> CheckpointSink | None:
+    if not text:
+        return None
+    kind, _, name = text.partition(":")
+    path = Path(name)
+    if kind not in {"file", "command"} or not path.is_absolute():
+        raise ValueError
+    return CheckpointSink("file" if kind == "file" else "command", path)
 
 
 def _master_key(text: str) -> bytes | None:
@@ -189,6 +266,7 @@ class _Setting:
     parse: Callable[[str], object]
     good: str
     secret: bool = False
+    may_be_empty: bool = False  # an empty variable is a value, and not just left out
 
 
 _SECONDS_HINT = "a number of seconds"
@@ -197,12 +275,29 @@ _SETTINGS: Mapping[str, _Setting] = {
         "127.0.0.1:8080", _address, "host:port, such as 127.0.0.1:8080 or [::1]:8080"
     ),
     "KKP_DEV_ALLOW_REMOTE": _Setting("0", _flag, "1 or 0"),
+    "KKP_TLS_CERT_FILE": _Setting("", _optional_path, "a PEM file with the certificate chain"),
+    "KKP_TLS_KEY_FILE": _Setting("", _optional_path, "a PEM file of mode 0600 with its private key"),
+    "KKP_TRUSTED_PROXIES": _Setting(
+        "", parse_networks, "a list of addresses and networks, such as 10.0.0.7,10.1.0.0/16"
+    ),
+    "KKP_METRICS_ADDR": _Setting(
+        "", _loopback_address, "host:port on loopback, such as 127.0.0.1:9464, or nothing", may_be_empty=True
+    ),
+    "KKP_DRAIN_SECS": _Setting("5", _drain_seconds, "seconds, from 0 to 600"),
     "KKP_DATA_DIR": _Setting("./.kkp", Path, "a directory"),
     "KKP_DATABASE_URL": _Setting("", str, "sqlite:///path/to/kkp.db"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
-    "KKP_MASTER_KEY_FILE": _Setting("", str, "a file of mode 0600"),
+    "KKP_MASTER_KEY_FILE": _Setting("", _optional_path, "a file of mode 0600"),
+    "KKP_MASTER_KEY_KMS": _Setting("", str, "KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
-    "KKP_POLICY_PATH": _Setting("", str, "a Rego file or a bundle directory"),
+    "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
+    "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
+    "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 60000"),
+    "KKP_OPA_CA_FILE": _Setting("", _optional_path, "a PEM file with certificates"),
+    "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
+    "KKP_CHECKPOINT_SINK": _Setting(
+        "", _checkpoint_sink, "file:/path/to/checkpoints or command:/path/to/program"
+    ),
     "KKP_BACKENDS": _Setting(
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
@@ -226,37 +321,125 @@ _SETTINGS: Mapping[str, _Setting] = {
 _DEFAULT_MIN_TTL_SECONDS = 60.0
 
 
-def load(environ: Mapping[str, str], *, schemes: Collection[str]) -> Settings:
-    """Read and check the settings of `kkp dev`.
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Settings on their way.
+
+    Attributes:
+        given: The texts that somebody set.
+        texts: All of them, with the defaults.
+        values: Those that could be parsed.
+        problems: What is wrong so far.
+    """
+
+    given: Mapping[str, str]
+    texts: Mapping[str, str]
+    values: dict[str, object]
+    problems: list[str]
+
+    @property
+    def listen(self) -> Address | None:
+        """Where the API listens, if that could be read."""
+        address = self.values.get("KKP_LISTEN_ADDR")
+        return address if isinstance(address, Address) else None
+
+    @property
+    def database_url(self) -> str:
+        """The database, by default the data directory's."""
+        return self.texts["KKP_DATABASE_URL"] or f"{_SQLITE}{Path(self.texts['KKP_DATA_DIR']) / 'kkp.db'}"
+
+    @property
+    def database_path(self) -> Path | None:
+        """The SQLite file of `database_url`; None if it names something else."""
+        # An in-memory database would be another one for each connection.
+        found = re.fullmatch(re.escape(_SQLITE) + r"((?!:memory:)[^?]+)", self.database_url)
+        return Path(found[1]) if found is not None else None
+
+    @property
+    def master_key_file(self) -> Path:
+        """The master key's file, by default the data directory's."""
+        return Path(self.texts["KKP_MASTER_KEY_FILE"] or Path(self.texts["KKP_DATA_DIR"]) / "master.key")
+
+    def schemes(self) -> Iterator[tuple[str, str]]:
+        """Yield each backend's name and the scheme of its URI, if they could be read."""
+        backends = self.values.get("KKP_BACKENDS")
+        if isinstance(backends, dict):
+            for name, uri in backends.items():
+                yield name, uri.partition("://")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to run KKP, and what it makes of the settings.
+
+    Attributes:
+        command: What the user types.
+        defaults: Those that differ from the table's.
+        required: What must be given, with what to give.
+        refused: What must not be given: whoever sets it relies on it, and to ignore it would be worse.
+        rules: What else must hold.
+    """
+
+    command: str
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    required: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    rules: tuple[Callable[[Draft], None], ...] = ()
+
+
+class Check(NamedTuple):
+    """A rule that a room above knows.
+
+    Attributes:
+        names: The settings it is about; it is asked only when all of them could be parsed.
+        problems: Called with their values, in that order; tells what is wrong, each with its cure.
+    """
+
+    names: tuple[str, ...]
+    problems: Callable[..., Iterable[str]]
+
+
+def load(
+    environ: Mapping[str, str], way: Way, *, schemes: Collection[str], checks: Sequence[Check] = ()
+) -> Settings:
+    """Read and check the settings.
 
     Args:
         environ: The process's environment.
+        way: How KKP is run.
         schemes: The backend URI schemes that this installation serves.
+        checks: Further rules.
 
     Raises:
         ConfigError: Lists every problem and its cure.
     """
     problems: list[str] = []
-    texts = _texts(environ, problems)
-    values = _parse(texts, problems)
-    _refuse_not_served(environ, problems)
-    _check_listen(texts, values, problems)
-    _check_database(texts, problems)
-    _check_master_key(texts, problems)
-    _check_policy_path(texts, problems)
-    _check_backends(values, schemes, problems)
-    ring_times = _ring_times(values, problems)
+    given = _given(environ, problems)
+    texts = {name: setting.default for name, setting in _SETTINGS.items()} | dict(way.defaults) | given
+    draft = Draft(given, texts, {}, problems)
+    _parse(draft, unless={name for name in way.required if not given.get(name)})
+    _check_given(draft, way)
+    _check_database(draft)
+    _check_master_key(draft)
+    for rule in way.rules:
+        rule(draft)
+    _check_backends(draft, schemes)
+    ring_times = _ring_times(draft.values, problems)
+    for check in checks:
+        if draft.values.keys() >= set(check.names):
+            problems.extend(check.problems(*(draft.values[name] for name in check.names)))
     if problems:
         raise ConfigError(problems)
-    return _settings(texts, values, ring_times, _warnings(environ))
+    return _settings(draft, ring_times, _warnings(environ))
 
 
-def _texts(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
-    """Return every setting's text, the environment's before the file's before the default."""
-    texts = {name: setting.default for name, setting in _SETTINGS.items()}
-    texts.update(_file_texts(environ.get("KKP_CONFIG", ""), problems))
-    texts.update({name: environ[name] for name in _SETTINGS if environ.get(name)})
-    return texts
+def _given(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
+    """Return the texts that were set, the environment's before the file's."""
+    given = _file_texts(environ.get("KKP_CONFIG", ""), problems)
+    for name, setting in _SETTINGS.items():
+        if environ.get(name) or (setting.may_be_empty and name in environ):
+            given[name] = environ[name]
+    return given
 
 
 def _file_texts(config_path: str, problems: list[str]) -> dict[str, str]:
@@ -298,65 +481,44 @@ class _BackendTable(msgspec.Struct, forbid_unknown_fields=True):
     uri: str
 
 
-def _parse(texts: Mapping[str, str], problems: list[str]) -> dict[str, object]:
-    values: dict[str, object] = {}
+def _parse(draft: Draft, *, unless: Collection[str]) -> None:
     for name, setting in _SETTINGS.items():
-        text = texts[name]
+        if name in unless:
+            continue
+        text = draft.texts[name]
         try:
-            values[name] = setting.parse(text)
+            draft.values[name] = setting.parse(text)
         except (ValueError, KeyError):
             shown = "its value" if setting.secret else f"{text[:80]!r}"
-            problems.append(f"{name}: {shown} can't be used; give {setting.good}")
-    return values
+            draft.problems.append(f"{name}: {shown} can't be used; give {setting.good}")
 
 
-def _refuse_not_served(environ: Mapping[str, str], problems: list[str]) -> None:
-    problems.extend(f"{name}: not served; {cure}" for name, cure in _NOT_SERVED.items() if environ.get(name))
+def _check_given(draft: Draft, way: Way) -> None:
+    for name, cure in way.refused.items():
+        if draft.given.get(name):
+            draft.problems.append(f"{name}: not taken by {way.command}; {cure}")
+    for name, cure in way.required.items():
+        if not draft.given.get(name):
+            draft.problems.append(f"{name}: {way.command} needs it; give {cure}")
 
 
-def _check_listen(texts: Mapping[str, str], values: Mapping[str, object], problems: list[str]) -> None:
-    address = values.get("KKP_LISTEN_ADDR")
-    if not isinstance(address, Address):
-        return  # its parser has already reported it
-    if address.port == 0 and not texts["KKP_ISSUER"]:
-        problems.append(
-            f"KKP_LISTEN_ADDR: {address} leaves the port open, and without KKP_ISSUER the address is the "
-            "issuer of every token; give a port, or set KKP_ISSUER"
-        )
-    if not address.is_loopback and not values.get("KKP_DEV_ALLOW_REMOTE"):
-        problems.append(
-            f"KKP_LISTEN_ADDR: {address} can be reached from other machines and `kkp dev` is a development "
-            "server; listen on 127.0.0.1, or set KKP_DEV_ALLOW_REMOTE=1 if you mean it"
-        )
+def _check_database(draft: Draft) -> None:
+    if draft.database_path is None:
+        draft.problems.append("KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db")
 
 
-def _check_database(texts: Mapping[str, str], problems: list[str]) -> None:
-    url = texts["KKP_DATABASE_URL"]
-    # An in-memory database would be another one for each connection.
-    if url and not re.match(re.escape(_SQLITE) + r"(?!:memory:)[^?]+\Z", url):
-        problems.append("KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db")
+def _check_master_key(draft: Draft) -> None:
+    if draft.given.get("KKP_MASTER_KEY") and draft.given.get("KKP_MASTER_KEY_FILE"):
+        draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
 
 
-def _check_master_key(texts: Mapping[str, str], problems: list[str]) -> None:
-    if texts["KKP_MASTER_KEY"] and texts["KKP_MASTER_KEY_FILE"]:
-        problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
-
-
-def _check_policy_path(texts: Mapping[str, str], problems: list[str]) -> None:
-    path = texts["KKP_POLICY_PATH"]
-    if path and not Path(path).exists():
-        problems.append(f"KKP_POLICY_PATH: {path} does not exist; give a Rego file or a bundle directory")
-
-
-def _check_backends(values: Mapping[str, object], schemes: Collection[str], problems: list[str]) -> None:
-    backends = values.get("KKP_BACKENDS")
-    if not isinstance(backends, dict):
-        return
-    for name, uri in backends.items():
-        scheme = uri.partition("://")[0]
+def _check_backends(draft: Draft, schemes: Collection[str]) -> None:
+    for name, scheme in draft.schemes():
         if scheme not in schemes:
             served = ", ".join(sorted(schemes))
-            problems.append(f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}")
+            draft.problems.append(
+                f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}"
+            )
 
 
 def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
@@ -371,7 +533,7 @@ def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
 
 
 def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
-    known = {*_SETTINGS, *_NOT_SERVED, "KKP_CONFIG"}
+    known = {*_SETTINGS, "KKP_CONFIG"}
     return tuple(
         f"{name} is not a setting of KKP and is ignored"
         for name in sorted(environ)
@@ -379,30 +541,31 @@ def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
     )
 
 
-def _settings(
-    texts: Mapping[str, str], values: Mapping[str, object], ring_times: RingTimes, warnings: tuple[str, ...]
-) -> Settings:
-    listen, data_dir = values["KKP_LISTEN_ADDR"], values["KKP_DATA_DIR"]
-    master_key, backends = values["KKP_MASTER_KEY"], values["KKP_BACKENDS"]
-    max_plaintext = values["KKP_MAX_PLAINTEXT_BYTES"]
-    rate, burst = values["KKP_CALLER_RATE_PER_SEC"], values["KKP_CALLER_BURST"]
-    # What the parsers promise, said to the type checker.
-    assert isinstance(listen, Address) and isinstance(data_dir, Path)  # noqa: S101, PT018
-    assert isinstance(backends, dict) and isinstance(max_plaintext, int)  # noqa: S101, PT018
-    assert isinstance(rate, int) and isinstance(burst, int)  # noqa: S101, PT018
-    assert master_key is None or isinstance(master_key, bytes)  # noqa: S101
+def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) -> Settings:
+    values: Mapping[str, Any] = draft.values  # each of the type that its parser returns
+    listen: Address = values["KKP_LISTEN_ADDR"]
     return Settings(
         listen=listen,
-        data_dir=data_dir,
-        database_url=texts["KKP_DATABASE_URL"] or f"{_SQLITE}{data_dir / 'kkp.db'}",
-        master_key=master_key,
-        master_key_file=Path(texts["KKP_MASTER_KEY_FILE"] or data_dir / "master.key"),
-        issuer=str(values["KKP_ISSUER"]) or f"http://{listen}",
-        policy_path=Path(texts["KKP_POLICY_PATH"]) if texts["KKP_POLICY_PATH"] else None,
-        backends=backends,
-        max_plaintext_bytes=max_plaintext,
-        caller_rate_per_second=rate,
-        caller_burst=burst,
+        tls_cert_file=values["KKP_TLS_CERT_FILE"],
+        tls_key_file=values["KKP_TLS_KEY_FILE"],
+        trusted_proxies=values["KKP_TRUSTED_PROXIES"],
+        metrics_listen=values["KKP_METRICS_ADDR"],
+        drain_seconds=values["KKP_DRAIN_SECS"],
+        data_dir=values["KKP_DATA_DIR"],
+        database_url=draft.database_url,
+        master_key=values["KKP_MASTER_KEY"],
+        master_key_file=draft.master_key_file,
+        issuer=values["KKP_ISSUER"] or f"http://{listen}",
+        policy_path=values["KKP_POLICY_PATH"],
+        opa_url=values["KKP_OPA_URL"],
+        opa_timeout_seconds=values["KKP_OPA_TIMEOUT_MS"],
+        opa_ca_file=values["KKP_OPA_CA_FILE"],
+        policy_rule=values["KKP_POLICY_RULE"],
+        checkpoint_sink=values["KKP_CHECKPOINT_SINK"],
+        backends=values["KKP_BACKENDS"],
+        max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
+        caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
+        caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,
         warnings=warnings,
     )

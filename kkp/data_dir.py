@@ -1,4 +1,4 @@
-"""The files of `kkp dev`: the data directory, the master key, root's service key and the database's file.
+"""The files that KKP keeps: the data directory, the master key, root's service key and the database's file.
 
 Key files are made once, whole or not at all, mode 0600 and with fsync. A database's file is made empty, mode
 0600 whatever the umask. All of them are refused later if others can touch them.
@@ -29,6 +29,18 @@ def prepare(directory: Path) -> None:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([f"KKP_DATA_DIR: {directory} can't be used ({error.strerror})"]) from error
+    check(directory)
+
+
+def check(directory: Path) -> None:
+    """Check the data directory.
+
+    Raises:
+        ConfigError: It can't be read, or others can enter it.
+    """
+    try:
         mode = directory.stat().st_mode
     except OSError as error:
         raise ConfigError([f"KKP_DATA_DIR: {directory} can't be used ({error.strerror})"]) from error
@@ -66,16 +78,21 @@ def read_secret(path: Path, name: str) -> str:
     return text.rstrip("\n")
 
 
-def prepare_database(path: Path) -> None:
+def prepare_database(path: Path, *, create: bool = True) -> None:
     """Make an empty database file for its owner only, or check the one there is and what lies beside it.
+
+    Args:
+        path: The file.
+        create: Whether it may be made.
 
     Raises:
         ConfigError: It can't be made or is no file, or others can read or write it.
     """
     problems: list[str] = []
     try:
-        with suppress(FileExistsError):  # a planted link exists, too, and is not written through
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        if create:
+            with suppress(FileExistsError):  # a planted link exists, too, and is not written through
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError([f"KKP_DATABASE_URL: {path} is no file; give sqlite:///path/to/kkp.db"])

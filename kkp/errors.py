@@ -14,6 +14,7 @@ KKPError
 │   ├── UnauthenticatedError          unauthenticated
 │   ├── TokenInvalidError             token_invalid
 │   └── TokenExpiredError             token_expired
+├── TLSRequiredError                  tls_required
 ├── DeniedError
 │   ├── PolicyDeniedError             policy_denied
 │   ├── ScopeMismatchError            scope_mismatch
@@ -93,6 +94,12 @@ class TokenExpiredError(AuthenticationError):
     """A KKP token that verifies but whose `exp` has passed."""
 
     code = "token_expired"
+
+
+class TLSRequiredError(KKPError):
+    """The request came past the proxy that terminates TLS; nothing of it was read."""
+
+    code = "tls_required"
 
 
 class DeniedError(KKPError):

@@ -104,6 +104,7 @@ class Decision:
         public_reasons: Those that the policy lets the caller see.
         obligations: Known obligations; an unknown one has already become a denial.
         revision: Which policy decided.
+        policy_decision_id: Under which id the policy engine logs the decision itself, if it does.
     """
 
     allow: bool
@@ -111,6 +112,7 @@ class Decision:
     public_reasons: tuple[str, ...] = ()
     obligations: Mapping[str, JSON] = field(default_factory=dict)
     revision: str = ""
+    policy_decision_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,6 +387,7 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
         caller=proposal.caller.id,
         method=proposal.caller.method,
         policy_revision=decision.revision or None,
+        policy_decision_id=decision.policy_decision_id,
         decision_id=decision_id,
         epoch=proposal.authenticated.epoch,
         backend=proposal.backend,

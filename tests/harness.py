@@ -14,6 +14,7 @@ from kkp import kms
 from kkp.app import development
 from kkp.clock import Clock
 from kkp.config import Settings, load
+from kkp.ways import DEV
 from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
 
@@ -165,7 +166,7 @@ def settings_for(directory: Path, **environ: str) -> Settings:
         "KKP_CALLER_RATE_PER_SEC": "0",  # a test is one caller in a hurry
         **environ,
     }
-    return load(given, schemes=kms.SCHEMES)
+    return load(given, DEV, schemes=kms.SCHEMES)
 
 
 @asynccontextmanager

@@ -52,6 +52,7 @@ class AuditEntry:
         caller: The qualified id of who asked.
         method: How the caller was proven.
         policy_revision: Which policy decided.
+        policy_decision_id: Under which id the policy engine logs the decision itself.
         decision_id: What the caller is told, to find this record by.
         epoch: The epoch of the state that was decided on.
         backend: The backend asked for.
@@ -76,6 +77,7 @@ class AuditEntry:
     caller: str | None = None
     method: str | None = None
     policy_revision: str | None = None
+    policy_decision_id: str | None = None
     decision_id: str | None = None
     epoch: int | None = None
     backend: str | None = None

@@ -1,7 +1,8 @@
 """The `kkp` command.
 
-`kkp dev` serves; the rest are for the person at the machine. What they do to identities travels the same
-pipeline as a request, is recorded in a chain of its own, and a running server notices by the epoch.
+`kkp dev` and `kkp serve` serve; the rest are for the person at the machine. What they do to identities
+travels the same pipeline as a request, is recorded in a chain of its own, and a running server notices by the
+epoch.
 
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering; 2 wrong usage, a configuration that
 can't be used, or an audit log that can't be read.
@@ -19,11 +20,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from kkp import __version__
-from kkp.cli import audit, dev, identity
+from kkp.cli import audit, dev, identity, init, serve
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, identity, audit)
+_COMMANDS = (dev, serve, init, identity, audit)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,24 +6,29 @@ import asyncio
 import os
 import secrets
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from kkp import app, kms
-from kkp.config import Settings, load
+from kkp.config import Check, Settings, Way, load
 from kkp.errors import ConfigError
 from kkp.pipeline import Origin
+from kkp.ways import COMMAND
 
 OK, REFUSED, UNUSABLE = 0, 1, 2
 
 
-def settings() -> Settings:
+def settings(way: Way = COMMAND, checks: Sequence[Check] = ()) -> Settings:
     """Load the settings; what looks unintended is said on standard error.
+
+    Args:
+        way: How KKP is run.
+        checks: Further rules.
 
     Raises:
         ConfigError: Every problem at once.
     """
-    loaded = load(os.environ, schemes=kms.SCHEMES)
+    loaded = load(os.environ, way, schemes=kms.SCHEMES, checks=checks)
     for warning in loaded.warnings:
         print(f"kkp: warning: {warning}", file=sys.stderr)
     return loaded

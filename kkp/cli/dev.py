@@ -9,6 +9,7 @@ import signal
 from kkp import __version__, app
 from kkp.cli.common import OK, settings
 from kkp.config import Address, Settings
+from kkp.ways import DEV
 from kkp.web.routes import make_application
 from kkp.web.server import serving
 
@@ -36,7 +37,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _dev(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
-    asyncio.run(_serve_development(settings()))
+    asyncio.run(_serve_development(settings(DEV)))
     return OK
 
 

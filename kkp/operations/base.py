@@ -111,6 +111,7 @@ def denied(decision: Decision, reason: str) -> Decision:
         reasons=(*decision.reasons, reason),
         public_reasons=(*decision.public_reasons, reason),
         revision=decision.revision,
+        policy_decision_id=decision.policy_decision_id,
     )
 
 

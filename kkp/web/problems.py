@@ -25,6 +25,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "unauthenticated": HTTPStatus.UNAUTHORIZED,
     "token_invalid": HTTPStatus.UNAUTHORIZED,
     "token_expired": HTTPStatus.UNAUTHORIZED,
+    "tls_required": HTTPStatus.FORBIDDEN,
     "policy_denied": HTTPStatus.FORBIDDEN,
     "scope_mismatch": HTTPStatus.FORBIDDEN,
     "context_mismatch": HTTPStatus.FORBIDDEN,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import msgspec
@@ -31,12 +31,14 @@ class PublicDocuments:
         issuer: Every URL in the discovery document starts with it.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         checks: What must work for KKP to be ready, by name; a check raises a KKPError.
+        stopping: Set when the process was asked to end: it answers, and is to be sent nothing more.
     """
 
     keyring: Keyring
     issuer: str
     jwks_max_age_seconds: int
     checks: dict[str, Callable[[], Awaitable[None]]]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def jwks(self, request: web.Request) -> web.Response:
         """Serve the JWKS (RFC 7517): never empty, never with a private member."""
@@ -66,6 +68,8 @@ class PublicDocuments:
 
     async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002  the same for everybody
         """Tell whether requests can succeed, and if not, which part can't."""
+        if self.stopping.is_set():
+            return _json({"status": "stopping", "checks": {}}, status=503)
         results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
         document = dict(zip(self.checks, results, strict=True))
         ready = all(result == "ok" for result in results)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -20,13 +21,16 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from kkp.config import Address
-from kkp.errors import ConfigError
+from kkp.errors import ConfigError, TLSRequiredError
+from kkp.peers import Peers
 from kkp.pipeline import Origin
 from kkp.web import problems
 from kkp.web.routes import ORIGIN
 
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
+# What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
+_HEALTH = frozenset({"/healthz", "/readyz"})
 _VERSIONS = (HttpVersion11, HttpVersion10)
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -63,25 +67,39 @@ class _Server(web.Server):
 
 @final
 class _Runner(web.AppRunner):
-    """Runs an application behind `_Server`."""
+    """Runs an application behind `_Server`.
 
-    __slots__ = ()
+    Args:
+        app: The application.
+        peers: Who its requests come from.
+        options: aiohttp's.
+    """
+
+    __slots__ = ("_peers",)
+
+    def __init__(self, app: web.Application, peers: Peers, **options: Any) -> None:  # noqa: ANN401  aiohttp's own
+        super().__init__(app, **options)
+        self._peers = peers
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
         return _Server(
-            _answering_errors(plain.request_handler),
+            _answering_errors(plain.request_handler, self._peers),
             request_factory=plain.request_factory,
             **plain._kwargs,  # noqa: SLF001  aiohttp has no public way to choose the protocol class
         )
 
 
-def _answering_errors(handler: _RequestHandler) -> _RequestHandler:
+def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        origin = Origin(_new_request_id(), request.remote or "")
+        peer = request.remote or ""
+        origin = Origin(
+            _new_request_id(), peers.client_ip(peer, request.headers.getall(hdrs.X_FORWARDED_FOR, ()))
+        )
         request[ORIGIN] = origin
         try:
             _check_version(request)
+            _check_peer(request, peer, peers)
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
             response = problems.of_error(error, origin)
@@ -98,14 +116,27 @@ def _check_version(request: web.BaseRequest) -> None:
         raise web.HTTPBadRequest
 
 
+def _check_peer(request: web.BaseRequest, peer: str, peers: Peers) -> None:
+    if not peers.admits(peer) and request.path not in _HEALTH:
+        raise TLSRequiredError("This listener is for the proxy that terminates TLS before it.")
+
+
 def _new_request_id() -> str:
     """Return an id that no other request has: this process's random prefix and a count. It is no secret."""
     return f"{_PREFIX}{next(_count):012x}"
 
 
 @asynccontextmanager
-async def serving(app: web.Application, address: Address) -> AsyncIterator[Address]:
+async def serving(
+    app: web.Application, address: Address, *, peers: Peers | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Address]:
     """Serve the application for the duration of the block; yields the address, with its real port.
+
+    Args:
+        app: The application.
+        address: Where to listen.
+        peers: Who requests come from; by default whoever the socket says.
+        tls: Listen with it; by default in the clear.
 
     Raises:
         ConfigError: The address can't be listened on, or aiohttp came without its C parser.
@@ -122,10 +153,10 @@ async def serving(app: web.Application, address: Address) -> AsyncIterator[Addre
         "max_line_size": 4096,
         "shutdown_timeout": 5,
     }
-    runner = _Runner(app, **options)
+    runner = _Runner(app, peers or Peers(), **options)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address.host, address.port, backlog=1024)
+        site = web.TCPSite(runner, address.host, address.port, backlog=1024, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:

@@ -11,6 +11,7 @@ import pytest
 from kkp.config import Address, Settings, load
 from kkp.errors import ConfigError
 from kkp.ring_times import RingTimes
+from kkp.ways import DEV
 
 SCHEMES = ("memory", "local")
 CANARY = "canary-3f9a1c"
@@ -26,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(**environ: str) -> Settings:
-    return load(environ, schemes=SCHEMES)
+    return load(environ, DEV, schemes=SCHEMES)
 
 
 def problems(**environ: str) -> tuple[str, ...]:
@@ -41,12 +42,22 @@ def problems(**environ: str) -> tuple[str, ...]:
 def test_with_nothing_set_the_documented_defaults_hold() -> None:
     assert settings() == Settings(
         listen=Address("127.0.0.1", 8080),
+        tls_cert_file=None,
+        tls_key_file=None,
+        trusted_proxies=(),
+        metrics_listen=None,
+        drain_seconds=5,
         data_dir=Path(".kkp"),
         database_url="sqlite:///.kkp/kkp.db",
         master_key=None,
         master_key_file=Path(".kkp/master.key"),
         issuer="http://127.0.0.1:8080",
         policy_path=None,
+        opa_url=None,
+        opa_timeout_seconds=0.5,
+        opa_ca_file=None,
+        policy_rule=None,
+        checkpoint_sink=None,
         backends={
             "aws": "memory://aws",
             "gcp": "memory://gcp",
@@ -213,7 +224,6 @@ UNKNOWN_IN_THE_FILE = {
     "a table": ("[token_ttl_secs]\nvalue = 1", "token_ttl_secs"),
     "an unknown table": ("[server]\nport = 1", "server"),
     "the file itself": ('config = "other.toml"', "config"),
-    "an engine that is not served": ('opa_url = "http://127.0.0.1:8181"', "opa_url"),
 }
 
 
@@ -397,10 +407,25 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
     assert problem.startswith("KKP_POLICY_PATH: missing.rego does not exist")
 
 
-@pytest.mark.parametrize("name", ["KKP_OPA_URL", "KKP_OPA_TIMEOUT_MS", "KKP_MASTER_KEY_KMS"])
-def test_what_is_not_served_is_refused_and_not_ignored(name: str) -> None:
-    (problem,) = problems(**{name: "anything"})
-    assert problem.startswith(f"{name}: not served")
+NOT_FOR_DEV = {
+    "KKP_OPA_URL": "http://127.0.0.1:8181",
+    "KKP_OPA_TIMEOUT_MS": "500",
+    "KKP_OPA_CA_FILE": "ca.pem",
+    "KKP_POLICY_RULE": "allow",
+    "KKP_TLS_CERT_FILE": "tls.crt",
+    "KKP_TLS_KEY_FILE": "tls.key",
+    "KKP_TRUSTED_PROXIES": "10.0.0.1",
+    "KKP_DRAIN_SECS": "1",
+    "KKP_MASTER_KEY_KMS": "aws-kms://eu-west-1/alias/kkp",
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOR_DEV)
+def test_what_only_serving_knows_is_refused_and_not_ignored(name: str) -> None:
+    (problem,) = problems(**{name: NOT_FOR_DEV[name]})
+    assert problem.startswith(f"{name}: not taken by `kkp dev`")
+    toml(f'{name.removeprefix("KKP_").lower()} = "{NOT_FOR_DEV[name]}"')
+    assert problems() == (problem,)
 
 
 def test_two_master_keys_are_one_too_many() -> None:
@@ -430,8 +455,9 @@ def test_every_problem_is_told_at_once() -> None:
     )
     beginnings = [
         "kkp.toml: `token_ttl_sec`", "KKP_MASTER_KEY: ", "KKP_ISSUER: ", "KKP_MAX_PLAINTEXT_BYTES: '0'",
-        "KKP_TOKEN_TTL_SECS: 'soon'", "KKP_OPA_URL: ", "KKP_LISTEN_ADDR: 0.0.0.0:80", "KKP_DATABASE_URL: ",
-        "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: ", "KKP_POLICY_PATH: missing.rego", "KKP_BACKENDS: a ",
+        "KKP_TOKEN_TTL_SECS: 'soon'", "KKP_OPA_URL: ", "KKP_DATABASE_URL: ",
+        "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: ", "KKP_LISTEN_ADDR: 0.0.0.0:80",
+        "KKP_POLICY_PATH: missing.rego", "KKP_BACKENDS: a ",
         "KKP_BACKENDS: b ",
     ]  # fmt: skip
     assert len(told) == len(beginnings)

@@ -1,0 +1,216 @@
+"""Asking an OPA over HTTP: opa-python-client, with what it leaves open closed.
+
+Left to itself, that client follows redirects, reads answers of any size, asks again after a failure, takes
+what is not JSON, and knows neither Unix sockets nor private authorities. Here the session is our own, and so
+is the one method through which all of its requests go. These rules hold:
+
+- One session without proxy, cookies, redirects or decompression; connections are kept and used again.
+- A connection that has something to say before it is asked is thrown away: what it says would be taken for
+  the answer to the next question, which is another caller's.
+- An answer is 200, `application/json`, without a content coding and at most 64 KiB, or it is none. It is read
+  as strict JSON: no NaN, no second member of a name, UTF-8 without a byte order mark.
+- Whatever goes wrong becomes `PolicyUnavailableError`. Its text names the kind of failure and nothing else:
+  neither the question nor the answer.
+
+There is no deadline here: `kkp.authz.opa` sets one over everything that a decision takes.
+
+The policy's path is a constant: no part of a request's URL comes from a request to KKP.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import final
+
+import aiohttp
+import msgspec
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+from opa_client import AsyncOpaClient  # type: ignore[import-untyped]  # the wheel carries no stubs
+
+from kkp.authz.opa_address import OPAAddress, tls_context
+from kkp.errors import PolicyUnavailableError
+from kkp.model import JSON
+from kkp.strict_json import refuse_duplicates
+
+PACKAGE = "kkp.authz"
+MAX_ANSWER_BYTES = 64 * 1024
+
+_HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+# Without the first, an error in a built-in would be undefined, which a `not` turns into an allow.
+_PARAMETERS = {"strict-builtin-errors": "true", "provenance": "true"}
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """What OPA says of an active bundle."""
+
+    revision: str = ""
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """Which bundles an answer was given by; none where the policy came from files."""
+
+    bundles: dict[str, Bundle] = {}
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What OPA answers to a question.
+
+    Attributes:
+        provenance: By which bundles.
+        result: The rule's value; unset where it is undefined.
+        decision_id: Under which id OPA logs the decision, where it logs decisions.
+    """
+
+    provenance: Provenance
+    result: JSON = msgspec.UNSET
+    decision_id: str | None = None
+
+
+class _Compiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    result: dict[str, JSON]
+
+
+@final
+class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without types
+    """One OPA, and the connections to it. Used as an asynchronous context manager, or closed by hand."""
+
+    _session: aiohttp.ClientSession | None
+
+    def __init__(self, address: OPAAddress, ca_file: Path | None) -> None:
+        super().__init__(host=address.host, port=address.port, ssl=address.is_tls, retries=0)
+        self._address = address
+        self._ca_file = ca_file
+
+    async def ask(self, rule: str, encoded_input: bytes) -> Answer:
+        """Ask for `data.kkp.authz.<rule>` on an input in JSON.
+
+        Raises:
+            PolicyUnavailableError: There is no answer, or it is not one of OPA's.
+        """
+        with _Failures():
+            document = await self.query_rule(msgspec.Raw(encoded_input), PACKAGE, rule, _PARAMETERS)
+            return msgspec.convert(document, Answer)
+
+    async def has_rule(self, rule: str) -> bool:
+        """Tell whether the rule can have a value at all, on whatever input.
+
+        Raises:
+            PolicyUnavailableError: There is no answer, or it is not one of OPA's.
+        """
+        with _Failures():
+            document = await self.compile_query(f"data.{PACKAGE}.{rule}")
+            return bool(msgspec.convert(document, _Compiled).result)
+
+    async def open(self) -> None:
+        """Make the session. Nothing is connected to yet."""
+        await self._init_session()
+
+    async def _init_session(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=self._new_connector(),
+            headers=_HEADERS,
+            skip_auto_headers=("User-Agent",),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    def _new_connector(self) -> aiohttp.BaseConnector:
+        if self._address.socket_path is not None:
+            return _QuietUnixConnector(self._address.socket_path)
+        if self._ca_file is not None:
+            return _QuietTCPConnector(ssl=tls_context(self._ca_file))
+        return _QuietTCPConnector()
+
+    @asynccontextmanager
+    async def _request(self, method: str, url: str, *, json: Mapping[str, JSON]) -> AsyncIterator[_Document]:
+        """Send a request: the one way out that every method of the library takes."""
+        if self._session is None:
+            raise PolicyUnavailableError("The connection to OPA is closed.")
+        body = msgspec.json.encode(json)
+        async with self._session.request(method, url, data=body, allow_redirects=False) as response:
+            yield _Document(await _read(response))
+
+
+class _Failures:
+    """Turns every failure inside its block into a PolicyUnavailableError.
+
+    Not a generator: this stands on every decision's way.
+    """
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, failure: BaseException | None, _: object) -> None:
+        if isinstance(failure, Exception) and not isinstance(failure, PolicyUnavailableError | TimeoutError):
+            # Of whatever kind: what the library does not foresee must not become another error than this.
+            name = type(failure).__name__
+            raise PolicyUnavailableError(f"OPA gave no usable answer ({name}).") from None
+
+
+class _Document:
+    """An answer's body, in the place of the response that the library expects."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def raise_for_status(self) -> None:
+        """Do nothing: there is a body only where the status was good."""
+
+    async def json(self) -> JSON:
+        """Decode the body.
+
+        Raises:
+            ValueError: It is not strict JSON.
+        """
+        document = msgspec.json.decode(self._body)
+        refuse_duplicates(self._body)
+        return document
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body, if it is one to be read at all."""
+    if response.status != 200:  # noqa: PLR2004  OK
+        raise PolicyUnavailableError(f"OPA answered with status {response.status}.")
+    if response.content_type != "application/json" or "Content-Encoding" in response.headers:
+        raise PolicyUnavailableError("OPA's answer is not plain JSON.")
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > MAX_ANSWER_BYTES:
+            raise PolicyUnavailableError(f"OPA's answer is larger than {MAX_ANSWER_BYTES} bytes.")
+    return bytes(body)
+
+
+class _QuietConnector(aiohttp.BaseConnector):
+    """Uses a connection again only while it is silent.
+
+    aiohttp does not look: bytes that come in while a connection waits would be read as the answer to the next
+    question. A connection whose other end is gone is found as well, so a restarted OPA costs no request.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None and not _is_silent(connection):
+            connection.close()
+        return connection
+
+
+class _QuietTCPConnector(_QuietConnector, aiohttp.TCPConnector): ...
+
+
+class _QuietUnixConnector(_QuietConnector, aiohttp.UnixConnector): ...
+
+
+def _is_silent(connection: Connection) -> bool:
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or protocol.should_close:
+        return False
+    # What lies in the kernel the loop has not seen yet.
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return not poll.poll(0)

@@ -1,0 +1,41 @@
+"""`kkp init`: make what `kkp serve` never makes by itself.
+
+That is the data directory, its master key, unless one is given, and an empty database. Nothing that exists is
+touched: a database is refused, and a master key that is there already is the new database's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from kkp import app
+from kkp.cli.common import OK, settings
+from kkp.config import Settings
+from kkp.errors import ConfigError
+
+_MADE = """\
+Made {database}, an empty database under the master key {master_key}.
+Keep a copy of that key, and keep it away from copies of the database: together they open everything.
+Make the first administrator with: kkp identity add NAME --role admin"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    init = commands.add_parser("init", help="make a data directory, a master key and an empty database")
+    init.set_defaults(command=_init)
+
+
+def _init(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+    chosen = settings()
+    if chosen.database_path.exists():
+        raise ConfigError([f"KKP_DATABASE_URL: {chosen.database_path} exists, and stays as it is"])
+    asyncio.run(_make(chosen))
+    master_key = chosen.master_key_file if chosen.master_key is None else "in KKP_MASTER_KEY"
+    print(_MADE.format(database=chosen.database_path, master_key=master_key))
+    return OK
+
+
+async def _make(chosen: Settings) -> None:
+    async with app.foundation(chosen, create=True):
+        pass  # opening it lays it out

@@ -1,0 +1,79 @@
+"""`kkp serve`: serve in production, on one machine.
+
+The end is orderly: told to stop, it answers on and says at /readyz that it is stopping, so that whoever
+balances load turns away; then it stops listening, lets requests under way finish, writes what the audit still
+holds, and exits with 0. A second signal shortens the wait.
+
+SIGHUP makes it read its certificate again; it looks at the files by itself, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+from kkp import __version__, app
+from kkp.cli.common import OK, settings
+from kkp.config import Settings
+from kkp.peers import Peers
+from kkp.ways import SERVE
+from kkp.web.routes import make_application
+from kkp.web.server import serving
+from kkp.web.tls import ReloadingTLS
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    serve = commands.add_parser("serve", help="serve in production, with OPA and configured backends")
+    serve.set_defaults(command=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+    asyncio.run(_serve_production(settings(SERVE, app.PRODUCTION_CHECKS)))
+    return OK
+
+
+async def _serve_production(chosen: Settings) -> None:
+    asked_to_stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
+    async with AsyncExitStack() as stack:
+        tls = await stack.enter_async_context(_tls(chosen))
+        services = await stack.enter_async_context(app.production(chosen))
+        listening = serving(
+            make_application(services),
+            chosen.listen,
+            peers=Peers(chosen.trusted_proxies, proxies_only=tls is None and not chosen.listen.is_loopback),
+            tls=tls.context if tls is not None else None,
+        )
+        address = await stack.enter_async_context(listening)
+        scheme = "https" if tls is not None else "http"
+        print(
+            f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}", flush=True
+        )
+        await asked_to_stop.wait()
+        asked_to_stop.clear()
+        services.public.stopping.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(chosen.drain_seconds):
+                await asked_to_stop.wait()
+
+
+@asynccontextmanager
+async def _tls(chosen: Settings) -> AsyncIterator[ReloadingTLS | None]:
+    """Keep the listener's certificate fresh. Without one SIGHUP does nothing, where it would end us."""
+    loop = asyncio.get_running_loop()
+    if chosen.tls_cert_file is None or chosen.tls_key_file is None:
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        yield None
+        return
+    tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file)
+    loop.add_signal_handler(signal.SIGHUP, tls.reload)
+    watching = asyncio.create_task(tls.run())
+    try:
+        yield tls
+    finally:
+        watching.cancel()

@@ -1,0 +1,114 @@
+"""The ways to run KKP: what each takes for granted, demands and refuses of the settings.
+
+- `DEV` is for one machine: it decides in process and takes nothing that only serving knows.
+- `SERVE` is production: it makes no key and no database, takes no emulator, and lets nobody from elsewhere
+  speak to it in the clear unless somebody is named who terminates TLS before it.
+- `COMMAND` stands beside a server of either kind and shares its settings, and so demands nothing of those
+  that it does not use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kkp.config import Draft, Way
+
+_EMULATED = "memory"
+
+
+def _check_dev_listener(draft: Draft) -> None:
+    address = draft.listen
+    if address is None:
+        return  # its parser has already reported it
+    if address.port == 0 and not draft.texts["KKP_ISSUER"]:
+        draft.problems.append(
+            f"KKP_LISTEN_ADDR: {address} leaves the port open, and without KKP_ISSUER the address is the "
+            "issuer of every token; give a port, or set KKP_ISSUER"
+        )
+    if not address.is_loopback and not draft.values.get("KKP_DEV_ALLOW_REMOTE"):
+        draft.problems.append(
+            f"KKP_LISTEN_ADDR: {address} can be reached from other machines and `kkp dev` is a development "
+            "server; listen on 127.0.0.1, or set KKP_DEV_ALLOW_REMOTE=1 if you mean it"
+        )
+
+
+def _check_tls(draft: Draft) -> None:
+    cert, key = bool(draft.texts["KKP_TLS_CERT_FILE"]), bool(draft.texts["KKP_TLS_KEY_FILE"])
+    if cert != key:
+        draft.problems.append("KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE: give both of them, or neither")
+    address = draft.listen
+    is_plain = not cert and not key and not draft.texts["KKP_TRUSTED_PROXIES"]
+    if address is not None and not address.is_loopback and is_plain:
+        draft.problems.append(
+            f"KKP_LISTEN_ADDR: {address} can be reached from other machines without TLS; give "
+            "KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE, or name who terminates TLS in KKP_TRUSTED_PROXIES, or "
+            "listen on 127.0.0.1"
+        )
+
+
+def _check_state_exists(draft: Draft) -> None:
+    """Demand what `kkp init` makes: serving makes no master key, and no database in place of a lost one."""
+    key_file, database = draft.master_key_file, draft.database_path
+    if not draft.given.get("KKP_MASTER_KEY") and not key_file.exists():
+        draft.problems.append(
+            f"KKP_MASTER_KEY_FILE: {key_file} does not exist; give the database's master key, or run "
+            "`kkp init` for a new database"
+        )
+    if database is not None and not database.exists():
+        draft.problems.append(
+            f"KKP_DATABASE_URL: {database} does not exist; name the database, or run `kkp init` for a new one"
+        )
+
+
+def _check_policy_path(draft: Draft) -> None:
+    path = draft.texts["KKP_POLICY_PATH"]
+    if path and not Path(path).exists():
+        draft.problems.append(
+            f"KKP_POLICY_PATH: {path} does not exist; give a Rego file or a bundle directory"
+        )
+
+
+def _check_no_emulator(draft: Draft) -> None:
+    for name, scheme in draft.schemes():
+        if scheme == _EMULATED:
+            draft.problems.append(
+                f"KKP_BACKENDS: {name} is memory://, an emulator for development; give a real backend's URI"
+            )
+
+
+_NOT_SERVED = {"KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"}
+_DECIDES_IN_PROCESS = "it decides with the policy in process; unset it"
+_FOR_SERVE = "it is for `kkp serve`; unset it"
+
+DEV = Way(
+    "`kkp dev`",
+    refused={
+        **_NOT_SERVED,
+        "KKP_OPA_URL": _DECIDES_IN_PROCESS,
+        "KKP_OPA_TIMEOUT_MS": _DECIDES_IN_PROCESS,
+        "KKP_OPA_CA_FILE": _DECIDES_IN_PROCESS,
+        "KKP_POLICY_RULE": _DECIDES_IN_PROCESS,
+        "KKP_TLS_CERT_FILE": _FOR_SERVE,
+        "KKP_TLS_KEY_FILE": _FOR_SERVE,
+        "KKP_TRUSTED_PROXIES": _FOR_SERVE,
+        "KKP_DRAIN_SECS": _FOR_SERVE,
+    },
+    rules=(_check_dev_listener, _check_policy_path),
+)
+SERVE = Way(
+    "`kkp serve`",
+    defaults={"KKP_LISTEN_ADDR": "0.0.0.0:8080", "KKP_METRICS_ADDR": "127.0.0.1:9464"},
+    required={
+        "KKP_ISSUER": "the https URL that callers know this KKP by",
+        "KKP_OPA_URL": "OPA's address, such as http://127.0.0.1:8181",
+        "KKP_BACKENDS": "a list of name=uri; there is no default",
+        "KKP_CHECKPOINT_SINK": "file:/path/to/checkpoints or command:/path/to/program",
+    },
+    refused={
+        **_NOT_SERVED,
+        "KKP_POLICY_PATH": "OPA owns the policy; unset it, and give OPA the bundle",
+        "KKP_DEV_ALLOW_REMOTE": "it is for `kkp dev`; unset it",
+    },
+    rules=(_check_tls, _check_no_emulator, _check_state_exists),
+)
+COMMAND = Way("a command", refused=_NOT_SERVED)
