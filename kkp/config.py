@@ -32,6 +32,7 @@ from kkp.ring_times import RingTimes
 _BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
+_LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 # Refused by name: whoever sets one relies on it, and to ignore it would be worse.
@@ -79,6 +80,9 @@ class Settings:
         backends: Backend name to URI, in the order given.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
+        checkpoint_sink: Where checkpoints go outside of the database: `file:/path` or `command:/path`.
+        checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
+        accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
         warnings: Things that are not wrong but look unintended.
     """
 
@@ -92,6 +96,9 @@ class Settings:
     backends: Mapping[str, str]
     max_plaintext_bytes: int
     ring_times: RingTimes
+    checkpoint_sink: str
+    checkpoint_interval_seconds: float
+    accept_rollback: str
     warnings: tuple[str, ...] = ()
 
     @property
@@ -175,6 +182,25 @@ def _backends(text: str) -> dict[str, str]:
     return backends
 
 
+def _checkpoint_sink(text: str) -> str:
+    if text and not re.fullmatch(r"(file|command):/.+", text):
+        raise ValueError
+    return text
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= _LONGEST_INTERVAL_SECONDS:
+        raise ValueError
+    return seconds
+
+
+def _checkpoint_hash(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     default: str
@@ -199,6 +225,9 @@ _SETTINGS: Mapping[str, _Setting] = {
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
+    "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
+    "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
+    "KKP_ACCEPT_ROLLBACK": _Setting("", _checkpoint_hash, "the hash that the refused start names"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
     "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _optional_seconds, _SECONDS_HINT),
     "KKP_KEY_TTL_SECS": _Setting("1800", float, _SECONDS_HINT),
@@ -374,11 +403,12 @@ def _settings(
 ) -> Settings:
     listen, data_dir = values["KKP_LISTEN_ADDR"], values["KKP_DATA_DIR"]
     master_key, backends = values["KKP_MASTER_KEY"], values["KKP_BACKENDS"]
-    max_plaintext = values["KKP_MAX_PLAINTEXT_BYTES"]
+    max_plaintext, interval = values["KKP_MAX_PLAINTEXT_BYTES"], values["KKP_CHECKPOINT_INTERVAL_SECS"]
     # What the parsers promise, said to the type checker.
     assert isinstance(listen, Address) and isinstance(data_dir, Path)  # noqa: S101, PT018
     assert isinstance(backends, dict) and isinstance(max_plaintext, int)  # noqa: S101, PT018
     assert master_key is None or isinstance(master_key, bytes)  # noqa: S101
+    assert isinstance(interval, float)  # noqa: S101
     return Settings(
         listen=listen,
         data_dir=data_dir,
@@ -390,5 +420,8 @@ def _settings(
         backends=backends,
         max_plaintext_bytes=max_plaintext,
         ring_times=ring_times,
+        checkpoint_sink=texts["KKP_CHECKPOINT_SINK"] or f"file:{data_dir.absolute() / 'checkpoints.jsonl'}",
+        checkpoint_interval_seconds=interval,
+        accept_rollback=texts["KKP_ACCEPT_ROLLBACK"],
         warnings=warnings,
     )

@@ -26,6 +26,7 @@ __all__ = [
     "Probe",
     "Receipt",
     "RecordType",
+    "RollbackAccepted",
 ]
 
 
@@ -37,6 +38,7 @@ class RecordType(StrEnum):
     OUTCOME = "outcome"
     FAILED_AUTHENTICATION = "failed_authentication"
     PROBE = "probe"
+    ROLLBACK_ACCEPTED = "rollback_accepted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,13 @@ class FailedAuthentication:
     peer: str
     reason: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAccepted:
+    """That the operator went on with a database which is behind a checkpoint, named by its hash in hex."""
+
+    checkpoint: str
 
 
 class Probe(NamedTuple):
