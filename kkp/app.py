@@ -17,8 +17,12 @@ from typing import Any, final
 from sqlalchemy import URL
 
 from kkp import data_dir, kms
+from kkp.audit.base import RollbackAccepted
+from kkp.audit.checkpointer import Checkpointer
+from kkp.audit.checkpoints import CheckpointSigner
 from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
+from kkp.audit.sinks import open_sink
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
@@ -45,6 +49,7 @@ from kkp.operations.signing_keys import RotateSigningKey
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import LiveState, Origin, Pipeline
 from kkp.store.audit import AuditStore
+from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.ring import RingStore
@@ -86,6 +91,7 @@ class Foundation:
         database: Open, laid out, and of this master key.
         directory: The identities, loaded.
         audit: This boot's chain, open.
+        checkpoints: Of the whole log; the database is not behind the newest.
     """
 
     settings: Settings
@@ -94,6 +100,7 @@ class Foundation:
     database: Database
     directory: IdentityDirectory
     audit: AuditLog
+    checkpoints: Checkpointer
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -132,10 +139,16 @@ async def foundation(
         stack.push_async_callback(database.close)
         directory = IdentityDirectory(IdentityStore(database), master_key)
         await directory.load()
+        checkpoints = _checkpointer(settings, database, master_key, clock)
+        accepted = await checkpoints.check_start(settings.accept_rollback)
         audit = AuditLog(AuditStore(database), master_key, clock)
         await audit.start()
+        stack.push_async_callback(checkpoints.close)  # after the audit, so that it covers the last record
         stack.push_async_callback(audit.close)
-        yield Foundation(settings, clock, master_key, database, directory, audit)
+        if accepted is not None:
+            await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
+            await checkpoints.write()
+        yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints)
 
 
 @asynccontextmanager
@@ -191,7 +204,8 @@ async def _running_services(base: Foundation, policy: PolicyEngine) -> AsyncIter
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
         services = _services(base, state, policy, registry, keyring, failures, limited)
-        await stack.enter_async_context(_running(keyring.run(), failures.run(), limited.run()))
+        background = (keyring.run(), failures.run(), limited.run(), base.checkpoints.run())
+        await stack.enter_async_context(_running(*background))
         yield services
 
 
@@ -263,6 +277,7 @@ def _readiness(
         "identities": identities_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
+        "checkpoints": base.checkpoints.check_ready,
     }
 
 
@@ -280,6 +295,24 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
     if may_create and settings.database_path.exists() and not settings.master_key_file.exists():
         raise ConfigError([f"KKP_MASTER_KEY_FILE: {settings.master_key_file} is gone; its database needs it"])
     return data_dir.master_key(settings.master_key_file, may_create=may_create)
+
+
+def checkpoint_signer(settings: Settings) -> CheckpointSigner:
+    """Return the signer of this data directory's checkpoints.
+
+    Raises:
+        ConfigError: There is no master key to be read.
+    """
+    return CheckpointSigner(MasterKey(_master_key(settings, create=False)))
+
+
+def _checkpointer(
+    settings: Settings, database: Database, master_key: MasterKey, clock: Clock
+) -> Checkpointer:
+    sink = open_sink(settings.checkpoint_sink)
+    interval = settings.checkpoint_interval_seconds
+    store, signer = CheckpointStore(database), CheckpointSigner(master_key)
+    return Checkpointer(store, signer, sink, clock, interval_seconds=interval)
 
 
 def _policy(settings: Settings) -> EmbeddedPolicy:

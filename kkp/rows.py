@@ -84,3 +84,38 @@ class ChainHead(NamedTuple):
     chain: str
     seq: int
     hash: bytes
+
+
+class LogPosition(NamedTuple):
+    """Where the whole audit log stands, as one transaction read it.
+
+    Attributes:
+        epoch: The state's epoch.
+        records: How many records there are.
+        heads: The heads that no chain's first record carries; they commit to every other chain.
+    """
+
+    epoch: int
+    records: int
+    heads: tuple[ChainHead, ...]
+
+
+class CheckpointRow(NamedTuple):
+    """A signed checkpoint: its number and its line, as it was signed."""
+
+    seq: int
+    line: bytes
+
+
+class Standing(NamedTuple):
+    """What the database holds of that which a checkpoint lists.
+
+    Attributes:
+        epoch: The state's epoch.
+        records: How many records there are.
+        hashes: For each head that was asked about, the stored hash; None where there is no such record.
+    """
+
+    epoch: int
+    records: int
+    hashes: tuple[object, ...]

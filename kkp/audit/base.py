@@ -27,6 +27,7 @@ __all__ = [
     "RateLimited",
     "Receipt",
     "RecordType",
+    "RollbackAccepted",
 ]
 
 
@@ -39,6 +40,7 @@ class RecordType(StrEnum):
     FAILED_AUTHENTICATION = "failed_authentication"
     RATE_LIMITED = "rate_limited"
     PROBE = "probe"
+    ROLLBACK_ACCEPTED = "rollback_accepted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,13 @@ class RateLimited:
 
     caller: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAccepted:
+    """That the operator went on with a database which is behind a checkpoint, named by its hash in hex."""
+
+    checkpoint: str
 
 
 class Probe(NamedTuple):

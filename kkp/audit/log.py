@@ -40,6 +40,7 @@ from kkp.audit.base import (
     RateLimited,
     Receipt,
     RecordType,
+    RollbackAccepted,
 )
 from kkp.audit.chain import DECISION_FIELDS, first_record, link, new_chain_id
 from kkp.audit.sealing import DayCipher, InputKeys, PrivateDigests
@@ -53,7 +54,7 @@ MAX_BATCH: Final = 256
 DEADLINE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | RateLimited | Probe
+_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | Probe
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
@@ -153,6 +154,14 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(limited)
+
+    async def commit_rollback_accepted(self, accepted: RollbackAccepted) -> None:
+        """Record that the database was behind a checkpoint, and that this was accepted.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(accepted)
 
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
@@ -274,6 +283,8 @@ class AuditLog:
                 return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
             case RateLimited():
                 return link(head, now, RecordType.RATE_LIMITED, asdict(record))
+            case RollbackAccepted():
+                return link(head, now, RecordType.ROLLBACK_ACCEPTED, asdict(record))
             case Probe():
                 return link(head, now, RecordType.PROBE, {})
 

@@ -5,7 +5,8 @@ travels the same pipeline as a request, is recorded in a chain of its own, and a
 epoch.
 
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering; 2 wrong usage, a configuration that
-can't be used, or an audit log that can't be read.
+can't be used, or an audit log that can't be read; 3 `audit verify` found the log behind or inconsistent with
+a checkpoint; 4 its newest checkpoint is too old; 74 the disk lost a write to the database (a failed fsync).
 
 A command is a module with `register`, and a line in `_COMMANDS`.
 """

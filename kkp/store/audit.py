@@ -24,7 +24,7 @@ _MOVE_HEAD = (
     .where(_chains.c.chain == bindparam("of"))
     .returning(SELECT_EPOCH.scalar_subquery())
 )
-_SELECT_UNCARRIED = (
+SELECT_UNCARRIED = (
     select(_chains.c.chain, _chains.c.head_seq, _chains.c.head_hash)
     .where(_chains.c.carried_seq.is_distinct_from(_chains.c.head_seq))
     .order_by(_chains.c.chain)
@@ -42,7 +42,7 @@ class AuditStore:
         """Insert a chain's first record, made from the heads that no first record carries yet."""
 
         def work(connection: Connection) -> int:
-            heads = [ChainHead(*row) for row in connection.execute(_SELECT_UNCARRIED)]
+            heads = [ChainHead(*row) for row in connection.execute(SELECT_UNCARRIED)]
             first = make_first(heads)
             connection.execute(_INSERT_RECORD, [{"chain": chain, **first._asdict()}])
             connection.execute(update(_chains).values(carried_seq=_chains.c.head_seq))

@@ -8,6 +8,7 @@ reused, and each addition is a new version.
 from __future__ import annotations
 
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     Column,
     Dialect,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -121,4 +122,13 @@ audit_input_keys = Table(
     metadata,
     Column("day", Text, primary_key=True),
     Column("sealed", Bytes, nullable=False),
+)
+
+# Signed, so it protects itself. `delivered` says whether the sink outside of the database has it.
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("line", Bytes, nullable=False),
+    Column("delivered", Boolean, nullable=False),
 )

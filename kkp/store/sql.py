@@ -7,6 +7,7 @@ Rules that hold here:
   against another process. One thread writes; reads have a thread of their own and never queue behind the
   audit.
 - `synchronous=FULL` in WAL mode: what was committed survives a power cut.
+- A failed fsync ends the process (`kkp.store.lost_write`).
 - Waiting for the lock ends before a request's patience does.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
 - A file is written only once it is known to be empty, or KKP's own of this layout and master key.
@@ -27,6 +28,7 @@ from sqlalchemy.pool import StaticPool
 
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.store import schema
+from kkp.store.lost_write import end_process, is_lost_write
 
 ResultT = TypeVar("ResultT")
 Work = Callable[[Connection], ResultT]
@@ -69,6 +71,8 @@ class _Lane:
         except (IntegrityError, sqlite3.IntegrityError):
             raise  # the one driver's exception that a caller expects
         except (SQLAlchemyError, sqlite3.Error) as error:
+            if is_lost_write(error):
+                end_process()
             raise KeyringUnavailableError("The state database is not available.") from error
 
     def _work(self, work: Work[ResultT]) -> ResultT:

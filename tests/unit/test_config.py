@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kkp.config import Address, Settings, load
+from kkp.config import Address, Settings, SinkAddress, load
 from kkp.errors import ConfigError
 from kkp.ring_times import RingTimes
 from kkp.ways import DEV
@@ -57,7 +57,9 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         opa_timeout_seconds=0.5,
         opa_ca_file=None,
         policy_rule=None,
-        checkpoint_sink=None,
+        checkpoint_sink=SinkAddress("file", Path.cwd() / ".kkp/checkpoints.jsonl"),
+        checkpoint_interval_seconds=60,
+        accept_rollback="",
         backends={
             "aws": "memory://aws",
             "gcp": "memory://gcp",
