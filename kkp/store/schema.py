@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -121,4 +121,16 @@ audit_input_keys = Table(
     metadata,
     Column("day", Text, primary_key=True),
     Column("sealed", Bytes, nullable=False),
+)
+
+# Tokens that were revoked before their `exp`. `epoch` is the one that the revocation brought about, so that
+# replicas read only what is new to them.
+revoked_tokens = Table(
+    "revoked_tokens",
+    metadata,
+    Column("jti", Text, primary_key=True),
+    Column("exp", Integer, nullable=False),
+    Column("revoked_at", Double, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("mac", Bytes, nullable=False),
 )

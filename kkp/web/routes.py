@@ -26,7 +26,8 @@ from kkp.operations.audit import AuditQuery, ReadAudit
 from kkp.operations.base import Operation
 from kkp.operations.envelopes import Decrypt, DecryptRequest, Encrypt, EncryptRequest
 from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
-from kkp.operations.signing_keys import RotateSigningKey
+from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
+from kkp.operations.token_life import HeldToken, IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken, TokenRequest
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
@@ -45,6 +46,8 @@ _token_decoder = msgspec.json.Decoder(schemas.TokenBody)
 _encrypt_decoder = msgspec.json.Decoder(schemas.EncryptBody)
 _decrypt_decoder = msgspec.json.Decoder(schemas.DecryptBody)
 _identity_decoder = msgspec.json.Decoder(schemas.IdentityBody)
+_held_token_decoder = msgspec.json.Decoder(schemas.HeldTokenBody)
+_FORM = "application/x-www-form-urlencoded"
 
 ORIGIN = web.RequestKey("kkp.origin", Origin)
 
@@ -60,6 +63,9 @@ class Services:
     encrypt: Encrypt
     decrypt: Decrypt
     rotate_signing_key: RotateSigningKey
+    revoke_signing_key: RevokeSigningKey
+    introspect_token: IntrospectToken
+    revoke_token: RevokeToken
     add_identity: AddIdentity
     list_identities: ListIdentities
     disable_identity: DisableIdentity
@@ -121,10 +127,10 @@ class Route(Generic[RequestT, AnswerT]):
         )
 
 
-async def _body(request: web.Request, limit: int) -> bytes:
-    """Return the body, bounded in size and time, if it says that it is JSON."""
-    if request.content_type != "application/json":
-        raise UnsupportedMediaTypeError("The body must be sent as Content-Type: application/json.")
+async def _body(request: web.Request, limit: int, *, media_type: str = "application/json") -> bytes:
+    """Return the body, bounded in size and time, if it says that it is of this media type."""
+    if request.content_type != media_type:
+        raise UnsupportedMediaTypeError(f"The body must be sent as Content-Type: {media_type}.")
     if request.charset is not None and request.charset.lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMediaTypeError("The body must be UTF-8.")
     if hdrs.CONTENT_ENCODING in request.headers:
@@ -202,6 +208,29 @@ async def _read_identity_id(
     return request.match_info["id"], credentials
 
 
+async def _read_held_token(
+    services: Services,  # noqa: ARG001  every reader has the same parameters
+    request: web.Request,
+    credentials: Credentials,
+) -> tuple[HeldToken, Credentials]:
+    if request.content_type == _FORM:
+        form = await _body(request, _SMALL_BODY_BYTES, media_type=_FORM)
+        return schemas.held_token_of_form(form), credentials
+    raw = await _body(request, _SMALL_BODY_BYTES)
+    checked = schemas.decode(_held_token_decoder, raw).request()
+    schemas.check_unique(raw)
+    return checked, credentials
+
+
+async def _read_kid(
+    services: Services,  # noqa: ARG001  every reader has the same parameters
+    request: web.Request,
+    credentials: Credentials,
+) -> tuple[str, Credentials]:
+    await _no_body(request)
+    return request.match_info["kid"], credentials
+
+
 async def _read_audit_query(
     services: Services,  # noqa: ARG001  every reader has the same parameters
     request: web.Request,
@@ -269,6 +298,21 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda _, i: {"id": i},
     ),
     Route("GET", "/audit", lambda s: s.read_audit, _read_audit_query, schemas.audit_page),
+    Route(
+        "POST",
+        "/keys/jwks/{kid}/revoke",
+        lambda s: s.revoke_signing_key,
+        _read_kid,
+        lambda a, _: schemas.revocation(a),
+    ),
+    Route(
+        "POST",
+        "/token/introspect",
+        lambda s: s.introspect_token,
+        _read_held_token,
+        lambda a, _: schemas.introspection(a),
+    ),
+    Route("POST", "/token/revoke", lambda s: s.revoke_token, _read_held_token, lambda _a, _: {}),
 )
 
 

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from kkp import envelope as envelopes
 from kkp.envelope import Envelope
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
-from kkp.keyring.rotation import Rotation
+from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Credentials, Grant, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
 from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.strict_json import refuse_duplicates
+from kkp.tokens import Claims
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 
@@ -47,6 +51,7 @@ Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
@@ -192,6 +197,44 @@ class IdentityBody(_Body, frozen=True):
         )
 
 
+class HeldTokenBody(_Body, frozen=True):
+    """`POST /token/introspect` and `/token/revoke`, as JSON or as a form."""
+
+    token: Annotated[str, msgspec.Meta(min_length=1)]
+    token_type_hint: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+
+    def request(self) -> HeldToken:
+        """Return what is asked about; there is one type of token, so the hint says nothing new."""
+        return HeldToken(self.token)
+
+
+def held_token_of_form(body: bytes) -> HeldToken:
+    """Read an `application/x-www-form-urlencoded` body (RFC 7662 section 2.1, RFC 7009 section 2.1).
+
+    Raises:
+        InvalidRequestError: It is not such a form, has a member twice or one too many, or lacks the token.
+    """
+    if _BROKEN_ESCAPE.search(body) is not None:
+        raise InvalidRequestError("The body is not a form in UTF-8.")
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=8,
+        )
+    except ValueError:
+        raise InvalidRequestError("The body is not a form in UTF-8.") from None
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidRequestError("The body has two members of one name.")
+    try:
+        return msgspec.convert(members, HeldTokenBody).request()
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(_explanation(error)) from None
+
+
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
     """Return a body's struct, not yet looked at for duplicate members: see `check_unique`.
 
@@ -287,6 +330,23 @@ def opened(answer: Opened) -> JSON:
 def rotation(answer: Rotation) -> JSON:
     """Return the body that answers `POST /keys/rotate`."""
     return {"kid": answer.kid, "activates_at": int(answer.activates_at), "expires_at": int(answer.expires_at)}
+
+
+def revocation(answer: Revocation) -> JSON:
+    """Return the body that answers `POST /keys/jwks/{kid}/revoke`."""
+    return {
+        "kid": answer.kid,
+        "revoked_at": int(answer.revoked_at),
+        "caches_trust_it_until": math.ceil(answer.trusted_until),
+        "successor": answer.successor,
+    }
+
+
+def introspection(answer: Claims | None) -> JSON:
+    """Return the body that answers `POST /token/introspect` (RFC 7662 section 2.2)."""
+    if answer is None:
+        return {"active": False}
+    return {"active": True, "token_type": "Bearer", **msgspec.to_builtins(answer)}
 
 
 def new_identity(answer: NewIdentity) -> JSON:
