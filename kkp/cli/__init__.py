@@ -3,8 +3,8 @@
 `kkp dev` serves; the rest are for the person at the machine. What they do to identities travels the same
 pipeline as a request, is recorded in a chain of its own, and a running server notices by the epoch.
 
-Exit codes: 0 done; 1 refused, or `audit verify` found tampering; 2 wrong usage, a configuration that
-can't be used, or an audit log that can't be read.
+Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
+usage, a configuration that can't be used, or an audit log that can't be read.
 
 A command is a module with `register`, and a line in `_COMMANDS`.
 """
@@ -19,11 +19,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from kkp import __version__
-from kkp.cli import audit, dev, identity
+from kkp.cli import audit, dev, identity, keys, token
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, identity, audit)
+_COMMANDS = (dev, identity, audit, keys, token)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

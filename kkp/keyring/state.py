@@ -136,9 +136,14 @@ class Ring:
     def _ends(self) -> Mapping[str, float]:
         """For each key, when it leaves the JWKS if nobody revokes it."""
         ends = {key.kid: key.activate_at + self.times.key_ttl for key in self.keys}
-        for successor, key in zip(self._newest_first, self._newest_first[1:], strict=False):
-            ends[key.kid] = min(ends[key.kid], successor.activate_at + self.times.grace)
+        for kid, successor in self._successors.items():
+            ends[kid] = min(ends[kid], successor.activate_at + self.times.grace)
         return MappingProxyType(ends)
+
+    @cached_property
+    def _successors(self) -> Mapping[str, RingKey]:
+        pairs = zip(self._newest_first, self._newest_first[1:], strict=False)
+        return MappingProxyType({key.kid: successor for successor, key in pairs})
 
     def find(self, kid: str) -> RingKey | None:
         """Return the key of this kid, also one that was revoked; None if there never was one."""
@@ -147,6 +152,11 @@ class Ring:
     def publish_until(self, key: RingKey) -> float:
         """Return when a key leaves the JWKS if nobody revokes it."""
         return self._ends[key.kid]
+
+    def retires_at(self, key: RingKey) -> float | None:
+        """Return when a key's successor takes over; None while it has none."""
+        successor = self._successors.get(key.kid)
+        return successor.activate_at if successor is not None else None
 
     def state(self, kid: str, now: float) -> KeyState:
         """Return a key's state.

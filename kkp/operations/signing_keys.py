@@ -24,12 +24,19 @@ class SigningKey:
     Attributes:
         key: Its public half and its times.
         state: What it may do now.
+        retires_at: When its successor takes over; None while there is none.
         publish_until: When it leaves the JWKS if nobody revokes it.
     """
 
     key: RingKey
     state: KeyState
+    retires_at: float | None
     publish_until: float
+
+
+def is_kid(text: str) -> bool:
+    """Tell whether a text has the form of a kid."""
+    return _THUMBPRINT.fullmatch(text) is not None
 
 
 @final
@@ -56,7 +63,10 @@ class ListSigningKeys(Operation[Proposal, None, Sequence[SigningKey]]):
         await self._keyring.load()
         ring, now = self._keyring.view.ring, self._clock.now()
         newest_first = sorted(ring.keys, key=lambda key: key.generation, reverse=True)
-        return [SigningKey(key, ring.state(key.kid, now), ring.publish_until(key)) for key in newest_first]
+        return [
+            SigningKey(key, ring.state(key.kid, now), ring.retires_at(key), ring.publish_until(key))
+            for key in newest_first
+        ]
 
 
 @final
@@ -98,7 +108,7 @@ class RevokeSigningKey(Operation[Proposal, str, Revocation]):
 
     def propose(self, authenticated: Authenticated, request: str) -> Proposal:
         """Name the key. The audit keeps in clear what can be a kid, and seals everything else."""
-        kid = request if _THUMBPRINT.fullmatch(request) else None
+        kid = request if is_kid(request) else None
         return Proposal(authenticated=authenticated, kid=kid, details={"kid": request})
 
     async def run(self, proposal: Proposal, request: str) -> Revocation:  # noqa: ARG002  all is in the request
