@@ -27,6 +27,7 @@ from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
+from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
@@ -45,13 +46,15 @@ from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
 from kkp.operations.envelopes import Decrypt, Encrypt
 from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
-from kkp.operations.signing_keys import RotateSigningKey
+from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
+from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import LiveState, Origin, Pipeline
 from kkp.store.audit import AuditStore
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
 from kkp.store.sql import Database
 from kkp.web.public import PublicDocuments
@@ -101,6 +104,27 @@ class Foundation:
     directory: IdentityDirectory
     audit: AuditLog
     checkpoints: Checkpointer
+
+    def keyring(self) -> Keyring:
+        """Return the signing keyring, not read yet."""
+        return Keyring(RingStore(self.database), self.master_key, self.settings.ring_times, self.clock)
+
+    def revoked_tokens(self) -> RevokedTokens:
+        """Return the revoked tokens, not read yet."""
+        clock_error = self.settings.ring_times.clock_error
+        store = RevokedTokenStore(self.database)
+        return RevokedTokens(store, self.master_key, self.clock, clock_error_seconds=clock_error)
+
+    def authenticator(self, keyring: Keyring, revoked: RevokedTokens) -> Authenticator:
+        """Return what tells callers, and good tokens, from others."""
+        verifier = TokenVerifier(
+            keyring,
+            revoked,
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+        )
+        return Authenticator(self.directory, verifier)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -195,15 +219,17 @@ async def _running_services(base: Foundation, policy: PolicyEngine) -> AsyncIter
     async with AsyncExitStack() as stack:
         registry = await _backends(base)
         stack.push_async_callback(registry.close)
-        keyring = Keyring(RingStore(base.database), base.master_key, base.settings.ring_times, base.clock)
+        keyring = base.keyring()
         await _start_keyring(keyring)
-        state = LiveState(base.database.epoch, [keyring, base.directory])
+        revoked = base.revoked_tokens()
+        await revoked.load()
+        state = LiveState(base.database.epoch, [keyring, base.directory, revoked])
         await state.refresh()
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
-        services = _services(base, state, policy, registry, keyring, failures, limited)
+        services = _services(base, state, policy, registry, keyring, revoked, failures, limited)
         background = (keyring.run(), failures.run(), limited.run(), base.checkpoints.run())
         await stack.enter_async_context(_running(*background))
         yield services
@@ -215,16 +241,15 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     policy: PolicyEngine,
     registry: KMSRegistry,
     keyring: Keyring,
+    revoked: RevokedTokens,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
-    verifier = TokenVerifier(
-        keyring, clock, issuer=settings.issuer, clock_error_seconds=settings.ring_times.clock_error
-    )
+    authenticator = base.authenticator(keyring, revoked)
     pipeline = Pipeline(
         state=state,
-        authenticator=Authenticator(directory, verifier),
+        authenticator=authenticator,
         policy=policy,
         audit=base.audit,
         failures=failures,
@@ -239,7 +264,8 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             keyring=keyring,
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
-            checks=_readiness(base, policy, keyring),
+            checks=_readiness(base, policy, keyring, revoked),
+            refresh=state.refresh,
         ),
         issue_token=IssueToken(
             keyring,
@@ -251,6 +277,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         encrypt=Encrypt(registry),
         decrypt=Decrypt(registry),
         rotate_signing_key=RotateSigningKey(keyring),
+        revoke_signing_key=RevokeSigningKey(keyring),
+        introspect_token=IntrospectToken(authenticator),
+        revoke_token=RevokeToken(authenticator, revoked),
         add_identity=AddIdentity(directory, clock),
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
@@ -260,7 +289,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
 
 
 def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring
+    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: RevokedTokens
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
@@ -271,10 +300,14 @@ def _readiness(
     async def identities_are_trusted() -> None:
         base.directory.check_trusted()
 
+    async def revocations_are_trusted() -> None:
+        revoked.check_trusted()
+
     return {
         "keyring": keyring_is_ready,
         "database": database_answers,
         "identities": identities_are_trusted,
+        "revoked_tokens": revocations_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
         "checkpoints": base.checkpoints.check_ready,

@@ -23,6 +23,10 @@ class Action(StrEnum):
     ENCRYPT = "encrypt"
     DECRYPT = "decrypt"
     ROTATE_SIGNING_KEY = "rotate_signing_key"
+    REVOKE_SIGNING_KEY = "revoke_signing_key"
+    READ_KEY = "read_key"
+    INTROSPECT_TOKEN = "introspect_token"  # noqa: S105  the name of an action
+    REVOKE_TOKEN = "revoke_token"  # noqa: S105  the name of an action
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
 

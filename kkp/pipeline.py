@@ -173,6 +173,7 @@ class _Request(msgspec.Struct, frozen=True):
     ttl_seconds: JSON = msgspec.UNSET
     subject: JSON = msgspec.UNSET
     identity: JSON = msgspec.UNSET
+    kid: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):

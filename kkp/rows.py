@@ -61,6 +61,22 @@ class IdentitySnapshot(NamedTuple):
     service_keys: tuple[ServiceKeyRow, ...]
 
 
+class RevokedTokenRow(NamedTuple):
+    """The id of a token that was revoked before its `exp`, and until when it must be remembered."""
+
+    jti: str
+    exp: int
+    revoked_at: float
+    mac: bytes
+
+
+class RevokedTokenSnapshot(NamedTuple):
+    """The tokens revoked since an epoch, as one transaction read them."""
+
+    epoch: int
+    rows: tuple[RevokedTokenRow, ...]
+
+
 class LocalKeyRow(NamedTuple):
     """One version of a key of the `local://` backend, sealed under the master key."""
 

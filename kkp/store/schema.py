@@ -132,3 +132,15 @@ checkpoints = Table(
     Column("line", Bytes, nullable=False),
     Column("delivered", Boolean, nullable=False),
 )
+
+# Tokens that were revoked before their `exp`. `epoch` is the one that the revocation brought about, so that
+# replicas read only what is new to them.
+revoked_tokens = Table(
+    "revoked_tokens",
+    metadata,
+    Column("jti", Text, primary_key=True),
+    Column("exp", Integer, nullable=False),
+    Column("revoked_at", Double, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("mac", Bytes, nullable=False),
+)

@@ -184,7 +184,7 @@ def read_epoch(connection: Connection) -> int:
 
 
 def bump_epoch(connection: Connection) -> None:
-    """Tell every replica that the ring, an identity or a grant changed."""
+    """Tell every replica that the ring, an identity, a grant or what is revoked changed."""
     connection.execute(update(schema.state).values(epoch=schema.state.c.epoch + 1))
 
 

@@ -7,6 +7,7 @@ touch no private key and no backend, and change nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import final
@@ -14,7 +15,7 @@ from typing import final
 import msgspec
 from aiohttp import web
 
-from kkp.errors import KKPError
+from kkp.errors import KeyringUnavailableError, KKPError
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
 
@@ -31,6 +32,7 @@ class PublicDocuments:
         issuer: Every URL in the discovery document starts with it.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         checks: What must work for KKP to be ready, by name; a check raises a KKPError.
+        refresh: Looks whether the ring has changed elsewhere; many who ask at once share one look.
         stopping: Set when the process was asked to end: it answers, and is to be sent nothing more.
     """
 
@@ -38,10 +40,14 @@ class PublicDocuments:
     issuer: str
     jwks_max_age_seconds: int
     checks: dict[str, Callable[[], Awaitable[None]]]
+    refresh: Callable[[], Awaitable[None]]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def jwks(self, request: web.Request) -> web.Response:
-        """Serve the JWKS (RFC 7517): never empty, never with a private member."""
+        """Serve the JWKS (RFC 7517): never empty, never with a private or a revoked key."""
+        # Another process may have revoked a key. While the database is away, the copy here is good for P.
+        with contextlib.suppress(KeyringUnavailableError):
+            await self.refresh()
         body, etag = self.keyring.jwks()
         headers = {"Cache-Control": f"private, max-age={self.jwks_max_age_seconds}", "ETag": f'"{etag}"'}
         known = request.if_none_match
@@ -56,6 +62,10 @@ class PublicDocuments:
             "jwks_uri": f"{self.issuer}/keys/jwks",
             "token_endpoint": f"{self.issuer}/token",
             "token_endpoint_auth_methods_supported": ["none"],
+            "introspection_endpoint": f"{self.issuer}/token/introspect",
+            "introspection_endpoint_auth_methods_supported": ["Bearer"],
+            "revocation_endpoint": f"{self.issuer}/token/revoke",
+            "revocation_endpoint_auth_methods_supported": ["none"],
             "grant_types_supported": [],
             "response_types_supported": [],
         }

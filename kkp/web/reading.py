@@ -22,6 +22,7 @@ RequestT = TypeVar("RequestT")
 RequestT_co = TypeVar("RequestT_co", covariant=True)
 
 SMALL_BODY_BYTES = 64 * 1024
+FORM = "application/x-www-form-urlencoded"
 _READ_SECONDS = 10.0
 
 
@@ -105,6 +106,34 @@ class JSONBody(Generic[RequestT]):
 
 
 @final
+class JSONOrForm(Generic[RequestT]):
+    """Reads a JSON object, or the same as a form: the OAuth endpoints take either.
+
+    Args:
+        body: The schema of the JSON object.
+        read_form: Reads the form.
+    """
+
+    query: ClassVar[None] = None
+
+    def __init__(
+        self, body: type[schemas.Asks[RequestT]], read_form: Callable[[bytes], schemas.Asks[RequestT]]
+    ) -> None:
+        self.body = body
+        self._read_json = JSONBody(body)
+        self._read_form = read_form
+
+    async def __call__(
+        self, sizes: Sizes, request: web.Request, credentials: Credentials
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`."""
+        if request.content_type != FORM:
+            return await self._read_json(sizes, request, credentials)
+        body = self._read_form(await _read(request, SMALL_BODY_BYTES, media_type=FORM))
+        return body.request(), body.credentials(credentials)
+
+
+@final
 class NoBody(Generic[RequestT]):
     """Reads what the path says.
 
@@ -153,10 +182,10 @@ class Query(Generic[RequestT]):
         return schemas.parameters(request.query, self.query).request(), credentials
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
-    """Return the body, bounded in size and time, if it says that it is JSON."""
-    if request.content_type != "application/json":
-        raise UnsupportedMediaTypeError("The body must be sent as Content-Type: application/json.")
+async def _read(request: web.Request, limit: int, *, media_type: str = "application/json") -> bytes:
+    """Return the body, bounded in size and time, if it says that it is of this media type."""
+    if request.content_type != media_type:
+        raise UnsupportedMediaTypeError(f"The body must be sent as Content-Type: {media_type}.")
     if request.charset is not None and request.charset.lower() not in {"utf-8", "utf8"}:
         raise UnsupportedMediaTypeError("The body must be UTF-8.")
     if hdrs.CONTENT_ENCODING in request.headers:

@@ -19,13 +19,14 @@ from kkp.operations.audit import ReadAudit
 from kkp.operations.base import Operation
 from kkp.operations.envelopes import Decrypt, Encrypt
 from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities
-from kkp.operations.signing_keys import RotateSigningKey
+from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
+from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PublicDocuments
-from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, NoBody, Query, Reader
+from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, Query, Reader
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
@@ -48,6 +49,9 @@ class Services:
     encrypt: Encrypt
     decrypt: Decrypt
     rotate_signing_key: RotateSigningKey
+    revoke_signing_key: RevokeSigningKey
+    introspect_token: IntrospectToken
+    revoke_token: RevokeToken
     add_identity: AddIdentity
     list_identities: ListIdentities
     disable_identity: DisableIdentity
@@ -166,6 +170,27 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.read_audit,
         Query(schemas.AuditParameters),
         schemas.audit_page,
+    ),
+    Route(
+        "POST",
+        "/keys/jwks/{kid}/revoke",
+        lambda s: s.revoke_signing_key,
+        NoBody(lambda request: request.match_info["kid"]),
+        schemas.revocation,
+    ),
+    Route(
+        "POST",
+        "/token/introspect",
+        lambda s: s.introspect_token,
+        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        schemas.introspection,
+    ),
+    Route(
+        "POST",
+        "/token/revoke",
+        lambda s: s.revoke_token,
+        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        schemas.nothing,
     ),
 )
 

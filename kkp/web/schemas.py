@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from kkp import envelope as envelopes
 from kkp.envelope import Envelope
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
-from kkp.keyring.rotation import Rotation
+from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Credentials, Grant, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
 from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.strict_json import refuse_duplicates
 from kkp.tokens import Claims
@@ -49,6 +52,7 @@ Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
@@ -225,6 +229,44 @@ class IdentityBody(Asks[IdentityRequest], frozen=True):
         )
 
 
+class HeldTokenBody(Asks[HeldToken], frozen=True):
+    """`POST /token/introspect` and `/token/revoke`, as JSON or as a form."""
+
+    token: Annotated[str, msgspec.Meta(min_length=1)]
+    token_type_hint: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+
+    def request(self) -> HeldToken:
+        """Return what is asked about; there is one type of token, so the hint says nothing new."""
+        return HeldToken(self.token)
+
+
+def held_token_of_form(body: bytes) -> HeldTokenBody:
+    """Read an `application/x-www-form-urlencoded` body (RFC 7662 section 2.1, RFC 7009 section 2.1).
+
+    Raises:
+        InvalidRequestError: It is not such a form, has a member twice or one too many, or lacks the token.
+    """
+    if _BROKEN_ESCAPE.search(body) is not None:
+        raise InvalidRequestError("The body is not a form in UTF-8.")
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=8,
+        )
+    except ValueError:
+        raise InvalidRequestError("The body is not a form in UTF-8.") from None
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidRequestError("The body has two members of one name.")
+    try:
+        return msgspec.convert(members, HeldTokenBody)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(_explanation(error)) from None
+
+
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
     """Return a body's struct, not yet looked at for duplicate members: see `check_unique`.
 
@@ -336,6 +378,39 @@ class RotationAnswer(Answer, frozen=True):
     expires_at: int
 
 
+class RevocationAnswer(Answer, frozen=True):
+    """Answers `POST /keys/jwks/{kid}/revoke`; times in Unix seconds, `successor` where ACTIVE was revoked."""
+
+    kid: str
+    revoked_at: int
+    caches_trust_it_until: int
+    successor: str | None
+
+
+class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
+    """Answers `POST /token/introspect` (RFC 7662 section 2.2); where `active` is false it stands alone."""
+
+    active: bool
+    token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    iss: str | msgspec.UnsetType = msgspec.UNSET
+    sub: str | msgspec.UnsetType = msgspec.UNSET
+    aud: str | msgspec.UnsetType = msgspec.UNSET
+    iat: int | msgspec.UnsetType = msgspec.UNSET
+    nbf: int | msgspec.UnsetType = msgspec.UNSET
+    exp: int | msgspec.UnsetType = msgspec.UNSET
+    jti: str | msgspec.UnsetType = msgspec.UNSET
+    backend: str | msgspec.UnsetType = msgspec.UNSET
+    key_id: str | msgspec.UnsetType = msgspec.UNSET
+    ops: list[str] | msgspec.UnsetType = msgspec.UNSET
+    policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class EmptyAnswer(Answer, frozen=True):
+    """Answers `POST /token/revoke` with `{}`, whatever became of the token (RFC 7009 section 2.2)."""
+
+
 class NewIdentityAnswer(Answer, frozen=True):
     """Answers `POST /identities`; the service key is shown this once."""
 
@@ -381,6 +456,24 @@ def opened(answer: Opened, _request: object) -> OpenedAnswer:
 def rotation(answer: Rotation, _request: object) -> RotationAnswer:
     """Return the body that answers `POST /keys/rotate`."""
     return RotationAnswer(answer.kid, int(answer.activates_at), int(answer.expires_at))
+
+
+def revocation(answer: Revocation, _request: object) -> RevocationAnswer:
+    """Return the body that answers `POST /keys/jwks/{kid}/revoke`."""
+    until = math.ceil(answer.trusted_until)
+    return RevocationAnswer(answer.kid, int(answer.revoked_at), until, answer.successor)
+
+
+def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswer:
+    """Return the body that answers `POST /token/introspect`."""
+    if answer is None:
+        return IntrospectionAnswer(active=False)
+    return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+
+
+def nothing(_answer: None, _request: object) -> EmptyAnswer:
+    """Return the body that says that it is done."""
+    return EmptyAnswer()
 
 
 def new_identity(answer: NewIdentity, _request: object) -> NewIdentityAnswer:

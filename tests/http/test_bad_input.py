@@ -331,7 +331,7 @@ async def test_a_length_over_the_limit_is_refused_before_the_body_is_sent(
     await writer.wait_closed()
 
 
-@pytest.mark.parametrize("path", ["/keys/rotate", "/identities/nobody/disable"])
+@pytest.mark.parametrize("path", ["/keys/rotate", "/keys/jwks/nobody/revoke", "/identities/nobody/disable"])
 @pytest.mark.parametrize("body", [b"[]", b"null", b'{"id": "root"}', b"x"])
 async def test_an_endpoint_without_a_body_takes_none(world: World, path: str, body: bytes) -> None:
     await world.refuses(400, "invalid_request", "POST", path, body, credential=world.kkp.root_key)
@@ -409,6 +409,7 @@ async def test_base64_has_one_spelling(world: World, text: str) -> None:
 ALL_ENDPOINTS = [
     *(("POST", path) for path in BODY_ENDPOINTS),
     ("POST", "/keys/rotate"),
+    ("POST", "/keys/jwks/nobody/revoke"),
     ("GET", "/identities"),
     ("POST", "/identities/nobody/disable"),
     ("GET", "/audit"),
@@ -1061,6 +1062,9 @@ METHODS = [
     ("/envelope/encrypt", {"POST"}),
     ("/envelope/decrypt", {"POST"}),
     ("/keys/rotate", {"POST"}),
+    ("/keys/jwks/nobody/revoke", {"POST"}),
+    ("/token/introspect", {"POST"}),
+    ("/token/revoke", {"POST"}),
     ("/identities", {"GET", "POST"}),
     ("/identities/nobody/disable", {"POST"}),
     ("/audit", {"GET"}),

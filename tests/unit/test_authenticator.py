@@ -60,6 +60,13 @@ def mint(kid: str = "key-1", **changes: object) -> str:
     return sign(encode_claims(claims), kid, lambda data: bytes(SIGNER.sign(data).signature))
 
 
+class RevokedIds(set[str]):
+    """What was revoked by now."""
+
+    def is_revoked(self, jti: str) -> bool:
+        return jti in self
+
+
 class PublishedKeys:
     """What the ring publishes now; a key that is taken out is revoked or gone."""
 
@@ -78,6 +85,7 @@ class World:
     store: IdentityStore
     directory: IdentityDirectory
     ring: PublishedKeys
+    revoked: RevokedIds
     clock: FakeClock
     authenticator: Authenticator
 
@@ -97,8 +105,9 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         await directory.add(identity, service_key=key)
     await directory.disable("gone", at=NOW)
     ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
-    verifier = TokenVerifier(ring, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
-    yield World(store, directory, ring, clock, Authenticator(directory, verifier))
+    revoked = RevokedIds()
+    verifier = TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    yield World(store, directory, ring, revoked, clock, Authenticator(directory, verifier))
     await database.close()
 
 
@@ -247,7 +256,9 @@ async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
     stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32))
     with pytest.raises(StateUntrustedError):
         await stranger.load()
-    verifier = TokenVerifier(world.ring, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    verifier = TokenVerifier(
+        world.ring, world.revoked, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR
+    )
     with pytest.raises(StateUntrustedError):
         Authenticator(stranger, verifier).authenticate(Credentials(credential), epoch=1)
 
@@ -261,11 +272,52 @@ async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
     assert "orders-db" not in repr(authenticated)
 
 
+# What is accepted, whoever shows it.
+
+
+@pytest.mark.parametrize(
+    ("token", "accepted"),
+    [
+        pytest.param(GOOD, True, id="a good token"),
+        pytest.param(ANOTHER_SUBJECT, True, id="another subject's"),
+        pytest.param(ACTED, True, id="one that was asked for by another"),
+        pytest.param(ACTED_BY_GONE, False, id="one that was asked for by somebody disabled since"),
+        pytest.param(mint(sub="gone"), False, id="a disabled subject's"),
+        pytest.param(mint(sub="nobody"), False, id="an unknown subject's"),
+        pytest.param(FORGED, False, id="a forged one"),
+        pytest.param(mint(exp=NOW), False, id="an expired one"),
+        pytest.param(mint(jti="revoked"), False, id="a revoked one"),
+        pytest.param(ORDERS_KEY, False, id="a service key"),
+        pytest.param("", False, id="nothing"),
+        pytest.param("\ud800", False, id="half a character"),
+    ],
+)
+async def test_a_token_is_accepted(world: World, token: str, *, accepted: bool) -> None:
+    world.revoked.add("revoked")
+    if accepted:
+        assert world.authenticator.accepted(token).iss == ISSUER
+    else:
+        with pytest.raises(AuthenticationError):
+            world.authenticator.accepted(token)
+
+
 # The cache of verified tokens.
 
 
-def verifier_of(ring: PublishedKeys, clock: FakeClock) -> TokenVerifier:
-    return TokenVerifier(ring, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+def verifier_of(ring: PublishedKeys, clock: FakeClock, revoked: RevokedIds | None = None) -> TokenVerifier:
+    revoked = RevokedIds() if revoked is None else revoked
+    return TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+
+
+def test_a_cached_token_ends_when_it_is_revoked() -> None:
+    revoked = RevokedIds()
+    verifier = verifier_of(PublishedKeys("key-1"), FakeClock(NOW), revoked)
+    assert verifier.verify(GOOD) == CLAIMS
+    revoked.add("2")
+    assert verifier.verify(GOOD) == CLAIMS
+    revoked.add(CLAIMS.jti)
+    with pytest.raises(TokenInvalidError):
+        verifier.verify(GOOD)
 
 
 def test_a_cached_token_expires_to_the_second() -> None:

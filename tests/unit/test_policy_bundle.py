@@ -209,6 +209,7 @@ MUTATED = [
     "an explicit lifetime at the limit is allowed",
     "an admin names another subject",
     "an admin manages identities",
+    "a token is to ask about for whoever asked for it",
 ]
 
 
@@ -220,13 +221,17 @@ def mutated_cases(action: str) -> Iterator[Any]:
             yield from mutations(document)
 
 
-@pytest.mark.parametrize("action", ["decrypt", "encrypt", "issue_token", "manage_identity"])
+@pytest.mark.parametrize(
+    "action", ["decrypt", "encrypt", "issue_token", "manage_identity", "introspect_token"]
+)
 def test_whatever_is_missing_or_of_another_type_the_answer_is_a_decision(
     policy: EmbeddedPolicy, action: str
 ) -> None:
     for document in mutated_cases(action):
         decided = interpret("decision", policy._ask(json.dumps(document).encode()), policy.revision)
-        assert decided.allow is (decided.reasons[0].endswith((".granted", ".delegated")))
+        assert decided.allow is (
+            decided.reasons[0].endswith((".granted", ".delegated", ".concerned", ".unconcerned"))
+        )
 
 
 @pytest.mark.parametrize("action", OPERATIONS)

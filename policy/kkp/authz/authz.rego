@@ -64,7 +64,9 @@ _operation := "envelopes" if {
 } else := "tokens" if {
 	input.action == "issue_token"
 } else := "administration" if {
-	input.action in {"explain_policy", "manage_identity", "read_audit", "rotate_signing_key"}
+	input.action in {"explain_policy", "manage_identity", "read_audit", "revoke_signing_key", "rotate_signing_key"}
+} else := "lifecycle" if {
+	input.action in {"introspect_token", "revoke_token"}
 }
 
 _grounds := ["envelopes.granted"] if {
@@ -76,6 +78,9 @@ _grounds := ["envelopes.granted"] if {
 } else := ["administration.granted"] if {
 	_operation == "administration"
 	data.kkp.administration.permitted
+} else := data.kkp.lifecycle.grounds if {
+	_operation == "lifecycle"
+	data.kkp.lifecycle.permitted
 }
 
 # The first kind that applies, so that a stranger learns no more than that he is one.
@@ -97,4 +102,6 @@ _denials := [code | some code in data.kkp.envelopes.denials] if {
 	_operation == "tokens"
 } else := [code | some code in data.kkp.administration.denials] if {
 	_operation == "administration"
+} else := [code | some code in data.kkp.lifecycle.denials] if {
+	_operation == "lifecycle"
 }
