@@ -23,8 +23,9 @@ from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_servi
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authz.base import PolicyEngine
-from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.embedded import default_policy_path
 from kkp.authz.operator import OperatorPolicy
+from kkp.authz.reloading import ReloadingPolicy
 from kkp.clock import Clock, SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
@@ -137,14 +138,14 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
         services = _services(base, state, policy, registry, keyring, failures)
-        await stack.enter_async_context(_running(keyring.run(), failures.run()))
+        await stack.enter_async_context(_running(keyring.run(), failures.run(), policy.run()))
         yield services
 
 
 def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     base: Foundation,
     state: LiveState,
-    policy: PolicyEngine,
+    policy: ReloadingPolicy,
     registry: KMSRegistry,
     keyring: Keyring,
     failures: FailedAuthentications,
@@ -168,6 +169,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
             checks=_readiness(base, policy, keyring),
+            warnings={"policy": lambda: policy.warning},
         ),
         issue_token=IssueToken(
             keyring,
@@ -221,7 +223,7 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
     return data_dir.master_key(settings.master_key_file, may_create=may_create)
 
 
-def _policy(settings: Settings) -> EmbeddedPolicy:
+def _policy(settings: Settings) -> ReloadingPolicy:
     """Load the policy, and check the backends' URIs beside it: nothing is on disk yet if either is bad."""
     problems: list[str] = []
     try:
@@ -229,7 +231,7 @@ def _policy(settings: Settings) -> EmbeddedPolicy:
     except ConfigError as error:
         problems += [f"KKP_BACKENDS: {problem}" for problem in error.problems]
     try:
-        policy = EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
+        policy = ReloadingPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
     except PolicyLoadError as error:
         raise ConfigError([*problems, f"KKP_POLICY_PATH: {error}"]) from error
     if problems:

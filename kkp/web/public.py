@@ -31,12 +31,14 @@ class PublicDocuments:
         issuer: Every URL in the discovery document starts with it.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         checks: What must work for KKP to be ready, by name; a check raises a KKPError.
+        warnings: What an operator should know although KKP is ready, by name; None while there is nothing.
     """
 
     keyring: Keyring
     issuer: str
     jwks_max_age_seconds: int
     checks: dict[str, Callable[[], Awaitable[None]]]
+    warnings: dict[str, Callable[[], str | None]]
 
     async def jwks(self, request: web.Request) -> web.Response:
         """Serve the JWKS (RFC 7517): never empty, never with a private member."""
@@ -69,8 +71,10 @@ class PublicDocuments:
         results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
         document = dict(zip(self.checks, results, strict=True))
         ready = all(result == "ok" for result in results)
+        warnings = {name: text for name, warning in self.warnings.items() if (text := warning()) is not None}
         return _json(
-            {"status": "ok" if ready else "unready", "checks": document}, status=200 if ready else 503
+            {"status": "ok" if ready else "unready", "checks": document, "warnings": warnings},
+            status=200 if ready else 503,
         )
 
 
