@@ -19,7 +19,7 @@ from kkp import data_dir, kms
 from kkp.audit.failures import FailedAuthentications
 from kkp.audit.log import AuditLog
 from kkp.authn.authenticator import Authenticator
-from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
+from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authz.base import PolicyEngine
@@ -37,7 +37,13 @@ from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
 from kkp.operations.envelopes import Decrypt, Encrypt
-from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
+from kkp.operations.identities import (
+    AddIdentity,
+    DisableIdentity,
+    IdentityRequest,
+    ListIdentities,
+    RotateServiceKey,
+)
 from kkp.operations.signing_keys import RotateSigningKey
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import LiveState, Origin, Pipeline
@@ -109,7 +115,7 @@ async def foundation(
         url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
         database = await Database.open(url, master_key_check=check)
         stack.push_async_callback(database.close)
-        directory = IdentityDirectory(IdentityStore(database), master_key)
+        directory = IdentityDirectory(IdentityStore(database), master_key, clock)
         await directory.load()
         audit = AuditLog(AuditStore(database), master_key, clock)
         await audit.start()
@@ -138,7 +144,8 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
         services = _services(base, state, policy, registry, keyring, failures)
-        await stack.enter_async_context(_running(keyring.run(), failures.run(), policy.run()))
+        identities = base.directory.run(settings.ring_times.poll)
+        await stack.enter_async_context(_running(keyring.run(), identities, failures.run(), policy.run()))
         yield services
 
 
@@ -184,6 +191,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         add_identity=AddIdentity(directory, clock),
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
+        rotate_service_key=RotateServiceKey(directory, clock),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
     )
@@ -259,7 +267,7 @@ async def _ensure_root(base: Foundation) -> None:
     if is_known and not path.exists():
         return  # whoever keeps the key elsewhere is right to
     if not path.exists():
-        data_dir.write_secret(path, SERVICE_KEY_PREFIX + secrets.token_urlsafe(32))
+        data_dir.write_secret(path, new_service_key())
     service_key = data_dir.read_secret(path, "root.key")
     if not is_service_key(service_key):
         raise ConfigError([f"root.key: {path} holds no service key; give it back its own, or remove it"])

@@ -20,7 +20,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -72,15 +72,6 @@ identities = Table(
     Column("document", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("disabled_at", Double),
-    Column("mac", Bytes, nullable=False),
-)
-
-service_keys = Table(
-    "service_keys",
-    metadata,
-    Column("digest", Bytes, primary_key=True),
-    Column("identity_id", Text, nullable=False),
-    Column("created_at", Double, nullable=False),
     Column("mac", Bytes, nullable=False),
 )
 

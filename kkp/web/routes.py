@@ -25,7 +25,14 @@ from kkp.model import JSON, Credentials
 from kkp.operations.audit import AuditQuery, ReadAudit
 from kkp.operations.base import Operation
 from kkp.operations.envelopes import Decrypt, DecryptRequest, Encrypt, EncryptRequest
-from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
+from kkp.operations.identities import (
+    AddIdentity,
+    DisableIdentity,
+    IdentityRequest,
+    ListIdentities,
+    RotateKeyRequest,
+    RotateServiceKey,
+)
 from kkp.operations.signing_keys import RotateSigningKey
 from kkp.operations.tokens import IssueToken, TokenRequest
 from kkp.pipeline import Origin, Pipeline
@@ -45,6 +52,7 @@ _token_decoder = msgspec.json.Decoder(schemas.TokenBody)
 _encrypt_decoder = msgspec.json.Decoder(schemas.EncryptBody)
 _decrypt_decoder = msgspec.json.Decoder(schemas.DecryptBody)
 _identity_decoder = msgspec.json.Decoder(schemas.IdentityBody)
+_rotate_key_decoder = msgspec.json.Decoder(schemas.RotateKeyBody)
 
 ORIGIN = web.RequestKey("kkp.origin", Origin)
 
@@ -63,6 +71,7 @@ class Services:
     add_identity: AddIdentity
     list_identities: ListIdentities
     disable_identity: DisableIdentity
+    rotate_service_key: RotateServiceKey
     read_audit: ReadAudit
     max_plaintext_bytes: int
 
@@ -202,6 +211,17 @@ async def _read_identity_id(
     return request.match_info["id"], credentials
 
 
+async def _read_rotate_key(
+    services: Services,  # noqa: ARG001  every reader has the same parameters
+    request: web.Request,
+    credentials: Credentials,
+) -> tuple[RotateKeyRequest, Credentials]:
+    raw = await _body(request, _SMALL_BODY_BYTES) if request.can_read_body else b"{}"
+    body = schemas.decode(_rotate_key_decoder, raw)
+    schemas.check_unique(raw)
+    return body.request(request.match_info["id"]), credentials
+
+
 async def _read_audit_query(
     services: Services,  # noqa: ARG001  every reader has the same parameters
     request: web.Request,
@@ -267,6 +287,14 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.disable_identity,
         _read_identity_id,
         lambda _, i: {"id": i},
+    ),
+    Route(
+        "POST",
+        "/identities/{id}/rotate-key",
+        lambda s: s.rotate_service_key,
+        _read_rotate_key,
+        lambda a, _: schemas.rotated_key(a),
+        201,
     ),
     Route("GET", "/audit", lambda s: s.read_audit, _read_audit_query, schemas.audit_page),
 )

@@ -22,8 +22,9 @@ from kkp.keyring.rotation import Rotation
 from kkp.model import JSON, Credentials, Grant, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
-from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey, RotateKeyRequest
 from kkp.operations.tokens import IssuedToken, TokenRequest
+from kkp.ring_times import MAX_SECONDS
 from kkp.strict_json import refuse_duplicates
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -46,6 +47,9 @@ Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
+KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
+_MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
+Overlap = Annotated[int, msgspec.Meta(ge=0, le=_MAX_OVERLAP_SECONDS)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _MAX_EXPLANATION_CHARACTERS = 200
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
@@ -181,6 +185,7 @@ class IdentityBody(_Body, frozen=True):
     roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
     grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
     attributes: Pairs = {}
+    key_ttl_seconds: KeyTTL | None = None
 
     def request(self) -> IdentityRequest:
         """Return what is asked for, checked."""
@@ -189,6 +194,20 @@ class IdentityBody(_Body, frozen=True):
             roles=tuple(self.roles),
             grants=tuple(grant.grant() for grant in self.grants),
             attributes=self.attributes,
+            key_ttl_seconds=self.key_ttl_seconds,
+        )
+
+
+class RotateKeyBody(_Body, frozen=True):
+    """`POST /identities/{id}/rotate-key`."""
+
+    overlap_seconds: Overlap = 0
+    key_ttl_seconds: KeyTTL | None = None
+
+    def request(self, identity_id: str) -> RotateKeyRequest:
+        """Return what is asked for, checked."""
+        return RotateKeyRequest(
+            id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
         )
 
 
@@ -291,7 +310,21 @@ def rotation(answer: Rotation) -> JSON:
 
 def new_identity(answer: NewIdentity) -> JSON:
     """Return the body that answers `POST /identities`."""
-    return {"id": answer.id, "service_key": answer.service_key}
+    return {
+        "id": answer.id,
+        "service_key": answer.service_key,
+        "expires_at": None if answer.expires_at is None else int(answer.expires_at),
+    }
+
+
+def rotated_key(answer: RotatedKey) -> JSON:
+    """Return the body that answers `POST /identities/{id}/rotate-key`."""
+    return {
+        "id": answer.id,
+        "service_key": answer.service_key,
+        "expires_at": None if answer.expires_at is None else int(answer.expires_at),
+        "former_key_expires_at": int(answer.former_expires_at),
+    }
 
 
 def identities(answer: Sequence[Identity]) -> JSON:

@@ -28,6 +28,7 @@ PROBED: tuple[tuple[type, str], ...] = (
     (Keyring, "rotate"),
     (IdentityDirectory, "add"),
     (IdentityDirectory, "disable"),
+    (IdentityDirectory, "rotate_key"),
     (IdentityDirectory, "all"),
     (AuditStore, "read"),
 )

@@ -288,6 +288,7 @@ BODY_LIMITS = [
     ("/identities", SMALL_BODY),
     ("/keys/rotate", SMALL_BODY),
     ("/identities/nobody/disable", SMALL_BODY),
+    ("/identities/nobody/rotate-key", SMALL_BODY),
 ]
 
 
@@ -411,6 +412,7 @@ ALL_ENDPOINTS = [
     ("POST", "/keys/rotate"),
     ("GET", "/identities"),
     ("POST", "/identities/nobody/disable"),
+    ("POST", "/identities/nobody/rotate-key"),
     ("GET", "/audit"),
 ]
 NOT_BEARER: Mapping[str, str] = {
@@ -1063,6 +1065,7 @@ METHODS = [
     ("/keys/rotate", {"POST"}),
     ("/identities", {"GET", "POST"}),
     ("/identities/nobody/disable", {"POST"}),
+    ("/identities/nobody/rotate-key", {"POST"}),
     ("/audit", {"GET"}),
     ("/keys/jwks", {"GET", "HEAD"}),
     ("/.well-known/jwks.json", {"GET", "HEAD"}),

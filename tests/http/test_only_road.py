@@ -76,6 +76,9 @@ class Prepared(NamedTuple):
             ("POST", "/identities/{id}/disable"): Walk(
                 "/identities/leaver/disable", None, "root", "IdentityDirectory.disable"
             ),
+            ("POST", "/identities/{id}/rotate-key"): Walk(
+                "/identities/leaver/rotate-key", None, "root", "IdentityDirectory.rotate_key", 201
+            ),
             ("GET", "/audit"): Walk("/audit", None, "root", "AuditStore.read"),
         }
 
