@@ -24,15 +24,16 @@ from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.audit.sinks import open_sink
 from kkp.authn.authenticator import Authenticator
-from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
+from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.base import PolicyEngine
-from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.embedded import default_policy_path
 from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
+from kkp.authz.reloading import ReloadingPolicy
 from kkp.clock import Clock, SteadyClock
 from kkp.config import Check, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
@@ -45,7 +46,13 @@ from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
 from kkp.operations.envelopes import Decrypt, Encrypt
-from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
+from kkp.operations.identities import (
+    AddIdentity,
+    DisableIdentity,
+    IdentityRequest,
+    ListIdentities,
+    RotateServiceKey,
+)
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
@@ -161,7 +168,7 @@ async def foundation(
         url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
         database = await Database.open(url, master_key_check=check)
         stack.push_async_callback(database.close)
-        directory = IdentityDirectory(IdentityStore(database), master_key)
+        directory = IdentityDirectory(IdentityStore(database), master_key, clock)
         await directory.load()
         checkpoints = _checkpointer(settings, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
@@ -187,7 +194,10 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
         await _ensure_root(base)
-        yield await stack.enter_async_context(_running_services(base, policy))
+        warnings = {"policy": lambda: policy.warning}
+        services = await stack.enter_async_context(_running_services(base, policy, warnings))
+        await stack.enter_async_context(_running(policy.run()))
+        yield services
 
 
 @asynccontextmanager
@@ -211,11 +221,13 @@ async def production(settings: Settings, *, clock: Clock | None = None) -> Async
         )
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=False))
-        yield await stack.enter_async_context(_running_services(base, policy))
+        yield await stack.enter_async_context(_running_services(base, policy, {}))
 
 
 @asynccontextmanager
-async def _running_services(base: Foundation, policy: PolicyEngine) -> AsyncIterator[Services]:
+async def _running_services(
+    base: Foundation, policy: PolicyEngine, warnings: Mapping[str, Callable[[], str | None]]
+) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         registry = await _backends(base)
         stack.push_async_callback(registry.close)
@@ -229,8 +241,9 @@ async def _running_services(base: Foundation, policy: PolicyEngine) -> AsyncIter
         stack.push_async_callback(failures.flush)
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
-        services = _services(base, state, policy, registry, keyring, revoked, failures, limited)
-        background = (keyring.run(), failures.run(), limited.run(), base.checkpoints.run())
+        services = _services(base, state, policy, registry, keyring, revoked, failures, limited, warnings)
+        identities = base.directory.run(base.settings.ring_times.poll)
+        background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
         await stack.enter_async_context(_running(*background))
         yield services
 
@@ -244,6 +257,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     revoked: RevokedTokens,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
+    warnings: Mapping[str, Callable[[], str | None]],
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
@@ -266,6 +280,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
+            warnings=warnings,
         ),
         issue_token=IssueToken(
             keyring,
@@ -283,6 +298,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         add_identity=AddIdentity(directory, clock),
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
+        rotate_service_key=RotateServiceKey(directory, clock),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
     )
@@ -348,11 +364,11 @@ def _checkpointer(
     return Checkpointer(store, signer, sink, clock, interval_seconds=interval)
 
 
-def _policy(settings: Settings) -> EmbeddedPolicy:
+def _policy(settings: Settings) -> ReloadingPolicy:
     """Load the policy, and check the backends' URIs beside it: nothing is on disk yet if either is bad."""
     problems = _backend_problems(settings.backends)
     try:
-        policy = EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
+        policy = ReloadingPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
     except PolicyLoadError as error:
         raise ConfigError([*problems, f"KKP_POLICY_PATH: {error}"]) from error
     if problems:
@@ -380,7 +396,7 @@ async def _ensure_root(base: Foundation) -> None:
     if is_known and not path.exists():
         return  # whoever keeps the key elsewhere is right to
     if not path.exists():
-        data_dir.write_secret(path, SERVICE_KEY_PREFIX + secrets.token_urlsafe(32))
+        data_dir.write_secret(path, new_service_key())
     service_key = data_dir.read_secret(path, "root.key")
     if not is_service_key(service_key):
         raise ConfigError([f"root.key: {path} holds no service key; give it back its own, or remove it"])

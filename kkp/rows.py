@@ -35,7 +35,7 @@ class RingSnapshot(NamedTuple):
 
 
 class IdentityRow(NamedTuple):
-    """A local service identity; `document` is its roles, grants and attributes in canonical JSON."""
+    """A local service identity; `document` is its roles, grants, attributes and service keys in JSON."""
 
     id: str
     document: str
@@ -44,21 +44,11 @@ class IdentityRow(NamedTuple):
     mac: bytes
 
 
-class ServiceKeyRow(NamedTuple):
-    """A service key's SHA-256 and whose it is; the key itself is never stored."""
-
-    digest: bytes
-    identity_id: str
-    created_at: float
-    mac: bytes
-
-
 class IdentitySnapshot(NamedTuple):
-    """Every identity and service key as one transaction read them."""
+    """Every identity as one transaction read them."""
 
     epoch: int
     identities: tuple[IdentityRow, ...]
-    service_keys: tuple[ServiceKeyRow, ...]
 
 
 class RevokedTokenRow(NamedTuple):

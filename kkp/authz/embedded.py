@@ -16,6 +16,7 @@ policy that gives no usable answer to an empty input is refused as well. These r
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,9 +74,14 @@ class EmbeddedPolicy:
         Raises:
             PolicyLoadError: It does not parse, is unsafe in this engine, or has no usable default.
         """
-        files = _read_policy(path)
+        return cls.build(PolicySource.read(path), settings)
+
+    @classmethod
+    def build(cls, source: PolicySource, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
+        """Make a policy of what was read, on the thread that will ask it; see `load`."""
+        files = source.files
         data = _merge_data(files, settings)
-        engine, syntax = _parse(files, allow_legacy=path.is_file())
+        engine, syntax = _parse(files, allow_legacy=source.is_single_file)
         syntax.check(data)
         rule = _choose_rule(syntax)
         _add_data(engine, data)
@@ -167,25 +173,67 @@ class _PolicyFile:
         return tuple(self.name.split("/")[:-1])
 
 
-def _read_policy(path: Path) -> list[_PolicyFile]:
-    try:
-        names = [path.name] if path.is_file() else list(_bundle_names(path))
-        root = path.parent if path.is_file() else path
-        return _read_files(root, names)
-    except OSError as error:
-        raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error
+@dataclass(frozen=True, slots=True)
+class PolicySource:
+    """A policy as it was read from disk, whole; two readings are equal if no byte of them differs."""
+
+    files: tuple[_PolicyFile, ...]
+    is_single_file: bool
+
+    @classmethod
+    def read(cls, path: Path) -> PolicySource:
+        """Read a Rego file or a bundle directory.
+
+        Raises:
+            PolicyLoadError: It is missing, too large, or not all of it can be read.
+        """
+        try:
+            is_single_file = path.is_file()
+            root = path.parent if is_single_file else path
+            names = [path.name] if is_single_file else list(_bundle_names(path))
+            return cls(tuple(_read_files(root, names)), is_single_file)
+        except OSError as error:
+            raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """The roles that the data has under `kkp.roles`; empty where a policy keeps them elsewhere.
+
+        Raises:
+            PolicyLoadError: The data can't be read.
+        """
+        document: JSON = _merge_data(self.files, {})
+        for name in ("kkp", "roles"):
+            document = document.get(name) if isinstance(document, dict) else None
+        return frozenset(document) if isinstance(document, dict) else frozenset()
 
 
 def _bundle_names(root: Path) -> Iterator[str]:
     """Yield the bundle's files. What is hidden belongs to a tool, or is a mount's former version."""
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
-            continue
+    for path in sorted(_walk(root)):
+        name = path.relative_to(root).as_posix()
         if path.name in {"data.yaml", "data.yml"}:
-            raise PolicyLoadError(f"{relative.as_posix()}: only data.json is read in process")
+            raise PolicyLoadError(f"{name}: only data.json is read in process")
         if path.name == "data.json" or (path.suffix == ".rego" and not path.name.endswith("_test.rego")):
-            yield relative.as_posix()
+            if not path.is_file():  # a link to nowhere, say: without it this would be another policy
+                raise PolicyLoadError(f"{name} is no file")
+            yield name
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield what is not hidden and no directory; one that can't be entered is an error, not empty.
+
+    A mounted ConfigMap links each of its directories at the top; links further down are not followed.
+    """
+    linked = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()]
+    for top in (root, *(path for path in linked if not path.name.startswith("."))):
+        for folder, directories, names in os.walk(top, onerror=_raise):
+            directories[:] = [name for name in directories if not name.startswith(".")]
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _read_files(root: Path, names: list[str]) -> list[_PolicyFile]:
@@ -252,7 +300,7 @@ def _merge(into: dict[str, JSON], addition: Mapping[str, JSON], name: str) -> No
             raise PolicyLoadError(f"{name}: another data file already gives `{key}` a value")
 
 
-def _parse(files: list[_PolicyFile], *, allow_legacy: bool) -> tuple[regorus.Engine, PolicySyntax]:
+def _parse(files: Iterable[_PolicyFile], *, allow_legacy: bool) -> tuple[regorus.Engine, PolicySyntax]:
     sources = [file for file in files if not file.is_data]
     for source in sources:
         _check_nesting(source)

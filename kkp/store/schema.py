@@ -76,15 +76,6 @@ identities = Table(
     Column("mac", Bytes, nullable=False),
 )
 
-service_keys = Table(
-    "service_keys",
-    metadata,
-    Column("digest", Bytes, primary_key=True),
-    Column("identity_id", Text, nullable=False),
-    Column("created_at", Double, nullable=False),
-    Column("mac", Bytes, nullable=False),
-)
-
 local_keys = Table(
     "local_keys",
     metadata,

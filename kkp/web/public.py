@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -33,6 +33,7 @@ class PublicDocuments:
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         checks: What must work for KKP to be ready, by name; a check raises a KKPError.
         refresh: Looks whether the ring has changed elsewhere; many who ask at once share one look.
+        warnings: What an operator should know although KKP is ready, by name; None while there is nothing.
         stopping: Set when the process was asked to end: it answers, and is to be sent nothing more.
     """
 
@@ -41,6 +42,7 @@ class PublicDocuments:
     jwks_max_age_seconds: int
     checks: dict[str, Callable[[], Awaitable[None]]]
     refresh: Callable[[], Awaitable[None]]
+    warnings: Mapping[str, Callable[[], str | None]]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def jwks(self, request: web.Request) -> web.Response:
@@ -83,8 +85,10 @@ class PublicDocuments:
         results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
         document = dict(zip(self.checks, results, strict=True))
         ready = all(result == "ok" for result in results)
+        warnings = {name: text for name, warning in self.warnings.items() if (text := warning()) is not None}
         return _json(
-            {"status": "ok" if ready else "unready", "checks": document}, status=200 if ready else 503
+            {"status": "ok" if ready else "unready", "checks": document, "warnings": warnings},
+            status=200 if ready else 503,
         )
 
 

@@ -18,6 +18,7 @@ from kkp.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMed
 from kkp.model import Credentials
 from kkp.web import schemas
 
+BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
 RequestT_co = TypeVar("RequestT_co", covariant=True)
 
@@ -131,6 +132,35 @@ class JSONOrForm(Generic[RequestT]):
             return await self._read_json(sizes, request, credentials)
         body = self._read_form(await _read(request, SMALL_BODY_BYTES, media_type=FORM))
         return body.request(), body.credentials(credentials)
+
+
+@final
+class PathAndJSON(Generic[BodyT, RequestT]):
+    """Reads what the path says, and a JSON object which may be left out.
+
+    Args:
+        body: Its schema; every member has a default.
+        combine: What both ask for together.
+    """
+
+    query: ClassVar[None] = None
+
+    def __init__(self, body: type[BodyT], combine: Callable[[web.Request, BodyT], RequestT]) -> None:
+        self.body = body
+        self._decoder = msgspec.json.Decoder(body)
+        self._combine = combine
+
+    async def __call__(
+        self,
+        sizes: Sizes,  # noqa: ARG002  every reader has the same parameters
+        request: web.Request,
+        credentials: Credentials,
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`."""
+        raw = await _read(request, SMALL_BODY_BYTES) if request.can_read_body else b"{}"
+        body = schemas.decode(self._decoder, raw)
+        schemas.check_unique(raw)
+        return self._combine(request, body), credentials
 
 
 @final

@@ -18,7 +18,13 @@ from kkp.errors import UnauthenticatedError
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import Operation
 from kkp.operations.envelopes import Decrypt, Encrypt
-from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities
+from kkp.operations.identities import (
+    AddIdentity,
+    DisableIdentity,
+    ListIdentities,
+    RotateKeyRequest,
+    RotateServiceKey,
+)
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
@@ -26,7 +32,7 @@ from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PublicDocuments
-from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, Query, Reader
+from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, PathAndJSON, Query, Reader
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
@@ -55,6 +61,7 @@ class Services:
     add_identity: AddIdentity
     list_identities: ListIdentities
     disable_identity: DisableIdentity
+    rotate_service_key: RotateServiceKey
     read_audit: ReadAudit
     max_plaintext_bytes: int
 
@@ -111,6 +118,10 @@ class Route(Generic[RequestT, AnswerT]):
             content_type="application/json",
             headers=_ANSWER_HEADERS,
         )
+
+
+def _rotate_key(request: web.Request, body: schemas.RotateKeyBody) -> RotateKeyRequest:
+    return body.of(request.match_info["id"])
 
 
 ROUTES: tuple[Route[Any, Any], ...] = (
@@ -191,6 +202,14 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.revoke_token,
         JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
         schemas.nothing,
+    ),
+    Route(
+        "POST",
+        "/identities/{id}/rotate-key",
+        lambda s: s.rotate_service_key,
+        PathAndJSON[schemas.RotateKeyBody, RotateKeyRequest](schemas.RotateKeyBody, _rotate_key),
+        schemas.rotated_key,
+        201,
     ),
 )
 

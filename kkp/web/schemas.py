@@ -24,9 +24,10 @@ from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Credentials, Grant, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
-from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey, RotateKeyRequest
 from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import IssuedToken, TokenRequest
+from kkp.ring_times import MAX_SECONDS
 from kkp.strict_json import refuse_duplicates
 from kkp.tokens import Claims
 
@@ -51,6 +52,9 @@ Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
+KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
+_MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
+Overlap = Annotated[int, msgspec.Meta(ge=0, le=_MAX_OVERLAP_SECONDS)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
@@ -218,6 +222,7 @@ class IdentityBody(Asks[IdentityRequest], frozen=True):
     roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
     grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
     attributes: Pairs = {}
+    key_ttl_seconds: KeyTTL | None = None
 
     def request(self) -> IdentityRequest:
         """Return what is asked for, checked."""
@@ -226,6 +231,20 @@ class IdentityBody(Asks[IdentityRequest], frozen=True):
             roles=tuple(self.roles),
             grants=tuple(grant.grant() for grant in self.grants),
             attributes=self.attributes,
+            key_ttl_seconds=self.key_ttl_seconds,
+        )
+
+
+class RotateKeyBody(_Strict, frozen=True):
+    """`POST /identities/{id}/rotate-key`."""
+
+    overlap_seconds: Overlap = 0
+    key_ttl_seconds: KeyTTL | None = None
+
+    def of(self, identity_id: str) -> RotateKeyRequest:
+        """Return what is asked for an identity."""
+        return RotateKeyRequest(
+            id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
         )
 
 
@@ -412,10 +431,23 @@ class EmptyAnswer(Answer, frozen=True):
 
 
 class NewIdentityAnswer(Answer, frozen=True):
-    """Answers `POST /identities`; the service key is shown this once."""
+    """Answers `POST /identities`; the service key is shown this once. Times in Unix seconds."""
 
     id: str
     service_key: str
+    expires_at: int | None
+
+
+class RotatedKeyAnswer(Answer, frozen=True):
+    """Answers `POST /identities/{id}/rotate-key`; times in Unix seconds.
+
+    The service key is shown this once.
+    """
+
+    id: str
+    service_key: str
+    expires_at: int | None
+    former_key_expires_at: int
 
 
 class IdentitiesAnswer(Answer, frozen=True):
@@ -478,7 +510,17 @@ def nothing(_answer: None, _request: object) -> EmptyAnswer:
 
 def new_identity(answer: NewIdentity, _request: object) -> NewIdentityAnswer:
     """Return the body that answers `POST /identities`."""
-    return NewIdentityAnswer(answer.id, answer.service_key)
+    return NewIdentityAnswer(answer.id, answer.service_key, _whole(answer.expires_at))
+
+
+def rotated_key(answer: RotatedKey, _request: object) -> RotatedKeyAnswer:
+    """Return the body that answers `POST /identities/{id}/rotate-key`."""
+    former = int(answer.former_expires_at)
+    return RotatedKeyAnswer(answer.id, answer.service_key, _whole(answer.expires_at), former)
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
 
 
 def identities(answer: Sequence[Identity], _request: object) -> IdentitiesAnswer:

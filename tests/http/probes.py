@@ -31,6 +31,7 @@ PROBED: tuple[tuple[type, str], ...] = (
     (RevokedTokens, "revoke"),
     (IdentityDirectory, "add"),
     (IdentityDirectory, "disable"),
+    (IdentityDirectory, "rotate_key"),
     (IdentityDirectory, "all"),
     (AuditStore, "read"),
 )

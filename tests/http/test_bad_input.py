@@ -288,6 +288,7 @@ BODY_LIMITS = [
     ("/identities", SMALL_BODY),
     ("/keys/rotate", SMALL_BODY),
     ("/identities/nobody/disable", SMALL_BODY),
+    ("/identities/nobody/rotate-key", SMALL_BODY),
 ]
 
 
@@ -412,6 +413,7 @@ ALL_ENDPOINTS = [
     ("POST", "/keys/jwks/nobody/revoke"),
     ("GET", "/identities"),
     ("POST", "/identities/nobody/disable"),
+    ("POST", "/identities/nobody/rotate-key"),
     ("GET", "/audit"),
 ]
 NOT_BEARER: Mapping[str, str] = {
@@ -1067,6 +1069,7 @@ METHODS = [
     ("/token/revoke", {"POST"}),
     ("/identities", {"GET", "POST"}),
     ("/identities/nobody/disable", {"POST"}),
+    ("/identities/nobody/rotate-key", {"POST"}),
     ("/audit", {"GET"}),
     ("/keys/jwks", {"GET", "HEAD"}),
     ("/.well-known/jwks.json", {"GET", "HEAD"}),

@@ -152,6 +152,7 @@ async def test_policy_and_audit_see_the_attributes_of_a_new_identity(kkp: KKP) -
         "roles": ["service"],
         "grants": [],
         "attributes": {"environment": "prod"},
+        "key_ttl_seconds": None,
     }
 
 

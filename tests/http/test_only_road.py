@@ -86,6 +86,9 @@ class Prepared(NamedTuple):
             ("POST", "/token/revoke"): Walk(
                 "/token/revoke", {"token": self.token}, "orders", "RevokedTokens.revoke"
             ),
+            ("POST", "/identities/{id}/rotate-key"): Walk(
+                "/identities/leaver/rotate-key", None, "root", "IdentityDirectory.rotate_key", 201
+            ),
             ("GET", "/audit"): Walk("/audit", None, "root", "AuditStore.read"),
         }
 

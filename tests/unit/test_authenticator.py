@@ -98,13 +98,14 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     """`orders` and `billing` are enabled, `gone` is disabled, nobody else exists."""
     database = await Database.open(f"sqlite:///{tmp_path / 'kkp.db'}", master_key_check=b"check")
     store = IdentityStore(database)
-    directory = IdentityDirectory(store, MasterKey(b"m" * 32))
+    ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
+    directory = IdentityDirectory(store, MasterKey(b"m" * 32), clock)
     await directory.load()
     for name, key in KEYS.items():
         identity = Identity(name, ("service",), (GRANT,), {"team": name}, NOW)
         await directory.add(identity, service_key=key)
     await directory.disable("gone", at=NOW)
-    ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
+    ring = PublishedKeys("key-1", "key-2")
     revoked = RevokedIds()
     verifier = TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
     yield World(store, directory, ring, revoked, clock, Authenticator(directory, verifier))
@@ -253,7 +254,7 @@ async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
     world: World, credential: str | None
 ) -> None:
     world.authenticate(GOOD)
-    stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32))
+    stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32), world.clock)
     with pytest.raises(StateUntrustedError):
         await stranger.load()
     verifier = TokenVerifier(

@@ -604,8 +604,34 @@ async def test_a_bundle_mounted_by_symbolic_links_is_read_once(tmp_path: Path) -
     assert await allows(load(root), {})
 
 
+async def test_the_directories_of_a_mounted_bundle_are_read_once(tmp_path: Path) -> None:
+    former = {"..1/kkp/authz/a.rego": HEADER + "allow if true\n", "..1/kkp/rest/data.json": "{}"}
+    root = bundle(tmp_path, former)
+    (root / "..data").symlink_to("..1")
+    (root / "kkp").symlink_to("..data/kkp")
+    policy = load(root)
+    assert await allows(policy, {})
+    assert policy.revision == load(root / "..1").revision
+
+
+def test_links_below_the_top_are_not_followed(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "bundle", {"a.rego": HEADER, "x/data.json": "{}"})
+    bundle(tmp_path / "elsewhere", {"b.rego": "not rego"})
+    (root / "x/up").symlink_to("..")
+    (root / "x/elsewhere").symlink_to(tmp_path / "elsewhere")
+    assert load(root).revision
+
+
+@pytest.mark.parametrize("name", ["b.rego", "x/b.rego", "x/data.json"])
+def test_a_link_to_nowhere_is_refused_because_a_rule_may_be_missing(tmp_path: Path, name: str) -> None:
+    root = bundle(tmp_path, {"a.rego": HEADER, "x/c.rego": "package x\n"})
+    (root / name).symlink_to("gone")
+    with pytest.raises(PolicyLoadError, match=f"^{name} is no file"):
+        load(root)
+
+
 def test_a_policy_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyLoadError, match="holds no policy"):
+    with pytest.raises(PolicyLoadError, match=r"missing can't be read: No such file"):
         load(tmp_path / "missing")
 
 

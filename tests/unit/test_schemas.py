@@ -14,10 +14,10 @@ from multidict import MultiDict
 from kkp import envelope as envelopes
 from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KKPError, PayloadTooLargeError
 from kkp.keyring.rotation import Rotation
-from kkp.model import Credentials, Grant, Identity
+from kkp.model import Credentials, Grant, Identity, KeyTimes
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import EncryptRequest, Opened
-from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.tokens import Claims
 from kkp.web import schemas
@@ -839,10 +839,19 @@ def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
         "expires_at": 2,
         "kid": "kid",
     }
-    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x"), None)) == {
+    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x", None), None)) == {
         "id": "orders",
         "service_key": "kkp_sk_x",
+        "expires_at": None,
     }
+    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x", 2.9), None))["expires_at"] == 2
+    assert answered(schemas.rotated_key(RotatedKey("orders", "kkp_sk_y", None, 3.9), None)) == {
+        "id": "orders",
+        "service_key": "kkp_sk_y",
+        "expires_at": None,
+        "former_key_expires_at": 3,
+    }
+    assert answered(schemas.rotated_key(RotatedKey("orders", "kkp_sk_y", 2.9, 3.9), None))["expires_at"] == 2
     assert answered(schemas.rotation(Rotation("kid", 1.9, 2.9, "created"), None)) == {
         "kid": "kid",
         "activates_at": 1,
@@ -851,8 +860,10 @@ def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
 
 
 def test_identities_are_listed_without_anything_secret() -> None:
-    identity = Identity("orders", ("service",), (Grant("aws", "k", ("encrypt",)),), {}, 1.5)
+    grants = (Grant("aws", "k", ("encrypt",)),)
+    identity = Identity("orders", ("service",), grants, {}, 1.5, service_keys=(KeyTimes(1.5, 2.5),))
     (listed,) = answered(schemas.identities([identity], None))["identities"]
+    assert listed.pop("service_keys") == [{"created_at": 1.5, "expires_at": 2.5}]
     assert set(listed) == {"id", "roles", "grants", "attributes", "created_at", "disabled_at"}
     assert "max_ttl" not in listed["grants"][0]
 
@@ -875,6 +886,6 @@ def test_nothing_that_goes_over_the_wire_shows_itself_in_a_repr() -> None:
         decode(_encrypt, body(ENCRYPT, plaintext="s3cret")),
         schemas.opened(Opened(b"s3cret", "utf-8", CLAIMS), None),
         schemas.issued_token(IssuedToken("s3cret", 2, "kid"), None),
-        schemas.new_identity(NewIdentity("orders", "s3cret"), None),
+        schemas.new_identity(NewIdentity("orders", "s3cret", None), None),
     ]
     assert all("s3cret" not in repr(each) for each in shown)

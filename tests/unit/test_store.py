@@ -20,7 +20,6 @@ from kkp.rows import (
     IdentityRow,
     LocalKeyRow,
     RingRow,
-    ServiceKeyRow,
 )
 from kkp.store.audit import AuditStore
 from kkp.store.identities import IdentityStore
@@ -33,7 +32,6 @@ CHECK = b"check value"
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
 SECOND = RingRow("kid-2", 2, '{"kty":"OKP"}', 300.0, 400.0, None, b"mac 2")
 ORDERS = IdentityRow("orders", "{}", 100.25, None, b"\0mac\xff")
-ORDERS_KEY = ServiceKeyRow(b"d" * 32, "orders", 100.25, b"key mac")
 
 
 @pytest.fixture
@@ -316,15 +314,15 @@ async def test_a_caller_that_stops_waiting_breaks_nothing(database: Database, pa
 async def test_a_database_that_became_read_only_refuses_every_write_and_serves_reads(
     database: Database,
 ) -> None:
-    await IdentityStore(database).insert_identity(ORDERS, ORDERS_KEY)
+    await IdentityStore(database).insert_identity(ORDERS)
     await set_pragma(database, "query_only=ON")
     writes = [
         RingStore(database).insert_ring_key(FIRST, b"sealed"),
         RingStore(database).promote_ring_key(FIRST),
         RingStore(database).note_served(1.0),
         RingStore(database).delete_private_keys(["kid-1"]),
-        IdentityStore(database).insert_identity(ORDERS, ORDERS_KEY),
-        IdentityStore(database).disable_identity(ORDERS._replace(disabled_at=1.0)),
+        IdentityStore(database).insert_identity(ORDERS),
+        IdentityStore(database).replace_identity(ORDERS, former_mac=ORDERS.mac),
         LocalKeyStore(database).add_local_key(LocalKeyRow("default", 1, 1.0, b"")),
         AuditStore(database).open_chain("a", Opening()),
         AuditStore(database).append("a", [record(1)]),
@@ -505,43 +503,32 @@ async def test_a_value_of_another_type_is_handed_on_as_it_is(
 # Identities.
 
 
-async def test_an_identity_its_key_and_the_epoch_are_one_transaction(database: Database) -> None:
+async def test_an_identity_and_the_epoch_are_one_transaction(database: Database) -> None:
     store = IdentityStore(database)
-    await store.insert_identity(ORDERS, ORDERS_KEY)
+    await store.insert_identity(ORDERS)
     snapshot = await store.load_identities()
     assert snapshot.identities == (ORDERS,)
-    assert snapshot.service_keys == (ORDERS_KEY,)
     assert snapshot.epoch == 2
 
 
-@pytest.mark.parametrize(
-    ("identity", "key"),
-    [
-        pytest.param(ORDERS, ORDERS_KEY._replace(digest=b"e" * 32), id="a name that is taken"),
-        pytest.param(ORDERS._replace(id="billing"), ORDERS_KEY, id="a key that is taken"),
-    ],
-)
-async def test_a_name_and_a_key_exist_once(
-    database: Database, identity: IdentityRow, key: ServiceKeyRow
-) -> None:
+async def test_a_name_exists_once(database: Database) -> None:
     store = IdentityStore(database)
-    await store.insert_identity(ORDERS, ORDERS_KEY)
+    await store.insert_identity(ORDERS)
     before = await store.load_identities()
     with pytest.raises(ConflictError):
-        await store.insert_identity(identity, key)
+        await store.insert_identity(ORDERS._replace(document="other", mac=b"other"))
     assert await store.load_identities() == before
 
 
-async def test_disabling_writes_the_time_once(database: Database) -> None:
+async def test_a_row_is_replaced_only_where_it_still_is_what_was_read(database: Database) -> None:
     store = IdentityStore(database)
-    await store.insert_identity(ORDERS, ORDERS_KEY)
-    await store.disable_identity(ORDERS._replace(document="other", disabled_at=200.0, mac=b"new mac"))
+    await store.insert_identity(ORDERS)
+    changed = ORDERS._replace(document="other", disabled_at=200.0, mac=b"new mac")
+    assert await store.replace_identity(changed, former_mac=ORDERS.mac)
     snapshot = await store.load_identities()
-    assert snapshot.identities == (ORDERS._replace(disabled_at=200.0, mac=b"new mac"),)
-    assert snapshot.epoch == 3
-    for row in (ORDERS._replace(disabled_at=300.0), ORDERS._replace(id="nobody", disabled_at=300.0)):
-        with pytest.raises(ConflictError):
-            await store.disable_identity(row)
+    assert (snapshot.epoch, snapshot.identities) == (3, (changed,))
+    for row in (ORDERS._replace(disabled_at=300.0), changed._replace(id="nobody")):
+        assert not await store.replace_identity(row, former_mac=ORDERS.mac)
     assert await store.load_identities() == snapshot
 
 
