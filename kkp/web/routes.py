@@ -39,7 +39,8 @@ AnswerT = TypeVar("AnswerT")
 _SMALL_BODY_BYTES = 64 * 1024
 _LABELS_BYTES = 256 * 1024
 _READ_SECONDS = 10.0
-_ANSWER_HEADERS = {"Cache-Control": "no-store"}
+_JSON = "application/json"
+_ANSWER_HEADERS = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: _JSON}
 _encoder = msgspec.json.Encoder()
 _token_decoder = msgspec.json.Decoder(schemas.TokenBody)
 _encrypt_decoder = msgspec.json.Decoder(schemas.EncryptBody)
@@ -116,17 +117,14 @@ class Route(Generic[RequestT, AnswerT]):
         return web.Response(
             status=self.status,
             body=_encoder.encode(self.answer(answer, checked)),
-            content_type="application/json",
             headers=_ANSWER_HEADERS,
         )
 
 
 async def _body(request: web.Request, limit: int) -> bytes:
     """Return the body, bounded in size and time, if it says that it is JSON."""
-    if request.content_type != "application/json":
-        raise UnsupportedMediaTypeError("The body must be sent as Content-Type: application/json.")
-    if request.charset is not None and request.charset.lower() not in {"utf-8", "utf8"}:
-        raise UnsupportedMediaTypeError("The body must be UTF-8.")
+    if request.headers.get(hdrs.CONTENT_TYPE) != _JSON:  # which most send, and is quicker told than parsed
+        _check_media_type(request)
     if hdrs.CONTENT_ENCODING in request.headers:
         raise UnsupportedMediaTypeError("The body must not have a content coding.")
     if request.content_length is not None and request.content_length > limit:
@@ -137,9 +135,16 @@ async def _body(request: web.Request, limit: int) -> bytes:
     return body
 
 
+def _check_media_type(request: web.Request) -> None:
+    if request.content_type != _JSON:
+        raise UnsupportedMediaTypeError("The body must be sent as Content-Type: application/json.")
+    if request.charset is not None and request.charset.lower() not in {"utf-8", "utf8"}:
+        raise UnsupportedMediaTypeError("The body must be UTF-8.")
+
+
 async def _read_in_time(request: web.Request) -> bytes:
-    if request.content.is_eof():  # it has arrived whole, as most do: a timer would cost more than the reading
-        return await request.read()
+    if request.content.is_eof():  # it has arrived whole, as most do: waiting would cost more than the reading
+        return request.content.read_nowait()
     try:
         async with asyncio.timeout(_READ_SECONDS):
             return await request.read()
