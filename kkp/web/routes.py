@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, final
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from kkp.errors import UnauthenticatedError
 from kkp.operations.audit import ReadAudit
@@ -38,7 +38,7 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
 _LABELS_BYTES = 256 * 1024
-_ANSWER_HEADERS = {"Cache-Control": "no-store"}
+_ANSWER_HEADERS = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
 _encoder = msgspec.json.Encoder()
 
 ORIGIN = web.RequestKey("kkp.origin", Origin)
@@ -115,7 +115,6 @@ class Route(Generic[RequestT, AnswerT]):
         return web.Response(
             status=self.status,
             body=_encoder.encode(self.answer(answer, checked)),
-            content_type="application/json",
             headers=_ANSWER_HEADERS,
         )
 

@@ -112,7 +112,8 @@ class TokenBody(Asks[TokenRequest], frozen=True):
         """Return what is asked for, checked."""
         if len(set(self.ops)) != len(self.ops):
             raise InvalidRequestError("An op is named twice - at `$.ops`")
-        envelopes.check_context(self.context)
+        if self.context:
+            envelopes.check_context(self.context)
         return TokenRequest(
             audience=self.audience,
             backend=self.backend,
