@@ -47,8 +47,9 @@ from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.ring import RingStore
 from kkp.store.sql import Database
-from kkp.web.public import PublicDocuments
-from kkp.web.routes import Services
+from kkp.web import openapi
+from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
+from kkp.web.routes import ROUTES, Services
 
 ROOT = "root"
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
@@ -175,6 +176,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             keyring=keyring,
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
+            openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring),
         ),
         issue_token=IssueToken(

@@ -8,8 +8,8 @@ is known to be harmless.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ClassVar, Generic, Protocol, TypeVar, final
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -47,14 +47,19 @@ class Reader(Protocol[RequestT_co]):
     Attributes:
         body: The schema of the JSON body; None where there is none.
         query: The schema of the query's parameters; None where they have no meaning.
+        media_types: What a body may be sent as.
     """
 
     @property
-    def body(self) -> type[msgspec.Struct] | None:
+    def body(self) -> type[schemas.Asks[Any]] | None:
         """See above."""
 
     @property
-    def query(self) -> type[msgspec.Struct] | None:
+    def query(self) -> type[schemas.Asks[Any]] | None:
+        """See above."""
+
+    @property
+    def media_types(self) -> Sequence[str]:
         """See above."""
 
     async def __call__(
@@ -80,6 +85,7 @@ class JSONBody(Generic[RequestT]):
     """
 
     query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json",)
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class NoBody(Generic[RequestT]):
 
     body: ClassVar[None] = None
     query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ()
 
     def __init__(self, check: Callable[[web.Request], RequestT]) -> None:
         self._check = check
@@ -139,6 +146,7 @@ class Query(Generic[RequestT]):
     """
 
     body: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ()
 
     def __init__(self, query: type[schemas.Asks[RequestT]]) -> None:
         self.query = query

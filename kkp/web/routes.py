@@ -14,7 +14,18 @@ from typing import Any, Generic, TypeVar, final
 import msgspec
 from aiohttp import web
 
-from kkp.errors import UnauthenticatedError
+from kkp.errors import (
+    ConflictError,
+    EnvelopeInvalidError,
+    KeyDisabledError,
+    KKPError,
+    KMSDeniedError,
+    KMSUnavailableError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnknownBackendError,
+    UnknownKeyError,
+)
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import Operation
 from kkp.operations.envelopes import Decrypt, Encrypt
@@ -24,7 +35,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
-from kkp.web.public import PublicDocuments
+from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, NoBody, Query, Reader
 
 RequestT = TypeVar("RequestT")
@@ -79,6 +90,8 @@ class Route(Generic[RequestT, AnswerT]):
         operation: Which of the services' operations it is.
         read: Reads the request, and names its schema.
         answer: The answer's body, whose return type is its schema.
+        summary: One line for the API's description.
+        errors: What it may answer beside what every operation may.
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
     """
@@ -88,6 +101,8 @@ class Route(Generic[RequestT, AnswerT]):
     operation: Callable[[Services], Operation[Any, RequestT, AnswerT]]
     read: Reader[RequestT]
     answer: Callable[[AnswerT, RequestT], schemas.Answer]
+    summary: str = ""
+    errors: tuple[type[KKPError], ...] = ()
     status: int = 200
     credential_in_body: bool = False
 
@@ -109,6 +124,14 @@ class Route(Generic[RequestT, AnswerT]):
         )
 
 
+_BACKEND_ERRORS = (
+    UnknownBackendError,
+    UnknownKeyError,
+    KeyDisabledError,
+    KMSDeniedError,
+    KMSUnavailableError,
+)
+
 ROUTES: tuple[Route[Any, Any], ...] = (
     Route(
         "POST",
@@ -116,6 +139,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.issue_token,
         JSONBody(schemas.TokenBody),
         schemas.issued_token,
+        "Mint a token",
+        (UnknownBackendError,),
     ),
     Route(
         "POST",
@@ -127,6 +152,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
             check=lambda request, sizes: schemas.check_plaintext_size(request, sizes.max_plaintext_bytes),
         ),
         schemas.sealed_envelope,
+        "Seal a plaintext under a key",
+        _BACKEND_ERRORS,
     ),
     Route(
         "POST",
@@ -134,6 +161,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.decrypt,
         JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
         schemas.opened,
+        "Open an envelope, always with a token",
+        (EnvelopeInvalidError, *_BACKEND_ERRORS),
         credential_in_body=True,
     ),
     Route(
@@ -142,6 +171,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.rotate_signing_key,
         NoBody(lambda _: None),
         schemas.rotation,
+        "Promote the next signing key, or say when it will be",
+        (ConflictError,),
         201,
     ),
     Route(
@@ -150,15 +181,26 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.add_identity,
         JSONBody(schemas.IdentityBody),
         schemas.new_identity,
+        "Add an identity; its service key is shown this once",
+        (ConflictError,),
         201,
     ),
-    Route("GET", "/identities", lambda s: s.list_identities, NoBody(lambda _: None), schemas.identities),
+    Route(
+        "GET",
+        "/identities",
+        lambda s: s.list_identities,
+        NoBody(lambda _: None),
+        schemas.identities,
+        "List the identities",
+    ),
     Route(
         "POST",
         "/identities/{id}/disable",
         lambda s: s.disable_identity,
         NoBody(lambda request: request.match_info["id"]),
         schemas.disabled_identity,
+        "Disable an identity, for good",
+        (NotFoundError,),
     ),
     Route(
         "GET",
@@ -166,6 +208,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.read_audit,
         Query(schemas.AuditParameters),
         schemas.audit_page,
+        "Read the audit log, oldest first; reading is recorded",
     ),
 )
 
@@ -177,10 +220,6 @@ def make_application(services: Services) -> web.Application:
     )
     for route in ROUTES:
         app.router.add_route(route.method, route.path, partial(route.handle, services))
-    public = services.public
-    app.router.add_get("/keys/jwks", public.jwks)
-    app.router.add_get("/.well-known/jwks.json", public.jwks)
-    app.router.add_get("/.well-known/oauth-authorization-server", public.discovery)
-    app.router.add_get("/healthz", public.healthz)
-    app.router.add_get("/readyz", public.readyz)
+    for served in PUBLIC_ROUTES:
+        app.router.add_get(served.path, partial(served.serve, services.public))
     return app

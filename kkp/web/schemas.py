@@ -11,7 +11,7 @@ import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -50,6 +50,7 @@ PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _MAX_EXPLANATION_CHARACTERS = 200
+_ENVELOPE = "#/components/schemas/EnvelopeWire"  # read by `envelope.parse`, so that its faults are one error
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
     r"^(Invalid enum value|Object contains unknown field(?: `[a-z_]{1,20}`(?= - at |\Z))?)"
@@ -70,7 +71,13 @@ class _Strict(_Wire, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 
 class Asks(_Strict, Generic[RequestT], frozen=True):
-    """A whole request: a body, or the parameters of a query."""
+    """A whole request: a body, or the parameters of a query.
+
+    Attributes:
+        example: A body as the OpenAPI document shows it.
+    """
+
+    example: ClassVar[Mapping[str, JSON]] = {}
 
     def request(self) -> RequestT:
         """Return what is asked for, checked.
@@ -87,6 +94,14 @@ class Asks(_Strict, Generic[RequestT], frozen=True):
 
 class TokenBody(Asks[TokenRequest], frozen=True):
     """`POST /token`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "audience": "orders-db",
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "ops": ["encrypt", "decrypt"],
+        "policy_claims": {"environment": "prod"},
+    }
 
     audience: Audience
     backend: Backend
@@ -120,6 +135,13 @@ class TokenBody(Asks[TokenRequest], frozen=True):
 
 class EncryptBody(Asks[EncryptRequest], frozen=True):
     """`POST /envelope/encrypt`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "plaintext": "hello",
+        "context": {"table": "orders"},
+    }
 
     backend: Backend
     key_id: KeyId
@@ -163,7 +185,28 @@ def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> N
 class DecryptBody(Asks[DecryptRequest], frozen=True):
     """`POST /envelope/decrypt`."""
 
-    envelope: msgspec.Raw
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": "eyJhbGciOiJFZERTQSIsImtpZCI6…",
+        "envelope": {
+            "v": 1,
+            "alg": "A256GCM-HKDF-SHA512-COMMIT",
+            "context": {"table": "orders"},
+            "associated_data": None,
+            "encoding": "utf-8",
+            "message_id": "q1u7vS3Xn0o5b0p8m9l2kA",
+            "backend": "aws",
+            "key_id": "alias/orders",
+            "key_version": "",
+            "encrypted_data_key": "…",
+            "wrap_tag": "…",
+            "commitment": "…",
+            "nonce": "…",
+            "ciphertext": "…",
+        },
+        "expected_audience": "orders-db",
+    }
+
+    envelope: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": _ENVELOPE})]
     token: str | None = None
     expected_audience: Audience | None = None
     context: PolicyContext | None = None
@@ -209,6 +252,14 @@ class GrantBody(_Strict, frozen=True):
 
 class IdentityBody(Asks[IdentityRequest], frozen=True):
     """`POST /identities`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "id": "orders",
+        "roles": ["service"],
+        "grants": [
+            {"backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"], "audiences": ["orders-db"]}
+        ],
+    }
 
     id: Name
     roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
