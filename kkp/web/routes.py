@@ -200,7 +200,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         NoBody(lambda request: request.match_info["id"]),
         schemas.disabled_identity,
         "Disable an identity, for good",
-        (NotFoundError,),
+        (NotFoundError, ConflictError),
     ),
     Route(
         "GET",
