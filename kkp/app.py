@@ -64,8 +64,9 @@ from kkp.store.local_keys import LocalKeyStore
 from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
 from kkp.store.sql import Database
-from kkp.web.public import PublicDocuments
-from kkp.web.routes import Services
+from kkp.web import openapi
+from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
+from kkp.web.routes import ROUTES, Services
 from kkp.web.tls import check_tls
 
 ROOT = "root"
@@ -278,6 +279,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             keyring=keyring,
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
+            openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
             warnings=warnings,

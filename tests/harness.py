@@ -17,6 +17,7 @@ from kkp.config import Settings, load
 from kkp.ways import DEV
 from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
+from tests import described
 
 ISSUER = "https://kkp.test"
 
@@ -66,12 +67,16 @@ class KKP:
         headers: Mapping[str, str] | None = None,
         **arguments: Any,
     ) -> Answer:
-        """Send one request; `credential` becomes the bearer."""
+        """Send one request, and hold its answer against the API's document.
+
+        `credential` becomes the bearer.
+        """
         sent = dict(headers or {})
         if credential is not None:
             sent["Authorization"] = f"Bearer {credential}"
         async with self.session.request(method, path, headers=sent, **arguments) as response:
             raw = await response.read()
+            described.check(method, path, response.status, response.headers.get("Content-Type", ""), raw)
             is_json = "json" in response.headers.get("Content-Type", "")
             return Answer(
                 response.status,

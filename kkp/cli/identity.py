@@ -90,7 +90,9 @@ def _identity_rotate_key(options: argparse.Namespace) -> int:
 
     async def rotate(base: app.Foundation) -> int:
         operation = RotateServiceKey(base.directory, base.clock)
-        answer = await base.operator_pipeline().run(operation, body.of(options.name), Credentials(), origin())
+        answer = await base.operator_pipeline().run(
+            operation, body.request()(options.name), Credentials(), origin()
+        )
         end = f"works until {_moment(answer.former_expires_at)}" if body.overlap_seconds else "is dead"
         print(f"The key that {answer.id} had {end}. The new one is shown this once:", file=sys.stderr)
         print(answer.service_key)

@@ -10,12 +10,12 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
+from typing import Literal
 
 import msgspec
 from aiohttp import hdrs, web
 
 from kkp.errors import KKPError, PolicyDeniedError, RateLimitedError
-from kkp.model import JSON
 from kkp.pipeline import Origin
 
 _log = logging.getLogger(__name__)
@@ -64,6 +64,19 @@ _CHALLENGE: Mapping[str, str] = {
 }
 
 
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457. `code` is stable; `reasons` are the policy's that it marks public."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    decision_id: str | msgspec.UnsetType = msgspec.UNSET
+    reasons: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
 def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
     if isinstance(error, KKPError) and error.code in STATUS and error.code != "internal":
@@ -103,18 +116,15 @@ def of_status(status: int, origin: Origin, *, allow: str | None = None) -> web.R
 def problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...] = ()) -> web.Response:
     """Return one problem document."""
     status = STATUS[code]
-    document: dict[str, JSON] = {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": status.value,
-        "code": code,
-        "detail": detail,
-        "request_id": origin.request_id,
-    }
-    if origin.decision_id is not None:
-        document["decision_id"] = origin.decision_id
-    if reasons:
-        document["reasons"] = reasons
+    document = Problem(
+        title=status.phrase,
+        status=status.value,
+        code=code,
+        detail=detail,
+        request_id=origin.request_id,
+        decision_id=origin.decision_id or msgspec.UNSET,
+        reasons=reasons or msgspec.UNSET,
+    )
     response = web.Response(
         status=status.value,
         body=msgspec.json.encode(document),

@@ -8,8 +8,8 @@ is known to be harmless.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ClassVar, Generic, Protocol, TypeVar, final
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -18,7 +18,7 @@ from kkp.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMed
 from kkp.model import Credentials
 from kkp.web import schemas
 
-BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+PartT = TypeVar("PartT")
 RequestT = TypeVar("RequestT")
 RequestT_co = TypeVar("RequestT_co", covariant=True)
 
@@ -49,14 +49,19 @@ class Reader(Protocol[RequestT_co]):
     Attributes:
         body: The schema of the JSON body; None where there is none.
         query: The schema of the query's parameters; None where they have no meaning.
+        media_types: What a body may be sent as.
     """
 
     @property
-    def body(self) -> type[msgspec.Struct] | None:
+    def body(self) -> type[schemas.Asks[Any]] | None:
         """See above."""
 
     @property
-    def query(self) -> type[msgspec.Struct] | None:
+    def query(self) -> type[schemas.Asks[Any]] | None:
+        """See above."""
+
+    @property
+    def media_types(self) -> Sequence[str]:
         """See above."""
 
     async def __call__(
@@ -82,6 +87,7 @@ class JSONBody(Generic[RequestT]):
     """
 
     query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json",)
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class JSONOrForm(Generic[RequestT]):
     """
 
     query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json", FORM)
 
     def __init__(
         self, body: type[schemas.Asks[RequestT]], read_form: Callable[[bytes], schemas.Asks[RequestT]]
@@ -135,7 +142,7 @@ class JSONOrForm(Generic[RequestT]):
 
 
 @final
-class PathAndJSON(Generic[BodyT, RequestT]):
+class PathAndJSON(Generic[PartT, RequestT]):
     """Reads what the path says, and a JSON object which may be left out.
 
     Args:
@@ -144,8 +151,11 @@ class PathAndJSON(Generic[BodyT, RequestT]):
     """
 
     query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json",)
 
-    def __init__(self, body: type[BodyT], combine: Callable[[web.Request, BodyT], RequestT]) -> None:
+    def __init__(
+        self, body: type[schemas.Asks[PartT]], combine: Callable[[web.Request, PartT], RequestT]
+    ) -> None:
         self.body = body
         self._decoder = msgspec.json.Decoder(body)
         self._combine = combine
@@ -158,9 +168,9 @@ class PathAndJSON(Generic[BodyT, RequestT]):
     ) -> tuple[RequestT, Credentials]:
         """See `Reader`."""
         raw = await _read(request, SMALL_BODY_BYTES) if request.can_read_body else b"{}"
-        body = schemas.decode(self._decoder, raw)
+        part = schemas.decode(self._decoder, raw).request()
         schemas.check_unique(raw)
-        return self._combine(request, body), credentials
+        return self._combine(request, part), credentials
 
 
 @final
@@ -173,6 +183,7 @@ class NoBody(Generic[RequestT]):
 
     body: ClassVar[None] = None
     query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ()
 
     def __init__(self, check: Callable[[web.Request], RequestT]) -> None:
         self._check = check
@@ -198,6 +209,7 @@ class Query(Generic[RequestT]):
     """
 
     body: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ()
 
     def __init__(self, query: type[schemas.Asks[RequestT]]) -> None:
         self.query = query

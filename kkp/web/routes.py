@@ -14,7 +14,18 @@ from typing import Any, Generic, TypeVar, final
 import msgspec
 from aiohttp import hdrs, web
 
-from kkp.errors import UnauthenticatedError
+from kkp.errors import (
+    ConflictError,
+    EnvelopeInvalidError,
+    KeyDisabledError,
+    KKPError,
+    KMSDeniedError,
+    KMSUnavailableError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnknownBackendError,
+    UnknownKeyError,
+)
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import Operation
 from kkp.operations.envelopes import Decrypt, Encrypt
@@ -22,7 +33,6 @@ from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
     ListIdentities,
-    RotateKeyRequest,
     RotateServiceKey,
 )
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
@@ -31,7 +41,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
-from kkp.web.public import PublicDocuments
+from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, PathAndJSON, Query, Reader
 
 RequestT = TypeVar("RequestT")
@@ -90,6 +100,8 @@ class Route(Generic[RequestT, AnswerT]):
         operation: Which of the services' operations it is.
         read: Reads the request, and names its schema.
         answer: The answer's body, whose return type is its schema.
+        summary: One line for the API's description.
+        errors: What it may answer beside what every operation may.
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
     """
@@ -99,6 +111,8 @@ class Route(Generic[RequestT, AnswerT]):
     operation: Callable[[Services], Operation[Any, RequestT, AnswerT]]
     read: Reader[RequestT]
     answer: Callable[[AnswerT, RequestT], schemas.Answer]
+    summary: str = ""
+    errors: tuple[type[KKPError], ...] = ()
     status: int = 200
     credential_in_body: bool = False
 
@@ -119,9 +133,13 @@ class Route(Generic[RequestT, AnswerT]):
         )
 
 
-def _rotate_key(request: web.Request, body: schemas.RotateKeyBody) -> RotateKeyRequest:
-    return body.of(request.match_info["id"])
-
+_BACKEND_ERRORS = (
+    UnknownBackendError,
+    UnknownKeyError,
+    KeyDisabledError,
+    KMSDeniedError,
+    KMSUnavailableError,
+)
 
 ROUTES: tuple[Route[Any, Any], ...] = (
     Route(
@@ -130,6 +148,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.issue_token,
         JSONBody(schemas.TokenBody),
         schemas.issued_token,
+        "Mint a token",
+        (UnknownBackendError,),
     ),
     Route(
         "POST",
@@ -141,6 +161,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
             check=lambda request, sizes: schemas.check_plaintext_size(request, sizes.max_plaintext_bytes),
         ),
         schemas.sealed_envelope,
+        "Seal a plaintext under a key",
+        _BACKEND_ERRORS,
     ),
     Route(
         "POST",
@@ -148,6 +170,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.decrypt,
         JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
         schemas.opened,
+        "Open an envelope, always with a token",
+        (EnvelopeInvalidError, *_BACKEND_ERRORS),
         credential_in_body=True,
     ),
     Route(
@@ -156,6 +180,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.rotate_signing_key,
         NoBody(lambda _: None),
         schemas.rotation,
+        "Promote the next signing key, or say when it will be",
+        (ConflictError,),
         201,
     ),
     Route(
@@ -164,15 +190,26 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.add_identity,
         JSONBody(schemas.IdentityBody),
         schemas.new_identity,
+        "Add an identity; its service key is shown this once",
+        (ConflictError,),
         201,
     ),
-    Route("GET", "/identities", lambda s: s.list_identities, NoBody(lambda _: None), schemas.identities),
+    Route(
+        "GET",
+        "/identities",
+        lambda s: s.list_identities,
+        NoBody(lambda _: None),
+        schemas.identities,
+        "List the identities",
+    ),
     Route(
         "POST",
         "/identities/{id}/disable",
         lambda s: s.disable_identity,
         NoBody(lambda request: request.match_info["id"]),
         schemas.disabled_identity,
+        "Disable an identity, for good",
+        (NotFoundError, ConflictError),
     ),
     Route(
         "GET",
@@ -180,6 +217,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.read_audit,
         Query(schemas.AuditParameters),
         schemas.audit_page,
+        "Read the audit log, oldest first; reading is recorded",
     ),
     Route(
         "POST",
@@ -187,6 +225,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.revoke_signing_key,
         NoBody(lambda request: request.match_info["kid"]),
         schemas.revocation,
+        "Revoke a signing key at once, and every token that it signed",
+        (NotFoundError, ConflictError),
     ),
     Route(
         "POST",
@@ -194,6 +234,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.introspect_token,
         JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
         schemas.introspection,
+        "Ask whether a token is good (RFC 7662)",
     ),
     Route(
         "POST",
@@ -201,13 +242,16 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         lambda s: s.revoke_token,
         JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
         schemas.nothing,
+        "Revoke a token at once (RFC 7009)",
     ),
     Route(
         "POST",
         "/identities/{id}/rotate-key",
         lambda s: s.rotate_service_key,
-        PathAndJSON[schemas.RotateKeyBody, RotateKeyRequest](schemas.RotateKeyBody, _rotate_key),
+        PathAndJSON(schemas.RotateKeyBody, lambda request, named: named(request.match_info["id"])),
         schemas.rotated_key,
+        "Give an identity a new service key, which is shown this once",
+        (NotFoundError, ConflictError),
         201,
     ),
 )
@@ -220,10 +264,6 @@ def make_application(services: Services) -> web.Application:
     )
     for route in ROUTES:
         app.router.add_route(route.method, route.path, partial(route.handle, services))
-    public = services.public
-    app.router.add_get("/keys/jwks", public.jwks)
-    app.router.add_get("/.well-known/jwks.json", public.jwks)
-    app.router.add_get("/.well-known/oauth-authorization-server", public.discovery)
-    app.router.add_get("/healthz", public.healthz)
-    app.router.add_get("/readyz", public.readyz)
+    for served in PUBLIC_ROUTES:
+        app.router.add_get(served.path, partial(served.serve, services.public))
     return app

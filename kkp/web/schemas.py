@@ -10,9 +10,9 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -58,6 +58,7 @@ Overlap = Annotated[int, msgspec.Meta(ge=0, le=_MAX_OVERLAP_SECONDS)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
+_ENVELOPE = "#/components/schemas/EnvelopeWire"  # read by `envelope.parse`, so that its faults are one error
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
     r"^(Invalid enum value|Object contains unknown field(?: `[a-z_]{1,20}`(?= - at |\Z))?)"
@@ -78,7 +79,13 @@ class _Strict(_Wire, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
 
 class Asks(_Strict, Generic[RequestT], frozen=True):
-    """A whole request: a body, or the parameters of a query."""
+    """A whole request: a body, or the parameters of a query.
+
+    Attributes:
+        example: A body as the OpenAPI document shows it.
+    """
+
+    example: ClassVar[Mapping[str, JSON]] = {}
 
     def request(self) -> RequestT:
         """Return what is asked for, checked.
@@ -95,6 +102,14 @@ class Asks(_Strict, Generic[RequestT], frozen=True):
 
 class TokenBody(Asks[TokenRequest], frozen=True):
     """`POST /token`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "audience": "orders-db",
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "ops": ["encrypt", "decrypt"],
+        "policy_claims": {"environment": "prod"},
+    }
 
     audience: Audience
     backend: Backend
@@ -129,6 +144,13 @@ class TokenBody(Asks[TokenRequest], frozen=True):
 
 class EncryptBody(Asks[EncryptRequest], frozen=True):
     """`POST /envelope/encrypt`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "plaintext": "hello",
+        "context": {"table": "orders"},
+    }
 
     backend: Backend
     key_id: KeyId
@@ -172,7 +194,28 @@ def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> N
 class DecryptBody(Asks[DecryptRequest], frozen=True):
     """`POST /envelope/decrypt`."""
 
-    envelope: msgspec.Raw
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": "eyJhbGciOiJFZERTQSIsImtpZCI6…",
+        "envelope": {
+            "v": 1,
+            "alg": "A256GCM-HKDF-SHA512-COMMIT",
+            "context": {"table": "orders"},
+            "associated_data": None,
+            "encoding": "utf-8",
+            "message_id": "q1u7vS3Xn0o5b0p8m9l2kA",
+            "backend": "aws",
+            "key_id": "alias/orders",
+            "key_version": "",
+            "encrypted_data_key": "…",
+            "wrap_tag": "…",
+            "commitment": "…",
+            "nonce": "…",
+            "ciphertext": "…",
+        },
+        "expected_audience": "orders-db",
+    }
+
+    envelope: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": _ENVELOPE})]
     token: str | None = None
     expected_audience: Audience | None = None
     context: PolicyContext | None = None
@@ -219,6 +262,14 @@ class GrantBody(_Strict, frozen=True):
 class IdentityBody(Asks[IdentityRequest], frozen=True):
     """`POST /identities`."""
 
+    example: ClassVar[Mapping[str, JSON]] = {
+        "id": "orders",
+        "roles": ["service"],
+        "grants": [
+            {"backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"], "audiences": ["orders-db"]}
+        ],
+    }
+
     id: Name
     roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
     grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
@@ -236,21 +287,25 @@ class IdentityBody(Asks[IdentityRequest], frozen=True):
         )
 
 
-class RotateKeyBody(_Strict, frozen=True):
+class RotateKeyBody(Asks[Callable[[str], RotateKeyRequest]], frozen=True):
     """`POST /identities/{id}/rotate-key`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"overlap_seconds": 3600}
 
     overlap_seconds: Overlap = 0
     key_ttl_seconds: KeyTTL | None = None
 
-    def of(self, identity_id: str) -> RotateKeyRequest:
-        """Return what is asked for an identity."""
-        return RotateKeyRequest(
+    def request(self) -> Callable[[str], RotateKeyRequest]:
+        """Return what is asked for, once the identity is named."""
+        return lambda identity_id: RotateKeyRequest(
             id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
         )
 
 
 class HeldTokenBody(Asks[HeldToken], frozen=True):
     """`POST /token/introspect` and `/token/revoke`, as JSON or as a form."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"token": "eyJhbGciOiJFZERTQSIs…"}
 
     token: Annotated[str, msgspec.Meta(min_length=1)]
     token_type_hint: Annotated[str, msgspec.Meta(max_length=128)] | None = None

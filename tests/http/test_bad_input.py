@@ -495,6 +495,14 @@ async def test_opening_takes_a_token_and_not_a_service_key(world: World) -> None
         )
 
 
+async def test_an_identity_is_disabled_once(world: World) -> None:
+    await world.kkp.add_identity("retired")
+    path, root = "/identities/retired/disable", world.kkp.root_key
+    assert (await world.kkp.post(path, credential=root)).status == 200
+    assert (await world.kkp.post(path, credential=root)).problem() == "conflict"
+    assert (await world.kkp.post("/identities/nobody/disable", credential=root)).problem() == "not_found"
+
+
 async def test_a_disabled_identity_answers_like_an_unknown_one(world: World) -> None:
     key = await world.kkp.add_identity("fired", grant())
     await world.kkp.post("/identities/fired/disable", credential=world.kkp.root_key)

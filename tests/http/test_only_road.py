@@ -27,6 +27,7 @@ PUBLIC = (
     "/.well-known/oauth-authorization-server",
     "/healthz",
     "/readyz",
+    "/openapi.json",
 )
 
 

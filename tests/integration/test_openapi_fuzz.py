@@ -1,0 +1,166 @@
+"""A real `kkp dev`, asked by schemathesis whatever its own OpenAPI document admits, and what it does not.
+
+Every operation is asked in two modes, with what satisfies its schema and with what does not, by callers of
+every kind. No answer may be undeclared (its status, media type, headers or body), none may be a server error,
+and nothing malformed and nobody unknown may succeed. Some requests are grounded: their names and tokens are
+made real, so that they get beyond policy.
+
+About 200 cases by default, always the same ones; `KKP_TEST_SCALE=50` makes it 10,000.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import pytest_asyncio
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests import described
+from tests.integration.process import SCALE, Server, serving
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+# What a public document is asked for can't be malformed: it has no parameter and no body.
+CASES = [
+    (method.upper(), path, mode)
+    for path, operations in described.document()["paths"].items()
+    for method, operation in operations.items()
+    for mode in GenerationMode
+    if operation["security"] or mode is GenerationMode.POSITIVE
+]
+CASES_EACH = 13 * SCALE
+SCHEMA = schemathesis.openapi.from_dict(described.document())
+# A status that the policy, the state or the clock decides on is no verdict on the form of a request.
+CONFORMANCE = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+class Fuzzed(NamedTuple):
+    """A server, what a request needs to succeed there, and how often it answered what."""
+
+    server: Server
+    session: requests.Session
+    credentials: Mapping[str, str]
+    real: Mapping[str, Any]
+    answered: Counter[int]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fuzzed]:
+    async with serving(tmp_path_factory.mktemp("fuzz")) as server:
+        with requests.Session() as session:
+            session.trust_env = False
+            credentials = await _credentials(server)
+            envelope = (await server.seal(credentials["token"], "hello")).json["envelope"]
+            real = {
+                "audience": "orders-db",
+                "backend": "aws",
+                "key_id": "alias/orders",
+                "token": credentials["token"],
+                "envelope": envelope,
+            }
+            yield Fuzzed(server, session, credentials, real, Counter())
+
+
+async def _credentials(server: Server) -> dict[str, str]:
+    """Return one credential of each kind; the admin is not `root`, whom the fuzzer is free to disable."""
+    document = {"id": "admin", "roles": ["admin"], "grants": [], "attributes": {}}
+    admin = (await server.post("/identities", document, credential=server.root_key)).json["service_key"]
+    service = (await server.add("orders")).json["service_key"]
+    leaver = (await server.add("leaver")).json["service_key"]
+    await server.post("/identities/leaver/disable", credential=server.root_key)
+    return {
+        "admin": admin,
+        "service": service,
+        "token": await server.token(admin),
+        "disabled": leaver,
+        "unknown": "kkp_sk_" + "x" * 43,
+        "forged": (await server.token(service))[:-2],
+    }
+
+
+KINDS = ("admin", "service", "token", "disabled", "unknown", "forged", "generated", "none")
+UNPROVEN = {"disabled", "unknown", "forged", "none"}
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), CASES)
+async def test_no_answer_is_undeclared_and_nothing_malformed_succeeds(
+    fuzzed: Fuzzed, method: str, path: str, mode: GenerationMode
+) -> None:
+    @settings(
+        max_examples=CASES_EACH,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        case=SCHEMA[path][method].as_strategy(generation_mode=mode),
+        kind=st.sampled_from(KINDS),
+        is_grounded=st.booleans(),
+    )
+    def ask(case: schemathesis.Case[Any], kind: str, *, is_grounded: bool) -> None:
+        if is_grounded:
+            _ground(case, fuzzed.real)
+        _protect(case)
+        _ask(fuzzed, case, kind, is_grounded=is_grounded)
+
+    ask()
+
+
+def _ground(case: schemathesis.Case[Any], real: Mapping[str, Any]) -> None:
+    if isinstance(case.body, dict):
+        case.body.update({name: value for name, value in real.items() if name in case.body})
+
+
+def _protect(case: schemathesis.Case[Any]) -> None:
+    """Disable nobody on whom the run depends."""
+    if case.path_parameters.get("id") in {"admin", "orders"}:
+        case.path_parameters["id"] = "nobody"
+
+
+def _ask(fuzzed: Fuzzed, case: schemathesis.Case[Any], kind: str, *, is_grounded: bool) -> None:
+    if kind != "generated":
+        case.headers.pop("Authorization", None)
+    if kind in fuzzed.credentials:
+        case.headers["Authorization"] = f"Bearer {fuzzed.credentials[kind]}"
+    response = case.call(base_url=fuzzed.server.url, session=fuzzed.session)
+    fuzzed.answered[response.status_code] += 1
+    is_to_be_judged = response.status_code < 400 and not is_grounded
+    checks = [*CONFORMANCE, *([negative_data_rejection] if is_to_be_judged else [])]
+    case.validate_response(response, checks=checks)
+    content_type = response.headers.get("content-type", [""])[0]
+    described.check(case.method, case.formatted_path, response.status_code, content_type, response.content)
+    security = case.operation.definition.raw["security"]
+    if security and {} not in security and kind in UNPROVEN:
+        assert response.status_code >= 400, response.content
+
+
+async def test_the_server_is_well_and_its_log_is_clean(fuzzed: Fuzzed) -> None:
+    assert (await fuzzed.server.get("/readyz")).status == 200
+    assert await fuzzed.server.token(fuzzed.credentials["admin"])
+    assert re.findall(r"failed inside|Traceback", fuzzed.server.log) == []
+    assert fuzzed.answered.total() >= 200 * SCALE
+    assert {200, 201, 400, 401, 403} <= set(fuzzed.answered)
