@@ -462,6 +462,66 @@ async def test_of_two_promotions_to_one_time_one_wins(database: Database, replic
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
 
 
+REVOKED = FIRST._replace(revoked_at=350.0, mac=b"revoked mac")
+PROMOTED = SECOND._replace(activate_at=350.0, mac=b"promoted mac")
+THIRD = RingRow("kid-3", 3, '{"kty":"OKP"}', 350.0, 350.0, None, b"mac 3")
+
+
+async def test_a_revocation_and_the_promotion_with_it_are_one_transaction(database: Database) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(FIRST, b"sealed 1")
+    await store.insert_ring_key(SECOND, b"sealed 2")
+    await store.revoke_ring_key(REVOKED._replace(created_at=1.0), promoted=PROMOTED, created=None)
+    snapshot = await store.load_ring()
+    assert snapshot.rows == (REVOKED, PROMOTED)
+    assert snapshot.sealed_private == {"kid-2": b"sealed 2"}
+    assert snapshot.epoch == 4
+
+
+async def test_a_revocation_and_the_key_made_with_it_are_one_transaction(database: Database) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(FIRST, b"sealed 1")
+    await store.revoke_ring_key(REVOKED, promoted=None, created=(THIRD, b"sealed 3"))
+    snapshot = await store.load_ring()
+    assert snapshot.rows == (REVOKED, THIRD)
+    assert snapshot.sealed_private == {"kid-3": b"sealed 3"}
+    assert snapshot.epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "promoted", "created"),
+    [
+        pytest.param(REVOKED._replace(kid="kid-9"), None, None, id="the key is unknown"),
+        pytest.param(REVOKED._replace(activate_at=199.0), None, None, id="the key was promoted since"),
+        pytest.param(REVOKED, PROMOTED._replace(kid="kid-9"), None, id="the one to promote is unknown"),
+        pytest.param(REVOKED, PROMOTED._replace(activate_at=400.0), None, id="it has begun since"),
+        pytest.param(REVOKED, None, (THIRD._replace(generation=2), b"s"), id="the generation is taken"),
+    ],
+)
+async def test_a_revocation_happens_whole_or_not_at_all_when(
+    database: Database, row: RingRow, promoted: RingRow | None, created: tuple[RingRow, bytes] | None
+) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(FIRST, b"sealed 1")
+    await store.insert_ring_key(SECOND, b"sealed 2")
+    before = await store.load_ring()
+    with pytest.raises(ConflictError):
+        await store.revoke_ring_key(row, promoted=promoted, created=created)
+    assert await store.load_ring() == before
+
+
+async def test_a_key_is_revoked_once(database: Database, replica: Database) -> None:
+    await RingStore(database).insert_ring_key(FIRST, b"sealed 1")
+    stores = [RingStore(database), RingStore(replica)]
+    outcomes = await asyncio.gather(
+        *(stores[n % 2].revoke_ring_key(REVOKED, promoted=None, created=None) for n in range(6)),
+        return_exceptions=True,
+    )
+    assert outcomes.count(None) == 1
+    assert sum(isinstance(outcome, ConflictError) for outcome in outcomes) == 5
+    assert (await stores[0].load_ring()).rows == (REVOKED,)
+
+
 @pytest.mark.parametrize(
     ("notes", "latest"),
     [([5.0], 5.0), ([5.0, 7.5], 7.5), ([7.5, 5.0], 7.5), ([5.0, 5.0], 5.0), ([5.0, 9.0, 7.0], 9.0)],
