@@ -49,10 +49,10 @@ class ReloadingTLS:
         self.context = _new_context()
         self.context.sni_callback = self._choose
 
-    async def run(self) -> None:
-        """Take a new pair whenever the files change, until cancelled."""
+    async def run(self, look_seconds: float = _LOOK_SECONDS) -> None:
+        """Take a new pair whenever the files change, until cancelled; they are looked at this often."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(look_seconds)
             if self._look() != self._marks:
                 self.reload()
 
@@ -127,6 +127,6 @@ def _refuse_passphrase() -> str:
 
 
 def _cure(error: ssl.SSLError, cert_file: Path, key_file: Path) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
+    if error.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
         return f"KKP_TLS_KEY_FILE: {key_file} is not the key of {cert_file}; give the two of one pair"
     return f"KKP_TLS_CERT_FILE: {cert_file} and {key_file} can't be used; give one pair in PEM"
