@@ -9,47 +9,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import regorus  # type: ignore[import-untyped]  # the wheel carries no stubs
-import yaml
 
 from kkp.authz.base import interpret
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.model import Action, PolicyInput
+from tests.decision_cases import CASES, MUTATED, by_name, mutated_cases, question
 
 ROOT = default_policy_path()
-TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "decision_cases.yaml").read_text())
-CASES: list[dict[str, Any]] = TABLE["cases"]
 OPERATIONS = {"decrypt": "envelopes", "encrypt": "envelopes", "issue_token": "tokens"}
 REASON = re.compile(r'"([a-z]+\.[a-z_]+)"')
-
-
-def question(case: Mapping[str, Any]) -> dict[str, Any]:
-    """Build a case's input: the base, and what the case changes there."""
-    document: dict[str, Any] = deepcopy(TABLE["bases"][case["base"]])
-    for path, value in case.get("set", {}).items():
-        holder, name = locate(document, path)
-        holder[name] = value
-    for path in case.get("unset", []):
-        holder, name = locate(document, path)
-        del holder[name]
-    return document
-
-
-def locate(document: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    *folders, name = path.split(".")
-    for folder in folders:
-        document = document[folder]
-    return document, name
-
-
-def by_name(case: Mapping[str, Any]) -> str:
-    return str(case["name"])
 
 
 @cache
@@ -175,49 +148,6 @@ def test_the_input_of_every_allowed_case_is_the_schemas() -> None:
 
 
 # --- an allow and a denial never hold together
-
-
-def mutations(value: Any) -> Iterator[Any]:
-    """Yield every document that is one member short, or has one member of another type."""
-    for key in (
-        list(value) if isinstance(value, dict) else range(len(value) if isinstance(value, list) else 0)
-    ):
-        without = deepcopy(value)
-        del without[key]
-        yield without
-        for other in (None, True, 0, "", "x", [], ["x"], {}, {"x": "x"}):
-            yield (
-                type(value)(value | {key: other})
-                if isinstance(value, dict)
-                else [other if index == key else member for index, member in enumerate(value)]
-            )
-        for mutated in mutations(value[key]):
-            changed = deepcopy(value)
-            changed[key] = mutated
-            yield changed
-
-
-# Allowed, and among them every member that the input can have.
-MUTATED = [
-    "a service decrypts with its credential beside its token",
-    "a token minted by the caller for another is accepted beside the caller's credential",
-    "a token's context pair that the envelope has is met",
-    "a token bound to a key is accepted alone",
-    "an envelope of the same environment is opened",
-    "a service encrypts without a token",
-    "a token encrypts within its scope",
-    "an explicit lifetime at the limit is allowed",
-    "an admin names another subject",
-    "an admin manages identities",
-]
-
-
-def mutated_cases(action: str) -> Iterator[Any]:
-    for case in CASES:
-        document = question(case)
-        if case["name"] in MUTATED and document["action"] == action:
-            assert case["expect"]["allow"]
-            yield from mutations(document)
 
 
 @pytest.mark.parametrize("action", ["decrypt", "encrypt", "issue_token", "manage_identity"])
