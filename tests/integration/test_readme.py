@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -104,7 +105,7 @@ async def test_a_service_of_its_own_gets_a_token_within_its_grant(tmp_path: Path
 
 async def test_production_starts_serves_and_ends_as_it_says(tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "policy").symlink_to(POLICY)
+    shutil.copytree(POLICY, tmp_path / "policy")
     script = "\n".join(commands("production"))
     for port in ("8443", "8181"):
         script = script.replace(port, free_address().rpartition(":")[2])
