@@ -32,9 +32,12 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     Raises:
         ValueError: One is no address or network, has bits beyond its prefix, or is everybody.
     """
-    networks = tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    try:
+        networks = tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        networks = ()
     if (text and not networks) or any(network.prefixlen == 0 for network in networks):
-        raise ValueError
+        raise ValueError("proxies are named by their addresses or networks")
     return networks
 
 

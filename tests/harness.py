@@ -14,6 +14,7 @@ from kkp import kms
 from kkp.app import development
 from kkp.clock import Clock
 from kkp.config import Settings, load
+from kkp.peers import Peers
 from kkp.ways import DEV
 from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
@@ -175,12 +176,14 @@ def settings_for(directory: Path, **environ: str) -> Settings:
 
 
 @asynccontextmanager
-async def running(directory: Path, *, clock: Clock | None = None, **environ: str) -> AsyncIterator[KKP]:
+async def running(
+    directory: Path, *, clock: Clock | None = None, peers: Peers | None = None, **environ: str
+) -> AsyncIterator[KKP]:
     """Run KKP for the duration of the block."""
     settings = settings_for(directory, **environ)
     async with (
         development(settings, clock=clock) as services,
-        serving(make_application(services), settings.listen) as address,
+        serving(make_application(services), settings.listen, peers=peers) as address,
         aiohttp.ClientSession(f"http://{address}") as session,
     ):
         yield KKP(settings, services, session, address.host, address.port)

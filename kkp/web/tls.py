@@ -25,6 +25,8 @@ from kkp.errors import ConfigError
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOOK_SECONDS = 2.0
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
+# The last one is what OpenSSL says of a key of another type.
+_NOT_ITS_KEY = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 _log = logging.getLogger(__name__)
 _Marks: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
@@ -49,10 +51,10 @@ class ReloadingTLS:
         self.context = _new_context()
         self.context.sni_callback = self._choose
 
-    async def run(self) -> None:
-        """Take a new pair whenever the files change, until cancelled."""
+    async def run(self, look_seconds: float = _LOOK_SECONDS) -> None:
+        """Take a new pair whenever the files change, until cancelled; they are looked at this often."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(look_seconds)
             if self._look() != self._marks:
                 self.reload()
 
@@ -127,6 +129,6 @@ def _refuse_passphrase() -> str:
 
 
 def _cure(error: ssl.SSLError, cert_file: Path, key_file: Path) -> str:
-    if error.reason == "KEY_VALUES_MISMATCH":
+    if error.reason in _NOT_ITS_KEY:
         return f"KKP_TLS_KEY_FILE: {key_file} is not the key of {cert_file}; give the two of one pair"
     return f"KKP_TLS_CERT_FILE: {cert_file} and {key_file} can't be used; give one pair in PEM"

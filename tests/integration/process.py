@@ -1,4 +1,4 @@
-"""`kkp dev` and the other commands as real processes, started and ended the way a user does it.
+"""`kkp dev`, `kkp serve` and the other commands as real processes, started and ended the way a user does it.
 
 A server runs in a directory of its own, with its data in `.kkp` there, on a free port, and sees no `KKP_*`
 variable but those it is given. Its issuer is fixed, because the port changes with each start.
@@ -89,7 +89,7 @@ async def kkp(
 
 @dataclass(slots=True)
 class Server:
-    """One run of `kkp dev`."""
+    """One run of `kkp dev` or `kkp serve`."""
 
     directory: Path
     process: asyncio.subprocess.Process
@@ -201,16 +201,17 @@ def verified(token: str, jwks: jwt.PyJWKSet) -> dict[str, Any]:
 async def launched(
     directory: Path,
     *,
+    command: str = "dev",
     executable: Path = KKP,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start `kkp dev` without waiting for it; at the end of the block it is killed if it still runs."""
+    """Start a server without waiting for it; at the end of the block it is killed if it still runs."""
     with (directory / "kkp.out").open("wb") as out, (directory / "kkp.err").open("wb") as err:
         process = await asyncio.create_subprocess_exec(
             *prefix,
             executable,
-            "dev",
+            command,
             cwd=directory,
             env=environment(environ),
             stdin=asyncio.subprocess.DEVNULL,
@@ -229,15 +230,17 @@ async def launched(
 async def serving(
     directory: Path,
     *,
+    command: str = "dev",
     executable: Path = KKP,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
 ) -> AsyncIterator[Server]:
-    """Run `kkp dev` for the duration of the block, from the moment that it says where it listens."""
+    """Run a server for the duration of the block, from the moment that it says where it listens."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
-    async with launched(directory, executable=executable, prefix=prefix, environ=environ) as process:
-        url = await _listening(process, directory)
+    launching = launched(directory, command=command, executable=executable, prefix=prefix, environ=environ)
+    async with launching as process:
+        url = await listening(process, directory)
         async with aiohttp.ClientSession(url) as session:
             server = Server(directory, process, url, 0.0, session)
             answer = await server.get("/readyz")
@@ -246,7 +249,8 @@ async def serving(
             yield server
 
 
-async def _listening(process: asyncio.subprocess.Process, directory: Path) -> str:
+async def listening(process: asyncio.subprocess.Process, directory: Path) -> str:
+    """Return the URL that a server says it listens on."""
     async with asyncio.timeout(_HANG_SECONDS):
         while True:
             found = re.search(r"Listening on (\S+)\. ", (directory / "kkp.out").read_text())

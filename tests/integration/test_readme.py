@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import shutil
+import signal
 import socket
 import sys
 from contextlib import closing
@@ -13,6 +16,7 @@ from pathlib import Path
 from kkp.model import Grant, Identity
 from tests.harness import running
 from tests.integration.process import environment, names, serving
+from tests.opa import POLICY, require_opa
 
 README = Path(__file__).parents[2] / "README.md"
 ADDRESS = "127.0.0.1:8080"
@@ -35,32 +39,39 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+async def shell(directory: Path, script: str, path: str | None = None) -> str:
+    """Run a script to its end and return what it prints."""
+    started = await asyncio.create_subprocess_exec(
+        "bash",
+        "-euo",
+        "pipefail",
+        "-c",
+        script,
+        cwd=directory,
+        env={**environment(), **({} if path is None else {"PATH": path})},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, err = await asyncio.wait_for(started.communicate(), _HANG_SECONDS)
+    finally:
+        if started.returncode is None:
+            os.killpg(started.pid, signal.SIGKILL)  # what it had started is in its group
+            await started.wait()
+    assert started.returncode == 0, (out.decode(), err.decode())
+    return out.decode()
+
+
 async def run(directory: Path, blocks: list[str]) -> str:
     """Run shell blocks beside a server, from where a checkout would be, and return what they print."""
     (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
     async with serving(directory, environ={"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}) as server:
-        shell = await asyncio.create_subprocess_exec(
-            "bash",
-            "-euo",
-            "pipefail",
-            "-c",
-            "\n".join(blocks).replace(ADDRESS, address),
-            cwd=directory,
-            env=environment(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            out, err = await asyncio.wait_for(shell.communicate(), _HANG_SECONDS)
-        finally:
-            if shell.returncode is None:
-                shell.kill()
-                await shell.wait()
-        assert shell.returncode == 0, (out.decode(), err.decode())
+        printed = await shell(directory, "\n".join(blocks).replace(ADDRESS, address))
         assert await server.stop() == 0
-    return out.decode()
+    return printed
 
 
 def content(path: Path) -> bytes:
@@ -90,6 +101,21 @@ async def test_a_service_of_its_own_gets_a_token_within_its_grant(tmp_path: Path
     assert listed[0].startswith("orders ")
     assert listed[1] == "    aws:alias/orders:encrypt,decrypt audience=orders-db environment=prod"
     assert listed[2].startswith("root ")
+
+
+async def test_production_starts_serves_and_ends_as_it_says(tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    shutil.copytree(POLICY, tmp_path / "policy")
+    script = "\n".join(commands("production"))
+    for port in ("8443", "8181"):
+        script = script.replace(port, free_address().rpartition(":")[2])
+    # Its settings are all in the file that it writes.
+    script = f"unset KKP_LISTEN_ADDR KKP_ISSUER\n{script}"
+    path = f"{Path(require_opa()).parent}:{os.environ['PATH']}"
+    printed = await shell(tmp_path, script, path)
+    assert '"policy":"ok"' in printed
+    assert re.search(r'"token":"[\w-]+\.[\w-]+\.[\w-]+"', printed)
+    assert printed.splitlines()[-1].startswith("clean: ")
 
 
 async def test_the_sample_policy_keeps_to_the_grants(tmp_path: Path) -> None:

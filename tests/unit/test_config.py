@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kkp.app import PRODUCTION_CHECKS
 from kkp.config import Address, Settings, SinkAddress, load
 from kkp.errors import ConfigError
 from kkp.ring_times import RingTimes
-from kkp.ways import DEV
+from kkp.ways import COMMAND, DEV, SERVE
 
 SCHEMES = ("memory", "local")
 CANARY = "canary-3f9a1c"
@@ -545,6 +546,227 @@ def test_settings_can_not_be_changed_afterwards() -> None:
     chosen = settings()
     with pytest.raises(AttributeError):
         chosen.issuer = "https://evil.test"  # type: ignore[misc]  # the point of the test
+
+
+# `kkp serve`.
+
+SERVED = {
+    "KKP_ISSUER": "https://kkp.test",
+    "KKP_OPA_URL": "http://127.0.0.1:8181",
+    "KKP_BACKENDS": "local=local://",
+    "KKP_CHECKPOINT_SINK": "file:/var/lib/checkpoints/kkp",
+    "KKP_LISTEN_ADDR": "127.0.0.1:8080",
+}
+
+
+@pytest.fixture
+def initialised(here: Path) -> Path:
+    """Work beside a data directory with a master key and a database."""
+    (here / ".kkp").mkdir()
+    (here / ".kkp/master.key").touch()
+    (here / ".kkp/kkp.db").touch()
+    return here
+
+
+def served(**environ: str) -> Settings:
+    return load({**SERVED, **environ}, SERVE, schemes=SCHEMES, checks=PRODUCTION_CHECKS)
+
+
+def serve_problems(**environ: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as refusal:
+        served(**environ)
+    return refusal.value.problems
+
+
+def test_serving_takes_what_it_needs_and_has_defaults_for_the_rest(initialised: Path) -> None:
+    chosen = served(KKP_LISTEN_ADDR="", KKP_TRUSTED_PROXIES="10.0.0.1")
+    assert str(chosen.listen) == "0.0.0.0:8080"
+    assert str(chosen.metrics_listen) == "127.0.0.1:9464"
+    assert chosen.backends == {"local": "local://"}
+    assert chosen.opa_url == "http://127.0.0.1:8181"
+    assert chosen.opa_timeout_seconds == 0.5
+    assert (chosen.opa_ca_file, chosen.policy_rule, chosen.policy_path) == (None, None, None)
+    assert chosen.checkpoint_sink == SinkAddress("file", Path("/var/lib/checkpoints/kkp"))
+    assert chosen.drain_seconds == 5
+    assert chosen.warnings == ()
+
+
+def test_the_settings_of_serving_arrive(initialised: Path) -> None:
+    chosen = served(
+        KKP_OPA_TIMEOUT_MS="60000",
+        KKP_POLICY_RULE="allow",
+        KKP_CHECKPOINT_SINK="command:/usr/bin/store",
+        KKP_TRUSTED_PROXIES="10.0.0.1,2001:db8::/32",
+        KKP_METRICS_ADDR="[::1]:1",
+        KKP_DRAIN_SECS="0.5",
+    )
+    assert (chosen.opa_timeout_seconds, chosen.policy_rule) == (60, "allow")
+    assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/bin/store"))
+    assert [str(network) for network in chosen.trusted_proxies] == ["10.0.0.1/32", "2001:db8::/32"]
+    assert (chosen.metrics_listen, chosen.drain_seconds) == (Address("::1", 1), 0.5)
+
+
+def test_metrics_are_turned_off_by_an_empty_address_in_either_place(initialised: Path) -> None:
+    assert served(KKP_METRICS_ADDR="").metrics_listen is None
+    toml('metrics_addr = ""')
+    assert served().metrics_listen is None
+
+
+def test_a_policy_and_a_master_key_of_its_own_are_enough(here: Path) -> None:
+    (here / "other.db").touch()
+    chosen = served(KKP_MASTER_KEY=MASTER_KEY_TEXT, KKP_DATABASE_URL="sqlite:///other.db")
+    assert chosen.master_key == MASTER_KEY
+
+
+SERVE_REFUSALS = {
+    "no issuer": ({"KKP_ISSUER": ""}, "KKP_ISSUER: `kkp serve` needs it; give the https URL"),
+    "no OPA": ({"KKP_OPA_URL": ""}, "KKP_OPA_URL: `kkp serve` needs it; give OPA's address"),
+    "no backends": ({"KKP_BACKENDS": ""}, "KKP_BACKENDS: `kkp serve` needs it; give a list"),
+    "no checkpoint sink": (
+        {"KKP_CHECKPOINT_SINK": ""},
+        "KKP_CHECKPOINT_SINK: `kkp serve` needs it; give file:",
+    ),
+    "an open listener in the clear": (
+        {"KKP_LISTEN_ADDR": "0.0.0.0:80"},
+        "KKP_LISTEN_ADDR: 0.0.0.0:80 can be reached from other machines without TLS; give KKP_TLS_CERT_FILE",
+    ),
+    "the default listener in the clear": ({"KKP_LISTEN_ADDR": ""}, "KKP_LISTEN_ADDR: 0.0.0.0:8080 can be"),
+    "a certificate without a key": (
+        {"KKP_TLS_CERT_FILE": "tls.crt"},
+        "KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE: give both",
+    ),
+    "a key without a certificate": (
+        {"KKP_TLS_KEY_FILE": "tls.key"},
+        "KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE: give both",
+    ),
+    "a certificate that is not there": (
+        {"KKP_TLS_CERT_FILE": "tls.crt", "KKP_TLS_KEY_FILE": "tls.key"},
+        "KKP_TLS_CERT_FILE: tls.crt or tls.key can't be read (No such file or directory)",
+    ),
+    "everybody as a proxy": (
+        {"KKP_TRUSTED_PROXIES": "0.0.0.0/0"},
+        "KKP_TRUSTED_PROXIES: '0.0.0.0/0' can't be used; give a list of addresses and networks",
+    ),
+    "a remote OPA in the clear": (
+        {"KKP_OPA_URL": "http://10.0.0.1:8181"},
+        "KKP_OPA_URL: without TLS it must be",
+    ),
+    "a remote OPA without an authority": (
+        {"KKP_OPA_URL": "https://opa.test"},
+        "KKP_OPA_CA_FILE: an https OPA",
+    ),
+    "an authority that is not there": (
+        {"KKP_OPA_URL": "https://opa.test", "KKP_OPA_CA_FILE": "ca.pem"},
+        "KKP_OPA_CA_FILE: ca.pem can't be read",
+    ),
+    "an emulator": ({"KKP_BACKENDS": "a=memory://aws"}, "KKP_BACKENDS: a is memory://, an emulator"),
+    "a backend of an unknown scheme": (
+        {"KKP_BACKENDS": "a=ftp://x"},
+        "KKP_BACKENDS: a has the unknown scheme",
+    ),
+    "a backend's bad URI": ({"KKP_BACKENDS": "a=local://x"}, "KKP_BACKENDS: backend a: "),
+    "a policy of its own beside OPA": (
+        {"KKP_POLICY_PATH": "policy"},
+        "KKP_POLICY_PATH: not taken by `kkp serve`",
+    ),
+    "the wish of a developer": (
+        {"KKP_DEV_ALLOW_REMOTE": "1"},
+        "KKP_DEV_ALLOW_REMOTE: not taken by `kkp serve`",
+    ),
+    "a master key in a KMS": ({"KKP_MASTER_KEY_KMS": "aws-kms://x"}, "KKP_MASTER_KEY_KMS: not taken by"),
+    "two master keys": (
+        {"KKP_MASTER_KEY": MASTER_KEY_TEXT, "KKP_MASTER_KEY_FILE": ".kkp/master.key"},
+        "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one",
+    ),
+    "a master key that is not there": (
+        {"KKP_MASTER_KEY_FILE": "other.key"},
+        "KKP_MASTER_KEY_FILE: other.key does not exist; give the database's master key, or run `kkp init`",
+    ),
+    "a database that is not there": (
+        {"KKP_DATABASE_URL": "sqlite:///other.db"},
+        "KKP_DATABASE_URL: other.db does not exist; name the database, or run `kkp init`",
+    ),
+    "a database that is no file": ({"KKP_DATABASE_URL": "sqlite://"}, "KKP_DATABASE_URL: only a SQLite file"),
+    "times that break a rule": ({"KKP_KEY_ROTATION_SECS": "674", "KKP_KEY_TTL_SECS": "1574"}, "V1"),
+    "metrics that others can reach": (
+        {"KKP_METRICS_ADDR": "0.0.0.0:9464"},
+        "KKP_METRICS_ADDR: '0.0.0.0:9464'",
+    ),
+    "a rule of another name": ({"KKP_POLICY_RULE": "allowed"}, "KKP_POLICY_RULE: 'allowed' can't be used"),
+    "no time to decide": ({"KKP_OPA_TIMEOUT_MS": "0"}, "KKP_OPA_TIMEOUT_MS: '0' can't be used; give milli"),
+    "too much time to decide": ({"KKP_OPA_TIMEOUT_MS": "60001"}, "KKP_OPA_TIMEOUT_MS: '60001' can't be used"),
+    "a sink of another kind": (
+        {"KKP_CHECKPOINT_SINK": "s3:/x"},
+        "KKP_CHECKPOINT_SINK: 's3:/x' can't be used",
+    ),
+    "a sink that moves": ({"KKP_CHECKPOINT_SINK": "file:x"}, "KKP_CHECKPOINT_SINK: 'file:x' can't be used"),
+    "a negative time to drain": ({"KKP_DRAIN_SECS": "-1"}, "KKP_DRAIN_SECS: '-1' can't be used"),
+    "no end of draining": ({"KKP_DRAIN_SECS": "601"}, "KKP_DRAIN_SECS: '601' can't be used"),
+    "no number to drain by": ({"KKP_DRAIN_SECS": "nan"}, "KKP_DRAIN_SECS: 'nan' can't be used"),
+}
+
+
+@pytest.mark.parametrize(("environ", "beginning"), SERVE_REFUSALS.values(), ids=SERVE_REFUSALS.keys())
+def test_serving_is_refused_on(initialised: Path, environ: dict[str, str], beginning: str) -> None:
+    (problem,) = serve_problems(**environ)
+    assert problem.startswith(beginning)
+
+
+def test_everything_that_is_wrong_with_serving_is_told_at_once(here: Path) -> None:
+    told = serve_problems(
+        KKP_ISSUER="",
+        KKP_OPA_URL="http://opa.test",
+        KKP_BACKENDS="a=memory://aws,b=ftp://x,c=local://x",
+        KKP_CHECKPOINT_SINK="",
+        KKP_LISTEN_ADDR="",
+        KKP_TLS_CERT_FILE="tls.crt",
+        KKP_POLICY_PATH="policy",
+        KKP_MASTER_KEY_KMS="x",
+        KKP_POLL_SECS="21",
+        KKP_METRICS_ADDR="0.0.0.0:1",
+        KKP_OPA_TIMEOUT_MS="soon",
+    )
+    beginnings = (
+        "KKP_METRICS_ADDR: '0.0.0.0:1' can't be used",
+        "KKP_OPA_TIMEOUT_MS: 'soon' can't be used",
+        "KKP_MASTER_KEY_KMS: not taken by `kkp serve`",
+        "KKP_POLICY_PATH: not taken by `kkp serve`",
+        "KKP_ISSUER: `kkp serve` needs it",
+        "KKP_CHECKPOINT_SINK: `kkp serve` needs it",
+        "KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE: give both",
+        "KKP_BACKENDS: a is memory://, an emulator",
+        "KKP_MASTER_KEY_FILE: .kkp/master.key does not exist",
+        "KKP_DATABASE_URL: .kkp/kkp.db does not exist",
+        "KKP_BACKENDS: b has the unknown scheme",
+        "V7: ",
+        "KKP_OPA_URL: without TLS it must be",
+        "KKP_BACKENDS: backend c: ",
+    )
+    pairs = zip(told, beginnings, strict=True)
+    assert all(problem.startswith(beginning) for problem, beginning in pairs), told
+
+
+def test_a_password_in_an_opas_url_is_not_shown(initialised: Path) -> None:
+    told = serve_problems(KKP_OPA_URL=f"http://kkp:{CANARY}@127.0.0.1:8181")
+    assert CANARY not in str(told)
+
+
+# A command beside a server, of either kind.
+
+
+def test_a_command_shares_the_settings_of_a_server_and_is_refused_for_none(here: Path) -> None:
+    chosen = load({**SERVED, "KKP_LISTEN_ADDR": "0.0.0.0:80"}, COMMAND, schemes=SCHEMES)
+    assert chosen.backends == {"local": "local://"}
+    assert chosen.issuer == "https://kkp.test"
+    assert load({}, COMMAND, schemes=SCHEMES) == settings()
+    load({"KKP_DEV_ALLOW_REMOTE": "1", "KKP_POLICY_PATH": "gone"}, COMMAND, schemes=SCHEMES)
+
+
+def test_a_command_refuses_what_it_uses_itself(here: Path) -> None:
+    wrong = {"KKP_DATABASE_URL": "kkp.db", "KKP_BACKENDS": "a=ftp://x", "KKP_MASTER_KEY_KMS": "x"}
+    with pytest.raises(ConfigError) as refusal:
+        load(wrong, COMMAND, schemes=SCHEMES)
+    assert {problem.partition(":")[0] for problem in refusal.value.problems} == wrong.keys()
 
 
 # What looks unintended.
