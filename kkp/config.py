@@ -183,7 +183,7 @@ def _backends(text: str) -> dict[str, str]:
 
 
 def _checkpoint_sink(text: str) -> str:
-    if text and not re.fullmatch(r"(file|command):/.+", text):
+    if text and not re.fullmatch(r"(file|command):/[^/].*", text):
         raise ValueError
     return text
 
