@@ -22,13 +22,13 @@ HEADS = st.lists(
 @given(
     position=st.builds(LogPosition, COUNTS, COUNTS, HEADS.map(tuple)),
     now=st.floats(0, 2**33),
-    rollback=st.booleans(),
-    is_first=st.booleans(),
+    flags=st.tuples(st.booleans(), st.booleans()),
     data=st.data(),
 )
 def test_a_checkpoint_reads_back_and_any_flipped_bit_is_refused(
-    position: LogPosition, now: float, rollback: bool, is_first: bool, data: st.DataObject
+    position: LogPosition, now: float, flags: tuple[bool, bool], data: st.DataObject
 ) -> None:
+    rollback, is_first = flags
     previous = None if is_first else a_checkpoint()
     signed = a_signer().sign(position, previous, now, rollback=rollback)
     assert read_checkpoint(signed.line) == signed

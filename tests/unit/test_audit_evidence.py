@@ -1,4 +1,4 @@
-"""Promise: whatever is changed behind a checkpoint is found, and the record is named; sound logs raise no alarm.
+"""Whatever is changed behind a checkpoint is found, and the record is named; sound logs raise no alarm.
 
 The chains below are rewritten with recomputed hashes, so that they verify on their own: only a checkpoint
 tells. A log is three boots, `a`, `b` and `c`; `b` names the head of `a`, `c` that of `b`.
@@ -19,6 +19,7 @@ from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import weigh
 from kkp.audit.verify import Finding, StoredRow, Verdict, verify_rows
 from tests.fakes.logs import NOW, Rows, a_chain, a_checkpoint, grown, head_of
+from tests.integration.process import show
 
 CLEAN_RECORDS = int(os.environ.get("KKP_TEST_ROUNDS", "5000"))
 
@@ -225,7 +226,7 @@ def test_an_accepted_rollback_takes_back_what_was_listed_before_and_demands_what
 
 
 def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast() -> None:
-    """Boots overlap, end and begin at random; each first record carries the frontier, as the store does it."""
+    """Boots overlap, end and begin at random; each first record carries the frontier, as the store has it."""
     chance = random.Random(11)
     rows: Rows = []
     living: dict[str, Rows] = {}
@@ -250,6 +251,6 @@ def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast() 
     started_at = time.perf_counter()
     verdict = verify(rows, checkpoints)
     seconds = time.perf_counter() - started_at
-    print(f"{len(rows)} records, {len(checkpoints)} checkpoints: {len(rows) / seconds:.0f} records/s")
+    show(f"{len(rows)} records, {len(checkpoints)} checkpoints: {len(rows) / seconds:.0f} records/s")
     assert verdict.clean, (verdict.findings[:3], verdict.disagreements[:3])
     assert (verdict.records, verdict.evidence.count) == (len(rows), len(checkpoints))

@@ -85,18 +85,16 @@ def sink(sink_path: Path) -> FileSink:
 
 
 @asynccontextmanager
-async def boot(
-    path: Path, sink: CheckpointSink | None, *, accept: str = "", master_key: MasterKey = MASTER_KEY
-) -> AsyncIterator[Boot]:
+async def boot(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> AsyncIterator[Boot]:
     """Start as the server does, and stop as cleanly."""
     clock = FakeClock()
     database = await Database.open(f"sqlite:///{path}", master_key_check=b"check")
     try:
         checkpoints = Checkpointer(
-            CheckpointStore(database), CheckpointSigner(master_key), sink, clock, interval_seconds=60
+            CheckpointStore(database), CheckpointSigner(MASTER_KEY), sink, clock, interval_seconds=60
         )
         accepted = await checkpoints.check_start(accept)
-        audit = AuditLog(AuditStore(database), master_key, clock)
+        audit = AuditLog(AuditStore(database), MASTER_KEY, clock)
         await audit.start()
         if accepted is not None:
             await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
@@ -107,14 +105,14 @@ async def boot(
         await database.close()
 
 
-async def run_once(path: Path, sink: CheckpointSink | None, **options: str) -> None:
-    async with boot(path, sink, **options) as process:
+async def run_once(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> None:
+    async with boot(path, sink, accept=accept) as process:
         await process.record(2)
 
 
-async def refusal(path: Path, sink: CheckpointSink | None, **options: str) -> str:
+async def refusal(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> str:
     with pytest.raises(ConfigError) as refused:
-        await run_once(path, sink, **options)
+        await run_once(path, sink, accept=accept)
     (problem,) = refused.value.problems
     return problem
 
@@ -184,7 +182,9 @@ async def test_it_runs_at_once_after_each_change_of_the_epoch_and_every_interval
 
     async def until(count: int) -> None:
         async with asyncio.timeout(30):
-            while len(sink.lines) < count:
+            while True:
+                if len(sink.lines) >= count:
+                    return
                 await asyncio.sleep(0.02)
 
     async with boot(path, sink) as process:
@@ -298,6 +298,10 @@ def copy(path: Path) -> Path:
     return Path(shutil.copy(path, path.with_name("old.db")))
 
 
+def pages(path: Path) -> bytes:
+    return path.read_bytes()[100:]
+
+
 def restore(path: Path) -> None:
     for companion in path.parent.glob("kkp.db-*"):
         companion.unlink()
@@ -310,12 +314,12 @@ async def test_an_older_copy_of_the_database_is_refused_with_what_and_how(path: 
     await run_once(path, sink)
     newest = read_checkpoint_file(sink.path)[-1]
     restore(path)
-    before = path.read_bytes()
+    before = pages(path)
     problem = await refusal(path, sink)
     assert str(newest) in problem
     assert f"{newest.heads[0].chain}:3 is missing" in problem
     assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in problem
-    assert path.read_bytes()[100:] == before[100:]  # but for SQLite's own counters nothing was written
+    assert pages(path) == before  # but for SQLite's own counters nothing was written
     await refusal(path, sink)
 
 
@@ -403,10 +407,10 @@ async def test_a_checkpoint_of_the_database_that_is_none_is_refused(
 
 
 SPOILT: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "garbage": (lambda line: b"garbage", "it holds something else than checkpoints"),
+    "garbage": (lambda _: b"garbage", "it holds something else than checkpoints"),
     "an altered line": (lambda line: line.replace(b'"seq":1', b'"seq":2'), "it holds something else"),
     "another key's": (
-        lambda line: a_checkpoint(signer=a_signer(b"x" * 32)).line,
+        lambda _: a_checkpoint(signer=a_signer(b"x" * 32)).line,
         "it is signed by another key",
     ),
 }

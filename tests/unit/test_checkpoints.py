@@ -1,4 +1,4 @@
-"""The checkpoint's format: one spelling, nothing believed without its signature, and what a set of them says."""
+"""The checkpoint's format: one spelling, nothing believed without its signature; what a set of them says."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def resigned(change: Callable[[dict[str, Any]], object], *, key: bytes = b"s" * 
 
 
 def test_the_forger_of_these_tests_can_sign() -> None:
-    assert read_checkpoint(resigned(lambda body: None)).seq == 1
+    assert read_checkpoint(resigned(lambda _: None)).seq == 1
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -164,22 +164,18 @@ def test_what_is_no_public_key_is_refused(text: str) -> None:
 HELD = Standing(epoch=1, records=16, hashes=(A.hash, B.hash))
 
 
-@pytest.mark.parametrize(
-    ("standing", "problems"),
-    {
-        "the same": (HELD, []),
-        "one that went on": (HELD._replace(epoch=2, records=17), []),
-        "one without a head": (HELD._replace(hashes=(A.hash, None)), [f"{B.chain}:9 is missing"]),
-        "one with another head": (HELD._replace(hashes=(B.hash, B.hash)), [f"{A.chain}:7 is another record"]),
-        "one whose head is no hash": (
-            HELD._replace(hashes=("x", B.hash)),
-            [f"{A.chain}:7 is another record"],
-        ),
-        "one record fewer": (HELD._replace(records=15), ["it has 15 audit records of 16"]),
-        "an older epoch": (HELD._replace(epoch=0), ["its state is at epoch 0, not 1"]),
-    }.values(),
-    ids=lambda value: "",
-)
+STANDINGS: dict[str, tuple[Standing, list[str]]] = {
+    "the same": (HELD, []),
+    "one that went on": (HELD._replace(epoch=2, records=17), []),
+    "one without a head": (HELD._replace(hashes=(A.hash, None)), [f"{B.chain}:9 is missing"]),
+    "one with another head": (HELD._replace(hashes=(B.hash, B.hash)), [f"{A.chain}:7 is another record"]),
+    "one whose head is no hash": (HELD._replace(hashes=("x", B.hash)), [f"{A.chain}:7 is another record"]),
+    "one record fewer": (HELD._replace(records=15), ["it has 15 audit records of 16"]),
+    "an older epoch": (HELD._replace(epoch=0), ["its state is at epoch 0, not 1"]),
+}
+
+
+@pytest.mark.parametrize(("standing", "problems"), STANDINGS.values(), ids=STANDINGS)
 def test_a_database_is_held_against_a_checkpoint(standing: Standing, problems: list[str]) -> None:
     assert disagreements(a_checkpoint(A, B, records=16), standing) == problems
 

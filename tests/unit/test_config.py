@@ -330,14 +330,15 @@ BAD_VALUES = {
         "give bytes, from 1 to 67108864",
     ),
     "KKP_CHECKPOINT_SINK": (
-        ["/srv/checkpoints", "file:", "file:checkpoints", "file://", "command:sh", "https://sink", "file:/a\nb"],
+        ["/srv/c", "file:", "file:c", "file://", "file:///c", "command:sh", "https://sink", "file:/a\nb"],
         "give file:/path or command:/path/to/program",
     ),
     "KKP_CHECKPOINT_INTERVAL_SECS": (
         ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
     ),
     "KKP_ACCEPT_ROLLBACK": (
-        ["yes", "1", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n"], "give the hash that the refused start names",
+        ["yes", "1", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n"],
+        "give the hash that the refused start names",
     ),
     "KKP_MAX_ACTIVE_KEYS": (["0", "-1", "5.0", "five", "9" * 13, " 5"], "give a positive whole number"),
 }  # fmt: skip
