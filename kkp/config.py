@@ -207,7 +207,7 @@ def _checkpoint_sink(text: str) -> SinkAddress | None:
         return None
     kind, _, name = text.partition(":")
     path = Path(name)
-    if kind not in {"file", "command"} or not path.is_absolute():
+    if kind not in {"file", "command"} or not re.fullmatch(r"/[^/].*", name):
         raise ValueError
     return SinkAddress("file" if kind == "file" else "command", path)
 
@@ -313,9 +313,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 60000"),
     "KKP_OPA_CA_FILE": _Setting("", _optional_path, "a PEM file with certificates"),
     "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
-    "KKP_CHECKPOINT_SINK": _Setting(
-        "", _checkpoint_sink, "file:/path/to/checkpoints or command:/path/to/program"
-    ),
+    "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
     "KKP_BACKENDS": _Setting(
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),

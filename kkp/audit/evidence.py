@@ -32,7 +32,7 @@ class Evidence:
         notes: What is not wrong, but must not go unnoticed.
     """
 
-    checkpoints: Sequence[Checkpoint] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
     count: int = 0
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ def weigh(checkpoints: Sequence[Checkpoint], public_key: str | None) -> Evidence
             problems.append(f"{after} does not follow checkpoint {before.seq}")
     rollbacks = [index for index, checkpoint in enumerate(ordered) if checkpoint.rollback]
     return Evidence(
-        checkpoints=ordered[rollbacks[-1] :] if rollbacks else ordered,
+        checkpoints=tuple(ordered[rollbacks[-1] :] if rollbacks else ordered),
         count=len(ordered),
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(f"{ordered[index]} accepts that what earlier ones list is gone" for index in rollbacks),

@@ -108,6 +108,8 @@ def verify_export(
 
 
 def _line(row: StoredRow) -> bytes | None:
+    if not isinstance(row.chain, str) or not isinstance(row.seq, int):
+        return None
     if not isinstance(row.hash, bytes) or not isinstance(row.body, bytes) or b"\n" in row.body:
         return None
     document = {"chain": row.chain, "seq": row.seq, "hash": row.hash.hex(), "record": msgspec.Raw(row.body)}
@@ -135,11 +137,18 @@ def _rows_of(lines: Iterable[bytes], path: Path) -> Iterator[StoredRow]:
     for line in lines:
         try:
             found = _decoder.decode(line)
-            stored = bytes.fromhex(found.hash)
-        except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError):
+            stored = _hash_of(found.hash)
+        except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
             if chain is None:
                 raise UnreadableError(f"{path} is neither a database nor an exported audit log") from None
             yield StoredRow(chain, None, None, None)
             continue
         chain = found.chain
         yield StoredRow(chain, found.seq, stored, bytes(found.record))
+
+
+def _hash_of(text: str) -> bytes:
+    raw = bytes.fromhex(text)
+    if raw.hex() != text:  # one spelling only
+        raise ValueError("not lowercase hex")
+    return raw

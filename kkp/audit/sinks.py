@@ -169,11 +169,11 @@ class CommandSink:
         """Run the program once."""
         try:
             code = await self._run(line + b"\n")
-        except OSError as error:
-            raise AuditUnavailableError(f"The checkpoint sink {self._path} can't be run: {error}") from error
-        except TimeoutError:
+        except TimeoutError:  # which is an OSError, too
             problem = f"The checkpoint sink {self._path} took longer than {self._deadline_seconds:g} s."
             raise AuditUnavailableError(problem) from None
+        except OSError as error:
+            raise AuditUnavailableError(f"The checkpoint sink {self._path} can't be run: {error}") from error
         if code != 0:
             raise AuditUnavailableError(f"The checkpoint sink {self._path} ended with exit code {code}.")
 

@@ -65,12 +65,12 @@ def _verify(options: argparse.Namespace) -> int:
         return UNUSABLE
     for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes):
         print(line)
-    code, word = _judge(verdict, options.max_age)
-    print(f"{word}: records: {verdict.records}, chains: {verdict.chains}")
     newest = verdict.evidence.newest
     if newest is not None:
         pinned = "pinned" if options.public_key else "not pinned: compare it with `kkp audit key`"
         print(f"checkpoints: {verdict.evidence.count}, the last is {newest}, by key {newest.key} ({pinned})")
+    code, word = _judge(verdict, options.max_age)
+    print(f"{word}: records: {verdict.records}, chains: {verdict.chains}")
     return code
 
 

@@ -154,6 +154,9 @@ def test_the_other_settings_arrive(here: Path) -> None:
         KKP_POLICY_PATH="policy.rego",
         KKP_BACKENDS=" b=local:// , a=memory://aws,",
         KKP_MAX_PLAINTEXT_BYTES="10",
+        KKP_CHECKPOINT_SINK="command:/usr/local/bin/keep",
+        KKP_CHECKPOINT_INTERVAL_SECS="0.5",
+        KKP_ACCEPT_ROLLBACK="ab" * 32,
     )
     assert chosen.listen == Address("localhost", 0)
     assert chosen.database_path == Path("/srv/other.db")
@@ -162,6 +165,9 @@ def test_the_other_settings_arrive(here: Path) -> None:
     assert chosen.policy_path == Path("policy.rego")
     assert list(chosen.backends.items()) == [("b", "local://"), ("a", "memory://aws")]
     assert chosen.max_plaintext_bytes == 10
+    assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/local/bin/keep"))
+    assert chosen.checkpoint_interval_seconds == 0.5
+    assert chosen.accept_rollback == "ab" * 32
 
 
 def test_a_master_key_file_is_named_not_read() -> None:
@@ -334,6 +340,17 @@ BAD_VALUES = {
     "KKP_MAX_PLAINTEXT_BYTES": (
         ["0", "-1", "1.5", "1e3", "67108865", "9" * 13, "\u0661", "1_0", "0x10", "10\n"],
         "give bytes, from 1 to 67108864",
+    ),
+    "KKP_CHECKPOINT_SINK": (
+        ["/srv/c", "file:", "file:c", "file://", "file:///c", "command:sh", "https://sink", "file:/a\nb"],
+        "give file:/path or command:/path/to/program",
+    ),
+    "KKP_CHECKPOINT_INTERVAL_SECS": (
+        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
+    ),
+    "KKP_ACCEPT_ROLLBACK": (
+        ["yes", "1", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n"],
+        "give the hash that the refused start names",
     ),
     "KKP_MAX_ACTIVE_KEYS": (["0", "-1", "5.0", "five", "9" * 13, " 5"], "give a positive whole number"),
 }  # fmt: skip
