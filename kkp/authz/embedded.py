@@ -8,6 +8,8 @@ policy that gives no usable answer to an empty input is refused as well. These r
   engine is touched; a panic of the engine never leaves this module.
 - The input is cleared after each question, so a question that can't be set never sees the previous one.
 - No text of the engine reaches an error of a decision: its messages quote the input.
+- What the latest few different answers mean is kept: a policy gives the same ones again and again. Only the
+  answer is remembered, never the question, which is put to the engine each time.
 - Undefined comes back as the text `<undefined>`, null as null, sets as sorted lists. No shape of a decision
   admits the first two.
 - There is no deadline: the policy is the operator's own, and what it may call is bounded.
@@ -21,6 +23,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, final
 
@@ -38,6 +41,7 @@ _MAX_FILE_BYTES = 256 * 1024
 _MAX_TOTAL_BYTES = 1024 * 1024
 _MAX_NESTING = 12  # the engine's parser takes time exponential in it
 _NO_INPUT = "null"
+_MAX_ANSWERS = 64
 # The allow-list already keeps these out; should the engine reach one all the same, it is an error there and
 # not undefined, which a `not` would turn into an allow.
 _REFUSED_BUILTINS = {"http.send": 1, "json.patch": 2, "opa.runtime": 0, "regex.replace": 3, "uuid.parse": 1}
@@ -66,6 +70,7 @@ class EmbeddedPolicy:
         self._rule = rule
         self._rule_path = _rule_path(rule)
         self._revision = revision
+        self._read = lru_cache(_MAX_ANSWERS)(self._read_answer)
 
     @classmethod
     def load(cls, path: Path, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
@@ -100,7 +105,7 @@ class EmbeddedPolicy:
         Raises:
             PolicyUnavailableError: The policy gave no usable answer, or this is another thread.
         """
-        return interpret(self._rule, self._ask(policy_input.encoded), self._revision)
+        return self._read(self._ask(policy_input.encoded))
 
     async def ping(self) -> None:
         """Evaluate the rule on an empty input.
@@ -108,22 +113,31 @@ class EmbeddedPolicy:
         Raises:
             PolicyUnavailableError: It gives no usable answer any more.
         """
-        interpret(self._rule, self._ask(b"{}"), self._revision)
+        self._read(self._ask(b"{}"))
 
     async def close(self) -> None:
         """Drop the engine; every later question is refused."""
         self._engine = None
 
-    def _ask(self, encoded: bytes) -> JSON:
+    def _ask(self, encoded: bytes) -> str:
+        """Return the rule's value on an input, as JSON."""
         engine = self._engine_of_this_thread()
         try:
             try:
                 engine.set_input_json(encoded.decode())
-                return msgspec.json.decode(engine.eval_rule_as_json(self._rule_path))
+                answer: str = engine.eval_rule_as_json(self._rule_path)
             finally:
                 engine.set_input_json(_NO_INPUT)
         except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
             _refuse_answer(failure)
+        return answer
+
+    def _read_answer(self, answer: str) -> Decision:
+        try:
+            value = msgspec.json.decode(answer)
+        except (msgspec.DecodeError, RecursionError) as error:
+            _refuse_answer(error)
+        return interpret(self._rule, value, self._revision)
 
     def _engine_of_this_thread(self) -> regorus.Engine:
         if threading.get_ident() != self._thread_id:
@@ -144,7 +158,7 @@ class EmbeddedPolicy:
         if not rows:
             raise PolicyLoadError(f"{self._rule_path} has no default: it is undefined on an empty input")
         try:
-            interpret(self._rule, self._ask(b"{}"), self._revision)
+            self._read(self._ask(b"{}"))
         except PolicyUnavailableError as error:
             raise PolicyLoadError(f"{self._rule_path} has no usable default. {error}") from None
 

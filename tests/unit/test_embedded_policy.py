@@ -457,6 +457,21 @@ def test_recursion_through_an_import_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_recursion_through_another_file_of_the_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.rego").write_text(HEADER + "allow if f(1)\nf(x) := g(x)\n")
+    (tmp_path / "b.rego").write_text("package kkp.authz\ng(x) := f(x)\n")
+    with pytest.raises(PolicyLoadError, match="recursive"):
+        load(tmp_path)
+
+
+async def test_a_function_in_another_file_of_the_package_is_called(tmp_path: Path) -> None:
+    (tmp_path / "a.rego").write_text(HEADER + "allow if f(input.x)\n")
+    (tmp_path / "b.rego").write_text("package kkp.authz\nf(x) if x == 1\n")
+    policy = load(tmp_path)
+    assert await allows(policy, {"x": 1})
+    assert not await allows(policy, {"x": 2})
+
+
 async def test_rules_that_share_a_prefix_are_no_recursion(write: Write) -> None:
     policy = load(write(HEADER + "q.a := 1\nq.b := q.a + 1\nallow if q.b == 2\n"))
     assert await allows(policy, {})
@@ -731,7 +746,7 @@ async def test_a_question_that_cannot_be_set_never_gets_the_previous_ones_answer
 async def test_the_input_does_not_outlive_its_question(write: Write) -> None:
     policy = load(write(HEADER + "allow if input.admin\n"))
     await policy.decide(question({"admin": True}))
-    assert policy._ask(b"null") is False
+    assert policy._ask(b"null") == "false"
 
 
 async def test_a_value_of_another_type_is_no_answer(write: Write) -> None:
@@ -741,6 +756,22 @@ async def test_a_value_of_another_type_is_no_answer(write: Write) -> None:
     for answer in answers:
         with pytest.raises(PolicyUnavailableError):
             await policy.decide(question({"answer": answer}))
+
+
+async def test_an_answer_that_was_no_answer_is_none_the_second_time(write: Write) -> None:
+    policy = load(write('package kkp.authz\nallow := object.get(input, "answer", false)\n'))
+    for _ in range(2):
+        assert await allows(policy, {"answer": True})
+        assert not await allows(policy, {"answer": False})
+        with pytest.raises(PolicyUnavailableError):
+            await policy.decide(question({"answer": "true"}))
+
+
+@pytest.mark.parametrize("answer", ["", "{", "NaN", "[" * 100_000])
+def test_an_answer_that_cannot_be_read_is_no_answer(write: Write, answer: str) -> None:
+    policy = load(write(HEADER))
+    with pytest.raises(PolicyUnavailableError):
+        policy._read(answer)
 
 
 async def test_undefined_is_no_answer(write: Write) -> None:

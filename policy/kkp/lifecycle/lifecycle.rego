@@ -8,15 +8,17 @@ package kkp.lifecycle
 
 # METADATA
 # title: The caller may ask
-permitted if _own_credential
+# description: If all of this holds, on these grounds.
+permit := {"reasons": _grounds, "obligations": {}} if {
+	is_object(input.claims)
+	is_object(input.request.envelope)
+	_own_credential
+}
 
-# METADATA
-# title: Why the caller may ask, and about which tokens
-# description: KKP tells of, and ends, a token that is not the caller's only where `lifecycle.any` says so.
-# scope: document
-default grounds := ["lifecycle.unconcerned"]
+# KKP tells of, and ends, a token that is not the caller's only where `lifecycle.any` says so.
+default _grounds := ["lifecycle.unconcerned"]
 
-grounds := ["lifecycle.any"] if {
+_grounds := ["lifecycle.any"] if {
 	data.kkp.caller.exempt
 } else := ["lifecycle.concerned"] if {
 	input.caller.id in [input.claims.sub, input.claims.aud, object.get(input.claims, ["act", "sub"], null)]

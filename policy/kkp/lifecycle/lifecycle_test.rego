@@ -4,6 +4,7 @@ _input(id, role, claims) := {
 	"action": "introspect_token",
 	"caller": {"id": id, "roles": [role], "method": "service_key"},
 	"claims": claims,
+	"request": {"envelope": {}},
 }
 
 _token := {"sub": "orders", "aud": "orders-db"}
@@ -11,7 +12,7 @@ _token := {"sub": "orders", "aud": "orders-db"}
 _delegated := {"sub": "orders", "aud": "orders-db", "act": {"sub": "broker"}}
 
 _grounds(id, role, claims) := grounds if {
-	grounds := data.kkp.lifecycle.grounds with input as _input(id, role, claims)
+	grounds := data.kkp.lifecycle.permit.reasons with input as _input(id, role, claims)
 }
 
 test_a_token_concerns_its_subject if _grounds("orders", "service", _token) == ["lifecycle.concerned"]
@@ -42,13 +43,13 @@ test_another_role_lends_no_business if {
 
 test_asking_takes_a_credential_of_ones_own if {
 	asked := _input("orders", "service", _token)
-	data.kkp.lifecycle.permitted with input as asked
+	data.kkp.lifecycle.permit with input as asked
 	count(data.kkp.lifecycle.denials) == 0 with input as asked
 	alone := json.patch(asked, [{"op": "replace", "path": "/caller/method", "value": "kkp_token"}])
-	not data.kkp.lifecycle.permitted with input as alone
+	not data.kkp.lifecycle.permit with input as alone
 	data.kkp.lifecycle.denials == {"lifecycle.needs_own_credential"} with input as alone
 }
 
 test_an_empty_input_is_not_permitted if {
-	not data.kkp.lifecycle.permitted with input as {}
+	not data.kkp.lifecycle.permit with input as {}
 }
