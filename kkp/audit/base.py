@@ -9,9 +9,11 @@ found, because that other one still names the record that is gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
+
+import msgspec
 
 from kkp.model import Action
 from kkp.rows import ChainedRow, ChainHead
@@ -43,8 +45,7 @@ class RecordType(StrEnum):
     ROLLBACK_ACCEPTED = "rollback_accepted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One decision, as the pipeline hands it over; None is "does not apply" and is not recorded.
 
     Attributes:
@@ -94,8 +95,12 @@ class AuditEntry:
     result: str | None = None
     request_id: str | None = None
     peer: str | None = None
-    private: Mapping[str, str] = field(default_factory=dict, repr=False)
-    policy_input: bytes = field(default=b"", repr=False)
+    private: Mapping[str, str] = {}
+    policy_input: bytes = b""
+
+    def __repr__(self) -> str:
+        """Name the entry, and nothing that its record protects."""
+        return f"AuditEntry({self.decision_id!r})"
 
 
 @dataclass(frozen=True, slots=True)

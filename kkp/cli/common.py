@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import secrets
@@ -73,3 +74,9 @@ def seconds(text: str) -> int:
     if found is None:
         raise ConfigError([f"{text[:80]}: give a time such as 90, 90s, 15m, 12h or 30d"])
     return int(found[1]) * _SECONDS_OF[found[2]]
+
+
+def collect_garbage_rarely() -> None:
+    """Have a server look for cycles less often than every 700 objects: that is every few requests."""
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(10_000, 20, 50)
