@@ -470,7 +470,7 @@ async def test_an_answer_by_another_revision_is_asked_for_again(opa: FaultyOPA) 
 async def test_a_policy_that_is_not_the_numbered_bundle_any_more_decides_nothing(opa: FaultyOPA) -> None:
     async with connected(opa) as policy:
         assert await allowed(policy)
-        others: list[Any] = [{}, {"other": {"revision": "8"}}, {"kkp": {}}]
+        others: list[Any] = [{}, {"other": {"revision": "8"}}, {"kkp": {}}, {"kkp": {"revision": "7-b"}}]
         for bundles in others:
             opa.answer = whole(ALLOW, provenance={"bundles": bundles})
             assert await decide(policy) is None
