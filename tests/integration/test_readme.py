@@ -39,7 +39,8 @@ async def run(directory: Path, blocks: list[str]) -> str:
     """Run shell blocks beside a server, from where a checkout would be, and return what they print."""
     (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
-    async with serving(directory, environ={"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}) as server:
+    environ = {"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}
+    async with serving(directory, environ=environ) as server:
         shell = await asyncio.create_subprocess_exec(
             "bash",
             "-euo",
@@ -47,7 +48,7 @@ async def run(directory: Path, blocks: list[str]) -> str:
             "-c",
             "\n".join(blocks).replace(ADDRESS, address),
             cwd=directory,
-            env=environment(),
+            env=environment(environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -90,6 +91,13 @@ async def test_a_service_of_its_own_gets_a_token_within_its_grant(tmp_path: Path
     assert listed[0].startswith("orders ")
     assert listed[1] == "    aws:alias/orders:encrypt,decrypt audience=orders-db environment=prod"
     assert listed[2].startswith("root ")
+
+
+async def test_keys_are_listed_and_a_token_is_inspected_and_revoked(tmp_path: Path) -> None:
+    printed = await run(tmp_path, commands("round trip") + commands("keys"))
+    assert re.search(r"^generation 1  ACTIVE  ", printed, re.MULTILINE)
+    assert re.search(r"^verified with the key ", printed, re.MULTILINE)
+    assert printed.splitlines()[-1] == "{}"
 
 
 async def test_the_sample_policy_keeps_to_the_grants(tmp_path: Path) -> None:
