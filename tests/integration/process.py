@@ -48,6 +48,15 @@ PROFILE = {
     "KKP_JWKS_MAX_AGE_FLOOR_SECS": "1",
 }
 
+# The shortest life that a key can have: its tokens expire while the next one is made.
+SHORT_PROFILE = {
+    **PROFILE,
+    "KKP_TOKEN_TTL_SECS": "3",
+    "KKP_KEY_TTL_SECS": "18",
+    "KKP_MAX_ACTIVE_KEYS": "5",
+    "KKP_JWKS_MAX_AGE_SECS": "3",
+}
+
 
 class Finished(NamedTuple):
     """How a command ended."""
