@@ -92,8 +92,9 @@ async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
 
 async def test_a_token_of_it_verifies_offline_and_the_audit_log_is_clean(tmp_path: Path) -> None:
     printed = await run(tmp_path, commands("round trip") + commands("offline"))
-    claims, verdict = printed.splitlines()[-2:]
+    claims, checkpoints, verdict = printed.splitlines()[-3:]
     assert "'sub': 'root'" in claims
+    assert checkpoints.startswith("checkpoints: ")
     assert verdict.startswith("clean: ")
 
 
