@@ -25,6 +25,7 @@ from typing import Final, NamedTuple, final
 
 from kkp.audit.base import RecordType
 from kkp.audit.chain import FIRST_SEQ, GENESIS_HASH, Body, read_body, record_hash
+from kkp.data_dir import read_only_uri
 
 
 class UnreadableError(Exception):
@@ -203,7 +204,7 @@ def verify_sqlite(path: Path) -> Verdict:
         UnreadableError: There is nothing there that could be verified.
     """
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
             # Text that is not UTF-8 is a finding, not a crash.
             connection.text_factory = lambda text: text.decode(errors="surrogateescape")
             connection.execute("PRAGMA trusted_schema=OFF")  # the file may have been prepared for its reader

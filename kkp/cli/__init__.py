@@ -19,11 +19,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from kkp import __version__
-from kkp.cli import audit, dev, identity
+from kkp.cli import audit, dev, doctor, identity
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, identity, audit)
+_COMMANDS = (dev, identity, audit, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
