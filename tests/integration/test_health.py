@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -160,6 +162,37 @@ async def test_unready_and_ready_again_when_the_clock_is_stepped(tmp_path: Path)
 
     async with serving(tmp_path, environ=wall.environ) as server:
         await tells_the_truth(server, stepped, "keyring")
+        assert await server.stop() == 0
+
+
+IN_A_SMALL_FILE_SYSTEM = (
+    *("unshare", "--map-root-user", "--mount", "sh", "-c"),
+    'mkdir -m 700 .kkp && mount -t tmpfs -o size=4m,mode=700 tmpfs .kkp && exec "$@"',
+    "sh",
+)
+CAN_MOUNT = ("unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt")
+needs_mounts = pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run(CAN_MOUNT, check=False, capture_output=True).returncode != 0,  # noqa: S603  our own words
+    reason="this kernel lets nobody mount a file system of his own",
+)
+
+
+@contextmanager
+def full_disk(server: Server) -> Iterator[None]:
+    filler = server.data_dir / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    yield
+    filler.unlink()
+
+
+@needs_mounts
+async def test_unready_and_ready_again_when_the_disk_is_full(tmp_path: Path) -> None:
+    async with serving(tmp_path, prefix=IN_A_SMALL_FILE_SYSTEM) as server:
+        server.directory = Path(f"/proc/{server.process.pid}/root{tmp_path}")
+        await tells_the_truth(server, full_disk, "database")
         assert await server.stop() == 0
 
 
