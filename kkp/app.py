@@ -164,7 +164,7 @@ async def foundation(
     clock = clock or SteadyClock()
     master_key = MasterKey(_master_key(settings, create=create))
     async with AsyncExitStack() as stack:
-        check = master_key.derive("kkp/master-key-check/v1")
+        check = master_key.check_value()
         data_dir.prepare_database(settings.database_path, create=create)
         url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
         database = await Database.open(url, master_key_check=check)
@@ -313,7 +313,7 @@ def _readiness(
         keyring.check_ready(base.clock.now())
 
     async def database_answers() -> None:
-        await base.database.epoch()
+        await base.database.check()
 
     async def identities_are_trusted() -> None:
         base.directory.check_trusted()

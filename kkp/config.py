@@ -460,6 +460,37 @@ def _given(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     return given
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A setting's text as it was given, unchecked, and where it came from.
+
+    Attributes:
+        text: Maybe a secret, maybe a URL with a password in it.
+        source: `environment`, `default`, or the file's path.
+        secret: Whether a problem with it is told without its text.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    source: str
+    secret: bool
+
+
+def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
+    """Return every setting of the table; a file that can't be used gives none, and `load` says so."""
+    config_path = environ.get("KKP_CONFIG", "")
+    from_file = _file_texts(config_path, [])
+    found = []
+    for name, setting in _SETTINGS.items():
+        text, source = way.defaults.get(name, setting.default), "default"
+        if environ.get(name) or (setting.may_be_empty and name in environ):
+            text, source = environ[name], "environment"
+        elif name in from_file:
+            text, source = from_file[name], config_path or "kkp.toml"
+        found.append(Given(name, text, source, setting.secret))
+    return tuple(found)
+
+
 def _file_texts(config_path: str, problems: list[str]) -> dict[str, str]:
     path = Path(config_path or "kkp.toml")
     if not config_path and not path.exists():

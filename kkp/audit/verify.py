@@ -29,6 +29,7 @@ from kkp.audit.base import RecordType
 from kkp.audit.chain import FIRST_SEQ, GENESIS_HASH, Body, read_body, record_hash
 from kkp.audit.checkpoints import MAX_LINE_BYTES, Checkpoint, read_checkpoint
 from kkp.audit.evidence import Evidence, NotCheckpointsError, read_lines, weigh
+from kkp.data_dir import read_only_uri
 
 _NO_EVIDENCE: Final = Evidence()
 
@@ -259,7 +260,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         UnreadableError: It can't be read, or a query of the block fails.
     """
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
             # Text that is not UTF-8 is a finding, not a crash.
             connection.text_factory = lambda text: text.decode(errors="surrogateescape")
             connection.execute("PRAGMA trusted_schema=OFF")  # the file may have been prepared for its reader

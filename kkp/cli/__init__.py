@@ -22,11 +22,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from kkp import __version__
-from kkp.cli import audit, dev, identity, init, keys, serve, token
+from kkp.cli import audit, dev, doctor, identity, init, keys, serve, token
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, serve, init, identity, keys, token, audit)
+_COMMANDS = (dev, serve, init, identity, keys, token, audit, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

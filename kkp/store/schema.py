@@ -44,6 +44,7 @@ state = Table(
     Column("epoch", Integer, nullable=False),
     Column("last_served_at", Double),
     Column("clock_high_water", Double, nullable=False),
+    Column("write_checks", Integer, nullable=False),  # counts the attempts to write that readiness makes
 )
 
 ring_keys = Table(

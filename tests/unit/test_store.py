@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -26,7 +27,7 @@ from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
-from kkp.store.sql import Database, bump_epoch
+from kkp.store.sql import Database, Work, bump_epoch
 
 CHECK = b"check value"
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
@@ -86,6 +87,14 @@ def locked(path: Path) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def move(source: Path, target: Path) -> None:
+    source.rename(target)
 
 
 # Opening.
@@ -202,6 +211,58 @@ async def test_a_read_only_database_is_not_opened(path: Path) -> None:
     await (await Database.open(url(path), master_key_check=CHECK)).close()
     with pytest.raises(ConfigError, match="readonly"):
         await Database.open(f"sqlite:///file:{path}?mode=ro&uri=true", master_key_check=CHECK)
+
+
+async def test_looking_at_a_database_makes_no_file_and_writes_nothing(path: Path) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    before = files(path)
+    database = await Database.open_read_only(path, master_key_check=CHECK)
+    assert await database.epoch() == 1
+    assert await database.quick_check() == []
+    for attempt in (database.write(bump_epoch), database.check()):
+        with pytest.raises(KeyringUnavailableError):
+            await attempt
+    await database.close()
+    assert files(path) == before
+
+
+async def test_looking_beside_a_server_sees_what_it_has_committed(database: Database, path: Path) -> None:
+    await database.write(bump_epoch)
+    names = files(path).keys()
+    other = await Database.open_read_only(path, master_key_check=CHECK)
+    assert await other.epoch() == 2
+    await database.write(bump_epoch)
+    assert await other.epoch() == 3
+    await other.close()
+    assert files(path).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("content", "check", "problem"),
+    [
+        (None, b"another", "another master key"),
+        (b"", CHECK, "nothing in it yet"),
+        (b"no database at all" * 1000, CHECK, "can't be read"),
+    ],
+)
+async def test_what_is_not_ours_is_not_looked_at(
+    path: Path, content: bytes | None, check: bytes, problem: str
+) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    if content is not None:
+        overwrite(path, content)
+    with pytest.raises(ConfigError, match=problem):
+        await Database.open_read_only(path, master_key_check=check)
+
+
+async def test_damage_is_found(path: Path) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    content = bytearray(files(path)[path.name])
+    content[36:40] = (5).to_bytes(4)  # pages of which the header says that they are free
+    overwrite(path, bytes(content))
+    database = await Database.open_read_only(path, master_key_check=CHECK)
+    assert await database.quick_check()
+    await database.close()
 
 
 async def test_a_refused_database_leaves_no_thread_behind(database: Database, path: Path) -> None:
@@ -332,6 +393,72 @@ async def test_a_database_that_became_read_only_refuses_every_write_and_serves_r
         with pytest.raises(KeyringUnavailableError):
             await write
     assert (await IdentityStore(database).load_identities()).identities == (ORDERS,)
+
+
+async def test_a_file_that_is_gone_is_neither_read_nor_written_until_it_is_back(
+    database: Database, path: Path, tmp_path: Path
+) -> None:
+    await IdentityStore(database).insert_identity(ORDERS)
+    move(path, tmp_path / "elsewhere")
+    for attempt in (database.epoch(), database.write(bump_epoch), database.check()):
+        with pytest.raises(KeyringUnavailableError, match="gone"):
+            await attempt
+    move(tmp_path / "elsewhere", path)
+    assert await database.epoch() == 2
+    await database.write(bump_epoch)
+    assert await database.epoch() == 3
+
+
+async def test_a_file_that_was_replaced_is_neither_read_nor_written(
+    database: Database, path: Path, tmp_path: Path
+) -> None:
+    await database.epoch()
+    await (await Database.open(url(tmp_path / "other.db"), master_key_check=CHECK)).close()
+    move(path, tmp_path / "elsewhere")
+    move(tmp_path / "other.db", path)
+    for attempt in (database.epoch(), database.write(bump_epoch), database.check()):
+        with pytest.raises(KeyringUnavailableError, match="replaced"):
+            await attempt
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT epoch FROM state").fetchone() == (1,)
+
+
+async def test_a_check_tells_of_a_lock_that_reading_does_not_notice(database: Database, path: Path) -> None:
+    with locked(path):
+        assert await database.epoch() == 1
+        with pytest.raises(KeyringUnavailableError):
+            await database.check()
+
+
+async def test_who_checks_together_shares_one_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, write = 0, Database.write
+
+    async def counted(self: Database, work: Work[Any]) -> Any:
+        nonlocal writes
+        writes += 1
+        return await write(self, work)
+
+    monkeypatch.setattr(Database, "write", counted)
+    await asyncio.gather(*(database.check() for _ in range(100)))
+    assert writes == 1
+    await database.check()
+    assert writes == 1
+    monkeypatch.setattr("kkp.store.sql._CHECK_SECONDS", 0.0)
+    await database.check()
+    assert writes == 2
+
+
+async def test_a_cancelled_check_leaves_the_others_their_answer(database: Database) -> None:
+    first = asyncio.create_task(database.check())
+    await asyncio.sleep(0)
+    second = asyncio.create_task(database.check())
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
 
 
 async def test_a_full_disk_refuses_whole_transactions_and_heals_by_itself(database: Database) -> None:
