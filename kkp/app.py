@@ -11,7 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from sqlalchemy import URL
 
@@ -50,6 +50,9 @@ from kkp.store.sql import Database
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services
 from kkp.web.tls import check_tls
+
+if TYPE_CHECKING:
+    from kkp.metrics import Metrics
 
 ROOT = "root"
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
@@ -200,15 +203,16 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     failures: FailedAuthentications,
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
+    metrics = _metrics(base, keyring)
     verifier = TokenVerifier(
         keyring, clock, issuer=settings.issuer, clock_error_seconds=settings.ring_times.clock_error
     )
     pipeline = Pipeline(
         state=state,
         authenticator=Authenticator(directory, verifier),
-        policy=policy,
-        audit=base.audit,
-        failures=failures,
+        policy=policy if metrics is None else metrics.policy(policy),
+        audit=base.audit if metrics is None else metrics.records(base.audit),
+        failures=failures if metrics is None else metrics.failures(failures),
         clock=clock,
     )
     return Services(
@@ -234,7 +238,19 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         disable_identity=DisableIdentity(directory, clock),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
+        metrics=metrics,
     )
+
+
+def _metrics(base: Foundation, keyring: Keyring) -> Metrics | None:
+    if base.settings.metrics_listen is None:
+        return None
+    from kkp.metrics import Metrics  # noqa: PLC0415  a library that most runs of `kkp dev` do not need
+
+    metrics = Metrics()
+    metrics.watch_keyring(keyring, base.clock)
+    base.audit.watch(metrics.audit_commit)
+    return metrics
 
 
 def _readiness(

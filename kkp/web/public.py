@@ -70,12 +70,16 @@ class PublicDocuments:
         """Tell whether requests can succeed, and if not, which part can't."""
         if self.stopping.is_set():
             return _json({"status": "stopping", "checks": {}}, status=503)
-        results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
-        document = dict(zip(self.checks, results, strict=True))
-        ready = all(result == "ok" for result in results)
+        document = await self.results()
+        ready = all(result == "ok" for result in document.values())
         return _json(
             {"status": "ok" if ready else "unready", "checks": document}, status=200 if ready else 503
         )
+
+    async def results(self) -> dict[str, str]:
+        """Ask every check; `ok`, or what is wrong, by its name."""
+        results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
+        return dict(zip(self.checks, results, strict=True))
 
 
 async def _probe(check: Callable[[], Awaitable[None]]) -> str:

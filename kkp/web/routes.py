@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -32,6 +32,9 @@ from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PublicDocuments
+
+if TYPE_CHECKING:
+    from kkp.metrics import Metrics  # and with it a library that most runs of `kkp dev` do not need
 
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
@@ -65,6 +68,7 @@ class Services:
     disable_identity: DisableIdentity
     read_audit: ReadAudit
     max_plaintext_bytes: int
+    metrics: Metrics | None = None
 
     @property
     def max_plaintext_body_bytes(self) -> int:

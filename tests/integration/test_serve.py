@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import ssl
 import stat
@@ -291,6 +292,27 @@ async def test_behind_a_proxy_it_takes_requests_from_that_proxy_only(tmp_path: P
             assert await server.stop() == 0
     peers = [record["peer"] for record in records(tmp_path / ".kkp/kkp.db") if "peer" in record]
     assert peers[-1] == "192.0.2.7"
+
+
+# Metrics.
+
+
+async def test_metrics_have_a_listener_of_their_own(tmp_path: Path, opa_url: str) -> None:
+    environ = settings(opa_url, KKP_METRICS_ADDR="127.0.0.1:0")
+    key = await initialise(tmp_path, environ)
+    async with serving(tmp_path, command="serve", environ=environ) as server:
+        assert (await server.post("/token", LOCAL, credential=key)).status == 200
+        found = re.search(r"^Metrics are at (\S+)$", server.banner, re.MULTILINE)
+        assert found is not None
+        async with server.session.get(found[1]) as response:
+            text = await response.text()
+        assert 'kkp_decisions_total{action="issue_token",verdict="allow"} 1.0' in text
+        assert 'kkp_ready{check="policy"} 1.0' in text
+        taken = {**environ, "KKP_METRICS_ADDR": urlsplit(found[1]).netloc}
+        second = await kkp(tmp_path, "serve", environ=taken)
+        assert (second.code, second.out) == (2, "")
+        assert "KKP_METRICS_ADDR: can't listen on" in second.err
+        assert await server.stop() == 0
 
 
 # The end.
