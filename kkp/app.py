@@ -158,8 +158,8 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
 async def production(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Services]:
     """Build and run everything that `kkp serve` serves, but for the listener.
 
-    No key, identity or database is made. An OPA that does not answer yet leaves KKP unready, and is no reason
-    not to start: the two are started side by side.
+    No master key, identity or database is made. An OPA that does not answer yet leaves KKP unready, and is no
+    reason not to start: the two are started side by side.
 
     Raises:
         ConfigError: See `foundation`.
