@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
+import shutil
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, UnixConnector
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from nacl.signing import SigningKey
@@ -28,6 +31,7 @@ from kkp.app import Foundation, foundation
 from kkp.audit.base import AuditEntry
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.opa import OPAPolicy
 from kkp.config import load
 from kkp.keyring.rotation import Keyring
 from kkp.kms.base import WrappedKey
@@ -35,9 +39,11 @@ from kkp.kms.memory import MemoryKMS
 from kkp.model import Action
 from kkp.store.ring import RingStore
 from kkp.ways import DEV
+from tests.opa import OPA, require_opa, serving
 
 KIBIBYTE = os.urandom(1024)
 FLOORS = {
+    "decide_sidecar": "opa_asked_directly",
     "mint": "ed25519_sign_nacl",
     "verify_uncached": "ed25519_verify_nacl",
     "verify_cached": "sha256_of_token",
@@ -128,6 +134,47 @@ def test_decide(benchmark: BenchmarkFixture, policy: EmbeddedPolicy, action: str
     question = inputs.question(Action(action))
     decision = benchmark(lambda: finish(policy.decide(question)))
     assert decision.allow, decision
+
+
+@pytest.fixture(scope="module")
+def opa() -> Iterator[OPA]:
+    """Return an OPA of its own with the bundled policy; skip where there is none to run."""
+    require_opa()
+    with TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        shutil.copytree(default_policy_path(), directory / "policy")
+        (directory / "policy/kkp/settings/data.json").write_text('{"bearer_tokens": "any"}')
+        with serving(directory, "--bundle", "policy", "--ignore", "*_test.rego") as running:
+            yield running
+
+
+def test_decide_sidecar(benchmark: BenchmarkFixture, opa: OPA) -> None:
+    question = inputs.question(Action.ISSUE_TOKEN)
+    with asyncio.Runner() as runner:
+        policy = runner.run(OPAPolicy.connect(opa.url, timeout_seconds=5))
+        loop = runner.get_loop()
+        decision = benchmark(lambda: loop.run_until_complete(policy.decide(question)))
+        runner.run(policy.close())
+    assert decision.allow, decision
+
+
+def test_opa_asked_directly(benchmark: BenchmarkFixture, opa: OPA) -> None:
+    """The sidecar's part, and aiohttp's: the same question, and a look at nothing but the answer's value."""
+    body = b'{"input":%s}' % inputs.question(Action.ISSUE_TOKEN).encoded
+    url = "http://localhost/v1/data/kkp/authz/decision?strict-builtin-errors=true&provenance=true"
+
+    async def ask(session: ClientSession) -> bool:
+        async with session.post(url, data=body) as response:
+            return json.loads(await response.read())["result"]["allow"] is True
+
+    async def connect() -> ClientSession:
+        return ClientSession(connector=UnixConnector(opa.socket_path))
+
+    with asyncio.Runner() as runner:
+        session = runner.run(connect())
+        loop = runner.get_loop()
+        assert benchmark(lambda: loop.run_until_complete(ask(session)))
+        runner.run(session.close())
 
 
 def _seal(data_key: bytes, wrapped: WrappedKey) -> envelope.Envelope:

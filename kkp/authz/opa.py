@@ -85,8 +85,7 @@ class OPAPolicy:
         problems = check_opa(url, ca_file)
         if problems:
             raise ConfigError(problems)
-        # The library brings in a second HTTP client, which `kkp dev` would load for nothing.
-        from kkp.authz.opa_client import OPAClient  # noqa: PLC0415
+        from kkp.authz.opa_client import OPAClient  # noqa: PLC0415  it loads much that `kkp dev` never needs
 
         client = OPAClient(read_address(url), ca_file)
         await client.open()

@@ -512,6 +512,13 @@ async def test_a_boolean_policy_can_be_shipped_as_well(
             await active(policy, "kkp@1")
 
 
+def test_every_command_of_the_readme_is_run_here() -> None:
+    run_here = ("openssl ", "opa build ", "KKP_BUNDLE_URL=https://policy.example/bundles opa run ")
+    commands = readme_commands()
+    assert len(commands) == 4
+    assert all(command.startswith(run_here) for command in commands)
+
+
 def test_opa_does_not_start_without_the_key(release: Path, bundles: BundleServer, tmp_path: Path) -> None:
     (command,) = (command for command in readme_commands() if " opa run " in command)
     option = "--set-file keys.kkp-policy.key=policy-signing.pub"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks the policy bundle with a real OPA and with Regal: types against the input's schema, format, tests, lint.
+# Checks the policy bundle, and the Rego of the OPA configuration that we ship, with a real OPA and with Regal:
+# types against the input's schema, format, tests, lint.
 # Where Go is, both are built from the modules beside this script, pinned by hash in their go.sum; elsewhere
 # they are taken from PATH.
 set -euo pipefail
@@ -50,3 +51,7 @@ cd "$root"
 "$opa" fmt --fail -d policy
 "$opa" test policy
 "$regal" lint policy
+"$opa" check --strict deploy/opa/system
+"$opa" fmt --fail -d deploy/opa/system
+"$opa" test deploy/opa/system
+"$regal" lint deploy/opa/system

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -192,6 +193,20 @@ async def test_a_denial_is_recorded_and_shows_its_public_reasons_only(road: Road
             "result": "policy_denied",
         }
     ]
+
+
+@pytest.mark.parametrize("obligations", [{}, {"max_ttl": 60}], ids=["an allow", "what became a denial"])
+async def test_the_record_names_the_policy_and_the_policy_engines_own_record(
+    road: Road, obligations: dict[str, Any]
+) -> None:
+    road.policy.answer = replace(
+        ALLOW, revision="kkp@42", policy_decision_id="opa-1", obligations=obligations
+    )
+    with suppress(PolicyDeniedError):
+        await road.walk()
+    record = json.loads(road.store.bodies()[1])
+    assert (record["policy_revision"], record["policy_decision_id"]) == ("kkp@42", "opa-1")
+    assert record["decision"] == ("deny" if obligations else "allow")
 
 
 async def test_no_policy_answer_no_operation(road: Road) -> None:
