@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from sqlalchemy import URL
 
@@ -68,6 +68,9 @@ from kkp.web import openapi
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.routes import ROUTES, Services
 from kkp.web.tls import check_tls
+
+if TYPE_CHECKING:
+    from kkp.metrics import Metrics
 
 ROOT = "root"
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
@@ -205,8 +208,8 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
 async def production(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Services]:
     """Build and run everything that `kkp serve` serves, but for the listener.
 
-    No key, identity or database is made. An OPA that does not answer yet leaves KKP unready, and is no reason
-    not to start: the two are started side by side.
+    No master key, identity or database is made. An OPA that does not answer yet leaves KKP unready, and is no
+    reason not to start: the two are started side by side.
 
     Raises:
         ConfigError: See `foundation`.
@@ -262,12 +265,13 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
+    metrics = _metrics(base, keyring)
     pipeline = Pipeline(
         state=state,
         authenticator=authenticator,
-        policy=policy,
-        audit=base.audit,
-        failures=failures,
+        policy=policy if metrics is None else metrics.policy(policy),
+        audit=base.audit if metrics is None else metrics.records(base.audit),
+        failures=failures if metrics is None else metrics.failures(failures),
         clock=clock,
         limits=CallerLimits(
             settings.caller_rate_per_second, settings.caller_burst, time.monotonic, limited.count
@@ -303,7 +307,19 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         rotate_service_key=RotateServiceKey(directory, clock),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
+        metrics=metrics,
     )
+
+
+def _metrics(base: Foundation, keyring: Keyring) -> Metrics | None:
+    if base.settings.metrics_listen is None:
+        return None
+    from kkp.metrics import Metrics  # noqa: PLC0415  a library that most runs of `kkp dev` do not need
+
+    metrics = Metrics()
+    metrics.watch_keyring(keyring, base.clock)
+    base.audit.watch(metrics.audit_commit)
+    return metrics
 
 
 def _readiness(

@@ -93,9 +93,12 @@ def prepare_database(path: Path, *, create: bool = True) -> None:
         if create:
             with suppress(FileExistsError):  # a planted link exists, too, and is not written through
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        mode = path.stat().st_mode
+        found = path.stat()
+        mode = found.st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError([f"KKP_DATABASE_URL: {path} is no file; give sqlite:///path/to/kkp.db"])
+        if not create and not found.st_size:  # it would be laid out anew, in place of whatever was lost
+            raise ConfigError([f"KKP_DATABASE_URL: {path} is empty; name the database, or run `kkp init`"])
         if mode & _OTHERS:
             problems.append(_open_to_others("KKP_DATABASE_URL", path))
         real = path.resolve()  # SQLite follows a link before it names them

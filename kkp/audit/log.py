@@ -22,7 +22,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain as concatenated
 from operator import attrgetter
@@ -106,6 +106,11 @@ class AuditLog:
         self._in_flight: Sequence[_Pending] = ()
         self._writer: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
+        self._on_commit: Callable[[int, float], None] | None = None
+
+    def watch(self, on_commit: Callable[[int, float], None]) -> None:
+        """Tell somebody of each group that becomes durable: how many records, in how many seconds."""
+        self._on_commit = on_commit
 
     async def start(self) -> None:
         """Open this boot's chain with a record that names the other chains' heads.
@@ -232,6 +237,7 @@ class AuditLog:
                 day = await self._input_keys.for_day(today)
             written = self._link_all(batch, head, now, day)
             rows = [row for _, row in written]
+            began = time.perf_counter()
             async with self._limit():
                 epoch = await self._store.append(self._chain, rows) if rows else 0
         except Exception as error:  # noqa: BLE001  whatever the store raises, the answer is no
@@ -242,6 +248,8 @@ class AuditLog:
         self._head = ChainHead(self._chain, rows[-1].seq, rows[-1].hash) if rows else head
         self._durable_seq = self._head.seq
         self._note_success()
+        if self._on_commit is not None:
+            self._on_commit(len(rows), time.perf_counter() - began)
         for pending, row in written:
             if not pending.receipt.done():
                 pending.receipt.set_result(Receipt(self._chain, row.seq, epoch))

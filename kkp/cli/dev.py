@@ -10,6 +10,7 @@ from kkp import __version__, app
 from kkp.cli.common import OK, collect_garbage_rarely, settings
 from kkp.config import Address, Settings
 from kkp.ways import DEV
+from kkp.web.metrics import serving_metrics
 from kkp.web.routes import make_application
 from kkp.web.server import serving
 
@@ -48,7 +49,12 @@ async def _serve_development(chosen: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with (
         app.development(chosen) as services,
-        serving(make_application(services), chosen.listen) as address,
+        serving(
+            make_application(services),
+            chosen.listen,
+            observe=services.metrics.request if services.metrics is not None else None,
+        ) as address,
+        serving_metrics(services, chosen.metrics_listen),
     ):
         _print_banner(chosen, address)
         await stopped.wait()

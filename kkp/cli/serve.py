@@ -20,6 +20,7 @@ from kkp.cli.common import OK, collect_garbage_rarely, settings
 from kkp.config import Settings
 from kkp.peers import Peers
 from kkp.ways import SERVE
+from kkp.web.metrics import serving_metrics
 from kkp.web.routes import make_application
 from kkp.web.server import serving
 from kkp.web.tls import ReloadingTLS
@@ -49,12 +50,16 @@ async def _serve_production(chosen: Settings) -> None:
             chosen.listen,
             peers=Peers(chosen.trusted_proxies, proxies_only=tls is None and not chosen.listen.is_loopback),
             tls=tls.context if tls is not None else None,
+            observe=services.metrics.request if services.metrics is not None else None,
         )
         address = await stack.enter_async_context(listening)
+        metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
         scheme = "https" if tls is not None else "http"
         print(
             f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}", flush=True
         )
+        if metrics is not None:
+            print(f"Metrics are at http://{metrics}/metrics", flush=True)
         await asked_to_stop.wait()
         asked_to_stop.clear()
         services.public.stopping.set()

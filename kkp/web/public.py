@@ -141,13 +141,16 @@ class PublicDocuments:
         """Tell whether requests can succeed, and if not, which part can't."""
         if self.stopping.is_set():
             return _json(ReadyAnswer("stopping", {}, {}), status=_UNREADY)
-        results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
-        ready = all(result == "ok" for result in results)
+        results = await self.results()
+        ready = all(result == "ok" for result in results.values())
         warnings = {name: text for name, warning in self.warnings.items() if (text := warning()) is not None}
-        document = ReadyAnswer(
-            "ok" if ready else "unready", dict(zip(self.checks, results, strict=True)), warnings
-        )
+        document = ReadyAnswer("ok" if ready else "unready", results, warnings)
         return _json(document, status=200 if ready else _UNREADY)
+
+    async def results(self) -> dict[str, str]:
+        """Ask every check; `ok`, or what is wrong, by its name."""
+        results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
+        return dict(zip(self.checks, results, strict=True))
 
 
 @final

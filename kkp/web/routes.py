@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -44,6 +44,9 @@ from kkp.web.credentials import read_credentials
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, PathAndJSON, Query, Reader
 
+if TYPE_CHECKING:
+    from kkp.metrics import Metrics  # and with it a library that most runs of `kkp dev` do not need
+
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
@@ -74,6 +77,7 @@ class Services:
     rotate_service_key: RotateServiceKey
     read_audit: ReadAudit
     max_plaintext_bytes: int
+    metrics: Metrics | None = None
 
     @property
     def max_plaintext_body_bytes(self) -> int:

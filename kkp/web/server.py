@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -33,6 +34,7 @@ _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection 
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _VERSIONS = (HttpVersion11, HttpVersion10)
+Observe = Callable[[str, str, int, float], None]
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -73,19 +75,28 @@ class _Runner(web.AppRunner):
     Args:
         app: The application.
         peers: Who its requests come from.
+        observe: Told of each answer.
         options: aiohttp's.
     """
 
-    __slots__ = ("_peers",)
+    __slots__ = ("_observe", "_peers")
 
-    def __init__(self, app: web.Application, peers: Peers, **options: Any) -> None:  # noqa: ANN401  aiohttp's own
+    def __init__(
+        self,
+        app: web.Application,
+        peers: Peers,
+        observe: Observe | None,
+        **options: Any,  # noqa: ANN401  aiohttp's own
+    ) -> None:
         super().__init__(app, **options)
         self._peers = peers
+        self._observe = observe
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
+        handler = _answering_errors(plain.request_handler, self._peers)
         return _Server(
-            _answering_errors(plain.request_handler, self._peers),
+            handler if self._observe is None else _observed(handler, self._observe),
             request_factory=plain.request_factory,
             **plain._kwargs,  # noqa: SLF001  aiohttp has no public way to choose the protocol class
         )
@@ -111,6 +122,25 @@ def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler
     return handle
 
 
+def _observed(handler: _RequestHandler, observe: Observe) -> _RequestHandler:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        started = time.perf_counter()
+        response = await handler(request)
+        method, path = _route(request)
+        observe(method, path, response.status, time.perf_counter() - started)
+        return response
+
+    return handle
+
+
+def _route(request: web.BaseRequest) -> tuple[str, str]:
+    """Return the method and the path of the route that was found; empty where none was."""
+    match_info: web.UrlMappingMatchInfo | None = getattr(request, "_match_info", None)  # None until resolved
+    if match_info is None or match_info.route.resource is None:
+        return "", ""
+    return match_info.route.method, match_info.route.resource.canonical
+
+
 def _check_version(request: web.BaseRequest) -> None:
     """Refuse what is not HTTP/1.0 or 1.1: aiohttp would answer even HTTP/0.9."""
     if request.version not in _VERSIONS:
@@ -128,8 +158,14 @@ def _new_request_id() -> str:
 
 
 @asynccontextmanager
-async def serving(
-    app: web.Application, address: Address, *, peers: Peers | None = None, tls: ssl.SSLContext | None = None
+async def serving(  # noqa: PLR0913  each with a default that a small server keeps
+    app: web.Application,
+    address: Address,
+    *,
+    peers: Peers | None = None,
+    tls: ssl.SSLContext | None = None,
+    observe: Observe | None = None,
+    setting: str = "KKP_LISTEN_ADDR",
 ) -> AsyncIterator[Address]:
     """Serve the application for the duration of the block; yields the address, with its real port.
 
@@ -138,6 +174,8 @@ async def serving(
         address: Where to listen.
         peers: Who requests come from; by default whoever the socket says.
         tls: Listen with it; by default in the clear.
+        observe: Told of each answer: its route's method and path (empty without one), status and seconds.
+        setting: Where the address comes from.
 
     Raises:
         ConfigError: The address can't be listened on, or aiohttp came without its C parser.
@@ -154,14 +192,14 @@ async def serving(
         "max_line_size": 4096,
         "shutdown_timeout": 5,
     }
-    runner = _Runner(app, peers or Peers(), **options)
+    runner = _Runner(app, peers or Peers(), observe, **options)
     await runner.setup()
     try:
         site = web.TCPSite(runner, address.host, address.port, backlog=1024, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
-            raise ConfigError([f"KKP_LISTEN_ADDR: can't listen on {address} ({error.strerror})"]) from error
+            raise ConfigError([f"{setting}: can't listen on {address} ({error.strerror})"]) from error
         host, port = runner.addresses[0][:2]
         yield Address(host, port)
     finally:

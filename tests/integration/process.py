@@ -12,7 +12,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -267,6 +267,20 @@ async def listening(process: asyncio.subprocess.Process, directory: Path) -> str
                 return found[1]
             assert process.returncode is None, (directory / "kkp.err").read_text()
             await asyncio.sleep(_POLL_SECONDS)
+
+
+async def refuses_connections(port: int | None) -> None:
+    """Wait until a port of this machine takes no new connection."""
+    async with asyncio.timeout(_HANG_SECONDS):
+        while True:
+            # A connection that the closing listener had queued is reset; the next one is refused.
+            with suppress(ConnectionResetError):
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except ConnectionRefusedError:
+                    return
+                writer.close()
+                await writer.wait_closed()
 
 
 @contextmanager

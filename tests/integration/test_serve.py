@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import ssl
 import stat
@@ -14,7 +15,10 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 
+from kkp.app import production
+from kkp.errors import ConfigError
 from tests import opa
+from tests.harness import settings_for
 from tests.http.certificates import Pair, new_pair
 from tests.integration.process import (
     Finished,
@@ -25,6 +29,7 @@ from tests.integration.process import (
     listening,
     names,
     records,
+    refuses_connections,
     serving,
 )
 
@@ -88,6 +93,16 @@ async def test_init_makes_a_directory_for_its_owner_and_never_writes_over_one(tm
     assert again.code == 2
     assert "KKP_DATABASE_URL: .kkp/kkp.db exists, and stays as it is" in again.err
     assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+
+
+async def test_init_finishes_what_an_earlier_one_began(tmp_path: Path) -> None:
+    (tmp_path / ".kkp").mkdir(mode=0o700)
+    (tmp_path / ".kkp/master.key").touch(0o600)
+    (tmp_path / ".kkp/master.key").write_text("A" * 43 + "=\n")
+    (tmp_path / ".kkp/kkp.db").touch(0o600)
+    assert (await kkp(tmp_path, "init")).code == 0
+    assert (tmp_path / ".kkp/master.key").read_text() == "A" * 43 + "=\n"
+    assert (await kkp(tmp_path, "identity", "list")).code == 0
 
 
 async def test_init_takes_the_master_key_that_it_is_given(tmp_path: Path) -> None:
@@ -167,6 +182,10 @@ def lose_database(data: Path) -> None:
     (data / "kkp.db").unlink()
 
 
+def empty_database(data: Path) -> None:
+    (data / "kkp.db").write_bytes(b"")
+
+
 def change_master_key(data: Path) -> None:
     (data / "master.key").write_text("A" * 43 + "=\n")
 
@@ -182,6 +201,7 @@ def open_directory(data: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a master key that is gone": (lose_master_key, "KKP_MASTER_KEY_FILE: .kkp/master.key does not exist"),
     "a database that is gone": (lose_database, "KKP_DATABASE_URL: .kkp/kkp.db does not exist"),
+    "a database that is empty": (empty_database, "KKP_DATABASE_URL: .kkp/kkp.db is empty"),
     "another master key": (change_master_key, "written under another master key"),
     "a master key that others can read": (open_master_key, "chmod 600 .kkp/master.key"),
     "a directory that others can enter": (open_directory, "chmod 700 .kkp"),
@@ -293,6 +313,27 @@ async def test_behind_a_proxy_it_takes_requests_from_that_proxy_only(tmp_path: P
     assert peers[-1] == "192.0.2.7"
 
 
+# Metrics.
+
+
+async def test_metrics_have_a_listener_of_their_own(tmp_path: Path, opa_url: str) -> None:
+    environ = settings(opa_url, KKP_METRICS_ADDR="127.0.0.1:0")
+    key = await initialise(tmp_path, environ)
+    async with serving(tmp_path, command="serve", environ=environ) as server:
+        assert (await server.post("/token", LOCAL, credential=key)).status == 200
+        found = re.search(r"^Metrics are at (\S+)$", server.banner, re.MULTILINE)
+        assert found is not None
+        async with server.session.get(found[1]) as response:
+            text = await response.text()
+        assert 'kkp_decisions_total{action="issue_token",verdict="allow"} 1.0' in text
+        assert 'kkp_ready{check="policy"} 1.0' in text
+        taken = {**environ, "KKP_METRICS_ADDR": urlsplit(found[1]).netloc}
+        second = await kkp(tmp_path, "serve", environ=taken)
+        assert (second.code, second.out) == (2, "")
+        assert "KKP_METRICS_ADDR: can't listen on" in second.err
+        assert await server.stop() == 0
+
+
 # The end.
 
 
@@ -326,7 +367,7 @@ async def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, op
             await asyncio.sleep(0)
             assert (await server.get("/healthz")).status == 200
             server.process.terminate()
-            await until_status_or_gone(server)
+            await refuses_connections(urlsplit(server.url).port)
             assert not minting.done()
             connection.rollback()
         answer = await minting
@@ -336,16 +377,11 @@ async def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, op
         assert "Traceback" not in server.log
 
 
-async def until_status_or_gone(server: Server) -> None:
-    """Wait until no new connection is taken."""
-    port = urlsplit(server.url).port
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except ConnectionRefusedError:
-                return
-            writer.close()
+async def test_without_an_opa_nothing_is_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="KKP_OPA_URL"):
+        async with production(settings_for(tmp_path)):
+            pass
+    assert not names(tmp_path)
 
 
 # Commands beside it.

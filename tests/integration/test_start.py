@@ -9,13 +9,12 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.process import Server, database, kkp, names, serving, show
+from tests.integration.process import Server, database, kkp, names, refuses_connections, serving, show
 
 MAX_RESIDENT_KIB = 120 * 1024
 
@@ -245,7 +244,7 @@ async def test_sigterm_lets_a_request_under_way_finish(tmp_path: Path) -> None:
             # What was sent first has been read by the time that what was sent later is answered.
             assert (await server.get("/healthz")).status == 200
             server.process.terminate()
-            await _refuses_connections(urlsplit(server.url).port)
+            await refuses_connections(urlsplit(server.url).port)
             assert not minting.done()
             connection.rollback()
         answer = await minting
@@ -253,19 +252,6 @@ async def test_sigterm_lets_a_request_under_way_finish(tmp_path: Path) -> None:
         assert answer.status == 200 or answer.problem() == "audit_unavailable"
         assert await server.process.wait() == 0
         assert "Traceback" not in server.log
-
-
-async def _refuses_connections(port: int | None) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            # A connection that the closing listener had queued is reset; the next one is refused.
-            with suppress(ConnectionResetError):
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except ConnectionRefusedError:
-                    return
-                writer.close()
-                await writer.wait_closed()
 
 
 async def test_sigterm_under_load_exits_0_and_leaves_a_clean_log(tmp_path: Path) -> None:

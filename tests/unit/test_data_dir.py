@@ -39,6 +39,24 @@ def key_file(path: Path, content: bytes, mode: int = 0o600) -> Path:
     return path
 
 
+# A database that is not to be made.
+
+
+def test_a_database_that_must_exist_is_neither_made_nor_taken_empty(tmp_path: Path) -> None:
+    path = tmp_path / "kkp.db"
+    with pytest.raises(ConfigError, match="can't be opened"):
+        prepare_database(path, create=False)
+    assert not path.exists()
+    key_file(path, b"")
+    with pytest.raises(ConfigError, match="is empty; name the database, or run `kkp init`"):
+        prepare_database(path, create=False)
+    key_file(path, b"SQLite format 3\0")
+    prepare_database(path, create=False)
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        prepare_database(path, create=False)
+
+
 # The directory.
 
 

@@ -1,0 +1,181 @@
+"""Metrics: what they count, that their labels come from closed sets, and who can read them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kkp.app import development
+from kkp.errors import AuditUnavailableError
+from kkp.keyring.rotation import Keyring
+from kkp.keyring.state import KeyState
+from kkp.master_key import MasterKey
+from kkp.metrics import Metrics
+from kkp.model import Action
+from kkp.ring_times import RingTimes
+from kkp.web import problems
+from kkp.web.metrics import serving_metrics
+from kkp.web.routes import ROUTES, make_application
+from kkp.web.server import serving
+from tests.fakes.clock import FakeClock
+from tests.fakes.ring_store import FakeRingStore
+from tests.harness import KKP, settings_for
+
+CANARY = "canary7f3a"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A running server and the place of its metrics."""
+
+    kkp: KKP
+    url: str
+
+    async def text(self) -> str:
+        """Read the metrics as a scraper does."""
+        async with self.kkp.session.get(self.url) as response:
+            assert response.status == 200
+            assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+            return await response.text()
+
+    async def samples(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Read every sample, by its name and the values of its labels."""
+        samples: dict[str, dict[tuple[str, ...], float]] = {}
+        for family in text_string_to_metric_families(await self.text()):
+            for sample in family.samples:
+                samples.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+        return samples
+
+
+@asynccontextmanager
+async def measured(directory: Path) -> AsyncIterator[Measured]:
+    settings = settings_for(directory, KKP_METRICS_ADDR="127.0.0.1:0")
+    async with development(settings) as services:
+        assert services.metrics is not None
+        async with (
+            serving(make_application(services), settings.listen, observe=services.metrics.request) as address,
+            serving_metrics(services, settings.metrics_listen) as metrics,
+            aiohttp.ClientSession(f"http://{address}") as session,
+        ):
+            yield Measured(
+                KKP(settings, services, session, address.host, address.port), f"http://{metrics}/metrics"
+            )
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Measured]:
+    async with measured(tmp_path) as running:
+        yield running
+
+
+async def test_answers_are_counted_by_route_and_status(server: Measured) -> None:
+    kkp = server.kkp
+    await kkp.token(kkp.root_key)
+    await kkp.token(kkp.root_key)
+    await kkp.post("/token", {}, credential=kkp.root_key)
+    await kkp.post("/token", {})
+    await kkp.get("/nowhere")
+    await kkp.get("/token")
+    await kkp.post("/identities/x/disable", credential=kkp.root_key)
+    samples = await server.samples()
+    assert samples["kkp_requests_total"] == {
+        ("POST", "/token", "200"): 2,
+        ("POST", "/token", "400"): 1,
+        ("POST", "/token", "401"): 1,
+        ("", "", "404"): 1,
+        ("", "", "405"): 1,
+        ("POST", "/identities/{id}/disable", "404"): 1,
+    }
+    assert samples["kkp_request_seconds_count"][("POST", "/token")] == 4
+
+
+async def test_decisions_questions_records_and_failures_are_counted(server: Measured) -> None:
+    kkp = server.kkp
+    service = await kkp.add_identity("orders")
+    await kkp.token(kkp.root_key)
+    assert (await kkp.get("/identities", credential=service)).status == 403
+    await kkp.get("/identities", credential="kkp_sk_" + "x" * 43)
+    await kkp.get("/identities")
+    samples = await server.samples()
+    assert samples["kkp_decisions_total"] == {
+        ("issue_token", "allow"): 1,
+        ("manage_identity", "allow"): 1,
+        ("manage_identity", "deny"): 1,
+    }
+    assert samples["kkp_policy_seconds_count"][()] == 3
+    assert samples["kkp_audit_commit_records_sum"][()] == 3
+    assert samples["kkp_audit_commit_seconds_count"][()] >= 1
+    assert samples["kkp_failed_authentications_total"] == {("unauthenticated",): 2}
+
+
+async def test_the_keyring_and_the_checks_are_shown_as_they_are(server: Measured) -> None:
+    samples = await server.samples()
+    assert samples["kkp_signing_keys"] == {
+        ("next",): 1, ("active",): 1, ("retired",): 0, ("gone",): 0, ("revoked",): 0,
+    }  # fmt: skip
+    lead = server.kkp.settings.ring_times.rotation
+    assert 0 < samples["kkp_next_activation_seconds"][()] <= lead
+    assert set(samples["kkp_ready"].values()) == {1}
+    assert samples["process_resident_memory_bytes"][()] > 0
+
+
+async def test_a_check_that_fails_shows(server: Measured) -> None:
+    async def fail() -> None:
+        raise AuditUnavailableError("The audit log is not open.")
+
+    server.kkp.services.public.checks["audit"] = fail
+    samples = await server.samples()
+    assert samples["kkp_ready"][("audit",)] == 0
+    assert samples["kkp_ready"][("policy",)] == 1
+
+
+def test_a_keyring_that_nobody_could_read_is_left_out_and_breaks_nothing() -> None:
+    metrics, clock = Metrics(), FakeClock()
+    metrics.watch_keyring(Keyring(FakeRingStore(), MasterKey(bytes(32)), RingTimes(), clock), clock)
+    text = metrics.render().decode()
+    assert "kkp_signing_keys" not in text
+    assert "process_cpu_seconds_total" in text
+
+
+async def test_attack_no_caller_makes_a_label(server: Measured) -> None:
+    kkp = server.kkp
+    service = await kkp.add_identity(CANARY)
+    await kkp.token(kkp.root_key, key_id=f"alias/{CANARY}", audience=CANARY, policy_claims={CANARY: CANARY})
+    await kkp.post("/token", {CANARY: CANARY}, credential=service)
+    for path in (f"/{CANARY}", f"/identities/{CANARY}", f"/identities?{CANARY}={CANARY}", f"/token/{CANARY}"):
+        await kkp.request("GET", path, credential=CANARY, headers={f"X-{CANARY}": CANARY, "Host": CANARY})
+        await kkp.request(CANARY.upper(), path)
+    await kkp.post(f"/identities/{CANARY}/disable", credential=kkp.root_key)
+    text = await server.text()
+    assert CANARY not in text.lower()
+    known: dict[str, set[str]] = {
+        "method": {"GET", "HEAD", "POST", ""},
+        "route": {route.path for route in ROUTES}
+        | {"", "/keys/jwks", "/.well-known/jwks.json", "/healthz", "/readyz"},
+        "status": {str(status.value) for status in problems.STATUS.values()} | {"200", "201"},
+        "action": {action.value for action in Action},
+        "verdict": {"allow", "deny", "error"},
+        "reason": set(problems.STATUS),
+        "check": set(kkp.services.public.checks),
+        "state": {state.value for state in KeyState},
+    }
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            for name, value in sample.labels.items():
+                assert name == "le" or value in known[name], sample
+
+
+async def test_the_api_does_not_serve_them(server: Measured) -> None:
+    assert (await server.kkp.get("/metrics")).status == 404
+
+
+async def test_nothing_is_measured_where_nobody_asked_for_it(kkp: KKP) -> None:
+    assert kkp.services.metrics is None
+    async with serving_metrics(kkp.services, kkp.settings.metrics_listen) as address:
+        assert address is None
