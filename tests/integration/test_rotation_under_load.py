@@ -3,6 +3,7 @@
 - Every token verifies until its `exp` with every JWKS copy that is not older than C, while keys take over one
   another, are asked to, and one of the processes is killed again and again.
 - A process that was stopped for longer than a key lives signs nothing with the key that it knew.
+- While no key can be made, tokens get shorter, then minting ends; it comes back by itself.
 
 `KKP_TEST_ROUNDS` repeats the second; `KKP_TEST_SECONDS` is how long the first runs.
 """
@@ -33,6 +34,13 @@ CACHE = float(SHORT_PROFILE["KKP_VERIFIER_CACHE_SECS"])
 FETCH = float(SHORT_PROFILE["KKP_FETCH_SECS"])
 ROTATION = float(SHORT_PROFILE["KKP_KEY_ROTATION_SECS"])
 KEY_TTL = float(SHORT_PROFILE["KKP_KEY_TTL_SECS"])
+TOKEN_TTL, MIN_TTL = (
+    float(SHORT_PROFILE["KKP_TOKEN_TTL_SECS"]),
+    float(SHORT_PROFILE["KKP_MIN_TOKEN_TTL_SECS"]),
+)
+MARGIN = 2 * float(SHORT_PROFILE["KKP_CLOCK_ERROR_SECS"]) + float(SHORT_PROFILE["KKP_VERIFIER_LEEWAY_SECS"])
+LEAD = 9.0  # C + P + 2S + F
+BAR = 0.1  # between the test's clock and the process's
 LIFE_OF_A_PROCESS = 7.0
 
 
@@ -230,3 +238,71 @@ async def test_a_process_that_was_stopped_signs_nothing_with_a_retired_key(tmp_p
                 assert claims["iat"] < retired_at(tmp_path, kid)
             await minting_again(stopped, root_key)
     show(f"{ROUNDS} stops: {outcomes.count(200)} signed with the right key, {outcomes.count(503)} refused")
+
+
+NO_KEYS_ANY_MORE = """
+CREATE TRIGGER no_keys_any_more BEFORE INSERT ON ring_keys BEGIN INSERT INTO what_is_away VALUES (1); END
+"""
+
+
+class Granted(NamedTuple):
+    """The lifetime that a token got, between two moments; 0 for none."""
+
+    sent_at: float
+    received_at: float
+    seconds: int
+
+
+async def grants_until(server: Server, root_key: str, until: float) -> list[Granted]:
+    """Mint all the time, and return what was granted."""
+    granted = []
+    while time.time() < until:
+        sent_at, seconds = time.time(), 0
+        answer = await server.mint(root_key)
+        if answer.status == 200:
+            claims = jwt.decode(answer.json["token"], options={"verify_signature": False})
+            seconds = claims["exp"] - claims["iat"]
+        else:
+            assert (answer.status, answer.problem()) == (503, "keyring_unavailable"), answer.raw
+        granted.append(Granted(sent_at, time.time(), seconds))
+        await asyncio.sleep(0.05)
+    return granted
+
+
+def lifetimes(granted: list[Granted], begin: float, end: float) -> set[int]:
+    """Return what was granted between these moments, for sure."""
+    return {each.seconds for each in granted if begin + BAR < each.sent_at and each.received_at < end - BAR}
+
+
+async def test_a_rotation_that_fails_degrades_then_closes_and_heals_by_itself(tmp_path: Path) -> None:
+    async with replica(tmp_path, "only") as server:
+        root_key = (tmp_path / ".kkp" / "root.key").read_text().strip()
+        with database(tmp_path / ".kkp" / "kkp.db", "rw") as connection:
+            connection.execute(NO_KEYS_ANY_MORE)
+        began, end = time.time(), max(ring(tmp_path).values()) + KEY_TTL
+        granted = await grants_until(server, root_key, end - BAR)
+        ready = await server.get("/readyz")
+        assert (ready.status, ready.json["checks"]["keyring"] == "ok") == (503, False)
+        shorter, closed = end - TOKEN_TTL - MARGIN, end - MIN_TTL - MARGIN
+        assert lifetimes(granted, began, shorter) == {int(TOKEN_TTL)}
+        assert lifetimes(granted, shorter + 1, closed) <= {1, 2}  # both ends of a lifetime are floored
+        assert lifetimes(granted, closed, end) == {0}
+
+        with database(tmp_path / ".kkp" / "kkp.db", "rw") as connection:
+            connection.execute("DROP TRIGGER no_keys_any_more")
+        healed_at = time.time()
+        again = await minting_fully(server, root_key)
+        show(f"{len(granted)} mints; full lifetimes again {again - healed_at:.1f} s after it healed")
+        assert again - healed_at >= LEAD - BAR  # not before every verifier can know the new key
+        assert (await server.get("/readyz")).status == 200
+        assert "keyring: ensure_keys" in server.log
+        assert await server.stop() == 0
+
+
+async def minting_fully(server: Server, root_key: str) -> float:
+    """Return when a token gets its full lifetime again."""
+    async with asyncio.timeout(30):
+        while True:
+            for granted in await grants_until(server, root_key, time.time() + 0.1):
+                if granted.seconds == TOKEN_TTL:
+                    return granted.received_at
