@@ -64,7 +64,7 @@ async def test_everybody_else_is_served_while_hundreds_of_clients_say_nothing_or
         HEAD + bearer(kkp) + b"\r\n",
     )
     async with AsyncExitStack() as stack:
-        for number in range(500):
+        for number in range(300):  # both ends are this process, which may open about a thousand files
             await stack.enter_async_context(connected(kkp, halves[number % len(halves)]))
         for _ in range(20):
             assert (await kkp.get("/healthz")).status == 200
