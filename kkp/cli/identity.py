@@ -190,7 +190,7 @@ def _identity_list(options: argparse.Namespace) -> int:
 def _line(identity: Identity) -> str:
     state = "disabled" if identity.disabled_at is not None else "enabled"
     head = f"{identity.id:24} {state:9} {_moment(identity.created_at)}  {','.join(identity.roles)}"
-    return "\n".join([head, *map(_key_line, identity.service_keys), *map(_grant_line, identity.grants)])
+    return "\n".join([head, *map(_grant_line, identity.grants), *map(_key_line, identity.service_keys)])
 
 
 def _moment(unix_seconds: float) -> str:

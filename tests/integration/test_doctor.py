@@ -80,8 +80,8 @@ async def test_all_is_well_after_a_clean_stop(stopped: Path) -> None:
     _, report = await doctor(stopped)
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
-        "settings", "files", "master key", "database", "clock", "signing keys", "identities", "revoked tokens",
-        "audit", "policy", "backends",
+        "settings", "files", "master key", "database", "clock", "signing keys", "identities",
+        "revoked tokens", "audit", "policy", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 

@@ -103,7 +103,8 @@ async def test_a_service_of_its_own_gets_a_token_within_its_grant(tmp_path: Path
     assert json.loads(token)["kid"]
     assert listed[0].startswith("orders ")
     assert listed[1] == "    aws:alias/orders:encrypt,decrypt audience=orders-db environment=prod"
-    assert listed[2].startswith("root ")
+    assert re.fullmatch(r"    service key of [\d: -]+Z, does not expire", listed[2])
+    assert listed[3].startswith("root ")
 
 
 async def test_keys_are_listed_and_a_token_is_inspected_and_revoked(tmp_path: Path) -> None:

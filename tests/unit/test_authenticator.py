@@ -264,6 +264,31 @@ async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
         Authenticator(stranger, verifier).authenticate(Credentials(credential), epoch=1)
 
 
+CHANGES: tuple[tuple[str, object], ...] = (
+    ("sub", "billing"),
+    ("aud", "others-db"),
+    ("jti", "2"),
+    ("key_id", "alias/billing"),
+    ("backend", "gcp"),
+    ("ops", ["encrypt"]),
+    ("exp", NOW + 200),
+    ("policy_claims", {"environment": "prod"}),
+    ("context", {"table": "orders"}),
+)
+
+
+async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_others(world: World) -> None:
+    """Far more tokens than are remembered, each asked about before and after its neighbour."""
+    for number in range(5000):
+        name, value = CHANGES[number % len(CHANGES)]
+        one = mint(jti=f"{number}")
+        other = mint("key-1", **{"jti": f"{number}", name: value})
+        for token in (one, other, one):
+            claims = world.authenticate(token).token
+            assert claims is not None
+            assert (getattr(claims, name) == value) is (token == other)
+
+
 async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
     assert GOOD not in repr(Credentials(GOOD, GOOD))
     assert ORDERS_KEY not in repr(Credentials(ORDERS_KEY))
