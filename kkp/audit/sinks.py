@@ -190,10 +190,11 @@ class CommandSink:
             async with asyncio.timeout(self._deadline_seconds):
                 await process.communicate(text)
         finally:
-            with suppress(ProcessLookupError):  # its children, too, and also after it has ended
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-        return process.returncode if process.returncode is not None else -1
+            if process.returncode is None:  # it overran, or nobody waits any more: its children go with it
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        return await process.wait()
 
 
 def _flush_directory(directory: Path) -> None:
