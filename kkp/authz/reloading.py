@@ -25,7 +25,7 @@ from kkp.errors import PolicyLoadError
 from kkp.model import JSON, Decision, PolicyInput
 
 POLL_SECONDS: Final = 0.25
-_WARNING: Final = "What KKP_POLICY_PATH holds was refused; an older policy is in force. The log says why."
+_WARNING: Final = "The policy on disk was refused, and the one before it is in force. The log says why."
 _log = logging.getLogger(__name__)
 _Reading: TypeAlias = PolicySource | str  # what stands on disk, or why it can't be read
 
@@ -89,14 +89,15 @@ class ReloadingPolicy:
         """Follow what is on disk until cancelled."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            try:
-                await self.look()
-            except Exception as error:  # noqa: BLE001  nothing may end the task: the old policy would live on
-                _log.error("the policy could not be looked at: %s", type(error).__name__)
+            await self.look()
 
     async def look(self) -> None:
         """Read once what is on disk, and act on it if the reading before found the same."""
-        reading = await asyncio.to_thread(_read, self._path)  # the thread must never hold an engine
+        reading: _Reading
+        try:
+            reading = await asyncio.to_thread(_read, self._path)  # the thread must never hold an engine
+        except Exception as error:  # noqa: BLE001  nothing may end the task: the old policy would live on
+            reading = f"it could not be looked at ({type(error).__name__})"
         is_settled, self._last_reading = reading == self._last_reading, reading
         if is_settled and reading != self._judged:
             self._judged = reading

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kkp import kms
+from kkp.cli.doctor import _doctor
 from kkp.config import _SETTINGS
-from tests.integration.process import Finished, database, kkp, names, serving
+from tests.integration.process import database, environment, kkp, names, serving
 from tests.integration.test_start import (
     another_master_key,
     broken_policy,
@@ -57,15 +62,40 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path): b"" if path.name.endswith("-shm") else path.read_bytes() for path in files}
 
 
-async def doctor(directory: Path, **environ: str) -> tuple[Finished, dict[str, Any]]:
-    """Run it in JSON; it leaves no trace and never ends with a traceback."""
-    before = contents(directory)
-    finished = await kkp(directory, "doctor", "--json", environ=environ)
-    assert "Traceback" not in finished.err
-    assert contents(directory) == before
-    report: dict[str, Any] = json.loads(finished.out)
-    assert finished.code == (1 if report["status"] == "FAIL" else 0)
-    return finished, report
+@dataclass
+class Doctor:
+    """The command in this process, run as in its own; it leaves no trace."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def report(self, directory: Path, **environ: str) -> dict[str, Any]:
+        """Return what `--json` prints, having compared the exit code with it."""
+        code, text = self._run(directory, environ, as_json=True)
+        report: dict[str, Any] = json.loads(text)
+        assert code == (1 if report["status"] == "FAIL" else 0)
+        return report
+
+    def table(self, directory: Path, **environ: str) -> str:
+        """Return what it prints for people; something fails."""
+        code, text = self._run(directory, environ, as_json=False)
+        assert code == 1
+        return text
+
+    def _run(self, directory: Path, environ: Mapping[str, str], *, as_json: bool) -> tuple[int, str]:
+        before = contents(directory)
+        with self.monkeypatch.context() as patched:
+            patched.chdir(directory)
+            patched.setattr(os, "environ", environment(environ))
+            code = _doctor(Namespace(json=as_json))
+        assert contents(directory) == before
+        printed = self.capsys.readouterr()
+        return code, printed.out + printed.err
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    return Doctor(monkeypatch, capsys)
 
 
 def statuses(report: dict[str, Any]) -> dict[str, str]:
@@ -76,8 +106,8 @@ def statuses(report: dict[str, Any]) -> dict[str, str]:
     return worst
 
 
-async def test_all_is_well_after_a_clean_stop(stopped: Path) -> None:
-    _, report = await doctor(stopped)
+def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
+    report = doctor.report(stopped)
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
@@ -86,28 +116,33 @@ async def test_all_is_well_after_a_clean_stop(stopped: Path) -> None:
     assert {check["status"] for check in report["checks"]} == {"ok"}
 
 
-async def test_before_the_first_start_it_says_what_is_to_come_and_makes_nothing(tmp_path: Path) -> None:
-    _, report = await doctor(tmp_path)
+def test_before_the_first_start_it_says_what_is_to_come_and_makes_nothing(
+    tmp_path: Path, doctor: Doctor
+) -> None:
+    report = doctor.report(tmp_path)
     assert report["status"] == "warn"
     assert statuses(report)["files"] == "warn"
     assert not names(tmp_path)
 
 
-async def test_all_is_well_beside_a_server(tmp_path: Path) -> None:
+async def test_all_is_well_beside_a_server_and_after_it_was_killed(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
+        await server.token()
         before = names(server.data_dir)
-        finished = await kkp(tmp_path, "doctor", "--json")
-        assert json.loads(finished.out)["status"] == "ok"
+        running = await kkp(tmp_path, "doctor", "--json")
         assert names(server.data_dir) == before
         await server.token()
         await server.kill()
-    _, report = await doctor(tmp_path)
-    assert report["status"] == "ok"
+        killed = await kkp(tmp_path, "doctor", "--json")
+        assert names(server.data_dir) == before
+    for finished in (running, killed):
+        assert (finished.code, finished.err) == (0, "")
+        assert json.loads(finished.out)["status"] == "ok"
 
 
-async def test_every_setting_is_shown_with_its_source(stopped: Path) -> None:
+def test_every_setting_is_shown_with_its_source(stopped: Path, doctor: Doctor) -> None:
     (stopped / "kkp.toml").write_text('fetch_secs = 9\n\n[backends.aws]\nuri = "memory://aws"\n')
-    _, report = await doctor(stopped, KKP_TOKEN_TTL_SECS="200")
+    report = doctor.report(stopped, KKP_TOKEN_TTL_SECS="200")
     shown = {row["name"]: (row["value"], row["source"]) for row in report["settings"]}
     assert shown.keys() == _SETTINGS.keys()
     assert shown["KKP_TOKEN_TTL_SECS"] == ("200", "environment")
@@ -118,8 +153,10 @@ async def test_every_setting_is_shown_with_its_source(stopped: Path) -> None:
     assert shown["KKP_MASTER_KEY"] == ("not set", "default")
 
 
-async def test_every_rule_of_the_ring_is_shown_with_both_numbers_and_their_margin(stopped: Path) -> None:
-    _, report = await doctor(stopped)
+def test_every_rule_of_the_ring_is_shown_with_both_numbers_and_their_margin(
+    stopped: Path, doctor: Doctor
+) -> None:
+    report = doctor.report(stopped)
     rules = [(r["name"], r["low"], r["high"], r["margin"]) for r in report["rules"]]
     assert rules == [
         ("V1", 675, 900, 225), ("V2", 430, 900, 470), ("V5", 4, 5, 1), ("V6", 30, 300, 270),
@@ -140,28 +177,27 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("case", SECRETS)
-async def test_it_does_not_show(tmp_path: Path, case: str) -> None:
-    finished = await kkp(tmp_path, "doctor", environ=SECRETS[case])
-    assert finished.code == 1
-    assert next(iter(SECRETS[case])) in finished.out
-    assert "canary" not in finished.out + finished.err
+def test_it_does_not_show(tmp_path: Path, case: str, doctor: Doctor) -> None:
+    text = doctor.table(tmp_path, **SECRETS[case])
+    assert next(iter(SECRETS[case])) in text
+    assert "canary" not in text
 
 
-async def test_a_master_key_of_the_environment_is_shown_as_set(stopped: Path) -> None:
+def test_a_master_key_of_the_environment_is_shown_as_set(stopped: Path, doctor: Doctor) -> None:
     key = (stopped / ".kkp/master.key").read_text().strip()
-    finished, report = await doctor(stopped, KKP_MASTER_KEY=key)
+    report = doctor.report(stopped, KKP_MASTER_KEY=key)
     assert report["status"] == "ok"
     (shown,) = (row for row in report["settings"] if row["name"] == "KKP_MASTER_KEY")
     assert (shown["value"], shown["source"]) == ("set", "environment")
-    assert key not in finished.out
+    assert key not in json.dumps(report)
 
 
-def by_hand(statement: str, *parameters: Any) -> Change:
+def by_hand(statement: str, *parameters: Any, rows: int = 1) -> Change:
     """Return what somebody with write access to the file does."""
 
     def change(directory: Path) -> None:
         with database(directory / ".kkp/kkp.db", "rw") as connection:
-            assert connection.execute(statement, parameters).rowcount > 0
+            assert connection.execute(statement, parameters).rowcount >= rows
         for companion in (directory / ".kkp").glob("kkp.db-*"):
             companion.chmod(0o600)
 
@@ -214,6 +250,12 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
         "audit",
         "kkp audit verify",
     ),
+    "an audit log that can't be read": (
+        by_hand("DROP TABLE audit_records", rows=-1),
+        {},
+        "audit",
+        "restore a backup",
+    ),
     "a policy that does not load": (
         broken_policy,
         {"KKP_POLICY_PATH": "broken.rego"},
@@ -230,38 +272,72 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-async def test_found_with_its_cure_is(stopped: Path, case: str) -> None:
+def test_found_with_its_cure_is(stopped: Path, case: str, doctor: Doctor) -> None:
     change, environ, check, cure = FAILURES[case]
     change(stopped)
-    finished, report = await doctor(stopped, **environ)
-    assert finished.code == 1
+    report = doctor.report(stopped, **environ)
     failed = [found for found in report["checks"] if found["status"] == "FAIL"]
     assert {found["check"] for found in failed} >= {check}
     assert any(cure in found["cure"] for found in failed if found["check"] == check)
 
 
-async def test_the_table_says_what_to_do(stopped: Path) -> None:
+@pytest.mark.parametrize(
+    ("adaptor", "problem"),
+    [
+        ("AbsentKMS", "does not answer: The backend could not be reached."),
+        ("SilentKMS", "does not answer in time"),
+    ],
+)
+def test_a_backend_that_is_away_is_found_and_its_uri_not_shown(
+    stopped: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, adaptor: str, problem: str
+) -> None:
+    monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": f"tests.fakes.absent_kms:{adaptor}"})
+    monkeypatch.setattr("kkp.cli.checks._PING_SECONDS", 0.1)
+    report = doctor.report(stopped, KKP_BACKENDS="cloud=far://canary,local=local://")
+    cloud, local = (check for check in report["checks"] if check["check"] == "backends")
+    assert (cloud["status"], local["status"]) == ("FAIL", "ok")
+    assert cloud["detail"] == f"cloud (far) {problem}"
+    assert cloud["cure"]
+
+
+def test_what_may_not_be_entered_is_named(unprivileged: Path, doctor: Doctor) -> None:
+    (unprivileged / ".kkp").mkdir(mode=0)
+    report = doctor.report(unprivileged)
+    (failed,) = (check for check in report["checks"] if check["check"] == "files")
+    assert failed["status"] == "FAIL"
+    assert failed["detail"] == ".kkp: Permission denied"
+
+
+def test_the_table_says_what_to_do(stopped: Path, doctor: Doctor) -> None:
     open_master_key(stopped)
-    finished = await kkp(stopped, "doctor")
-    assert finished.code == 1
-    lines = finished.out.splitlines()
+    lines = doctor.table(stopped).splitlines()
     (failed,) = (number for number, line in enumerate(lines) if line.startswith("  FAIL  files "))
     assert lines[failed + 1] == "        cure: run: chmod 600 .kkp/master.key"
 
 
-async def test_keys_that_end_soon_are_a_warning(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        for name, days in (("soon", 6), ("later", 8)):
-            document = {"id": name, "roles": ["service"], "key_ttl_seconds": days * 86400}
-            assert (await server.post("/identities", document, credential=server.root_key)).status == 201
-        assert await server.stop() == 0
-    _, report = await doctor(tmp_path)
+@pytest.fixture
+def with_keys_that_end(tmp_path: Path) -> Path:
+    """A directory whose identities `soon` and `later` have keys that end within 7 days, and after."""
+
+    async def serve() -> None:
+        async with serving(tmp_path) as server:
+            for name, days in (("soon", 6), ("later", 8)):
+                document = {"id": name, "roles": ["service"], "key_ttl_seconds": days * 86400}
+                assert (await server.post("/identities", document, credential=server.root_key)).status == 201
+            assert await server.stop() == 0
+
+    asyncio.run(serve())
+    return tmp_path
+
+
+def test_keys_that_end_soon_are_a_warning(with_keys_that_end: Path, doctor: Doctor) -> None:
+    report = doctor.report(with_keys_that_end)
     (warned,) = (check for check in report["checks"] if check["status"] == "warn")
     assert warned["detail"].endswith("service keys of soon")
     assert report["status"] == "warn"
 
 
-async def test_a_log_without_its_index_is_left_as_it_is(stopped: Path) -> None:
+def test_a_log_without_its_index_is_left_as_it_is(stopped: Path, doctor: Doctor) -> None:
     (stopped / ".kkp/kkp.db-wal").touch(0o600)
-    _, report = await doctor(stopped)
+    report = doctor.report(stopped)
     assert statuses(report)["database"] == "warn"

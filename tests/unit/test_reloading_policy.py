@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 import shutil
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ DOCUMENT = """package kkp.authz
 
 default decision := {"allow": true, "reasons": ["test.granted"], "obligations": {}}
 """
-NOBODY = 65534
 
 
 def question(**members: Any) -> PolicyInput:
@@ -245,22 +242,6 @@ async def test_refused_is(path: Path, caplog: pytest.LogCaptureFixture, case: st
     await settle(policy)
     assert await allows(policy)
     assert policy.warning is None
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A directory of a user to whom a file's mode means something."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        if os.geteuid() != 0:
-            yield directory
-            return
-        os.chown(directory, NOBODY, NOBODY)
-        os.seteuid(NOBODY)
-        try:
-            yield directory
-        finally:
-            os.seteuid(0)
 
 
 @pytest.mark.parametrize("name", ["authz.rego", "sub/deny.rego", "sub"])
