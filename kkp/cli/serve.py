@@ -13,15 +13,15 @@ import argparse
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 from kkp import __version__, app
 from kkp.cli.common import OK, collect_garbage_rarely, settings
-from kkp.config import Settings
+from kkp.config import Address, Settings
 from kkp.peers import Peers
 from kkp.ways import SERVE
 from kkp.web.metrics import serving_metrics
-from kkp.web.routes import make_application
+from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
 from kkp.web.tls import ReloadingTLS
 
@@ -45,27 +45,35 @@ async def _serve_production(chosen: Settings) -> None:
     async with AsyncExitStack() as stack:
         tls = await stack.enter_async_context(_tls(chosen))
         services = await stack.enter_async_context(app.production(chosen))
-        listening = serving(
-            make_application(services),
-            chosen.listen,
-            peers=Peers(chosen.trusted_proxies, proxies_only=tls is None and not chosen.listen.is_loopback),
-            tls=tls.context if tls is not None else None,
-            observe=services.metrics.request if services.metrics is not None else None,
-        )
-        address = await stack.enter_async_context(listening)
+        address = await stack.enter_async_context(_listening(chosen, services, tls))
         metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
         scheme = "https" if tls is not None else "http"
-        print(
-            f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}", flush=True
-        )
-        if metrics is not None:
-            print(f"Metrics are at http://{metrics}/metrics", flush=True)
+        print(f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}")
+        print(f"Metrics are at http://{metrics}/metrics" if metrics is not None else "No metrics", flush=True)
         await asked_to_stop.wait()
-        asked_to_stop.clear()
         services.public.stopping.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(chosen.drain_seconds):
-                await asked_to_stop.wait()
+        await _drain(chosen.drain_seconds, asked_to_stop)
+
+
+def _listening(
+    chosen: Settings, services: Services, tls: ReloadingTLS | None
+) -> AbstractAsyncContextManager[Address]:
+    proxy_terminates_tls = tls is None and not chosen.listen.is_loopback
+    return serving(
+        make_application(services),
+        chosen.listen,
+        peers=Peers(chosen.trusted_proxies, proxies_only=proxy_terminates_tls),
+        tls=tls.context if tls is not None else None,
+        observe=services.metrics.request if services.metrics is not None else None,
+    )
+
+
+async def _drain(seconds: float, asked_to_stop: asyncio.Event) -> None:
+    """Go on for a while, or until asked again."""
+    asked_to_stop.clear()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asked_to_stop.wait()
 
 
 @asynccontextmanager
