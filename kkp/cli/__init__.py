@@ -1,8 +1,7 @@
 """The `kkp` command.
 
 `kkp dev` serves; the rest are for the person at the machine. What they do to identities and signing keys
-travels the same pipeline as a request, is recorded in a chain of its own, and a running server notices by
-the epoch.
+travels the same pipeline as a request, is recorded in a chain of its own, and a running server notices by the epoch.
 
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
 usage, a configuration that can't be used, or an audit log that can't be read.
