@@ -1,4 +1,4 @@
-"""KKP and a server that does nothing, over HTTP, measured in turns.
+"""KKP and two servers that do nothing (see `noop_server.py`), over HTTP, measured in turns.
 
 What is compared is always measured side by side, one after the other and again, because on a shared machine
 two figures of different minutes can't be compared. The load generator is this process; each server is its
@@ -18,10 +18,11 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
+
+import msgspec
 
 from benchmarks import inputs
 from benchmarks.load import drive, post
@@ -31,12 +32,11 @@ _CONNECTIONS = 64
 _START_SECONDS = 20
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _HOST = "127.0.0.1"
-_TARGET = re.compile(rb"^POST \S+ ")
 _PORT = re.compile(r":([0-9]+)\.")
 
 
 class Size(NamedTuple):
-    """How often the two sides take turns, and how many requests KKP gets in each."""
+    """How often the sides take turns, and how many requests KKP gets in each."""
 
     pairs: int
     requests: int
@@ -44,32 +44,25 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """One side of a comparison: the rounds' rates, and the server's CPU time per request over all of them."""
+    """One side of a comparison: each round's rate, and its CPU time of the server per request."""
 
-    rates: Sequence[float]
-    cpu_microseconds: float
+    rates: list[float] = field(default_factory=list)
+    cpu_microseconds: list[float] = field(default_factory=list)
 
-    @property
-    def rate(self) -> float:
-        """Requests per second, the median."""
-        return median(self.rates)
+    def measure(self, server: _Server, message: bytes, requests: int) -> None:
+        """Add a round."""
+        rate, cpu_seconds = server.drive([message], requests)
+        self.rates.append(rate)
+        self.cpu_microseconds.append(cpu_seconds / requests * 1e6)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An endpoint beside the no-op POST.
-
-    Attributes:
-        ratios: The endpoint's rate by the floor's, round by round.
-    """
+    """An endpoint beside the floors, by their names."""
 
     name: str
     figure: Figure
-    floor: Figure
-
-    @property
-    def ratios(self) -> list[float]:
-        return [a / b for a, b in zip(self.figure.rates, self.floor.rates, strict=True)]
+    floors: Mapping[str, Figure]
 
 
 @dataclass(frozen=True)
@@ -119,6 +112,13 @@ class _Server:
         return self.process.communicate(timeout=10)[1]
 
 
+class _Request(NamedTuple):
+    """A whole HTTP request, and how long KKP's answer to it is."""
+
+    message: bytes
+    answer_bytes: int
+
+
 @contextmanager
 def _serving(*command: str, environ: Mapping[str, str]) -> Iterator[_Server]:
     arguments = [sys.executable, *command]
@@ -155,6 +155,7 @@ def _kkp(directory: Path, *command: str) -> Iterator[_Server]:
         "KKP_LISTEN_ADDR": f"{_HOST}:0",
         "KKP_CONFIG": "/dev/null",
         "KKP_ISSUER": inputs.ISSUER,
+        "KKP_CALLER_RATE_PER_SEC": "0",  # one caller asks as fast as it can
     }
     with _serving(*command, environ=environ) as server:
         yield server
@@ -170,37 +171,40 @@ def _token_message(service_key: str) -> bytes:
     return post(_HOST, "/token", json.dumps(inputs.TOKEN_REQUEST).encode(), bearer=service_key)
 
 
-def _decrypt_message(server: _Server, service_key: str) -> bytes:
-    token = server.ask("/token", inputs.TOKEN_REQUEST, service_key)["token"]
+def _requests(server: _Server, service_key: str) -> dict[str, _Request]:
+    """Return the request that each endpoint is measured with, by path; each has been answered once."""
+    issued = server.ask("/token", inputs.TOKEN_REQUEST, service_key)
     sealing = {
         "backend": "aws",
         "key_id": "alias/orders",
         "plaintext_b64": base64.b64encode(os.urandom(1024)).decode(),
         "context": inputs.CONTEXT,
     }
-    envelope = server.ask("/envelope/encrypt", sealing, token)["envelope"]
-    return post(_HOST, "/envelope/decrypt", json.dumps({"token": token, "envelope": envelope}).encode())
+    token = issued["token"]
+    opening = {"token": token, "envelope": server.ask("/envelope/encrypt", sealing, token)["envelope"]}
+    decrypt = post(_HOST, "/envelope/decrypt", json.dumps(opening).encode())
+    return {
+        "/token": _Request(_token_message(service_key), _size(issued)),
+        "/envelope/decrypt": _Request(decrypt, _size(server.ask("/envelope/decrypt", opening, token))),
+    }
 
 
-def _compare(name: str, server: _Server, message: bytes, noop: _Server, size: Size) -> Comparison:
-    """Measure in turns; the no-op server gets the same body, and three times as many."""
-    pairs, requests = size
-    noop_message = _TARGET.sub(b"POST /noop ", message)
-    server.drive([message], requests // 4)
-    noop.drive([noop_message], requests // 4)
-    rounds = [
-        (server.drive([message], requests), noop.drive([noop_message], 3 * requests)) for _ in range(pairs)
-    ]
-    return Comparison(
-        name,
-        _figure([figure for figure, _ in rounds], requests),
-        _figure([floor for _, floor in rounds], 3 * requests),
-    )
+def _size(answer: object) -> int:
+    return len(msgspec.json.encode(answer))
 
 
-def _figure(rounds: Sequence[tuple[float, float]], requests: int) -> Figure:
-    cpu_seconds = sum(seconds for _, seconds in rounds)
-    return Figure([rate for rate, _ in rounds], cpu_seconds / (requests * len(rounds)) * 1e6)
+def _compare(
+    name: str, server: _Server, message: bytes, floors: Mapping[str, _Server], size: Size
+) -> Comparison:
+    """Measure in turns; the floors get the same messages, and three times as many."""
+    sides = [(server, size.requests), *((floor, 3 * size.requests) for floor in floors.values())]
+    figures = [Figure() for _ in sides]
+    for side, requests in sides:
+        side.drive([message], requests // 4)
+    for _ in range(size.pairs):
+        for figure, (side, requests) in zip(figures, sides, strict=True):
+            figure.measure(side, message, requests)
+    return Comparison(name, figures[0], dict(zip(floors, figures[1:], strict=True)))
 
 
 def _parts(directory: Path, *, requests: int) -> dict[str, float]:
@@ -217,14 +221,18 @@ def _parts(directory: Path, *, requests: int) -> dict[str, float]:
 def measure(directory: Path, size: Size) -> Result:
     """Measure everything over HTTP."""
     with ExitStack() as stack:
-        noop = stack.enter_context(_serving(str(_HERE / "noop_server.py"), environ={}))
         server = stack.enter_context(_kkp(directory / "kkp", "-m", "kkp", "dev"))
-        service_key = _service_key(server, directory / "kkp")
-        messages = {
-            "POST /token": _token_message(service_key),
-            "POST /envelope/decrypt, 1 KiB": _decrypt_message(server, service_key),
+        requests = _requests(server, _service_key(server, directory / "kkp"))
+        noop = str(_HERE / "noop_server.py")
+        sizes = [f"{path}={request.answer_bytes}" for path, request in requests.items()]
+        floors = {
+            "bare": stack.enter_context(_serving(noop, "bare", environ={})),
+            "no-op service": stack.enter_context(_serving(noop, "service", *sizes, environ={})),
         }
-        comparisons = [_compare(name, server, message, noop, size) for name, message in messages.items()]
+        comparisons = [
+            _compare(f"POST {path}", server, request.message, floors, size)
+            for path, request in requests.items()
+        ]
         peak_rss_mib = server.peak_rss_mib
     return Result(
         comparisons, _parts(directory / "measured", requests=size.pairs * size.requests), peak_rss_mib

@@ -11,14 +11,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.over_http import Comparison, Result, Size, measure
+from benchmarks.over_http import Figure, Result, Size, measure
 from benchmarks.test_costs import FLOORS
 
 _HERE = Path(__file__).resolve().parent
@@ -69,21 +70,25 @@ def _lines(path: str) -> list[str]:
 
 
 def _http_table(result: Result) -> Iterator[str]:
-    yield f"\nOver HTTP, 64 connections, policy and audit on; peak RSS {result.peak_rss_mib:.0f} MiB\n"
-    yield "| request | KKP/s | no-op/s | ratio (min-max) | KKP CPU µs | no-op CPU µs | ratio |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
-    yield from map(_http_row, result.comparisons)
+    yield "\nOver HTTP, 64 connections, policy and audit on, one caller with its rate limit off "
+    yield f"(KKP_CALLER_RATE_PER_SEC=0); peak RSS {result.peak_rss_mib:.0f} MiB\n"
+    yield "| request | floor | KKP/s | floor/s | ratio | KKP CPU µs | floor CPU µs | ratio |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    for comparison in result.comparisons:
+        for name, floor in comparison.floors.items():
+            yield f"| {comparison.name} | {name} | {_http_cells(comparison.figure, floor)} |"
 
 
-def _http_row(comparison: Comparison) -> str:
-    figure, floor, ratios = comparison.figure, comparison.floor, comparison.ratios
-    return (
-        f"| {comparison.name} | {figure.rate:.0f} ({min(figure.rates):.0f}-{max(figure.rates):.0f}) "
-        f"| {floor.rate:.0f} ({min(floor.rates):.0f}-{max(floor.rates):.0f}) "
-        f"| {figure.rate / floor.rate:.3f} ({min(ratios):.3f}-{max(ratios):.3f}) "
-        f"| {figure.cpu_microseconds:.0f} | {floor.cpu_microseconds:.0f} "
-        f"| {floor.cpu_microseconds / figure.cpu_microseconds:.3f} |"
-    )
+def _http_cells(figure: Figure, floor: Figure) -> str:
+    by_rate = [a / b for a, b in zip(figure.rates, floor.rates, strict=True)]
+    by_cpu = [b / a for a, b in zip(figure.cpu_microseconds, floor.cpu_microseconds, strict=True)]
+    rates = [_spread(figure.rates, 0), _spread(floor.rates, 0), _spread(by_rate, 3)]
+    cpu = [_spread(figure.cpu_microseconds, 0), _spread(floor.cpu_microseconds, 0), _spread(by_cpu, 3)]
+    return " | ".join([*rates, *cpu])
+
+
+def _spread(rounds: Sequence[float], digits: int) -> str:
+    return f"{median(rounds):.{digits}f} ({min(rounds):.{digits}f}-{max(rounds):.{digits}f})"
 
 
 def _parts_table(result: Result) -> Iterator[str]:

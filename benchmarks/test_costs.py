@@ -37,7 +37,6 @@ from kkp.keyring.rotation import Keyring
 from kkp.kms.base import WrappedKey
 from kkp.kms.memory import MemoryKMS
 from kkp.model import Action
-from kkp.store.ring import RingStore
 from kkp.ways import DEV
 from tests.opa import OPA, require_opa, serving
 
@@ -77,7 +76,7 @@ def world() -> Iterator[World]:
         opening = foundation(load(environ, DEV, schemes=kms.SCHEMES), create=True)
         base = runner.run(opening.__aenter__())
         times = base.settings.ring_times
-        keyring = Keyring(RingStore(base.database), base.master_key, times, base.clock)
+        keyring = base.keyring()
         runner.run(keyring.start())
         kid, _ = keyring.plan_expiry(base.clock.now(), times.token_ttl)
         yield World(runner, base, keyring, kid)
@@ -125,7 +124,10 @@ def test_verify_uncached(benchmark: BenchmarkFixture, world: World, token: str) 
 
 
 def test_verify_cached(benchmark: BenchmarkFixture, world: World, token: str) -> None:
-    verifier = TokenVerifier(world.keyring, world.base.clock, issuer=inputs.ISSUER, clock_error_seconds=5)
+    revoked = world.base.revoked_tokens()
+    verifier = TokenVerifier(
+        world.keyring, revoked, world.base.clock, issuer=inputs.ISSUER, clock_error_seconds=5
+    )
     assert benchmark(verifier.verify, token).iss == inputs.ISSUER
 
 

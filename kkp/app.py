@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -16,17 +17,23 @@ from typing import TYPE_CHECKING, Any, final
 from sqlalchemy import URL
 
 from kkp import data_dir, kms
-from kkp.audit.failures import FailedAuthentications
+from kkp.audit.base import RollbackAccepted
+from kkp.audit.checkpointer import Checkpointer
+from kkp.audit.checkpoints import CheckpointSigner
+from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
+from kkp.audit.sinks import open_sink
 from kkp.authn.authenticator import Authenticator
-from kkp.authn.identities import SERVICE_KEY_PREFIX, IdentityDirectory, is_service_key
+from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
+from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.base import PolicyEngine
-from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.embedded import default_policy_path
 from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
+from kkp.authz.reloading import ReloadingPolicy
 from kkp.clock import Clock, SteadyClock
 from kkp.config import Check, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
@@ -34,21 +41,32 @@ from kkp.keyring.rotation import Keyring
 from kkp.kms import KMSRegistry
 from kkp.kms.base import Resources
 from kkp.kms.local import ensure_default_key
+from kkp.limits import CallerLimits
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
 from kkp.operations.envelopes import Decrypt, Encrypt
-from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
-from kkp.operations.signing_keys import RotateSigningKey
+from kkp.operations.identities import (
+    AddIdentity,
+    DisableIdentity,
+    IdentityRequest,
+    ListIdentities,
+    RotateServiceKey,
+)
+from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
+from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import LiveState, Origin, Pipeline
 from kkp.store.audit import AuditStore
+from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
 from kkp.store.sql import Database
-from kkp.web.public import PublicDocuments
-from kkp.web.routes import Services
+from kkp.web import openapi
+from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
+from kkp.web.routes import ROUTES, Services
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
@@ -87,6 +105,7 @@ class Foundation:
         database: Open, laid out, and of this master key.
         directory: The identities, loaded.
         audit: This boot's chain, open.
+        checkpoints: Of the whole log; the database is not behind the newest.
     """
 
     settings: Settings
@@ -95,6 +114,28 @@ class Foundation:
     database: Database
     directory: IdentityDirectory
     audit: AuditLog
+    checkpoints: Checkpointer
+
+    def keyring(self) -> Keyring:
+        """Return the signing keyring, not read yet."""
+        return Keyring(RingStore(self.database), self.master_key, self.settings.ring_times, self.clock)
+
+    def revoked_tokens(self) -> RevokedTokens:
+        """Return the revoked tokens, not read yet."""
+        clock_error = self.settings.ring_times.clock_error
+        store = RevokedTokenStore(self.database)
+        return RevokedTokens(store, self.master_key, self.clock, clock_error_seconds=clock_error)
+
+    def authenticator(self, keyring: Keyring, revoked: RevokedTokens) -> Authenticator:
+        """Return what tells callers, and good tokens, from others."""
+        verifier = TokenVerifier(
+            keyring,
+            revoked,
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+        )
+        return Authenticator(self.directory, verifier)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -126,17 +167,23 @@ async def foundation(
     clock = clock or SteadyClock()
     master_key = MasterKey(_master_key(settings, create=create))
     async with AsyncExitStack() as stack:
-        check = master_key.derive("kkp/master-key-check/v1")
+        check = master_key.check_value()
         data_dir.prepare_database(settings.database_path, create=create)
         url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
         database = await Database.open(url, master_key_check=check)
         stack.push_async_callback(database.close)
-        directory = IdentityDirectory(IdentityStore(database), master_key)
+        directory = IdentityDirectory(IdentityStore(database), master_key, clock)
         await directory.load()
+        checkpoints = _checkpointer(settings, database, master_key, clock)
+        accepted = await checkpoints.check_start(settings.accept_rollback)
         audit = AuditLog(AuditStore(database), master_key, clock)
         await audit.start()
+        stack.push_async_callback(checkpoints.close)  # after the audit, so that it covers the last record
         stack.push_async_callback(audit.close)
-        yield Foundation(settings, clock, master_key, database, directory, audit)
+        if accepted is not None:
+            await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
+            await checkpoints.write()
+        yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints)
 
 
 @asynccontextmanager
@@ -151,7 +198,10 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
         await _ensure_root(base)
-        yield await stack.enter_async_context(_running_services(base, policy))
+        warnings = {"policy": lambda: policy.warning}
+        services = await stack.enter_async_context(_running_services(base, policy, warnings))
+        await stack.enter_async_context(_running(policy.run()))
+        yield services
 
 
 @asynccontextmanager
@@ -175,22 +225,30 @@ async def production(settings: Settings, *, clock: Clock | None = None) -> Async
         )
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=False))
-        yield await stack.enter_async_context(_running_services(base, policy))
+        yield await stack.enter_async_context(_running_services(base, policy, {}))
 
 
 @asynccontextmanager
-async def _running_services(base: Foundation, policy: PolicyEngine) -> AsyncIterator[Services]:
+async def _running_services(
+    base: Foundation, policy: PolicyEngine, warnings: Mapping[str, Callable[[], str | None]]
+) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         registry = await _backends(base)
         stack.push_async_callback(registry.close)
-        keyring = Keyring(RingStore(base.database), base.master_key, base.settings.ring_times, base.clock)
+        keyring = base.keyring()
         await _start_keyring(keyring)
-        state = LiveState(base.database.epoch, [keyring, base.directory])
+        revoked = base.revoked_tokens()
+        await revoked.load()
+        state = LiveState(base.database.epoch, [keyring, base.directory, revoked])
         await state.refresh()
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
-        services = _services(base, state, policy, registry, keyring, failures)
-        await stack.enter_async_context(_running(keyring.run(), failures.run()))
+        limited = RateLimitedRequests(base.audit)
+        stack.push_async_callback(limited.flush)
+        services = _services(base, state, policy, registry, keyring, revoked, failures, limited, warnings)
+        identities = base.directory.run(base.settings.ring_times.poll)
+        background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
+        await stack.enter_async_context(_running(*background))
         yield services
 
 
@@ -200,20 +258,24 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     policy: PolicyEngine,
     registry: KMSRegistry,
     keyring: Keyring,
+    revoked: RevokedTokens,
     failures: FailedAuthentications,
+    limited: RateLimitedRequests,
+    warnings: Mapping[str, Callable[[], str | None]],
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
+    authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring)
-    verifier = TokenVerifier(
-        keyring, clock, issuer=settings.issuer, clock_error_seconds=settings.ring_times.clock_error
-    )
     pipeline = Pipeline(
         state=state,
-        authenticator=Authenticator(directory, verifier),
+        authenticator=authenticator,
         policy=policy if metrics is None else metrics.policy(policy),
         audit=base.audit if metrics is None else metrics.records(base.audit),
         failures=failures if metrics is None else metrics.failures(failures),
         clock=clock,
+        limits=CallerLimits(
+            settings.caller_rate_per_second, settings.caller_burst, time.monotonic, limited.count
+        ),
     )
     return Services(
         pipeline=pipeline,
@@ -221,7 +283,10 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             keyring=keyring,
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
-            checks=_readiness(base, policy, keyring),
+            openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
+            checks=_readiness(base, policy, keyring, revoked),
+            refresh=state.refresh,
+            warnings=warnings,
         ),
         issue_token=IssueToken(
             keyring,
@@ -233,9 +298,13 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         encrypt=Encrypt(registry),
         decrypt=Decrypt(registry),
         rotate_signing_key=RotateSigningKey(keyring),
+        revoke_signing_key=RevokeSigningKey(keyring),
+        introspect_token=IntrospectToken(authenticator),
+        revoke_token=RevokeToken(authenticator, revoked),
         add_identity=AddIdentity(directory, clock),
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
+        rotate_service_key=RotateServiceKey(directory, clock),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         metrics=metrics,
@@ -254,23 +323,28 @@ def _metrics(base: Foundation, keyring: Keyring) -> Metrics | None:
 
 
 def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring
+    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: RevokedTokens
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
 
     async def database_answers() -> None:
-        await base.database.epoch()
+        await base.database.check()
 
     async def identities_are_trusted() -> None:
         base.directory.check_trusted()
+
+    async def revocations_are_trusted() -> None:
+        revoked.check_trusted()
 
     return {
         "keyring": keyring_is_ready,
         "database": database_answers,
         "identities": identities_are_trusted,
+        "revoked_tokens": revocations_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
+        "checkpoints": base.checkpoints.check_ready,
     }
 
 
@@ -290,11 +364,29 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
     return data_dir.master_key(settings.master_key_file, may_create=may_create)
 
 
-def _policy(settings: Settings) -> EmbeddedPolicy:
+def checkpoint_signer(settings: Settings) -> CheckpointSigner:
+    """Return the signer of this data directory's checkpoints.
+
+    Raises:
+        ConfigError: There is no master key to be read.
+    """
+    return CheckpointSigner(MasterKey(_master_key(settings, create=False)))
+
+
+def _checkpointer(
+    settings: Settings, database: Database, master_key: MasterKey, clock: Clock
+) -> Checkpointer:
+    sink = open_sink(settings.checkpoint_sink)
+    interval = settings.checkpoint_interval_seconds
+    store, signer = CheckpointStore(database), CheckpointSigner(master_key)
+    return Checkpointer(store, signer, sink, clock, interval_seconds=interval)
+
+
+def _policy(settings: Settings) -> ReloadingPolicy:
     """Load the policy, and check the backends' URIs beside it: nothing is on disk yet if either is bad."""
     problems = _backend_problems(settings.backends)
     try:
-        policy = EmbeddedPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
+        policy = ReloadingPolicy.load(settings.policy_path or default_policy_path(), _DEV_POLICY_SETTINGS)
     except PolicyLoadError as error:
         raise ConfigError([*problems, f"KKP_POLICY_PATH: {error}"]) from error
     if problems:
@@ -322,7 +414,7 @@ async def _ensure_root(base: Foundation) -> None:
     if is_known and not path.exists():
         return  # whoever keeps the key elsewhere is right to
     if not path.exists():
-        data_dir.write_secret(path, SERVICE_KEY_PREFIX + secrets.token_urlsafe(32))
+        data_dir.write_secret(path, new_service_key())
     service_key = data_dir.read_secret(path, "root.key")
     if not is_service_key(service_key):
         raise ConfigError([f"root.key: {path} holds no service key; give it back its own, or remove it"])

@@ -36,6 +36,7 @@ from kkp.ring_times import RingTimes
 _BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
+_LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MAX_OPA_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
@@ -64,7 +65,7 @@ class Address:
         return f"{host}:{self.port}"
 
 
-class CheckpointSink(NamedTuple):
+class SinkAddress(NamedTuple):
     """Where checkpoints of the audit go, outside the database.
 
     Attributes:
@@ -97,10 +98,14 @@ class Settings:
         opa_timeout_seconds: How long a decision may take.
         opa_ca_file: PEM certificates that sign an https OPA's.
         policy_rule: The rule that is asked; None to find out.
-        checkpoint_sink: Where checkpoints of the audit go; None for nowhere.
         backends: Backend name to URI, in the order given.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
+        caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
+        caller_burst: How many requests a caller may send at once.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
+        checkpoint_sink: Where checkpoints of the audit go, outside the database.
+        checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
+        accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
         warnings: Things that are not wrong but look unintended.
     """
 
@@ -120,10 +125,14 @@ class Settings:
     opa_timeout_seconds: float
     opa_ca_file: Path | None
     policy_rule: Literal["decision", "allow"] | None
-    checkpoint_sink: CheckpointSink | None
+    checkpoint_sink: SinkAddress
     backends: Mapping[str, str]
     max_plaintext_bytes: int
+    caller_rate_per_second: int
+    caller_burst: int
     ring_times: RingTimes
+    checkpoint_interval_seconds: float
+    accept_rollback: str
     warnings: tuple[str, ...] = ()
 
     @property
@@ -148,6 +157,10 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) == 0:
         raise ValueError
     return int(text)
+
+
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _flag(text: str) -> bool:
@@ -189,14 +202,14 @@ def _policy_rule(text: str) -> str | None:
     return {"": None, "decision": "decision", "allow": "allow"}[text]
 
 
-def _checkpoint_sink(text: str) -> CheckpointSink | None:
+def _checkpoint_sink(text: str) -> SinkAddress | None:
     if not text:
         return None
     kind, _, name = text.partition(":")
     path = Path(name)
-    if kind not in {"file", "command"} or not path.is_absolute():
+    if kind not in {"file", "command"} or not re.fullmatch(r"/[^/].*", name):
         raise ValueError
-    return CheckpointSink("file" if kind == "file" else "command", path)
+    return SinkAddress("file" if kind == "file" else "command", path)
 
 
 def _master_key(text: str) -> bytes | None:
@@ -252,6 +265,19 @@ def _backends(text: str) -> dict[str, str]:
     return backends
 
 
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= _LONGEST_INTERVAL_SECONDS:
+        raise ValueError
+    return seconds
+
+
+def _checkpoint_hash(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     default: str
@@ -287,13 +313,15 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 60000"),
     "KKP_OPA_CA_FILE": _Setting("", _optional_path, "a PEM file with certificates"),
     "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
-    "KKP_CHECKPOINT_SINK": _Setting(
-        "", _checkpoint_sink, "file:/path/to/checkpoints or command:/path/to/program"
-    ),
+    "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
     "KKP_BACKENDS": _Setting(
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
+    "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
+    "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
+    "KKP_ACCEPT_ROLLBACK": _Setting("", _checkpoint_hash, "the hash that the refused start names"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
     "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _optional_seconds, _SECONDS_HINT),
     "KKP_KEY_TTL_SECS": _Setting("1800", float, _SECONDS_HINT),
@@ -432,6 +460,37 @@ def _given(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     return given
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A setting's text as it was given, unchecked, and where it came from.
+
+    Attributes:
+        text: Maybe a secret, maybe a URL with a password in it.
+        source: `environment`, `default`, or the file's path.
+        secret: Whether a problem with it is told without its text.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    source: str
+    secret: bool
+
+
+def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
+    """Return every setting of the table; a file that can't be used gives none, and `load` says so."""
+    config_path = environ.get("KKP_CONFIG", "")
+    from_file = _file_texts(config_path, [])
+    found = []
+    for name, setting in _SETTINGS.items():
+        text, source = way.defaults.get(name, setting.default), "default"
+        if environ.get(name) or (setting.may_be_empty and name in environ):
+            text, source = environ[name], "environment"
+        elif name in from_file:
+            text, source = from_file[name], config_path or "kkp.toml"
+        found.append(Given(name, text, source, setting.secret))
+    return tuple(found)
+
+
 def _file_texts(config_path: str, problems: list[str]) -> dict[str, str]:
     path = Path(config_path or "kkp.toml")
     if not config_path and not path.exists():
@@ -551,9 +610,14 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         opa_timeout_seconds=values["KKP_OPA_TIMEOUT_MS"],
         opa_ca_file=values["KKP_OPA_CA_FILE"],
         policy_rule=values["KKP_POLICY_RULE"],
-        checkpoint_sink=values["KKP_CHECKPOINT_SINK"],
         backends=values["KKP_BACKENDS"],
         max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
+        caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
+        caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,
+        checkpoint_sink=values["KKP_CHECKPOINT_SINK"]
+        or SinkAddress("file", values["KKP_DATA_DIR"].absolute() / "checkpoints.jsonl"),
+        checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],
+        accept_rollback=values["KKP_ACCEPT_ROLLBACK"],
         warnings=warnings,
     )

@@ -114,6 +114,17 @@ def prepare_database(path: Path, *, create: bool = True) -> None:
         raise ConfigError(problems)
 
 
+def read_only_uri(path: Path) -> str:
+    """Return the SQLite URI that reads a database, with a server beside it or without, and makes no file.
+
+    Reading a database in WAL mode makes the files of its log. Where there is no log, nobody has the database
+    open and nothing is missing from it, so it is read as it lies.
+    """
+    real = path.resolve()
+    has_log = real.with_name(f"{real.name}-wal").exists()
+    return f"{real.as_uri()}?mode=ro{'' if has_log else '&immutable=1'}"
+
+
 def _open_to_others(name: str, path: Path) -> str:
     return f"{name}: others can read or write {path}; run: chmod 600 {path}"
 

@@ -26,6 +26,7 @@ KKPError
 ├── ConflictError                     conflict
 │   └── KeyDisabledError              key_disabled
 ├── EnvelopeInvalidError              envelope_invalid
+├── RateLimitedError                  rate_limited
 ├── KMSError
 │   ├── KMSDeniedError                kms_denied
 │   ├── KMSUnavailableError           kms_unavailable
@@ -177,6 +178,20 @@ class EnvelopeInvalidError(KKPError):
 
     def __init__(self) -> None:
         super().__init__("The envelope is malformed, was altered, or does not belong to this key.")
+
+
+class RateLimitedError(KKPError):
+    """The caller asks more often than anybody may; nothing was done.
+
+    Args:
+        retry_after_seconds: When to ask again, in whole seconds, 1 or more.
+    """
+
+    code = "rate_limited"
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__("Too many requests of this caller; try again later.")
+        self.retry_after_seconds = retry_after_seconds
 
 
 class KMSError(KKPError):

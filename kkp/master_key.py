@@ -59,6 +59,10 @@ class MasterKey:
             self._subkeys[purpose] = _hkdf(self._key, None, purpose)
         return self._subkeys[purpose]
 
+    def check_value(self) -> bytes:
+        """Return what a database keeps to tell whether this is its master key."""
+        return self.derive("kkp/master-key-check/v1")
+
     def mac(self, purpose: str, data: bytes) -> bytes:
         """Return HMAC-SHA-256 of the data under the purpose's subkey (RFC 2104)."""
         return hmac.digest(self.derive(purpose), data, "sha256")

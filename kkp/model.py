@@ -23,6 +23,10 @@ class Action(StrEnum):
     ENCRYPT = "encrypt"
     DECRYPT = "decrypt"
     ROTATE_SIGNING_KEY = "rotate_signing_key"
+    REVOKE_SIGNING_KEY = "revoke_signing_key"
+    READ_KEY = "read_key"
+    INTROSPECT_TOKEN = "introspect_token"  # noqa: S105  the name of an action
+    REVOKE_TOKEN = "revoke_token"  # noqa: S105  the name of an action
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
 
@@ -48,8 +52,16 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
+class KeyTimes:
+    """When a service key was made, and from when on it is dead; None: it does not expire."""
+
+    created_at: float
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
-    """A local service: its name, what it may do, and whether it still may."""
+    """A local service: its name, what it may do, whether it still may, and its keys, the newest first."""
 
     id: str
     roles: tuple[str, ...]
@@ -57,6 +69,7 @@ class Identity:
     attributes: Mapping[str, str]
     created_at: float
     disabled_at: float | None = None
+    service_keys: tuple[KeyTimes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

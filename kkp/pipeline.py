@@ -2,7 +2,7 @@
 
 ```
 1 read           (web)  bounded bytes -> checked request
-2 authenticate   who is calling?             Credentials -> Authenticated
+2 authenticate   who is calling?             Credentials -> Authenticated; not too often?
 3 propose        what exactly would be done? Proposal, pure
 4 decide         may they?                   code's own refusals first, then policy
 5 record         the decision is durable     and the same transaction reads the epoch
@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import attrgetter
 from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
@@ -85,6 +86,13 @@ class CountsFailures(Protocol):
         """Count one."""
 
 
+class LimitsCallers(Protocol):
+    """Bounds how often a caller is served."""
+
+    def admit(self, caller: str) -> None:
+        """Take note of one request; RateLimitedError if it is one too many."""
+
+
 class Loads(Protocol):
     """A part of the state that is held in memory as of an epoch."""
 
@@ -116,7 +124,8 @@ class LiveState:
     @property
     def epoch(self) -> int:
         """The epoch that every part has reached."""
-        return min(part.epoch for part in self._parts)
+        reached: int = min(map(_epoch_of, self._parts))
+        return reached
 
     async def reach(self, epoch: int) -> None:
         """Load whatever is older than this epoch.
@@ -166,6 +175,7 @@ class _Request(msgspec.Struct, frozen=True):
     ttl_seconds: JSON = msgspec.UNSET
     subject: JSON = msgspec.UNSET
     identity: JSON = msgspec.UNSET
+    kid: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -182,6 +192,7 @@ class _PolicyInput(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder(order="deterministic")
+_epoch_of = attrgetter("epoch")
 
 
 @final
@@ -195,6 +206,7 @@ class Pipeline:
         audit: Step 5.
         failures: Where failed authentications are counted.
         clock: What time it is.
+        limits: How often a caller may ask; None for as often as it likes.
     """
 
     def __init__(  # noqa: PLR0913  one argument for each step of the road
@@ -206,6 +218,7 @@ class Pipeline:
         audit: Records,
         failures: CountsFailures,
         clock: Clock,
+        limits: LimitsCallers | None = None,
     ) -> None:
         self._state = state
         self._authenticator = authenticator
@@ -213,6 +226,7 @@ class Pipeline:
         self._audit = audit
         self._failures = failures
         self._clock = clock
+        self._limits = limits
 
     async def run(
         self,
@@ -225,6 +239,7 @@ class Pipeline:
 
         Raises:
             AuthenticationError: Who is calling could not be established.
+            RateLimitedError: The caller asks too often; it is counted, and nothing else is done.
             DeniedError: Code or policy refused; the refusal is on record.
             PolicyUnavailableError: The policy engine gave no usable answer.
             AuditUnavailableError: The decision could not be made durable.
@@ -233,6 +248,8 @@ class Pipeline:
         stale = 0
         for walk in range(_MOST_WALKS):
             authenticated = await self._authenticate(credentials, origin)
+            if walk == 0 and self._limits is not None:
+                self._limits.admit(authenticated.caller.id)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin)
             proposal, decision, failure = await self._decide(operation, proposal, question)

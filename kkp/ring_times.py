@@ -54,7 +54,7 @@ SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
 _LEAST: Final[Mapping[str, float]] = MappingProxyType({"token_ttl": 1, "min_ttl": 1, "verifier_leeway": 0})
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """`low` must not be above `high`; `cure` names the settings to change."""
 
     name: str
@@ -64,6 +64,7 @@ class _Rule(NamedTuple):
     cure: str
 
     def problem(self) -> str:
+        """Say that it does not hold, with both numbers."""
         low, high = _number(self.low), _number(self.high)
         return f"{self.name}: {self.statement} does not hold, {low} is above {high}: {self.cure}."
 
@@ -160,7 +161,7 @@ class RingTimes:
                 f"{_number(self.rotation)}: raise KKP_KEY_TTL_SECS or lower KKP_KEY_ROTATION_SECS."
             )
             return [problem, *replace(self, key_ttl=math.nan).broken_rules()]
-        return [rule.problem() for rule in self._rules() if rule.low > rule.high]
+        return [rule.problem() for rule in self.rules() if rule.low > rule.high]
 
     def _malformed(self) -> Iterator[tuple[str, str]]:
         for name, value in asdict(self).items():
@@ -168,8 +169,9 @@ class RingTimes:
             if not is_usable:
                 yield name, f"{SETTINGS[name]}: {_number(value)} can't be used; give {good}"
 
-    def _rules(self) -> Iterator[_Rule]:
-        yield _Rule(
+    def rules(self) -> Iterator[Rule]:
+        """Yield every rule with both of its numbers."""
+        yield Rule(
             "V1",
             "C + P + S + F <= R",
             self._v1_lead,
@@ -177,7 +179,7 @@ class RingTimes:
             "raise KKP_KEY_ROTATION_SECS, or lower KKP_VERIFIER_CACHE_SECS, KKP_REPLICA_STALENESS_SECS, "
             "KKP_CLOCK_ERROR_SECS or KKP_FETCH_SECS",
         )
-        yield _Rule(
+        yield Rule(
             "V2",
             "T + max(δ, 2S) + 2S + P <= G",
             self._v2_grace(),
@@ -186,35 +188,35 @@ class RingTimes:
             "KKP_TOKEN_TTL_SECS, KKP_VERIFIER_LEEWAY_SECS, KKP_CLOCK_ERROR_SECS or "
             "KKP_REPLICA_STALENESS_SECS",
         )
-        yield _Rule(
+        yield Rule(
             "V5",
             "ceil((C + P + S + F + L + P + 2S) / R) + 1 <= K",
             self._v5_keys(),
             self.max_keys,
             "raise KKP_MAX_ACTIVE_KEYS or KKP_KEY_ROTATION_SECS, or lower KKP_KEY_TTL_SECS",
         )
-        yield _Rule(
+        yield Rule(
             "V6",
             "max-age floor <= max-age",
             self.jwks_max_age_floor,
             self.jwks_max_age,
             "raise KKP_JWKS_MAX_AGE_SECS or lower KKP_JWKS_MAX_AGE_FLOOR_SECS",
         )
-        yield _Rule(
+        yield Rule(
             "V6",
             "max-age <= min(C, R - P - S - F)",
             self.jwks_max_age,
             min(self.verifier_cache, self.rotation - self.replica_staleness - self.clock_error - self.fetch),
             "lower KKP_JWKS_MAX_AGE_SECS, or raise KKP_VERIFIER_CACHE_SECS or KKP_KEY_ROTATION_SECS",
         )
-        yield _Rule(
+        yield Rule(
             "V7",
             "3 * poll <= P",
             3 * self.poll,
             self.replica_staleness,
             "lower KKP_POLL_SECS or raise KKP_REPLICA_STALENESS_SECS",
         )
-        yield _Rule(
+        yield Rule(
             "V9",
             "min_ttl <= T",
             self.min_ttl,

@@ -35,7 +35,7 @@ class RingSnapshot(NamedTuple):
 
 
 class IdentityRow(NamedTuple):
-    """A local service identity; `document` is its roles, grants and attributes in canonical JSON."""
+    """A local service identity; `document` is its roles, grants, attributes and service keys in JSON."""
 
     id: str
     document: str
@@ -44,21 +44,27 @@ class IdentityRow(NamedTuple):
     mac: bytes
 
 
-class ServiceKeyRow(NamedTuple):
-    """A service key's SHA-256 and whose it is; the key itself is never stored."""
-
-    digest: bytes
-    identity_id: str
-    created_at: float
-    mac: bytes
-
-
 class IdentitySnapshot(NamedTuple):
-    """Every identity and service key as one transaction read them."""
+    """Every identity as one transaction read them."""
 
     epoch: int
     identities: tuple[IdentityRow, ...]
-    service_keys: tuple[ServiceKeyRow, ...]
+
+
+class RevokedTokenRow(NamedTuple):
+    """The id of a token that was revoked before its `exp`, and until when it must be remembered."""
+
+    jti: str
+    exp: int
+    revoked_at: float
+    mac: bytes
+
+
+class RevokedTokenSnapshot(NamedTuple):
+    """The tokens revoked since an epoch, as one transaction read them."""
+
+    epoch: int
+    rows: tuple[RevokedTokenRow, ...]
 
 
 class LocalKeyRow(NamedTuple):
@@ -84,3 +90,38 @@ class ChainHead(NamedTuple):
     chain: str
     seq: int
     hash: bytes
+
+
+class LogPosition(NamedTuple):
+    """Where the whole audit log stands, as one transaction read it.
+
+    Attributes:
+        epoch: The state's epoch.
+        records: How many records there are.
+        heads: The heads that no chain's first record carries; they commit to every other chain.
+    """
+
+    epoch: int
+    records: int
+    heads: tuple[ChainHead, ...]
+
+
+class CheckpointRow(NamedTuple):
+    """A signed checkpoint: its number and its line, as it was signed."""
+
+    seq: int
+    line: bytes
+
+
+class Standing(NamedTuple):
+    """What the database holds of that which a checkpoint lists.
+
+    Attributes:
+        epoch: The state's epoch.
+        records: How many records there are.
+        hashes: For each head that was asked about, the stored hash; None where there is no such record.
+    """
+
+    epoch: int
+    records: int
+    hashes: tuple[object, ...]

@@ -14,7 +14,7 @@ import yaml
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "unit/decision_cases.yaml").read_text())
 CASES: list[dict[str, Any]] = TABLE["cases"]
-MUTATED_ACTIONS = ("decrypt", "encrypt", "issue_token", "manage_identity")
+MUTATED_ACTIONS = ("decrypt", "encrypt", "issue_token", "manage_identity", "introspect_token")
 
 # Allowed, and among them every member that the input can have.
 MUTATED = [
@@ -28,6 +28,7 @@ MUTATED = [
     "an explicit lifetime at the limit is allowed",
     "an admin names another subject",
     "an admin manages identities",
+    "a token is to ask about for whoever asked for it",
 ]
 
 

@@ -18,6 +18,7 @@ from kkp.peers import Peers
 from kkp.ways import DEV
 from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
+from tests import described
 
 ISSUER = "https://kkp.test"
 
@@ -67,12 +68,16 @@ class KKP:
         headers: Mapping[str, str] | None = None,
         **arguments: Any,
     ) -> Answer:
-        """Send one request; `credential` becomes the bearer."""
+        """Send one request, and hold its answer against the API's document.
+
+        `credential` becomes the bearer.
+        """
         sent = dict(headers or {})
         if credential is not None:
             sent["Authorization"] = f"Bearer {credential}"
         async with self.session.request(method, path, headers=sent, **arguments) as response:
             raw = await response.read()
+            described.check(method, path, response.status, response.headers.get("Content-Type", ""), raw)
             is_json = "json" in response.headers.get("Content-Type", "")
             return Answer(
                 response.status,
@@ -164,6 +169,7 @@ def settings_for(directory: Path, **environ: str) -> Settings:
         "KKP_LISTEN_ADDR": "127.0.0.1:0",
         "KKP_ISSUER": ISSUER,
         "KKP_CONFIG": "/dev/null",
+        "KKP_CALLER_RATE_PER_SEC": "0",  # a test is one caller in a hurry
         **environ,
     }
     return load(given, DEV, schemes=kms.SCHEMES)

@@ -9,9 +9,11 @@ found, because that other one still names the record that is gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
+
+import msgspec
 
 from kkp.model import Action
 from kkp.rows import ChainedRow, ChainHead
@@ -24,8 +26,10 @@ __all__ = [
     "FailedAuthentication",
     "Outcome",
     "Probe",
+    "RateLimited",
     "Receipt",
     "RecordType",
+    "RollbackAccepted",
 ]
 
 
@@ -36,11 +40,12 @@ class RecordType(StrEnum):
     DECISION = "decision"
     OUTCOME = "outcome"
     FAILED_AUTHENTICATION = "failed_authentication"
+    RATE_LIMITED = "rate_limited"
     PROBE = "probe"
+    ROLLBACK_ACCEPTED = "rollback_accepted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One decision, as the pipeline hands it over; None is "does not apply" and is not recorded.
 
     Attributes:
@@ -90,8 +95,12 @@ class AuditEntry:
     result: str | None = None
     request_id: str | None = None
     peer: str | None = None
-    private: Mapping[str, str] = field(default_factory=dict, repr=False)
-    policy_input: bytes = field(default=b"", repr=False)
+    private: Mapping[str, str] = {}
+    policy_input: bytes = b""
+
+    def __repr__(self) -> str:
+        """Name the entry, and nothing that its record protects."""
+        return f"AuditEntry({self.decision_id!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,21 @@ class FailedAuthentication:
     peer: str
     reason: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimited:
+    """How often a caller was refused for asking too often, since the last such record."""
+
+    caller: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackAccepted:
+    """That the operator went on with a database which is behind a checkpoint, named by its hash in hex."""
+
+    checkpoint: str
 
 
 class Probe(NamedTuple):

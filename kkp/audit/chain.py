@@ -9,7 +9,7 @@ chain   the chain's id, e.g. 20261122T031500Z-1f2e3d4c: when the process started
 seq     1, 2, 3 … without a gap
 prev    the previous record's hash, lowercase hex; 64 zeros at seq 1
 time    Unix seconds, to the millisecond
-type    start | decision | outcome | failed_authentication
+type    start | decision | outcome | failed_authentication | rate_limited | probe | rollback_accepted
 …       members in clear: nothing but CLEAR_FIELDS
 private       {field: HMAC-SHA-256, lowercase hex}     see kkp.audit.sealing
 input_sealed  {"day": "2026-11-22", "data": base64url}  see kkp.audit.sealing
@@ -50,7 +50,9 @@ DECISION_FIELDS: Final = (
 )  # fmt: skip
 """The fields of a decision that are recorded as they are."""
 
-CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {"count", "heads", "reason", "ref", "version"}
+CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {
+    "checkpoint", "count", "heads", "reason", "ref", "version",
+}  # fmt: skip
 """All that a record of any type may say in clear. A field that is missing here can't be written at all."""
 
 _PROTECTED_FIELDS: Final = frozenset({"input_sealed", "private"})

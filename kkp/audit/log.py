@@ -37,8 +37,10 @@ from kkp.audit.base import (
     FailedAuthentication,
     Outcome,
     Probe,
+    RateLimited,
     Receipt,
     RecordType,
+    RollbackAccepted,
 )
 from kkp.audit.chain import DECISION_FIELDS, first_record, link, new_chain_id
 from kkp.audit.sealing import DayCipher, InputKeys, PrivateDigests
@@ -52,7 +54,7 @@ MAX_BATCH: Final = 256
 DEADLINE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | Probe
+_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | Probe
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
@@ -149,6 +151,22 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(failed)
+
+    async def commit_rate_limited(self, limited: RateLimited) -> None:
+        """Record an aggregate of requests refused for their number.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(limited)
+
+    async def commit_rollback_accepted(self, accepted: RollbackAccepted) -> None:
+        """Record that the database was behind a checkpoint, and that this was accepted.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(accepted)
 
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
@@ -271,6 +289,10 @@ class AuditLog:
                 return link(head, now, RecordType.OUTCOME, asdict(record))
             case FailedAuthentication():
                 return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
+            case RateLimited():
+                return link(head, now, RecordType.RATE_LIMITED, asdict(record))
+            case RollbackAccepted():
+                return link(head, now, RecordType.ROLLBACK_ACCEPTED, asdict(record))
             case Probe():
                 return link(head, now, RecordType.PROBE, {})
 

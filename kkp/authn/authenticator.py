@@ -61,6 +61,19 @@ class Authenticator:
         claims = self._token(bearer if token is None else token)
         return Authenticated(self._subject(claims), epoch, claims)
 
+    def accepted(self, unverified_token: str) -> Claims:
+        """Return the claims of a token that would be taken for a credential now, whoever shows it.
+
+        Raises:
+            TokenInvalidError: It does not verify, was revoked, or its subject is unknown or disabled.
+            TokenExpiredError: It has expired.
+            StateUntrustedError: The stored state can't be believed.
+        """
+        self._directory.check_trusted()
+        claims = self._verifier.verify(unverified_token)
+        self._subject(claims)
+        return claims
+
     def _service_key(self, unverified_key: str) -> Caller:
         identity = self._directory.by_service_key(unverified_key)
         if identity is None:

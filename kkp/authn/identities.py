@@ -4,32 +4,44 @@ A service key is `kkp_sk_` and 256 random bits. Only its SHA-256 is stored: with
 hash adds nothing, and looking a digest up leaks nothing that helps to guess a key. Names are never reused,
 so a name in an old audit record means one identity for ever.
 
-Every row carries an HMAC under the subkey `kkp/identities/v1`: an identity, a grant or a key that was
-written into the database by hand makes the whole directory untrusted, and it then knows nobody. The HMAC
-covers the RFC 8785 canonical JSON of all other columns; another layout gets another purpose name.
+An identity has one key, or two while it changes them: rotating makes a new one and leaves the one before it
+for as long as it is asked to; any older one is dead at once. A key is dead from its `expires_at` on.
+
+Every row carries an HMAC under the subkey `kkp/identities/v2`, and a row is an identity with all its keys:
+an identity, a grant or a key that was written into the database, lengthened or taken out of it by hand makes
+the whole directory untrusted, and it then knows nobody. The HMAC covers the RFC 8785 canonical JSON of all
+other columns; another layout gets another purpose name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar, final
+from typing import NamedTuple, Protocol, final
 
 import msgspec
 import rfc8785
 
-from kkp.errors import InvalidRequestError, KeyringUnavailableError, NotFoundError, StateUntrustedError
+from kkp.clock import Clock
+from kkp.errors import (
+    ConflictError,
+    InvalidRequestError,
+    KeyringUnavailableError,
+    NotFoundError,
+    StateUntrustedError,
+)
 from kkp.master_key import MasterKey
-from kkp.model import Caller, Grant, Identity
-from kkp.rows import IdentityRow, IdentitySnapshot, ServiceKeyRow
+from kkp.model import Caller, Grant, Identity, KeyTimes
+from kkp.rows import IdentityRow, IdentitySnapshot
 
 SERVICE_KEY_PREFIX = "kkp_sk_"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
-RowT = TypeVar("RowT", IdentityRow, ServiceKeyRow)
-_PURPOSE = "kkp/identities/v1"
+_PURPOSE = "kkp/identities/v2"
+_CHANGE_ATTEMPTS = 3
 _encoder = msgspec.json.Encoder(order="deterministic")
 _log = logging.getLogger(__name__)
 
@@ -38,19 +50,42 @@ class IdentityStore(Protocol):
     """Keeps the rows. Each write is one transaction and bumps the epoch."""
 
     async def load_identities(self) -> IdentitySnapshot:
-        """Return every identity and service key."""
+        """Return every identity."""
 
-    async def insert_identity(self, identity: IdentityRow, service_key: ServiceKeyRow) -> None:
-        """Add an identity with its first key; ConflictError if the name was ever used."""
+    async def insert_identity(self, row: IdentityRow) -> None:
+        """Add an identity; ConflictError if the name was ever used."""
 
-    async def disable_identity(self, row: IdentityRow) -> None:
-        """Write `disabled_at`; ConflictError if it is disabled already."""
+    async def replace_identity(self, row: IdentityRow, *, former_mac: bytes) -> bool:
+        """Write a row in the place of the one with this MAC; False if that is not there any more."""
+
+
+class _StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    digest: str  # SHA-256 in hex
+    created_at: float
+    expires_at: float | None
+
+    @property
+    def lifetime_seconds(self) -> float | None:
+        return None if self.expires_at is None else self.expires_at - self.created_at
+
+    def is_alive(self, now: float) -> bool:
+        return self.expires_at is None or now < self.expires_at
+
+    def ended(self, at: float) -> _StoredKey:
+        end = at if self.expires_at is None else min(at, self.expires_at)
+        return msgspec.structs.replace(self, expires_at=end)
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roles: tuple[str, ...]
     grants: tuple[Grant, ...]
     attributes: dict[str, str]
+    service_keys: tuple[_StoredKey, ...]  # the newest first
+
+
+class _Holder(NamedTuple):
+    identity_id: str
+    key: _StoredKey
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -59,7 +94,7 @@ class _View(msgspec.Struct, frozen=True):
     epoch: int = 0
     by_id: Mapping[str, Identity] = {}
     rows: Mapping[str, IdentityRow] = {}
-    by_digest: Mapping[bytes, str] = {}
+    by_digest: Mapping[str, _Holder] = {}
     untrusted: bool = False
 
 
@@ -70,11 +105,13 @@ class IdentityDirectory:
     Args:
         store: Keeps the rows.
         master_key: Authenticates them.
+        clock: Tells whether a key has expired.
     """
 
-    def __init__(self, store: IdentityStore, master_key: MasterKey) -> None:
+    def __init__(self, store: IdentityStore, master_key: MasterKey, clock: Clock) -> None:
         self._store = store
         self._master_key = master_key
+        self._clock = clock
         self._view = _View()
 
     @property
@@ -105,9 +142,11 @@ class IdentityDirectory:
             raise StateUntrustedError("A stored identity failed its authentication.")
 
     def by_service_key(self, unverified_key: str) -> Identity | None:
-        """Return the enabled identity that holds this key, or None."""
-        identity_id = self._view.by_digest.get(_digest(unverified_key))
-        return self.enabled(identity_id) if identity_id is not None else None
+        """Return the enabled identity that holds this key, or None; an expired key is nobody's."""
+        holder = self._view.by_digest.get(_digest(unverified_key))
+        if holder is None or not holder.key.is_alive(self._clock.now()):
+            return None
+        return self.enabled(holder.identity_id)
 
     def enabled(self, identity_id: str) -> Identity | None:
         """Return the identity of this name unless it is unknown or disabled."""
@@ -118,40 +157,102 @@ class IdentityDirectory:
         """Return every identity, disabled ones too, by name."""
         return list(self._view.by_id.values())
 
-    async def add(self, identity: Identity, *, service_key: str | None = None) -> str:
+    async def add(
+        self, identity: Identity, *, service_key: str | None = None, key_expires_at: float | None = None
+    ) -> str:
         """Store an identity and return its service key, which is not stored.
 
         Args:
             identity: The new identity.
             service_key: A key made beforehand; by default a new one.
+            key_expires_at: From when on the key is dead; by default never.
 
         Raises:
             InvalidRequestError: The name is not `[a-z0-9][a-z0-9._-]{0,62}`.
-            ConflictError: The name exists or existed.
+            ConflictError: The name exists or existed, or the key is somebody's.
         """
         check_name(identity.id)
-        service_key = service_key or SERVICE_KEY_PREFIX + secrets.token_urlsafe(32)
-        document = _Document(identity.roles, identity.grants, dict(identity.attributes))
-        text = _encoder.encode(document).decode()
-        row = self._sign(IdentityRow(identity.id, text, identity.created_at, identity.disabled_at, b""))
-        key_row = ServiceKeyRow(_digest(service_key), identity.id, identity.created_at, b"")
-        key_row = key_row._replace(mac=self._master_key.mac(_PURPOSE, _service_key_bytes(key_row)))
-        await self._store.insert_identity(row, key_row)
+        service_key = service_key or new_service_key()
+        stored = _StoredKey(_digest(service_key), identity.created_at, key_expires_at)
+        if stored.digest in self._view.by_digest:
+            raise ConflictError("The service key is another identity's.")
+        document = _Document(identity.roles, identity.grants, dict(identity.attributes), (stored,))
+        row = IdentityRow(identity.id, _text(document), identity.created_at, identity.disabled_at, b"")
+        await self._store.insert_identity(self._sign(row))
         await self._load_what_was_written()
         return service_key
+
+    async def rotate_key(
+        self,
+        identity_id: str,
+        service_key: str,
+        *,
+        at: float,
+        overlap_seconds: float,
+        ttl_seconds: float | None = None,
+    ) -> tuple[KeyTimes, ...]:
+        """Give an identity a new key; the one before it dies after the overlap, any older one at once.
+
+        Args:
+            identity_id: Whose key.
+            service_key: The new key, which is not stored.
+            at: When, in Unix seconds.
+            overlap_seconds: How long the key before it stays alive, unless it expires sooner; 0: it is dead.
+            ttl_seconds: How long the new key lives; by default as long as the one before it was made to.
+
+        Returns:
+            The times of the new key, and of the one before it if that is still alive.
+
+        Raises:
+            NotFoundError: There is no such identity.
+            ConflictError: It is disabled, or it keeps changing.
+        """
+
+        def change(row: IdentityRow) -> IdentityRow:
+            document = _document(row)
+            former = document.service_keys[0]
+            lifetime = former.lifetime_seconds if ttl_seconds is None else ttl_seconds
+            new = _StoredKey(_digest(service_key), at, None if lifetime is None else at + lifetime)
+            left = former.ended(at + overlap_seconds)
+            keys = (new, left) if left.is_alive(at) else (new,)
+            return row._replace(document=_text(msgspec.structs.replace(document, service_keys=keys)))
+
+        return _identity(await self._change(identity_id, change)).service_keys
 
     async def disable(self, identity_id: str, *, at: float) -> None:
         """Disable an identity: its keys and its tokens stop at the next request.
 
         Raises:
             NotFoundError: There is no such identity.
-            ConflictError: It is disabled already.
+            ConflictError: It is disabled already, or it keeps changing.
         """
-        row = self._view.rows.get(identity_id)
-        if row is None:
-            raise NotFoundError("There is no such identity.")
-        await self._store.disable_identity(self._sign(row._replace(disabled_at=at)))
-        await self._load_what_was_written()
+        await self._change(identity_id, lambda row: row._replace(disabled_at=at))
+
+    async def run(self, poll_seconds: float) -> None:
+        """Read everything again and again until cancelled, so that a row written by hand is noticed."""
+        while True:
+            await asyncio.sleep(poll_seconds)
+            try:
+                await self.load()
+            except KeyringUnavailableError as error:
+                _log.warning("identities could not be read: %s", error)
+            except Exception as error:  # noqa: BLE001  nothing may end the task
+                _log.warning("identities could not be read: %s", type(error).__name__)
+
+    async def _change(self, identity_id: str, change: Callable[[IdentityRow], IdentityRow]) -> IdentityRow:
+        """Write what `change` makes of an identity's row, anew if another replica was faster; return it."""
+        for _attempt in range(_CHANGE_ATTEMPTS):
+            row = self._view.rows.get(identity_id)
+            if row is None:
+                raise NotFoundError("There is no such identity.")
+            if row.disabled_at is not None:
+                raise ConflictError("The identity is disabled already.")
+            changed = self._sign(change(row))
+            if await self._store.replace_identity(changed, former_mac=row.mac):
+                await self._load_what_was_written()
+                return changed
+            await self.load()
+        raise ConflictError("The identity keeps changing; try again.")
 
     async def _load_what_was_written(self) -> None:
         """Load; what was committed is done even if this fails, and the epoch makes the next request try."""
@@ -164,25 +265,36 @@ class IdentityDirectory:
         return row._replace(mac=self._master_key.mac(_PURPOSE, _identity_bytes(row)))
 
     def _trusted_view(self, snapshot: IdentitySnapshot) -> _View:
+        view = self._view
+        if not view.untrusted and snapshot.identities == tuple(view.rows.values()):
+            return msgspec.structs.replace(view, epoch=snapshot.epoch)
         for row in snapshot.identities:
-            self._check(row.id, row, _identity_bytes)
-        for key in snapshot.service_keys:
-            self._check(key.identity_id, key, _service_key_bytes)
+            self._check(row)
+        by_id = {row.id: _identity(row) for row in snapshot.identities}
         return _View(
             epoch=snapshot.epoch,
-            by_id={row.id: _identity(row) for row in snapshot.identities},
+            by_id=by_id,
             rows={row.id: row for row in snapshot.identities},
-            by_digest={key.digest: key.identity_id for key in snapshot.service_keys},
+            by_digest={
+                key.digest: _Holder(row.id, key)
+                for row in snapshot.identities
+                for key in _document(row).service_keys
+            },
         )
 
-    def _check(self, identity_id: str, row: RowT, signed_bytes: Callable[[RowT], bytes]) -> None:
+    def _check(self, row: IdentityRow) -> None:
         try:
-            genuine = self._master_key.verify_mac(_PURPOSE, signed_bytes(row), row.mac)
+            genuine = self._master_key.verify_mac(_PURPOSE, _identity_bytes(row), row.mac)
         except (AttributeError, TypeError, ValueError):  # SQLite stores anything in any column
             genuine = False
         if not genuine:
-            _log.critical("identity row %r failed its authentication: nobody is let in", identity_id)
+            _log.critical("identity row %r failed its authentication: nobody is let in", row.id)
             raise StateUntrustedError("A stored identity failed its authentication.")
+
+
+def new_service_key() -> str:
+    """Return a new service key: the prefix and 256 random bits."""
+    return SERVICE_KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def check_name(identity_id: str) -> None:
@@ -213,20 +325,30 @@ def is_service_key(unverified_bearer: str) -> bool:
     return unverified_bearer.startswith(SERVICE_KEY_PREFIX)
 
 
-def _digest(service_key: str) -> bytes:
-    return hashlib.sha256(service_key.encode("utf-8", "surrogatepass")).digest()
+def _digest(service_key: str) -> str:
+    return hashlib.sha256(service_key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _text(document: _Document) -> str:
+    return _encoder.encode(document).decode()
+
+
+def _document(row: IdentityRow) -> _Document:
+    return msgspec.json.decode(row.document, type=_Document)
 
 
 def _identity(row: IdentityRow) -> Identity:
-    document = msgspec.json.decode(row.document, type=_Document)
+    document = _document(row)
     return Identity(
-        row.id, document.roles, document.grants, document.attributes, row.created_at, row.disabled_at
+        id=row.id,
+        roles=document.roles,
+        grants=document.grants,
+        attributes=document.attributes,
+        created_at=row.created_at,
+        disabled_at=row.disabled_at,
+        service_keys=tuple(KeyTimes(key.created_at, key.expires_at) for key in document.service_keys),
     )
 
 
 def _identity_bytes(row: IdentityRow) -> bytes:
     return rfc8785.dumps(["identity", row.id, row.document, row.created_at, row.disabled_at])
-
-
-def _service_key_bytes(row: ServiceKeyRow) -> bytes:
-    return rfc8785.dumps(["service_key", row.digest.hex(), row.identity_id, row.created_at])

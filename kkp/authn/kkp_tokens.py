@@ -1,8 +1,9 @@
 """KKP tokens as credentials.
 
 A token's signature is verified once and its claims are kept under its SHA-256; whether it is in time,
-whether its key is still published and whether its subject is still enabled is asked on every use. The cache
-is bounded and holds nothing that a caller could have chosen but tokens that we signed.
+whether it was revoked, whether its key is still published and whether its subject is still enabled is asked
+on every use. The cache is bounded and holds nothing that a caller could have chosen but tokens that we
+signed.
 """
 
 from __future__ import annotations
@@ -27,19 +28,36 @@ class PublicKeys(Protocol):
         """Return 32 raw bytes by kid."""
 
 
+class Revocations(Protocol):
+    """What was revoked before its time."""
+
+    def is_revoked(self, jti: str) -> bool:
+        """Tell whether a token was; StateUntrustedError where that can't be told."""
+
+
 @final
 class TokenVerifier:
     """Verifies our own tokens.
 
     Args:
         ring: Our public keys.
+        revoked: The tokens that ended early.
         clock: What time it is.
         issuer: The exact `iss`.
         clock_error_seconds: S, the leeway on `nbf` and `iat`; `exp` has none.
     """
 
-    def __init__(self, ring: PublicKeys, clock: Clock, *, issuer: str, clock_error_seconds: float) -> None:
+    def __init__(
+        self,
+        ring: PublicKeys,
+        revoked: Revocations,
+        clock: Clock,
+        *,
+        issuer: str,
+        clock_error_seconds: float,
+    ) -> None:
         self._ring = ring
+        self._revoked = revoked
         self._clock = clock
         self._issuer = issuer
         self._clock_error_seconds = clock_error_seconds
@@ -49,7 +67,7 @@ class TokenVerifier:
         """Return the claims of a token that is valid now.
 
         Raises:
-            TokenInvalidError: It is not ours, was altered, is not valid yet, or its key is gone.
+            TokenInvalidError: It is not ours, was altered or revoked, is not valid yet, or its key is gone.
             TokenExpiredError: It has expired.
         """
         now = self._clock.now()
@@ -60,7 +78,7 @@ class TokenVerifier:
             known = tokens.verify(unverified_token, keys, issuer=self._issuer)
             self._remember(digest, known)
         kid, claims = known
-        if kid not in keys:
+        if kid not in keys or self._revoked.is_revoked(claims.jti):
             raise TokenInvalidError("The token is not valid.")
         tokens.check_times(claims, now=now, clock_error_seconds=self._clock_error_seconds)
         return claims

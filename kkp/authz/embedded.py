@@ -8,6 +8,8 @@ policy that gives no usable answer to an empty input is refused as well. These r
   engine is touched; a panic of the engine never leaves this module.
 - The input is cleared after each question, so a question that can't be set never sees the previous one.
 - No text of the engine reaches an error of a decision: its messages quote the input.
+- What the latest few different answers mean is kept: a policy gives the same ones again and again. Only the
+  answer is remembered, never the question, which is put to the engine each time.
 - Undefined comes back as the text `<undefined>`, null as null, sets as sorted lists. No shape of a decision
   admits the first two.
 - There is no deadline: the policy is the operator's own, and what it may call is bounded.
@@ -16,10 +18,12 @@ policy that gives no usable answer to an empty input is refused as well. These r
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn, final
 
@@ -37,6 +41,7 @@ _MAX_FILE_BYTES = 256 * 1024
 _MAX_TOTAL_BYTES = 1024 * 1024
 _MAX_NESTING = 12  # the engine's parser takes time exponential in it
 _NO_INPUT = "null"
+_MAX_ANSWERS = 64
 # The allow-list already keeps these out; should the engine reach one all the same, it is an error there and
 # not undefined, which a `not` would turn into an allow.
 _REFUSED_BUILTINS = {"http.send": 1, "json.patch": 2, "opa.runtime": 0, "regex.replace": 3, "uuid.parse": 1}
@@ -65,6 +70,7 @@ class EmbeddedPolicy:
         self._rule = rule
         self._rule_path = _rule_path(rule)
         self._revision = revision
+        self._read = lru_cache(_MAX_ANSWERS)(self._read_answer)
 
     @classmethod
     def load(cls, path: Path, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
@@ -73,9 +79,14 @@ class EmbeddedPolicy:
         Raises:
             PolicyLoadError: It does not parse, is unsafe in this engine, or has no usable default.
         """
-        files = _read_policy(path)
+        return cls.build(PolicySource.read(path), settings)
+
+    @classmethod
+    def build(cls, source: PolicySource, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
+        """Make a policy of what was read, on the thread that will ask it; see `load`."""
+        files = source.files
         data = _merge_data(files, settings)
-        engine, syntax = _parse(files, allow_legacy=path.is_file())
+        engine, syntax = _parse(files, allow_legacy=source.is_single_file)
         syntax.check(data)
         rule = _choose_rule(syntax)
         _add_data(engine, data)
@@ -94,7 +105,7 @@ class EmbeddedPolicy:
         Raises:
             PolicyUnavailableError: The policy gave no usable answer, or this is another thread.
         """
-        return interpret(self._rule, self._ask(policy_input.encoded), self._revision)
+        return self._read(self._ask(policy_input.encoded))
 
     async def ping(self) -> None:
         """Evaluate the rule on an empty input.
@@ -102,22 +113,31 @@ class EmbeddedPolicy:
         Raises:
             PolicyUnavailableError: It gives no usable answer any more.
         """
-        interpret(self._rule, self._ask(b"{}"), self._revision)
+        self._read(self._ask(b"{}"))
 
     async def close(self) -> None:
         """Drop the engine; every later question is refused."""
         self._engine = None
 
-    def _ask(self, encoded: bytes) -> JSON:
+    def _ask(self, encoded: bytes) -> str:
+        """Return the rule's value on an input, as JSON."""
         engine = self._engine_of_this_thread()
         try:
             try:
                 engine.set_input_json(encoded.decode())
-                return msgspec.json.decode(engine.eval_rule_as_json(self._rule_path))
+                answer: str = engine.eval_rule_as_json(self._rule_path)
             finally:
                 engine.set_input_json(_NO_INPUT)
         except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
             _refuse_answer(failure)
+        return answer
+
+    def _read_answer(self, answer: str) -> Decision:
+        try:
+            value = msgspec.json.decode(answer)
+        except (msgspec.DecodeError, RecursionError) as error:
+            _refuse_answer(error)
+        return interpret(self._rule, value, self._revision)
 
     def _engine_of_this_thread(self) -> regorus.Engine:
         if threading.get_ident() != self._thread_id:
@@ -138,7 +158,7 @@ class EmbeddedPolicy:
         if not rows:
             raise PolicyLoadError(f"{self._rule_path} has no default: it is undefined on an empty input")
         try:
-            interpret(self._rule, self._ask(b"{}"), self._revision)
+            self._read(self._ask(b"{}"))
         except PolicyUnavailableError as error:
             raise PolicyLoadError(f"{self._rule_path} has no usable default. {error}") from None
 
@@ -167,25 +187,67 @@ class _PolicyFile:
         return tuple(self.name.split("/")[:-1])
 
 
-def _read_policy(path: Path) -> list[_PolicyFile]:
-    try:
-        names = [path.name] if path.is_file() else list(_bundle_names(path))
-        root = path.parent if path.is_file() else path
-        return _read_files(root, names)
-    except OSError as error:
-        raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error
+@dataclass(frozen=True, slots=True)
+class PolicySource:
+    """A policy as it was read from disk, whole; two readings are equal if no byte of them differs."""
+
+    files: tuple[_PolicyFile, ...]
+    is_single_file: bool
+
+    @classmethod
+    def read(cls, path: Path) -> PolicySource:
+        """Read a Rego file or a bundle directory.
+
+        Raises:
+            PolicyLoadError: It is missing, too large, or not all of it can be read.
+        """
+        try:
+            is_single_file = path.is_file()
+            root = path.parent if is_single_file else path
+            names = [path.name] if is_single_file else list(_bundle_names(path))
+            return cls(tuple(_read_files(root, names)), is_single_file)
+        except OSError as error:
+            raise PolicyLoadError(f"{path} can't be read: {error.strerror}") from error
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """The roles that the data has under `kkp.roles`; empty where a policy keeps them elsewhere.
+
+        Raises:
+            PolicyLoadError: The data can't be read.
+        """
+        document: JSON = _merge_data(self.files, {})
+        for name in ("kkp", "roles"):
+            document = document.get(name) if isinstance(document, dict) else None
+        return frozenset(document) if isinstance(document, dict) else frozenset()
 
 
 def _bundle_names(root: Path) -> Iterator[str]:
     """Yield the bundle's files. What is hidden belongs to a tool, or is a mount's former version."""
-    for path in sorted(root.rglob("*")):
-        relative = path.relative_to(root)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
-            continue
+    for path in sorted(_walk(root)):
+        name = path.relative_to(root).as_posix()
         if path.name in {"data.yaml", "data.yml"}:
-            raise PolicyLoadError(f"{relative.as_posix()}: only data.json is read in process")
+            raise PolicyLoadError(f"{name}: only data.json is read in process")
         if path.name == "data.json" or (path.suffix == ".rego" and not path.name.endswith("_test.rego")):
-            yield relative.as_posix()
+            if not path.is_file():  # a link to nowhere, say: without it this would be another policy
+                raise PolicyLoadError(f"{name} is no file")
+            yield name
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield what is not hidden and no directory; one that can't be entered is an error, not empty.
+
+    A mounted ConfigMap links each of its directories at the top; links further down are not followed.
+    """
+    linked = [path for path in root.iterdir() if path.is_symlink() and path.is_dir()]
+    for top in (root, *(path for path in linked if not path.name.startswith("."))):
+        for folder, directories, names in os.walk(top, onerror=_raise):
+            directories[:] = [name for name in directories if not name.startswith(".")]
+            yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _read_files(root: Path, names: list[str]) -> list[_PolicyFile]:
@@ -252,7 +314,7 @@ def _merge(into: dict[str, JSON], addition: Mapping[str, JSON], name: str) -> No
             raise PolicyLoadError(f"{name}: another data file already gives `{key}` a value")
 
 
-def _parse(files: list[_PolicyFile], *, allow_legacy: bool) -> tuple[regorus.Engine, PolicySyntax]:
+def _parse(files: Iterable[_PolicyFile], *, allow_legacy: bool) -> tuple[regorus.Engine, PolicySyntax]:
     sources = [file for file in files if not file.is_data]
     for source in sources:
         _check_nesting(source)

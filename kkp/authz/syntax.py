@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from kkp.errors import PolicyLoadError
@@ -55,6 +55,7 @@ class _Module:
     package: RulePath
     aliases: Mapping[str, RulePath]  # local name -> imported path, `data` or `input` first
     rules: Sequence[tuple[RulePath, JSON]]  # path under `data` and the rule's tree
+    package_rules: frozenset[RulePath] = frozenset()  # of every file of the package: each sees them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class PolicySyntax:
             PolicyLoadError: A tree has a form that is not understood.
         """
         with _unknown_forms_refused():
-            return cls(tuple(_read_module(tree) for tree in trees))
+            return cls(tuple(_share_names([_read_module(tree) for tree in trees])))
 
     @property
     def rule_paths(self) -> frozenset[RulePath]:
@@ -139,6 +140,14 @@ def _read_module(tree: JSON) -> _Module:
         aliases=dict(_read_import(entry, tree["source"]["contents"].encode()) for entry in ast["imports"]),
         rules=[(package + tuple(_static_path(_head_reference(rule))), rule) for rule in ast["rules"]],
     )
+
+
+def _share_names(modules: Sequence[_Module]) -> Iterator[_Module]:
+    for module in modules:
+        siblings = (other for other in modules if other.package == module.package)
+        depth = len(module.package) + 1
+        names = (path[:depth] for sibling in siblings for path, _ in sibling.rules)
+        yield replace(module, package_rules=frozenset(names))
 
 
 def _read_import(entry: JSON, source: bytes) -> tuple[str, RulePath]:
@@ -241,8 +250,7 @@ def _resolve(module: _Module, segments: Sequence[str | None]) -> RulePath | None
     if head in module.aliases:
         path = (*module.aliases[head], *names[1:])
         return path[1:] if path[0] == "data" else None
-    own = (*module.package, head)
-    if any(path[: len(own)] == own for path, _ in module.rules):
+    if (*module.package, head) in module.package_rules:
         return (*module.package, *names)
     return None
 

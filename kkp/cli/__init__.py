@@ -1,11 +1,13 @@
 """The `kkp` command.
 
-`kkp dev` and `kkp serve` serve; the rest are for the person at the machine. What they do to identities
-travels the same pipeline as a request, is recorded in a chain of its own, and a running server notices by the
-epoch.
+`kkp dev` and `kkp serve` serve; the rest are for the person at the machine. What they do to identities and
+signing keys travels the same pipeline as a request, is recorded in a chain of its own, and a running server
+notices by the epoch.
 
-Exit codes: 0 done; 1 refused, or `audit verify` found tampering; 2 wrong usage, a configuration that
-can't be used, or an audit log that can't be read.
+Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
+usage, a configuration that can't be used, or an audit log that can't be read; 3 `audit verify` found the log
+behind or inconsistent with a checkpoint; 4 its newest checkpoint is too old; 74 the disk lost a write to the
+database (a failed fsync).
 
 A command is a module with `register`, and a line in `_COMMANDS`.
 """
@@ -20,11 +22,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from kkp import __version__
-from kkp.cli import audit, dev, identity, init, serve
+from kkp.cli import audit, dev, doctor, identity, init, keys, serve, token
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, serve, init, identity, audit)
+_COMMANDS = (dev, serve, init, identity, keys, token, audit, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,34 +1,157 @@
-"""`kkp audit`: check the audit log."""
+"""`kkp audit`: check, export and vouch for the audit log.
+
+`verify` and `export` open the database for reading only, need no key, and also run while KKP serves. Reading
+this way is the right of whoever may read the file, and leaves no record.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from kkp.audit.verify import UnreadableError, verify_sqlite
-from kkp.cli.common import OK, REFUSED, UNUSABLE, settings
+from kkp import app
+from kkp.audit.checkpoints import Checkpoint, read_public_key
+from kkp.audit.export import export, is_database, read_cursor, verify_export
+from kkp.audit.verify import (
+    UnreadableError,
+    Verdict,
+    own_lines,
+    read_checkpoint_file,
+    reading,
+    verify_sqlite,
+)
+from kkp.cli.common import OK, REFUSED, UNUSABLE, settings, with_foundation
+from kkp.errors import ConfigError
+
+BEHIND: Final = 3
+TOO_OLD: Final = 4
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    audit = commands.add_parser("audit", help="check the audit log")
-    verify = audit.add_subparsers(required=True, metavar="VERB").add_parser(
-        "verify", help="find any change in the log"
+    verbs = commands.add_parser("audit", help="check, export and vouch for the audit log").add_subparsers(
+        required=True, metavar="VERB"
     )
-    verify.add_argument("file", nargs="?", type=Path, help="a database; by default the data directory's")
-    verify.set_defaults(command=_audit_verify)
+    verify = verbs.add_parser("verify", help="find any change in the log")
+    verify.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="a database, or the parts of an export in order"
+    )
+    verify.add_argument("--checkpoints", type=Path, metavar="FILE", help="what a checkpoint sink wrote")
+    verify.add_argument("--public-key", metavar="KEY", help="that must have signed them; see `kkp audit key`")
+    verify.add_argument("--max-age", type=float, metavar="SECONDS", help="of the newest checkpoint")
+    verify.set_defaults(command=_verify)
+    exporting = verbs.add_parser("export", help="print the records as JSON lines")
+    exporting.add_argument("--after", metavar="CHAIN:SEQ", help="go on behind this record")
+    exporting.add_argument("--checkpoints", type=Path, metavar="FILE", help="write the checkpoints to it")
+    exporting.set_defaults(command=_export)
+    verbs.add_parser("checkpoint", help="sign a checkpoint now and print it").set_defaults(
+        command=_checkpoint
+    )
+    verbs.add_parser("key", help="print the public key of the checkpoints").set_defaults(command=_key)
 
 
-def _audit_verify(options: argparse.Namespace) -> int:
-    path = options.file or settings().database_path
+def _verify(options: argparse.Namespace) -> int:
+    if options.public_key is not None:
+        _check_public_key(options.public_key)
     try:
-        verdict = verify_sqlite(path)
+        verdict = _verdict(options)
     except UnreadableError as error:
-        print(f"kkp: {path}: {error}", file=sys.stderr)
+        print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE
-    for finding in verdict.findings:
-        print(finding)
-    counted = f"records: {verdict.records}, chains: {verdict.chains}"
-    print(f"tampered: {counted}" if verdict.findings else f"clean: {counted}")
-    return REFUSED if verdict.findings else OK
+    for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes):
+        print(line)
+    newest = verdict.evidence.newest
+    if newest is not None:
+        pinned = "pinned" if options.public_key else "not pinned: compare it with `kkp audit key`"
+        print(f"checkpoints: {verdict.evidence.count}, the last is {newest}, by key {newest.key} ({pinned})")
+    code, word = _judge(verdict, options.max_age)
+    print(f"{word}: records: {verdict.records}, chains: {verdict.chains}")
+    return code
+
+
+def _verdict(options: argparse.Namespace) -> Verdict:
+    """Verify what is asked for. Checkpoints are read first: the log can only have grown since."""
+    paths: Sequence[Path] = options.files
+    checkpoint_path: Path | None = options.checkpoints
+    if not paths:
+        chosen = settings()
+        paths = [chosen.database_path]
+        sink = chosen.checkpoint_sink
+        if checkpoint_path is None and sink.kind == "file" and sink.path.exists():
+            checkpoint_path = sink.path
+    found: list[Checkpoint] = [] if checkpoint_path is None else read_checkpoint_file(checkpoint_path)
+    if len(paths) == 1 and is_database(paths[0]):
+        return verify_sqlite(paths[0], found, public_key=options.public_key)
+    return verify_export(paths, found, public_key=options.public_key)
+
+
+def _judge(verdict: Verdict, max_age: float | None) -> tuple[int, str]:
+    if verdict.findings:
+        return REFUSED, "tampered"
+    if verdict.disagreements:
+        return BEHIND, "behind or inconsistent with a checkpoint"
+    newest = verdict.evidence.newest
+    if max_age is not None and (newest is None or time.time() - newest.time > max_age):
+        return TOO_OLD, "clean, but no checkpoint is recent enough"
+    return OK, "clean"
+
+
+def _check_public_key(text: str) -> None:
+    try:
+        read_public_key(text)
+    except ValueError as error:
+        raise ConfigError([f"--public-key: {error}"]) from None
+
+
+def _export(options: argparse.Namespace) -> int:
+    left_out, last = 0, options.after
+    try:
+        after = read_cursor(options.after) if options.after is not None else None
+        with reading(settings().database_path) as connection:
+            for record in export(connection, after):
+                if record.line is None:
+                    left_out += 1
+                    print(
+                        f"kkp: {record.chain!r}:{record.seq!r} was tampered with, left out", file=sys.stderr
+                    )
+                    continue
+                sys.stdout.buffer.write(record.line)
+                last = f"{record.chain}:{record.seq}"
+            if options.checkpoints is not None:
+                _write_new(options.checkpoints, [line for _, line in own_lines(connection)])
+    except UnreadableError as error:
+        print(f"kkp: {error}", file=sys.stderr)
+        return UNUSABLE
+    except (ValueError, LookupError) as error:
+        raise ConfigError([f"--after {options.after}: {error}"]) from None
+    print(f"kkp: to go on later: --after {last}", file=sys.stderr)
+    return REFUSED if left_out else OK
+
+
+def _write_new(path: Path, lines: Sequence[object]) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigError([f"--checkpoints {path}: {error.strerror}"]) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.writelines(line + b"\n" for line in lines if isinstance(line, bytes))
+
+
+def _checkpoint(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+    async def write(base: app.Foundation) -> int:
+        signed = await base.checkpoints.write()
+        if signed is not None:  # always: this command's own first record is new
+            print(signed.line.decode())
+        return OK
+
+    return with_foundation(write)
+
+
+def _key(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+    print(app.checkpoint_signer(settings()).public_key)
+    return OK

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,6 +18,7 @@ from kkp.pipeline import Origin
 from kkp.ways import COMMAND
 
 OK, REFUSED, UNUSABLE = 0, 1, 2
+_SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def settings(way: Way = COMMAND, checks: Sequence[Check] = ()) -> Settings:
@@ -59,3 +62,21 @@ def pair(text: str) -> tuple[str, str]:
     if not separator:
         raise ConfigError([f"{text}: give NAME=VALUE"])
     return name, value
+
+
+def seconds(text: str) -> int:
+    """Read a time such as 90, 90s, 15m, 12h or 30d.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if found is None:
+        raise ConfigError([f"{text[:80]}: give a time such as 90, 90s, 15m, 12h or 30d"])
+    return int(found[1]) * _SECONDS_OF[found[2]]
+
+
+def collect_garbage_rarely() -> None:
+    """Have a server look for cycles less often than every 700 objects: that is every few requests."""
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(10_000, 20, 50)

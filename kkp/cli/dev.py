@@ -7,7 +7,7 @@ import asyncio
 import signal
 
 from kkp import __version__, app
-from kkp.cli.common import OK, settings
+from kkp.cli.common import OK, collect_garbage_rarely, settings
 from kkp.config import Address, Settings
 from kkp.ways import DEV
 from kkp.web.metrics import serving_metrics
@@ -43,6 +43,7 @@ def _dev(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
 
 
 async def _serve_development(chosen: Settings) -> None:
+    collect_garbage_rarely()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -1,4 +1,4 @@
-"""`kkp identity`: add, list and disable identities."""
+"""`kkp identity`: add, list and disable identities, and change their service keys."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Any
 import msgspec
 
 from kkp import app
-from kkp.cli.common import OK, origin, pair, settings, with_foundation
-from kkp.errors import ConfigError
-from kkp.model import Credentials, Grant, Identity
-from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities
-from kkp.web.schemas import IdentityBody
+from kkp.authz.embedded import PolicySource, default_policy_path
+from kkp.cli.common import OK, origin, pair, seconds, settings, with_foundation
+from kkp.config import Settings
+from kkp.errors import ConfigError, PolicyLoadError
+from kkp.model import Credentials, Grant, Identity, KeyTimes
+from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities, RotateServiceKey
+from kkp.web.schemas import IdentityBody, RotateKeyBody
+
+_EXPIRES_HELP = "how long the service key lives, such as 3600 or 30d"
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    identity = commands.add_parser("identity", help="add, list and disable identities")
+    identity = commands.add_parser("identity", help="add, list and disable identities, rotate their keys")
     verbs = identity.add_subparsers(required=True, metavar="VERB")
     add = verbs.add_parser("add", help="add an identity; prints its service key, once")
     add.add_argument("name")
@@ -39,10 +43,23 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--attribute", action="append", default=[], metavar="NAME=VALUE", help="a fact that policy may use"
     )
     add.add_argument("--max-ttl", type=int, metavar="SECONDS", help="the longest token lifetime")
+    add.add_argument("--expires-in", metavar="TIME", help=f"{_EXPIRES_HELP}; by default until it is rotated")
     add.set_defaults(command=_identity_add)
     listing = verbs.add_parser("list", help="list identities")
     listing.add_argument("--json", action="store_true", help="print JSON")
     listing.set_defaults(command=_identity_list)
+    rotate = verbs.add_parser("rotate-key", help="replace a service key; prints the new one, once")
+    rotate.add_argument("name")
+    rotate.add_argument(
+        "--overlap",
+        default="0",
+        metavar="TIME",
+        help="how long the key in use still works, such as 900 or 1d; by default it is dead at once",
+    )
+    rotate.add_argument(
+        "--expires-in", metavar="TIME", help=f"{_EXPIRES_HELP}; by default as long as the one before it"
+    )
+    rotate.set_defaults(command=_identity_rotate_key)
     disable = verbs.add_parser("disable", help="disable an identity for good, its tokens included")
     disable.add_argument("name")
     disable.set_defaults(command=_identity_disable)
@@ -50,7 +67,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _identity_add(options: argparse.Namespace) -> int:
     body = _identity_body(options)
-    _check_grants(body, options)
+    chosen = settings()
+    _check_grants(body, options, chosen)
+    _check_roles(body.roles, chosen)
 
     async def add(base: app.Foundation) -> int:
         operation = AddIdentity(base.directory, base.clock)
@@ -62,9 +81,48 @@ def _identity_add(options: argparse.Namespace) -> int:
     return with_foundation(add)
 
 
-def _check_grants(body: IdentityBody, options: argparse.Namespace) -> None:
+def _identity_rotate_key(options: argparse.Namespace) -> int:
+    document = {"overlap_seconds": seconds(options.overlap), **_key_ttl(options)}
+    try:
+        body = msgspec.convert(document, RotateKeyBody)
+    except msgspec.ValidationError as error:
+        raise ConfigError([f"identity rotate-key: {error}"]) from None
+
+    async def rotate(base: app.Foundation) -> int:
+        operation = RotateServiceKey(base.directory, base.clock)
+        answer = await base.operator_pipeline().run(
+            operation, body.request()(options.name), Credentials(), origin()
+        )
+        end = f"works until {_moment(answer.former_expires_at)}" if body.overlap_seconds else "is dead"
+        print(f"The key that {answer.id} had {end}. The new one is shown this once:", file=sys.stderr)
+        print(answer.service_key)
+        return OK
+
+    return with_foundation(rotate)
+
+
+def _key_ttl(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.expires_in is None else {"key_ttl_seconds": seconds(options.expires_in)}
+
+
+def _check_roles(roles: list[str], chosen: Settings) -> None:
+    """Refuse a role that the bundled policy does not have; another policy may know it all the same."""
+    try:
+        known = PolicySource.read(chosen.policy_path or default_policy_path()).roles
+    except PolicyLoadError:
+        return  # a broken policy must not keep the operator from his identities
+    for role in roles if known else []:
+        if role in known:
+            continue
+        problem = f"--role: the policy has no role {role}; it has {', '.join(sorted(known))}"
+        if chosen.policy_path is None:
+            raise ConfigError([problem])
+        print(f"kkp: warning: {problem}", file=sys.stderr)
+
+
+def _check_grants(body: IdentityBody, options: argparse.Namespace, chosen: Settings) -> None:
     """Refuse what can't be meant: a name, once used, is used up."""
-    backends = settings().backends
+    backends = chosen.backends
     problems = [
         f"--grant: no backend is called {grant.backend}; there are {', '.join(backends)}"
         for grant in body.grants
@@ -88,6 +146,7 @@ def _identity_body(options: argparse.Namespace) -> IdentityBody:
         "roles": options.role,
         "grants": [_grant(text, options.audience, claims, options.max_ttl) for text in options.grant],
         "attributes": dict(map(pair, options.attribute)),
+        **_key_ttl(options),
     }
     try:
         return msgspec.convert(document, IdentityBody)
@@ -129,10 +188,18 @@ def _identity_list(options: argparse.Namespace) -> int:
 
 
 def _line(identity: Identity) -> str:
-    made = datetime.fromtimestamp(identity.created_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     state = "disabled" if identity.disabled_at is not None else "enabled"
-    head = f"{identity.id:24} {state:9} {made}  {','.join(identity.roles)}"
-    return "\n".join([head, *map(_grant_line, identity.grants)])
+    head = f"{identity.id:24} {state:9} {_moment(identity.created_at)}  {','.join(identity.roles)}"
+    return "\n".join([head, *map(_grant_line, identity.grants), *map(_key_line, identity.service_keys)])
+
+
+def _moment(unix_seconds: float) -> str:
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _key_line(key: KeyTimes) -> str:
+    end = "does not expire" if key.expires_at is None else f"expires {_moment(key.expires_at)}"
+    return f"    service key of {_moment(key.created_at)}, {end}"
 
 
 def _grant_line(grant: Grant) -> str:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
 from kkp import __version__, app
-from kkp.cli.common import OK, settings
+from kkp.cli.common import OK, collect_garbage_rarely, settings
 from kkp.config import Address, Settings
 from kkp.peers import Peers
 from kkp.ways import SERVE
@@ -38,6 +38,7 @@ def _serve(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
 
 
 async def _serve_production(chosen: Settings) -> None:
+    collect_garbage_rarely()
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)

@@ -12,10 +12,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 
+import msgspec
+
 from kkp.keyring.state import RingKey
 
 _X_PREFIX = '{"crv":"Ed25519","kty":"OKP","x":"'
 _X_SUFFIX = '"}'
+_PUBLIC_KEY_BYTES = 32
 
 
 def _base64url(data: bytes) -> str:
@@ -49,6 +52,40 @@ def jwks(keys: Iterable[RingKey]) -> bytes:
         for key in newest_first
     ]
     return json.dumps({"keys": members}, separators=(",", ":")).encode()
+
+
+class _Member(msgspec.Struct):
+    """What is looked at in a member of somebody's JWK Set; whatever else it holds is passed over."""
+
+    kty: str
+    kid: str = ""
+    crv: str = ""
+    x: str = ""
+
+
+class _Set(msgspec.Struct):
+    keys: list[_Member]
+
+
+def read(document: bytes) -> dict[str, bytes]:
+    """Return the Ed25519 public keys of a JWK Set, 32 raw bytes each, by kid.
+
+    Members of another type are passed over, and so are those whose kid is not their thumbprint.
+
+    Raises:
+        ValueError: It is not a JWK Set.
+    """
+    try:
+        members = msgspec.json.decode(document, type=_Set).keys
+    except msgspec.DecodeError as error:
+        raise ValueError("not a JWK Set") from error
+    keys = {}
+    for member in members:
+        if (member.kty, member.crv) == ("OKP", "Ed25519"):
+            public_key = base64.urlsafe_b64decode(member.x + "=" * (-len(member.x) % 4))
+            if len(public_key) == _PUBLIC_KEY_BYTES and thumbprint(public_key) == member.kid:
+                keys[member.kid] = public_key
+    return keys
 
 
 def etag(document: bytes) -> str:

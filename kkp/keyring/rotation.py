@@ -9,6 +9,8 @@ Rules that hold here:
   after that note. So whoever reads that nobody noted anything for `RingTimes.copy_lifetime`, and finds
   a key in the same read, knows that no JWKS copy without that key is in use, nor ever will be.
 - Replicas race freely: a generation can be inserted once, and who loses reads what the winner wrote.
+- A rotation that fails shortens tokens as the ACTIVE key runs out, then ends minting; it never ends serving.
+- A revocation waits for nothing: if no successor can be made, the key is revoked all the same.
 
 The HMAC covers the RFC 8785 canonical JSON of all other columns of the row. Both it and the sealing's
 associated data never change in place: another layout gets another purpose name.
@@ -20,7 +22,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, final
@@ -33,13 +35,13 @@ from kkp.errors import (
     ConflictError,
     KeyringUnavailableError,
     KKPError,
+    NotFoundError,
     StaleProposalError,
     StateUntrustedError,
 )
 from kkp.keyring import jwks
-from kkp.keyring.base import RingStore
-from kkp.keyring.state import Create, Full, KeyState, Promote, Ring, RingKey, Scheduled
-from kkp.master_key import MasterKey
+from kkp.keyring.base import RingSecrets, RingStore
+from kkp.keyring.state import Create, Full, KeyState, Promote, Revoke, Ring, RingKey, Scheduled
 from kkp.ring_times import RingTimes
 from kkp.rows import RingRow, RingSnapshot
 
@@ -47,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 _ROW_PURPOSE: Final = "kkp/ring/v1"
 _PRIVATE_PURPOSE: Final = "kkp/ring-private/v1"
-_ROTATE_ATTEMPTS = 3
+_CHANGE_ATTEMPTS = 3
 _MAY_SIGN = frozenset({KeyState.NEXT, KeyState.ACTIVE})
 
 
@@ -85,6 +87,36 @@ class Rotation:
     outcome: Literal["promoted", "created", "scheduled"]
 
 
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """The answer to a request to revoke a key: a function of the ring, so the same however often one asks.
+
+    Attributes:
+        kid: The revoked key.
+        revoked_at: Since when, in Unix seconds.
+        trusted_until: Until when a verifier's copy of the JWKS may still hold it.
+        successor: The key that took over in that moment, if the revoked one was ACTIVE.
+    """
+
+    kid: str
+    revoked_at: float
+    trusted_until: float
+    successor: str | None
+
+
+class _NewKey(NamedTuple):
+    """A key that nobody knows yet, and its sealed private half."""
+
+    kid: str
+    generation: int
+    public_jwk: str
+    sealed: bytes
+
+    def key(self, created_at: float, activate_at: float) -> RingKey:
+        """Return the key with its times."""
+        return RingKey(self.kid, self.generation, self.public_jwk, created_at, activate_at)
+
+
 class _Published(NamedTuple):
     """What is public from `since` until `until`, when some key's state changes."""
 
@@ -101,19 +133,19 @@ class Keyring:
 
     Args:
         store: Where the rows are kept.
-        master_key: Authenticates the rows and seals the private halves.
+        secrets: Authenticates the rows and seals the private halves; the master key is one.
         times: Checked by `RingTimes.problems`.
         clock: What time it is.
     """
 
     __slots__ = (
         "_clock",
-        "_master_key",
         "_noted_at",
         "_published",
         "_reading",
         "_rows",
         "_sealed",
+        "_secrets",
         "_signers",
         "_store",
         "_times",
@@ -122,9 +154,9 @@ class Keyring:
         "_writing",
     )
 
-    def __init__(self, store: RingStore, master_key: MasterKey, times: RingTimes, clock: Clock) -> None:
+    def __init__(self, store: RingStore, secrets: RingSecrets, times: RingTimes, clock: Clock) -> None:
         self._store = store
-        self._master_key = master_key
+        self._secrets = secrets
         self._times = times
         self._clock = clock
         self._reading = asyncio.Lock()
@@ -213,7 +245,7 @@ class Keyring:
         Raises:
             KeyringUnavailableError: They can't; the message says why.
         """
-        self._active(self._usable_view(now).ring, now)
+        self._usable_view(now).ring.clamp_expiry(now, self._times.token_ttl)
         self._check_may_serve(now)
 
     def _recent_view(self, now: float) -> RingView:
@@ -288,7 +320,7 @@ class Keyring:
 
     def _trusted_key(self, row: RingRow) -> RingKey:
         try:
-            genuine = self._master_key.verify_mac(_ROW_PURPOSE, _row_bytes(row), row.mac)
+            genuine = self._secrets.verify_mac(_ROW_PURPOSE, _row_bytes(row), row.mac)
         except (TypeError, ValueError):  # SQLite stores anything in any column
             genuine = False
         if not genuine:
@@ -313,7 +345,7 @@ class Keyring:
             raise StateUntrustedError("The private half of a signing key is missing.")
         context = _private_context(key.kid, key.generation)
         try:
-            return SigningKey(self._master_key.open(_PRIVATE_PURPOSE, sealed[key.kid], context))
+            return SigningKey(self._secrets.open(_PRIVATE_PURPOSE, sealed[key.kid], context))
         except TypeError as error:  # SQLite stores anything in any column
             raise StateUntrustedError("A stored secret failed its authentication.") from error
 
@@ -340,7 +372,7 @@ class Keyring:
         async with self._writing:
             await self.load()
             created = False
-            for _attempt in range(_ROTATE_ATTEMPTS):
+            for _attempt in range(_CHANGE_ATTEMPTS):
                 now = self._clock.now()
                 ring = self._usable_view(now).ring
                 match ring.promotion(now):
@@ -362,22 +394,82 @@ class Keyring:
 
     async def _create(self) -> bool:
         """Commit a new key; False if another replica was first."""
-        signer = SigningKey.generate()
-        public_key = bytes(signer.verify_key)
-        kid, generation = jwks.thumbprint(public_key), self.view.ring.new_generation()
-        sealed = self._master_key.seal(_PRIVATE_PURPOSE, bytes(signer), _private_context(kid, generation))
+        new = self._generate()
         # The clock is read last: the time that the key must be public counts from its commit.
         now = self._clock.now()
         view = self._usable_view(now)
         activate_at = view.ring.activation_of_new(now, view.last_served_at)
-        row = self._row(RingKey(kid, generation, jwks.public_jwk(public_key), now, activate_at))
         try:
-            await self._store.insert_ring_key(row, sealed)
+            await self._store.insert_ring_key(self._row(new.key(now, activate_at)), new.sealed)
             was_first = True
         except ConflictError:
             was_first = False
         await self.load()
         return was_first
+
+    def _generate(self) -> _NewKey:
+        """Make a key and seal its private half, which exists nowhere else from then on."""
+        signer = SigningKey.generate()
+        public_key = bytes(signer.verify_key)
+        kid, generation = jwks.thumbprint(public_key), self.view.ring.new_generation()
+        sealed = self._secrets.seal(_PRIVATE_PURPOSE, bytes(signer), _private_context(kid, generation))
+        return _NewKey(kid, generation, jwks.public_jwk(public_key), sealed)
+
+    async def revoke(self, kid: str) -> Revocation:
+        """Revoke a key, whatever its state: it is neither published nor verified nor signed with from now on.
+
+        Idempotent: a key that is revoked already stays so, and the answer says since when.
+
+        Raises:
+            NotFoundError: The ring has no such key.
+            KeyringUnavailableError: The ring can't be used, or the store not be written.
+        """
+        async with self._writing:
+            await self.load()
+            for _attempt in range(_CHANGE_ATTEMPTS):
+                now = self._clock.now()
+                ring = self._usable_view(now).ring
+                key = ring.find(kid)
+                if key is None:
+                    raise NotFoundError("There is no such signing key.")
+                if key.revoked_at is not None:
+                    return self._revocation(key, key.revoked_at)
+                if await self._revoke(ring.revocation(key, now), now):
+                    return self._revocation(self._key(kid), now)
+            raise KeyringUnavailableError("Other replicas are changing the signing keys; ask again.")
+
+    async def _revoke(self, plan: Revoke, at: float) -> bool:
+        """Commit a revocation and the succession in one; False if another replica changed the ring first."""
+        successor = plan.successor
+        try:
+            await self._store.revoke_ring_key(
+                self._row(replace(plan.key, revoked_at=at)),
+                promoted=self._row(replace(successor, activate_at=at)) if successor is not None else None,
+                created=self._successor_at_once(at) if plan.needs_key else None,
+            )
+            was_first = True
+        except ConflictError:
+            was_first = False
+        await self.load()
+        return was_first
+
+    def _successor_at_once(self, at: float) -> tuple[RingRow, bytes] | None:
+        """Return a new key that signs from now on, or None if none can be made: the task will try again."""
+        try:
+            new = self._generate()
+        except KeyringUnavailableError as error:
+            _log.warning("keyring: the ACTIVE key is revoked without a successor: %s", error)
+            return None
+        return self._row(new.key(at, at)), new.sealed
+
+    def _revocation(self, key: RingKey, revoked_at: float) -> Revocation:
+        successor = self.view.ring.successor_by_revocation(key)
+        return Revocation(
+            kid=key.kid,
+            revoked_at=revoked_at,
+            trusted_until=revoked_at + self._times.replica_staleness + self._times.verifier_cache,
+            successor=successor.kid if successor is not None else None,
+        )
 
     async def _promote_early(self) -> None:
         now = self._clock.now()
@@ -388,7 +480,7 @@ class Keyring:
 
     async def _promote(self, key: RingKey, at: float) -> bool:
         """Lower the key's activation; False if another replica was first."""
-        row = self._row(RingKey(key.kid, key.generation, key.public_jwk, key.created_at, at))
+        row = self._row(replace(key, activate_at=at))
         try:
             await self._store.promote_ring_key(row)
             was_first = True
@@ -407,7 +499,7 @@ class Keyring:
             revoked_at=key.revoked_at,
             mac=b"",
         )
-        return row._replace(mac=self._master_key.mac(_ROW_PURPOSE, _row_bytes(row)))
+        return row._replace(mac=self._secrets.mac(_ROW_PURPOSE, _row_bytes(row)))
 
     def _key(self, kid: str) -> RingKey:
         return next(key for key in self.view.ring.keys if key.kid == kid)
@@ -420,11 +512,18 @@ class Keyring:
     async def start(self) -> None:
         """Read the ring, make the keys that are wanted, and put on record that the JWKS is served.
 
+        A key that can't be made now is the task's to make, as long as there is one that signs.
+
         Raises:
             KeyringUnavailableError: One of them failed; StateUntrustedError for a row that is not genuine.
         """
         await self.load()
-        await self.ensure_keys()
+        try:
+            await self.ensure_keys()
+        except KeyringUnavailableError as error:
+            if self.view.ring.active(self._clock.now()) is None:
+                raise
+            _log.warning("keyring: ensure_keys: %s", error)
         await self._note_served()
 
     async def run(self) -> None:

@@ -96,6 +96,21 @@ class Full:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """What revoking a key comes to.
+
+    Attributes:
+        key: The key, as it stands.
+        successor: NEXT, where the key is ACTIVE: it takes over at once, however young it is.
+        needs_key: Whether nothing would sign, unless a key is made that does so at once.
+    """
+
+    key: RingKey
+    successor: RingKey | None
+    needs_key: bool
+
+
 RotationDecision: TypeAlias = Promote | Scheduled | Create | Full
 
 
@@ -121,13 +136,27 @@ class Ring:
     def _ends(self) -> Mapping[str, float]:
         """For each key, when it leaves the JWKS if nobody revokes it."""
         ends = {key.kid: key.activate_at + self.times.key_ttl for key in self.keys}
-        for successor, key in zip(self._newest_first, self._newest_first[1:], strict=False):
-            ends[key.kid] = min(ends[key.kid], successor.activate_at + self.times.grace)
+        for kid, successor in self._successors.items():
+            ends[kid] = min(ends[kid], successor.activate_at + self.times.grace)
         return MappingProxyType(ends)
+
+    @cached_property
+    def _successors(self) -> Mapping[str, RingKey]:
+        pairs = zip(self._newest_first, self._newest_first[1:], strict=False)
+        return MappingProxyType({key.kid: successor for successor, key in pairs})
+
+    def find(self, kid: str) -> RingKey | None:
+        """Return the key of this kid, also one that was revoked; None if there never was one."""
+        return self._by_kid.get(kid)
 
     def publish_until(self, key: RingKey) -> float:
         """Return when a key leaves the JWKS if nobody revokes it."""
         return self._ends[key.kid]
+
+    def retires_at(self, key: RingKey) -> float | None:
+        """Return when a key's successor takes over; None while it has none."""
+        successor = self._successors.get(key.kid)
+        return successor.activate_at if successor is not None else None
 
     def state(self, kid: str, now: float) -> KeyState:
         """Return a key's state.
@@ -163,7 +192,10 @@ class Ring:
         return upcoming[-1] if upcoming else None
 
     def _last_activated(self, now: float) -> RingKey | None:
-        return next((key for key in self._newest_first if key.activate_at <= now), None)
+        for key in self._newest_first:  # asked on every request, where a generator would cost twice as much
+            if key.activate_at <= now:
+                return key
+        return None
 
     def next_change(self, now: float) -> float:
         """Return the next time at which any key's state changes by itself."""
@@ -257,3 +289,19 @@ class Ring:
         if len(published) < self.times.max_keys:
             return Create()
         return Full(min(self.publish_until(other) for other in published))
+
+    def revocation(self, key: RingKey, now: float) -> Revoke:
+        """Return what revoking a key means now.
+
+        Only the ACTIVE key leaves a gap. NEXT fills it, even if verifiers with an older JWKS copy don't know
+        it yet: the alternative is that nothing signs, or that the revoked key goes on.
+        """
+        if self.state(key.kid, now) is not KeyState.ACTIVE:
+            return Revoke(key, None, needs_key=False)
+        successor = self.next_key(now)
+        return Revoke(key, successor, needs_key=successor is None)
+
+    def successor_by_revocation(self, key: RingKey) -> RingKey | None:
+        """Return the key that took over in the moment in which this one was revoked, if one did."""
+        later = (other for other in self.keys if other.generation > key.generation)
+        return next((other for other in later if other.activate_at == key.revoked_at), None)

@@ -74,7 +74,7 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
     Attributes:
         action: What policy is asked about.
         scope: The op that a KKP token must carry to be used here; None: no token opens it.
-        changes_state: Whether it changes the ring, an identity or a grant.
+        changes_state: Whether it changes the ring, an identity, a grant or what is revoked.
     """
 
     action: ClassVar[Action]

@@ -1,4 +1,4 @@
-"""Adding, listing and disabling local identities."""
+"""Adding, listing and disabling local identities, and changing their service keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from kkp.authn.base import Authenticated
-from kkp.authn.identities import IdentityDirectory, check_name
+from kkp.authn.identities import IdentityDirectory, check_name, new_service_key
 from kkp.clock import Clock
 from kkp.model import Action, Grant, Identity
 from kkp.operations.base import Operation, Proposal
@@ -19,6 +19,7 @@ class IdentityRequest:
 
     Attributes:
         service_key: A key made beforehand, where it had to be on disk first; never from the network.
+        key_ttl_seconds: How long its service key lives; None: until it is rotated.
     """
 
     id: str
@@ -26,14 +27,40 @@ class IdentityRequest:
     grants: tuple[Grant, ...] = ()
     attributes: Mapping[str, str] = field(default_factory=dict)
     service_key: str | None = field(default=None, repr=False)
+    key_ttl_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NewIdentity:
-    """A service key, shown once and stored nowhere."""
+    """A service key, shown once and stored nowhere, and from when on it is dead, if ever."""
 
     id: str
     service_key: str = field(repr=False)
+    expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotateKeyRequest:
+    """Whose service key is to be replaced.
+
+    Attributes:
+        overlap_seconds: How long the key in use stays alive beside the new one; 0: it is dead at once.
+        key_ttl_seconds: How long the new key lives; None: as long as the one before it was made to.
+    """
+
+    id: str
+    overlap_seconds: int = 0
+    key_ttl_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedKey:
+    """The new service key, shown once and stored nowhere; when it dies, and when the one before it does."""
+
+    id: str
+    service_key: str = field(repr=False)
+    expires_at: float | None
+    former_expires_at: float
 
 
 @final
@@ -56,15 +83,54 @@ class AddIdentity(Operation[Proposal, IdentityRequest, NewIdentity]):
             "roles": request.roles,
             "grants": request.grants,
             "attributes": request.attributes,
+            "key_ttl_seconds": request.key_ttl_seconds,
         }
         return Proposal(authenticated=authenticated, details={"identity": details})
 
     async def run(self, proposal: Proposal, request: IdentityRequest) -> NewIdentity:  # noqa: ARG002  all is in the request
         """Store it under a new service key."""
-        identity = Identity(
-            request.id, request.roles, request.grants, dict(request.attributes), self._clock.now()
+        now, ttl = self._clock.now(), request.key_ttl_seconds
+        expires_at = None if ttl is None else now + ttl
+        identity = Identity(request.id, request.roles, request.grants, dict(request.attributes), now)
+        service_key = await self._directory.add(
+            identity, service_key=request.service_key, key_expires_at=expires_at
         )
-        return NewIdentity(request.id, await self._directory.add(identity, service_key=request.service_key))
+        return NewIdentity(request.id, service_key, expires_at)
+
+
+@final
+class RotateServiceKey(Operation[Proposal, RotateKeyRequest, RotatedKey]):
+    """`POST /identities/{id}/rotate-key` and `kkp identity rotate-key`."""
+
+    action: ClassVar[Action] = Action.MANAGE_IDENTITY
+    changes_state: ClassVar[bool] = True
+
+    def __init__(self, directory: IdentityDirectory, clock: Clock) -> None:
+        self._directory = directory
+        self._clock = clock
+
+    def propose(self, authenticated: Authenticated, request: RotateKeyRequest) -> Proposal:
+        """Name the identity, and how long its keys would live."""
+        details = {
+            "operation": "rotate_key",
+            "id": request.id,
+            "overlap_seconds": request.overlap_seconds,
+            "key_ttl_seconds": request.key_ttl_seconds,
+        }
+        return Proposal(authenticated=authenticated, details={"identity": details})
+
+    async def run(self, proposal: Proposal, request: RotateKeyRequest) -> RotatedKey:  # noqa: ARG002  all is in the request
+        """Make the new key, and let the one before it end."""
+        service_key, now = new_service_key(), self._clock.now()
+        times, *former = await self._directory.rotate_key(
+            request.id,
+            service_key,
+            at=now,
+            overlap_seconds=request.overlap_seconds,
+            ttl_seconds=request.key_ttl_seconds,
+        )
+        dead_from = max((key.expires_at for key in former if key.expires_at is not None), default=now)
+        return RotatedKey(request.id, service_key, times.expires_at, dead_from)
 
 
 @final

@@ -28,8 +28,7 @@ _DELEGATED = "tokens.delegated"
 _MAX_DECISION_SECONDS = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRequest:
+class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What `POST /token` asks for; `ttl_seconds` None means the default."""
 
     audience: str
@@ -38,9 +37,9 @@ class TokenRequest:
     ops: tuple[str, ...] = ("decrypt",)
     subject: str | None = None
     ttl_seconds: int | None = None
-    policy_claims: dict[str, str] = field(default_factory=dict)
-    context: dict[str, str] = field(default_factory=dict)
-    request_context: dict[str, JSON] = field(default_factory=dict)
+    policy_claims: dict[str, str] = {}
+    context: dict[str, str] = {}
+    request_context: dict[str, JSON] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import final
 
-from sqlalchemy import Connection, bindparam, select, tuple_, update
+from sqlalchemy import Connection, Dialect, bindparam, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 
 from kkp.rows import ChainedRow, ChainHead
 from kkp.store import schema
-from kkp.store.sql import Database, read_epoch
+from kkp.store.sql import SELECT_EPOCH, Database, read_epoch
 
 _records = schema.audit_records
 _chains = schema.audit_chains
 _input_keys = schema.audit_input_keys
 
-# Built once: the audit is written on every request.
 _INSERT_RECORD = insert(_records)
 _MOVE_HEAD = (
     update(_chains)
-    .where(_chains.c.chain == bindparam("of"))
     .values(head_seq=bindparam("seq"), head_hash=bindparam("hash"))
+    .where(_chains.c.chain == bindparam("of"))
+    .returning(SELECT_EPOCH.scalar_subquery())
 )
-_SELECT_UNCARRIED = (
+SELECT_UNCARRIED = (
     select(_chains.c.chain, _chains.c.head_seq, _chains.c.head_hash)
     .where(_chains.c.carried_seq.is_distinct_from(_chains.c.head_seq))
     .order_by(_chains.c.chain)
@@ -41,7 +42,7 @@ class AuditStore:
         """Insert a chain's first record, made from the heads that no first record carries yet."""
 
         def work(connection: Connection) -> int:
-            heads = [ChainHead(*row) for row in connection.execute(_SELECT_UNCARRIED)]
+            heads = [ChainHead(*row) for row in connection.execute(SELECT_UNCARRIED)]
             first = make_first(heads)
             connection.execute(_INSERT_RECORD, [{"chain": chain, **first._asdict()}])
             connection.execute(update(_chains).values(carried_seq=_chains.c.head_seq))
@@ -52,12 +53,20 @@ class AuditStore:
         return await self._database.write(work)
 
     async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
-        """Insert records at a chain's end and return the epoch, in one transaction."""
+        """Insert records at a chain's end and return the epoch, in one transaction.
+
+        Every request waits for this, so it is two statements, compiled once and given to the driver as they
+        are. Each one more would cost the thread a wait for the interpreter, and a switch.
+        """
 
         def work(connection: Connection) -> int:
-            connection.execute(_INSERT_RECORD, [{"chain": chain, **row._asdict()} for row in rows])
-            connection.execute(_MOVE_HEAD, {"of": chain, "seq": rows[-1].seq, "hash": rows[-1].hash})
-            return read_epoch(connection)
+            cursor = connection.connection.cursor()
+            records = [value for row in rows for value in (chain, *row)]
+            cursor.execute(_insert_sql(connection.dialect, len(rows)), records)
+            head = (rows[-1].seq, rows[-1].hash, chain)
+            cursor.execute(_move_head_sql(connection.dialect), head)
+            [(epoch,)] = cursor.fetchall()
+            return int(epoch)
 
         return await self._database.write(work)
 
@@ -90,3 +99,16 @@ class AuditStore:
             query = query.where(_records.c.position > place.scalar_subquery())
         rows = await self._database.read(lambda connection: connection.execute(query).all())
         return [(row.chain, ChainedRow(row.seq, row.hash, row.body)) for row in rows]
+
+
+@lru_cache(maxsize=256)
+def _insert_sql(dialect: Dialect, count: int) -> str:
+    """Return the insertion of so many records, each of them its chain and a `ChainedRow`."""
+    one = str(_INSERT_RECORD.compile(dialect=dialect, column_keys=["chain", *ChainedRow._fields]))
+    head, values, record = one.partition("VALUES ")
+    return head + values + ", ".join([record] * count)
+
+
+@lru_cache(maxsize=1)
+def _move_head_sql(dialect: Dialect) -> str:
+    return str(_MOVE_HEAD.compile(dialect=dialect))

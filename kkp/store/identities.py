@@ -1,4 +1,4 @@
-"""Identities and the digests of their service keys."""
+"""Identities, each in one row with the digests of its service keys."""
 
 from __future__ import annotations
 
@@ -9,45 +9,38 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConflictError
-from kkp.rows import IdentityRow, IdentitySnapshot, ServiceKeyRow
+from kkp.rows import IdentityRow, IdentitySnapshot
 from kkp.store import schema
 from kkp.store.sql import Database, bump_epoch, read_epoch
 
 _identities = schema.identities
-_service_keys = schema.service_keys
 
 
 @final
 class IdentityStore:
-    """The tables of identities. Each write is one transaction and bumps the epoch."""
+    """The table of identities. Each write is one transaction and bumps the epoch."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def load_identities(self) -> IdentitySnapshot:
-        """Return every identity and service key."""
+        """Return every identity."""
 
         def work(connection: Connection) -> IdentitySnapshot:
-            identities = connection.execute(select(_identities).order_by(_identities.c.id)).all()
-            keys = connection.execute(select(_service_keys)).all()
-            return IdentitySnapshot(
-                epoch=read_epoch(connection),
-                identities=tuple(IdentityRow(*row) for row in identities),
-                service_keys=tuple(ServiceKeyRow(*row) for row in keys),
-            )
+            rows = connection.execute(select(_identities).order_by(_identities.c.id)).all()
+            return IdentitySnapshot(read_epoch(connection), tuple(IdentityRow(*row) for row in rows))
 
         return await self._database.read(work)
 
-    async def insert_identity(self, identity: IdentityRow, service_key: ServiceKeyRow) -> None:
-        """Add an identity with its first service key.
+    async def insert_identity(self, row: IdentityRow) -> None:
+        """Add an identity.
 
         Raises:
             ConflictError: The name has been used, perhaps by an identity that is disabled now.
         """
 
         def work(connection: Connection) -> None:
-            connection.execute(insert(_identities).values(identity._asdict()))
-            connection.execute(insert(_service_keys).values(service_key._asdict()))
+            connection.execute(insert(_identities).values(row._asdict()))
             bump_epoch(connection)
 
         try:
@@ -57,18 +50,18 @@ class IdentityStore:
                 "An identity of this name exists or existed; names are never reused."
             ) from None
 
-    async def disable_identity(self, row: IdentityRow) -> None:
-        """Write `disabled_at` into a row that has none.
+    async def replace_identity(self, row: IdentityRow, *, former_mac: bytes) -> bool:
+        """Write an identity's row in the place of the one with this MAC; False if that is not there any more.
 
-        Raises:
-            ConflictError: It is disabled already.
+        Whoever changes a row signs the whole of it, so two changes at a time must not mix.
         """
-        enabled = (_identities.c.id == row.id) & _identities.c.disabled_at.is_(None)
-        disable = update(_identities).where(enabled).values(disabled_at=row.disabled_at, mac=row.mac)
+        unchanged = (_identities.c.id == row.id) & (_identities.c.mac == former_mac)
+        replace = update(_identities).where(unchanged).values(row._asdict())
 
-        def work(connection: Connection) -> None:
-            if connection.execute(disable).rowcount != 1:
-                raise ConflictError("The identity is disabled already.")
+        def work(connection: Connection) -> bool:
+            if connection.execute(replace).rowcount != 1:
+                return False
             bump_epoch(connection)
+            return True
 
-        await self._database.write(work)
+        return await self._database.write(work)

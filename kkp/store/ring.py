@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from kkp.errors import ConflictError
 from kkp.rows import RingRow, RingSnapshot
 from kkp.store import schema
-from kkp.store.sql import Database, bump_epoch
+from kkp.store.sql import Database, Work, bump_epoch
 
 _keys = schema.ring_keys
 _private = schema.ring_private_keys
@@ -51,14 +51,10 @@ class RingStore:
         """
 
         def work(connection: Connection) -> None:
-            connection.execute(insert(_keys).values(row._asdict()))
-            connection.execute(insert(_private).values(kid=row.kid, sealed=sealed_private))
+            _insert(connection, row, sealed_private)
             bump_epoch(connection)
 
-        try:
-            await self._database.write(work)
-        except IntegrityError:
-            raise ConflictError("This generation of the ring exists already.") from None
+        await self._write_new(work)
 
     async def promote_ring_key(self, row: RingRow) -> None:
         """Lower a key's `activate_at`; nothing else of a row is ever changed by promotion.
@@ -66,16 +62,37 @@ class RingStore:
         Raises:
             ConflictError: The row has moved since it was read.
         """
-        later = _keys.c.activate_at > row.activate_at
-        unmoved = (_keys.c.kid == row.kid) & later & _keys.c.revoked_at.is_(None)
-        promote = update(_keys).where(unmoved).values(activate_at=row.activate_at, mac=row.mac)
 
         def work(connection: Connection) -> None:
-            if connection.execute(promote).rowcount != 1:
-                raise ConflictError("The key has been promoted or revoked already.")
+            _promote(connection, row)
             bump_epoch(connection)
 
         await self._database.write(work)
+
+    async def revoke_ring_key(
+        self, row: RingRow, *, promoted: RingRow | None, created: tuple[RingRow, bytes] | None
+    ) -> None:
+        """Write `revoked_at` into a row and delete its private half, together with what takes its place.
+
+        Raises:
+            ConflictError: A row has moved since it was read, or another replica has added the generation.
+        """
+
+        def work(connection: Connection) -> None:
+            _revoke(connection, row)
+            if promoted is not None:
+                _promote(connection, promoted)
+            if created is not None:
+                _insert(connection, *created)
+            bump_epoch(connection)
+
+        await self._write_new(work)
+
+    async def _write_new(self, work: Work[None]) -> None:
+        try:
+            await self._database.write(work)
+        except IntegrityError:
+            raise ConflictError("This generation of the ring exists already.") from None
 
     async def note_served(self, at: float) -> None:
         """Remember that a ready replica may have served the JWKS, and how far the clock has come."""
@@ -88,3 +105,24 @@ class RingStore:
         """Delete private halves that will never sign again."""
         spent = delete(_private).where(_private.c.kid.in_(kids))
         await self._database.write(lambda connection: connection.execute(spent))
+
+
+def _insert(connection: Connection, row: RingRow, sealed_private: bytes) -> None:
+    connection.execute(insert(_keys).values(row._asdict()))
+    connection.execute(insert(_private).values(kid=row.kid, sealed=sealed_private))
+
+
+def _promote(connection: Connection, row: RingRow) -> None:
+    waiting = (_keys.c.activate_at > row.activate_at) & _keys.c.revoked_at.is_(None)
+    promote = update(_keys).where(_keys.c.kid == row.kid, waiting)
+    if connection.execute(promote.values(activate_at=row.activate_at, mac=row.mac)).rowcount != 1:
+        raise ConflictError("The key has been promoted or revoked already.")
+
+
+def _revoke(connection: Connection, row: RingRow) -> None:
+    # The MAC that is written covers `activate_at` too: it must still be the one that was read.
+    unmoved = (_keys.c.activate_at == row.activate_at) & _keys.c.revoked_at.is_(None)
+    revoke = update(_keys).where(_keys.c.kid == row.kid, unmoved)
+    if connection.execute(revoke.values(revoked_at=row.revoked_at, mac=row.mac)).rowcount != 1:
+        raise ConflictError("The key has been promoted or revoked already.")
+    connection.execute(delete(_private).where(_private.c.kid == row.kid))

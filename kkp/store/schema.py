@@ -8,6 +8,7 @@ reused, and each addition is a new version.
 from __future__ import annotations
 
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     Column,
     Dialect,
@@ -20,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 metadata = MetaData()
 
@@ -43,6 +44,7 @@ state = Table(
     Column("epoch", Integer, nullable=False),
     Column("last_served_at", Double),
     Column("clock_high_water", Double, nullable=False),
+    Column("write_checks", Integer, nullable=False),  # counts the attempts to write that readiness makes
 )
 
 ring_keys = Table(
@@ -72,15 +74,6 @@ identities = Table(
     Column("document", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("disabled_at", Double),
-    Column("mac", Bytes, nullable=False),
-)
-
-service_keys = Table(
-    "service_keys",
-    metadata,
-    Column("digest", Bytes, primary_key=True),
-    Column("identity_id", Text, nullable=False),
-    Column("created_at", Double, nullable=False),
     Column("mac", Bytes, nullable=False),
 )
 
@@ -121,4 +114,25 @@ audit_input_keys = Table(
     metadata,
     Column("day", Text, primary_key=True),
     Column("sealed", Bytes, nullable=False),
+)
+
+# Signed, so it protects itself. `delivered` says whether the sink outside of the database has it.
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("line", Bytes, nullable=False),
+    Column("delivered", Boolean, nullable=False),
+)
+
+# Tokens that were revoked before their `exp`. `epoch` is the one that the revocation brought about, so that
+# replicas read only what is new to them.
+revoked_tokens = Table(
+    "revoked_tokens",
+    metadata,
+    Column("jti", Text, primary_key=True),
+    Column("exp", Integer, nullable=False),
+    Column("revoked_at", Double, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("mac", Bytes, nullable=False),
 )

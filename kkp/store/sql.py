@@ -7,9 +7,11 @@ Rules that hold here:
   against another process. One thread writes; reads have a thread of their own and never queue behind the
   audit.
 - `synchronous=FULL` in WAL mode: what was committed survives a power cut.
+- A failed fsync ends the process (`kkp.store.lost_write`).
 - Waiting for the lock ends before a request's patience does.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
 - A file is written only once it is known to be empty, or KKP's own of this layout and master key.
+- A file that was removed or replaced is written no more: SQLite would go on with it, and all of it be lost.
 """
 
 from __future__ import annotations
@@ -19,19 +21,23 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Self, TypeVar, final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from kkp.data_dir import read_only_uri
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.store import schema
+from kkp.store.lost_write import end_process, is_lost_write
 
 ResultT = TypeVar("ResultT")
 Work = Callable[[Connection], ResultT]
 
 _BUSY_TIMEOUT_MS = 800
+_CHECK_SECONDS = 1.0
 _WRITER_PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -45,9 +51,12 @@ _OTHER_LAYOUT = (
 _OTHER_MASTER_KEY = (
     "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
 )
+_NO_LAYOUT = "KKP_DATABASE_URL: the file has nothing in it yet; start KKP once"
 _ANOTHER_PROGRAMS = "KKP_DATABASE_URL: the file is another program's database; name another file"
-_SELECT_EPOCH = select(schema.state.c.epoch)
+SELECT_EPOCH = select(schema.state.c.epoch)
 _WRITE_NOTHING_NEW = update(schema.state).values(epoch=schema.state.c.epoch)
+# SQLite writes no page whose bytes stay the same, so only a change tells whether the disk takes one.
+_COUNT_WRITE_CHECK = update(schema.state).values(write_checks=schema.state.c.write_checks + 1)
 _SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
 
 
@@ -57,22 +66,59 @@ class _Lane:
 
     def __init__(self, url: str | URL, name: str, pragmas: tuple[str, ...], begin: str) -> None:
         self._engine = _engine(url, pragmas, begin)
+        self._connection: Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kkp-{name}")
+        self._path: Path | None = None
+        self._file: tuple[int, int] | None = None  # which one the connection has open
 
     async def run(self, work: Work[ResultT]) -> ResultT:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
 
     def _transaction(self, work: Work[ResultT]) -> ResultT:
         try:
-            with self._engine.begin() as connection:
-                return work(connection)
-        except IntegrityError:
+            return self._work(work)
+        except (IntegrityError, sqlite3.IntegrityError):
             raise  # the one driver's exception that a caller expects
         except (SQLAlchemyError, sqlite3.Error) as error:
+            if is_lost_write(error):
+                end_process()
             raise KeyringUnavailableError("The state database is not available.") from error
 
+    def _work(self, work: Work[ResultT]) -> ResultT:
+        # Kept from one transaction to the next: taking it from the pool costs more than a small transaction.
+        connection = self._connection = self._connection or self._engine.connect()
+        try:
+            with connection.begin():
+                self._check_file(connection)
+                return work(connection)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        """Give the connection back to the pool, which ends whatever a failure left open."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _dispose(self) -> None:
+        self._release()
+        self._engine.dispose()
+
+    def _check_file(self, connection: Connection) -> None:
+        if self._path is None:
+            self._path = Path(connection.exec_driver_sql("PRAGMA database_list").one().file)
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise KeyringUnavailableError("The state database's file is gone.") from error
+        found = (status.st_dev, status.st_ino)
+        self._file = self._file or found
+        if found != self._file:
+            raise KeyringUnavailableError("The state database's file was replaced; KKP must be started anew.")
+
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.dispose)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
         self._thread.shutdown()
 
 
@@ -101,6 +147,8 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         self._writer = _Lane(url, "writer", _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
         self._reader = _Lane(url, "reader", _READER_PRAGMAS, "BEGIN")
+        self._check: asyncio.Task[None] | None = None
+        self._checked_at = 0.0
 
     @classmethod
     async def open(cls, url: str | URL, *, master_key_check: bytes) -> Self:
@@ -127,11 +175,42 @@ class Database:
             opened.pop_all()
         return database
 
+    @classmethod
+    async def open_read_only(cls, path: Path, *, master_key_check: bytes) -> Self:
+        """Open a database to look at it: nothing is written, and no file made.
+
+        Raises:
+            ConfigError: It can't be read, has no layout yet, is another program's, has another layout, or
+                belongs to another master key.
+        """
+        url = URL.create("sqlite", database=read_only_uri(path), query={"uri": "true"})
+        async with AsyncExitStack() as opened:
+            database = cls(url)
+            opened.push_async_callback(database.close)
+            try:
+                if not await database.read(_recognise(master_key_check)):
+                    raise ConfigError([_NO_LAYOUT])
+            except KeyringUnavailableError as error:
+                raise ConfigError(
+                    [f"KKP_DATABASE_URL: the database can't be read ({_cause(error)})"]
+                ) from error
+            opened.pop_all()
+        return database
+
+    async def quick_check(self) -> list[str]:
+        """Return what SQLite finds wrong with the file's structure.
+
+        Raises:
+            KeyringUnavailableError: The database can't be read.
+        """
+        rows = await self.read(lambda c: c.exec_driver_sql("PRAGMA quick_check").scalars().all())
+        return [row for row in rows if row != "ok"]
+
     async def write(self, work: Work[ResultT]) -> ResultT:
         """Run one write transaction; it is committed when this returns, or nothing of it happened.
 
         Raises:
-            IntegrityError: A row exists already.
+            IntegrityError: A row exists already. It is SQLAlchemy's, or sqlite3's from its bare cursor.
             KeyringUnavailableError: The database is locked, full, read-only or gone.
         """
         return await self._writer.run(work)
@@ -148,6 +227,21 @@ class Database:
         """Return the present epoch."""
         return await self.read(read_epoch)
 
+    async def check(self) -> None:
+        """Read and write, to no effect that counts; who asks within a second of another shares its answer.
+
+        Raises:
+            KeyringUnavailableError: The database can't be read or written.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._check is None or now - self._checked_at >= _CHECK_SECONDS:
+            self._check, self._checked_at = asyncio.create_task(self._read_and_write()), now
+        await asyncio.shield(self._check)
+
+    async def _read_and_write(self) -> None:
+        await self.epoch()
+        await self.write(lambda connection: connection.execute(_COUNT_WRITE_CHECK))
+
     async def close(self) -> None:
         """Close both connections, once what runs on them has ended."""
         await self._writer.close()
@@ -156,11 +250,11 @@ class Database:
 
 def read_epoch(connection: Connection) -> int:
     """Return the epoch as this transaction sees it."""
-    return int(connection.execute(_SELECT_EPOCH).scalar_one())
+    return int(connection.execute(SELECT_EPOCH).scalar_one())
 
 
 def bump_epoch(connection: Connection) -> None:
-    """Tell every replica that the ring, an identity or a grant changed."""
+    """Tell every replica that the ring, an identity, a grant or what is revoked changed."""
     connection.execute(update(schema.state).values(epoch=schema.state.c.epoch + 1))
 
 
@@ -194,6 +288,7 @@ def _prepare(master_key_check: bytes) -> Work[None]:
         "master_key_check": master_key_check,
         "epoch": 1,
         "clock_high_water": 0.0,
+        "write_checks": 0,
     }
     is_laid_out = _recognise(master_key_check)
 

@@ -10,12 +10,12 @@ import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
+from typing import Literal
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from kkp.errors import KKPError, PolicyDeniedError
-from kkp.model import JSON
+from kkp.errors import KKPError, PolicyDeniedError, RateLimitedError
 from kkp.pipeline import Origin
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "payload_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "envelope_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "kms_denied": HTTPStatus.BAD_GATEWAY,
     "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "policy_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -63,11 +64,27 @@ _CHALLENGE: Mapping[str, str] = {
 }
 
 
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457. `code` is stable; `reasons` are the policy's that it marks public."""
+
+    type: Literal["about:blank"] = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    decision_id: str | msgspec.UnsetType = msgspec.UNSET
+    reasons: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
 def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
     if isinstance(error, KKPError) and error.code in STATUS and error.code != "internal":
         reasons = error.reasons if isinstance(error, PolicyDeniedError) else ()
-        return problem(error.code, str(error), origin, reasons=reasons)
+        response = problem(error.code, str(error), origin, reasons=reasons)
+        if isinstance(error, RateLimitedError):
+            response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+        return response
     if isinstance(error, web.HTTPException) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return of_status(error.status, origin, allow=error.headers.get("Allow"))
     log_failure(error, origin)
@@ -99,18 +116,15 @@ def of_status(status: int, origin: Origin, *, allow: str | None = None) -> web.R
 def problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...] = ()) -> web.Response:
     """Return one problem document."""
     status = STATUS[code]
-    document: dict[str, JSON] = {
-        "type": "about:blank",
-        "title": status.phrase,
-        "status": status.value,
-        "code": code,
-        "detail": detail,
-        "request_id": origin.request_id,
-    }
-    if origin.decision_id is not None:
-        document["decision_id"] = origin.decision_id
-    if reasons:
-        document["reasons"] = reasons
+    document = Problem(
+        title=status.phrase,
+        status=status.value,
+        code=code,
+        detail=detail,
+        request_id=origin.request_id,
+        decision_id=origin.decision_id or msgspec.UNSET,
+        reasons=reasons or msgspec.UNSET,
+    )
     response = web.Response(
         status=status.value,
         body=msgspec.json.encode(document),

@@ -1,4 +1,4 @@
-"""The documents that anybody may read: JWKS, discovery and health.
+"""The documents that anybody may read: JWKS, discovery, health and the OpenAPI document.
 
 These are the only routes that do not travel the pipeline. They show public keys and whether KKP can work,
 touch no private key and no backend, and change nothing.
@@ -7,18 +7,81 @@ touch no private key and no backend, and change nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import Annotated, Literal, final
 
 import msgspec
 from aiohttp import web
 
-from kkp.errors import KKPError
+from kkp.errors import KeyringUnavailableError, KKPError
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
 
 _READY_PROBE_SECONDS = 1.0
+_UNREADY = 503
+
+
+class JWK(msgspec.Struct, frozen=True):
+    """A public key (RFC 7517, RFC 8037); `kid` is its RFC 7638 thumbprint."""
+
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    x: str
+    kid: str
+    use: Literal["sig"]
+    alg: Literal["EdDSA"]
+
+
+class JWKSAnswer(msgspec.Struct, frozen=True):
+    """The public keys that verify tokens."""
+
+    keys: Annotated[list[JWK], msgspec.Meta(min_length=1)]
+
+
+class DiscoveryAnswer(msgspec.Struct, frozen=True):
+    """Authorization server metadata (RFC 8414)."""
+
+    issuer: str
+    jwks_uri: str
+    token_endpoint: str
+    introspection_endpoint: str
+    revocation_endpoint: str
+    token_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
+    introspection_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
+    revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
+    grant_types_supported: tuple[str, ...] = ()
+    response_types_supported: tuple[str, ...] = ()
+
+
+class HealthAnswer(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class ReadyAnswer(msgspec.Struct, frozen=True):
+    """Whether requests can succeed.
+
+    Attributes:
+        checks: `ok` or what is wrong, by name.
+        warnings: What an operator should know although KKP is ready, by name.
+    """
+
+    status: Literal["ok", "unready", "stopping"]
+    checks: dict[str, str]
+    warnings: dict[str, str]
+
+
+class OpenAPIAnswer(msgspec.Struct, frozen=True):
+    """An OpenAPI document."""
+
+    openapi: Literal["3.1.0"]
+    info: dict[str, JSON]
+    paths: dict[str, JSON]
+    components: dict[str, JSON]
 
 
 @final
@@ -30,56 +93,131 @@ class PublicDocuments:
         keyring: Its public half is served.
         issuer: Every URL in the discovery document starts with it.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
+        openapi: The API's description.
         checks: What must work for KKP to be ready, by name; a check raises a KKPError.
+        refresh: Looks whether the ring has changed elsewhere; many who ask at once share one look.
+        warnings: What an operator should know although KKP is ready, by name; None while there is nothing.
         stopping: Set when the process was asked to end: it answers, and is to be sent nothing more.
     """
 
     keyring: Keyring
     issuer: str
     jwks_max_age_seconds: int
+    openapi: bytes = field(repr=False)
     checks: dict[str, Callable[[], Awaitable[None]]]
+    refresh: Callable[[], Awaitable[None]]
+    warnings: Mapping[str, Callable[[], str | None]]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def jwks(self, request: web.Request) -> web.Response:
-        """Serve the JWKS (RFC 7517): never empty, never with a private member."""
+        """Serve the JWKS (RFC 7517): never empty, never with a private or a revoked key."""
+        # Another process may have revoked a key. While the database is away, the copy here is good for P.
+        with contextlib.suppress(KeyringUnavailableError):
+            await self.refresh()
         body, etag = self.keyring.jwks()
-        headers = {"Cache-Control": f"private, max-age={self.jwks_max_age_seconds}", "ETag": f'"{etag}"'}
-        known = request.if_none_match
-        if known and any(tag.value in {etag, "*"} for tag in known):
-            return web.Response(status=304, headers=headers)
-        return web.Response(body=body, content_type="application/json", headers=headers)
+        return _cached(request, body, etag, f"private, max-age={self.jwks_max_age_seconds}")
+
+    async def description(self, request: web.Request) -> web.Response:
+        """Serve the OpenAPI document; it changes with KKP's version only."""
+        return _cached(request, self.openapi, hashlib.sha256(self.openapi).hexdigest(), "no-cache")
 
     async def discovery(self, request: web.Request) -> web.Response:  # noqa: ARG002  the same for everybody
         """Serve the authorization server metadata (RFC 8414)."""
-        document = {
-            "issuer": self.issuer,
-            "jwks_uri": f"{self.issuer}/keys/jwks",
-            "token_endpoint": f"{self.issuer}/token",
-            "token_endpoint_auth_methods_supported": ["none"],
-            "grant_types_supported": [],
-            "response_types_supported": [],
-        }
+        document = DiscoveryAnswer(
+            issuer=self.issuer,
+            jwks_uri=f"{self.issuer}/keys/jwks",
+            token_endpoint=f"{self.issuer}/token",
+            introspection_endpoint=f"{self.issuer}/token/introspect",
+            revocation_endpoint=f"{self.issuer}/token/revoke",
+        )
         headers = {"Cache-Control": f"private, max-age={self.jwks_max_age_seconds}"}
         return _json(document, headers=headers)
 
     async def healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002  the same for everybody
         """Tell that the process answers; never depends on anything else."""
-        return _json({"status": "ok"})
+        return _json(HealthAnswer())
 
     async def readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002  the same for everybody
         """Tell whether requests can succeed, and if not, which part can't."""
         if self.stopping.is_set():
-            return _json({"status": "stopping", "checks": {}}, status=503)
-        document = await self.results()
-        ready = all(result == "ok" for result in document.values())
-        return _json(
-            {"status": "ok" if ready else "unready", "checks": document}, status=200 if ready else 503
-        )
+            return _json(ReadyAnswer("stopping", {}, {}), status=_UNREADY)
+        results = await self.results()
+        ready = all(result == "ok" for result in results.values())
+        warnings = {name: text for name, warning in self.warnings.items() if (text := warning()) is not None}
+        document = ReadyAnswer("ok" if ready else "unready", results, warnings)
+        return _json(document, status=200 if ready else _UNREADY)
 
     async def results(self) -> dict[str, str]:
         """Ask every check; `ok`, or what is wrong, by its name."""
         results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
         return dict(zip(self.checks, results, strict=True))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PublicRoute:
+    """One row of the table of public documents, all of which are read by GET.
+
+    Attributes:
+        path: aiohttp path.
+        serve: Serves it.
+        answer: Its schema.
+        summary: One line for the API's description.
+        errors: What it answers instead.
+        is_cached: Whether it has an ETag.
+        unready_status: The status, beside 200, with which it is served.
+    """
+
+    path: str
+    serve: Callable[[PublicDocuments, web.Request], Awaitable[web.Response]]
+    answer: type[msgspec.Struct]
+    summary: str
+    errors: tuple[type[KKPError], ...] = ()
+    is_cached: bool = False
+    unready_status: int | None = None
+
+
+PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
+    PublicRoute(
+        "/keys/jwks",
+        PublicDocuments.jwks,
+        JWKSAnswer,
+        "The public keys that verify tokens (RFC 7517)",
+        errors=(KeyringUnavailableError,),
+        is_cached=True,
+    ),
+    PublicRoute(
+        "/.well-known/jwks.json",
+        PublicDocuments.jwks,
+        JWKSAnswer,
+        "The same as /keys/jwks",
+        errors=(KeyringUnavailableError,),
+        is_cached=True,
+    ),
+    PublicRoute(
+        "/.well-known/oauth-authorization-server",
+        PublicDocuments.discovery,
+        DiscoveryAnswer,
+        "Authorization server metadata (RFC 8414)",
+    ),
+    PublicRoute("/healthz", PublicDocuments.healthz, HealthAnswer, "Whether the process answers"),
+    PublicRoute(
+        "/readyz",
+        PublicDocuments.readyz,
+        ReadyAnswer,
+        "Whether requests can succeed",
+        unready_status=_UNREADY,
+    ),
+    PublicRoute("/openapi.json", PublicDocuments.description, OpenAPIAnswer, "This document", is_cached=True),
+)
+
+
+def _cached(request: web.Request, body: bytes, etag: str, cache_control: str) -> web.Response:
+    headers = {"Cache-Control": cache_control, "ETag": f'"{etag}"'}
+    known = request.if_none_match
+    if known and any(tag.value in {etag, "*"} for tag in known):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 async def _probe(check: Callable[[], Awaitable[None]]) -> str:

@@ -6,8 +6,7 @@ takes no credential in its body, a request without one in its header is refused 
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
@@ -16,22 +15,34 @@ import msgspec
 from aiohttp import hdrs, web
 
 from kkp.errors import (
-    InvalidRequestError,
-    PayloadTooLargeError,
+    ConflictError,
+    EnvelopeInvalidError,
+    KeyDisabledError,
+    KKPError,
+    KMSDeniedError,
+    KMSUnavailableError,
+    NotFoundError,
     UnauthenticatedError,
-    UnsupportedMediaTypeError,
+    UnknownBackendError,
+    UnknownKeyError,
 )
-from kkp.model import JSON, Credentials
-from kkp.operations.audit import AuditQuery, ReadAudit
+from kkp.operations.audit import ReadAudit
 from kkp.operations.base import Operation
-from kkp.operations.envelopes import Decrypt, DecryptRequest, Encrypt, EncryptRequest
-from kkp.operations.identities import AddIdentity, DisableIdentity, IdentityRequest, ListIdentities
-from kkp.operations.signing_keys import RotateSigningKey
-from kkp.operations.tokens import IssueToken, TokenRequest
+from kkp.operations.envelopes import Decrypt, Encrypt
+from kkp.operations.identities import (
+    AddIdentity,
+    DisableIdentity,
+    ListIdentities,
+    RotateServiceKey,
+)
+from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
+from kkp.operations.token_life import IntrospectToken, RevokeToken
+from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import schemas
 from kkp.web.credentials import read_credentials
-from kkp.web.public import PublicDocuments
+from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
+from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, PathAndJSON, Query, Reader
 
 if TYPE_CHECKING:
     from kkp.metrics import Metrics  # and with it a library that most runs of `kkp dev` do not need
@@ -39,15 +50,9 @@ if TYPE_CHECKING:
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
-_SMALL_BODY_BYTES = 64 * 1024
 _LABELS_BYTES = 256 * 1024
-_READ_SECONDS = 10.0
-_ANSWER_HEADERS = {"Cache-Control": "no-store"}
+_ANSWER_HEADERS = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
 _encoder = msgspec.json.Encoder()
-_token_decoder = msgspec.json.Decoder(schemas.TokenBody)
-_encrypt_decoder = msgspec.json.Decoder(schemas.EncryptBody)
-_decrypt_decoder = msgspec.json.Decoder(schemas.DecryptBody)
-_identity_decoder = msgspec.json.Decoder(schemas.IdentityBody)
 
 ORIGIN = web.RequestKey("kkp.origin", Origin)
 
@@ -63,9 +68,13 @@ class Services:
     encrypt: Encrypt
     decrypt: Decrypt
     rotate_signing_key: RotateSigningKey
+    revoke_signing_key: RevokeSigningKey
+    introspect_token: IntrospectToken
+    revoke_token: RevokeToken
     add_identity: AddIdentity
     list_identities: ListIdentities
     disable_identity: DisableIdentity
+    rotate_service_key: RotateServiceKey
     read_audit: ReadAudit
     max_plaintext_bytes: int
     metrics: Metrics | None = None
@@ -76,7 +85,7 @@ class Services:
 
         Only control characters take more; what is full of them is not text, and goes as `plaintext_b64`.
         """
-        return 3 * self.max_plaintext_bytes + _SMALL_BODY_BYTES
+        return 3 * self.max_plaintext_bytes + SMALL_BODY_BYTES
 
     @property
     def max_envelope_body_bytes(self) -> int:
@@ -93,8 +102,10 @@ class Route(Generic[RequestT, AnswerT]):
         method: HTTP method.
         path: aiohttp path.
         operation: Which of the services' operations it is.
-        read: Reads the request.
-        answer: The answer's body.
+        read: Reads the request, and names its schema.
+        answer: The answer's body, whose return type is its schema.
+        summary: One line for the API's description.
+        errors: What it may answer beside what every operation may.
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
     """
@@ -102,8 +113,10 @@ class Route(Generic[RequestT, AnswerT]):
     method: str
     path: str
     operation: Callable[[Services], Operation[Any, RequestT, AnswerT]]
-    read: Callable[[Services, web.Request, Credentials], Awaitable[tuple[RequestT, Credentials]]]
-    answer: Callable[[AnswerT, RequestT], JSON]
+    read: Reader[RequestT]
+    answer: Callable[[AnswerT, RequestT], schemas.Answer]
+    summary: str = ""
+    errors: tuple[type[KKPError], ...] = ()
     status: int = 200
     credential_in_body: bool = False
 
@@ -120,159 +133,131 @@ class Route(Generic[RequestT, AnswerT]):
         return web.Response(
             status=self.status,
             body=_encoder.encode(self.answer(answer, checked)),
-            content_type="application/json",
             headers=_ANSWER_HEADERS,
         )
 
 
-async def _body(request: web.Request, limit: int) -> bytes:
-    """Return the body, bounded in size and time, if it says that it is JSON."""
-    if request.content_type != "application/json":
-        raise UnsupportedMediaTypeError("The body must be sent as Content-Type: application/json.")
-    if request.charset is not None and request.charset.lower() not in {"utf-8", "utf8"}:
-        raise UnsupportedMediaTypeError("The body must be UTF-8.")
-    if hdrs.CONTENT_ENCODING in request.headers:
-        raise UnsupportedMediaTypeError("The body must not have a content coding.")
-    if request.content_length is not None and request.content_length > limit:
-        raise PayloadTooLargeError(f"The body is over {limit} bytes.")
-    body = await _read_in_time(request)
-    if len(body) > limit:
-        raise PayloadTooLargeError(f"The body is over {limit} bytes.")
-    return body
-
-
-async def _read_in_time(request: web.Request) -> bytes:
-    if request.content.is_eof():  # it has arrived whole, as most do: a timer would cost more than the reading
-        return await request.read()
-    try:
-        async with asyncio.timeout(_READ_SECONDS):
-            return await request.read()
-    except TimeoutError:
-        raise InvalidRequestError("The body did not arrive in time.") from None
-    except ConnectionResetError:  # the client's doing, and so nothing for the log
-        raise InvalidRequestError("The connection ended before the body did.") from None
-
-
-async def _read_token(
-    services: Services,  # noqa: ARG001  every reader has the same parameters
-    request: web.Request,
-    credentials: Credentials,
-) -> tuple[TokenRequest, Credentials]:
-    raw = await _body(request, _SMALL_BODY_BYTES)
-    body = schemas.decode(_token_decoder, raw)
-    checked = body.request()
-    schemas.check_unique(raw)
-    return checked, credentials
-
-
-async def _read_encrypt(
-    services: Services, request: web.Request, credentials: Credentials
-) -> tuple[EncryptRequest, Credentials]:
-    raw = await _body(request, services.max_plaintext_body_bytes)
-    body = schemas.decode(_encrypt_decoder, raw)
-    checked = body.request(services.max_plaintext_bytes)
-    schemas.check_unique(raw)
-    return checked, credentials
-
-
-async def _read_decrypt(
-    services: Services, request: web.Request, credentials: Credentials
-) -> tuple[DecryptRequest, Credentials]:
-    raw = await _body(request, services.max_envelope_body_bytes)
-    body = schemas.decode(_decrypt_decoder, raw)
-    checked = body.request()
-    schemas.check_unique(raw)
-    return checked, body.credentials(credentials)
-
-
-async def _read_identity(
-    services: Services,  # noqa: ARG001  every reader has the same parameters
-    request: web.Request,
-    credentials: Credentials,
-) -> tuple[IdentityRequest, Credentials]:
-    raw = await _body(request, _SMALL_BODY_BYTES)
-    body = schemas.decode(_identity_decoder, raw)
-    checked = body.request()
-    schemas.check_unique(raw)
-    return checked, credentials
-
-
-async def _read_identity_id(
-    services: Services,  # noqa: ARG001  every reader has the same parameters
-    request: web.Request,
-    credentials: Credentials,
-) -> tuple[str, Credentials]:
-    await _no_body(request)
-    return request.match_info["id"], credentials
-
-
-async def _read_audit_query(
-    services: Services,  # noqa: ARG001  every reader has the same parameters
-    request: web.Request,
-    credentials: Credentials,
-) -> tuple[AuditQuery, Credentials]:
-    return schemas.audit_query(request.query), credentials
-
-
-async def _read_nothing(
-    services: Services,  # noqa: ARG001  every reader has the same parameters
-    request: web.Request,
-    credentials: Credentials,
-) -> tuple[None, Credentials]:
-    await _no_body(request)
-    return None, credentials
-
-
-async def _no_body(request: web.Request) -> None:
-    """Refuse a body where none has a meaning, but for an empty JSON object, which many clients send."""
-    if request.can_read_body and await _body(request, _SMALL_BODY_BYTES) not in {b"", b"{}"}:
-        raise InvalidRequestError("This endpoint takes no body.")
-
+_BACKEND_ERRORS = (
+    UnknownBackendError,
+    UnknownKeyError,
+    KeyDisabledError,
+    KMSDeniedError,
+    KMSUnavailableError,
+)
 
 ROUTES: tuple[Route[Any, Any], ...] = (
-    Route("POST", "/token", lambda s: s.issue_token, _read_token, lambda a, _: schemas.issued_token(a)),
+    Route(
+        "POST",
+        "/token",
+        lambda s: s.issue_token,
+        JSONBody(schemas.TokenBody),
+        schemas.issued_token,
+        "Mint a token",
+        (UnknownBackendError,),
+    ),
     Route(
         "POST",
         "/envelope/encrypt",
         lambda s: s.encrypt,
-        _read_encrypt,
-        lambda a, _: schemas.sealed_envelope(a),
+        JSONBody(
+            schemas.EncryptBody,
+            limit=lambda sizes: sizes.max_plaintext_body_bytes,
+            check=lambda request, sizes: schemas.check_plaintext_size(request, sizes.max_plaintext_bytes),
+        ),
+        schemas.sealed_envelope,
+        "Seal a plaintext under a key",
+        _BACKEND_ERRORS,
     ),
     Route(
         "POST",
         "/envelope/decrypt",
         lambda s: s.decrypt,
-        _read_decrypt,
-        lambda a, _: schemas.opened(a),
+        JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
+        schemas.opened,
+        "Open an envelope, always with a token",
+        (EnvelopeInvalidError, *_BACKEND_ERRORS),
         credential_in_body=True,
     ),
     Route(
         "POST",
         "/keys/rotate",
         lambda s: s.rotate_signing_key,
-        _read_nothing,
-        lambda a, _: schemas.rotation(a),
+        NoBody(lambda _: None),
+        schemas.rotation,
+        "Promote the next signing key, or say when it will be",
+        (ConflictError,),
         201,
     ),
     Route(
         "POST",
         "/identities",
         lambda s: s.add_identity,
-        _read_identity,
-        lambda a, _: schemas.new_identity(a),
+        JSONBody(schemas.IdentityBody),
+        schemas.new_identity,
+        "Add an identity; its service key is shown this once",
+        (ConflictError,),
         201,
     ),
     Route(
-        "GET", "/identities", lambda s: s.list_identities, _read_nothing, lambda a, _: schemas.identities(a)
+        "GET",
+        "/identities",
+        lambda s: s.list_identities,
+        NoBody(lambda _: None),
+        schemas.identities,
+        "List the identities",
     ),
     Route(
         "POST",
         "/identities/{id}/disable",
         lambda s: s.disable_identity,
-        _read_identity_id,
-        lambda _, i: {"id": i},
+        NoBody(lambda request: request.match_info["id"]),
+        schemas.disabled_identity,
+        "Disable an identity, for good",
+        (NotFoundError, ConflictError),
     ),
-    Route("GET", "/audit", lambda s: s.read_audit, _read_audit_query, schemas.audit_page),
+    Route(
+        "GET",
+        "/audit",
+        lambda s: s.read_audit,
+        Query(schemas.AuditParameters),
+        schemas.audit_page,
+        "Read the audit log, oldest first; reading is recorded",
+    ),
+    Route(
+        "POST",
+        "/keys/jwks/{kid}/revoke",
+        lambda s: s.revoke_signing_key,
+        NoBody(lambda request: request.match_info["kid"]),
+        schemas.revocation,
+        "Revoke a signing key at once, and every token that it signed",
+        (NotFoundError, ConflictError),
+    ),
+    Route(
+        "POST",
+        "/token/introspect",
+        lambda s: s.introspect_token,
+        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        schemas.introspection,
+        "Ask whether a token is good (RFC 7662)",
+    ),
+    Route(
+        "POST",
+        "/token/revoke",
+        lambda s: s.revoke_token,
+        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        schemas.nothing,
+        "Revoke a token at once (RFC 7009)",
+    ),
+    Route(
+        "POST",
+        "/identities/{id}/rotate-key",
+        lambda s: s.rotate_service_key,
+        PathAndJSON(schemas.RotateKeyBody, lambda request, named: named(request.match_info["id"])),
+        schemas.rotated_key,
+        "Give an identity a new service key, which is shown this once",
+        (NotFoundError, ConflictError),
+        201,
+    ),
 )
 
 
@@ -283,10 +268,6 @@ def make_application(services: Services) -> web.Application:
     )
     for route in ROUTES:
         app.router.add_route(route.method, route.path, partial(route.handle, services))
-    public = services.public
-    app.router.add_get("/keys/jwks", public.jwks)
-    app.router.add_get("/.well-known/jwks.json", public.jwks)
-    app.router.add_get("/.well-known/oauth-authorization-server", public.discovery)
-    app.router.add_get("/healthz", public.healthz)
-    app.router.add_get("/readyz", public.readyz)
+    for served in PUBLIC_ROUTES:
+        app.router.add_get(served.path, partial(served.serve, services.public))
     return app

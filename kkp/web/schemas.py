@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
 from kkp import envelope as envelopes
 from kkp.envelope import Envelope
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
-from kkp.keyring.rotation import Rotation
+from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Credentials, Grant, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
-from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey, RotateKeyRequest
+from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import IssuedToken, TokenRequest
+from kkp.ring_times import MAX_SECONDS
 from kkp.strict_json import refuse_duplicates
+from kkp.tokens import Claims
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
+RequestT = TypeVar("RequestT")
 
 # A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline.
 Backend = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
@@ -46,8 +52,13 @@ Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
+KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
+_MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
+Overlap = Annotated[int, msgspec.Meta(ge=0, le=_MAX_OVERLAP_SECONDS)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
+_ENVELOPE = "#/components/schemas/EnvelopeWire"  # read by `envelope.parse`, so that its faults are one error
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
     r"^(Invalid enum value|Object contains unknown field(?: `[a-z_]{1,20}`(?= - at |\Z))?)"
@@ -56,12 +67,49 @@ _REPEATED = re.compile(
 )
 
 
-class _Body(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A request's body."""
+class _Wire(msgspec.Struct, frozen=True):
+    """What goes over the wire, and so may hold plaintexts, tokens and keys: its repr shows none."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
 
 
-class TokenBody(_Body, frozen=True):
+class _Strict(_Wire, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """An object without unknown members."""
+
+
+class Asks(_Strict, Generic[RequestT], frozen=True):
+    """A whole request: a body, or the parameters of a query.
+
+    Attributes:
+        example: A body as the OpenAPI document shows it.
+    """
+
+    example: ClassVar[Mapping[str, JSON]] = {}
+
+    def request(self) -> RequestT:
+        """Return what is asked for, checked.
+
+        Raises:
+            KKPError: It can't be meant.
+        """
+        raise NotImplementedError
+
+    def credentials(self, credentials: Credentials) -> Credentials:
+        """Return the header's credentials, with those beside them that stand here."""
+        return credentials
+
+
+class TokenBody(Asks[TokenRequest], frozen=True):
     """`POST /token`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "audience": "orders-db",
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "ops": ["encrypt", "decrypt"],
+        "policy_claims": {"environment": "prod"},
+    }
 
     audience: Audience
     backend: Backend
@@ -79,7 +127,8 @@ class TokenBody(_Body, frozen=True):
         """Return what is asked for, checked."""
         if len(set(self.ops)) != len(self.ops):
             raise InvalidRequestError("An op is named twice - at `$.ops`")
-        envelopes.check_context(self.context)
+        if self.context:
+            envelopes.check_context(self.context)
         return TokenRequest(
             audience=self.audience,
             backend=self.backend,
@@ -93,8 +142,15 @@ class TokenBody(_Body, frozen=True):
         )
 
 
-class EncryptBody(_Body, frozen=True):
+class EncryptBody(Asks[EncryptRequest], frozen=True):
     """`POST /envelope/encrypt`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "plaintext": "hello",
+        "context": {"table": "orders"},
+    }
 
     backend: Backend
     key_id: KeyId
@@ -104,16 +160,12 @@ class EncryptBody(_Body, frozen=True):
     context: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
     policy_context: PolicyContext = {}
 
-    def request(self, max_plaintext_bytes: int) -> EncryptRequest:
-        """Return what is asked for, checked."""
-        plaintext = self._plaintext()
-        size = len(plaintext) if isinstance(plaintext, bytes) else len(plaintext.encode())
-        if size > max_plaintext_bytes:
-            raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
+    def request(self) -> EncryptRequest:
+        """Return what is asked for, checked but for its size: see `check_plaintext_size`."""
         return EncryptRequest(
             backend=self.backend,
             key_id=self.key_id,
-            plaintext=plaintext,
+            plaintext=self._plaintext(),
             context=self.context,
             associated_data=self.associated_data,
             policy_context=self.policy_context,
@@ -127,10 +179,43 @@ class EncryptBody(_Body, frozen=True):
         raise InvalidRequestError("Exactly one of `plaintext` and `plaintext_b64` is required.")
 
 
-class DecryptBody(_Body, frozen=True):
+def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> None:
+    """Refuse a plaintext that is too long.
+
+    Raises:
+        PayloadTooLargeError: It is.
+    """
+    plaintext = request.plaintext
+    size = len(plaintext) if isinstance(plaintext, bytes) else len(plaintext.encode())
+    if size > max_plaintext_bytes:
+        raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
+
+
+class DecryptBody(Asks[DecryptRequest], frozen=True):
     """`POST /envelope/decrypt`."""
 
-    envelope: msgspec.Raw
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": "eyJhbGciOiJFZERTQSIsImtpZCI6…",
+        "envelope": {
+            "v": 1,
+            "alg": "A256GCM-HKDF-SHA512-COMMIT",
+            "context": {"table": "orders"},
+            "associated_data": None,
+            "encoding": "utf-8",
+            "message_id": "q1u7vS3Xn0o5b0p8m9l2kA",
+            "backend": "aws",
+            "key_id": "alias/orders",
+            "key_version": "",
+            "encrypted_data_key": "…",
+            "wrap_tag": "…",
+            "commitment": "…",
+            "nonce": "…",
+            "ciphertext": "…",
+        },
+        "expected_audience": "orders-db",
+    }
+
+    envelope: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": _ENVELOPE})]
     token: str | None = None
     expected_audience: Audience | None = None
     context: PolicyContext | None = None
@@ -155,7 +240,7 @@ class DecryptBody(_Body, frozen=True):
         return replace(credentials, unverified_token=self.token)
 
 
-class GrantBody(_Body, frozen=True):
+class GrantBody(_Strict, frozen=True):
     """A grant of a new identity."""
 
     backend: Backend
@@ -174,13 +259,22 @@ class GrantBody(_Body, frozen=True):
         return Grant(self.backend, self.key_id, tuple(self.ops), tuple(self.audiences), claims, self.max_ttl)
 
 
-class IdentityBody(_Body, frozen=True):
+class IdentityBody(Asks[IdentityRequest], frozen=True):
     """`POST /identities`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "id": "orders",
+        "roles": ["service"],
+        "grants": [
+            {"backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"], "audiences": ["orders-db"]}
+        ],
+    }
 
     id: Name
     roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
     grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
     attributes: Pairs = {}
+    key_ttl_seconds: KeyTTL | None = None
 
     def request(self) -> IdentityRequest:
         """Return what is asked for, checked."""
@@ -189,7 +283,63 @@ class IdentityBody(_Body, frozen=True):
             roles=tuple(self.roles),
             grants=tuple(grant.grant() for grant in self.grants),
             attributes=self.attributes,
+            key_ttl_seconds=self.key_ttl_seconds,
         )
+
+
+class RotateKeyBody(Asks[Callable[[str], RotateKeyRequest]], frozen=True):
+    """`POST /identities/{id}/rotate-key`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"overlap_seconds": 3600}
+
+    overlap_seconds: Overlap = 0
+    key_ttl_seconds: KeyTTL | None = None
+
+    def request(self) -> Callable[[str], RotateKeyRequest]:
+        """Return what is asked for, once the identity is named."""
+        return lambda identity_id: RotateKeyRequest(
+            id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
+        )
+
+
+class HeldTokenBody(Asks[HeldToken], frozen=True):
+    """`POST /token/introspect` and `/token/revoke`, as JSON or as a form."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"token": "eyJhbGciOiJFZERTQSIs…"}
+
+    token: Annotated[str, msgspec.Meta(min_length=1)]
+    token_type_hint: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+
+    def request(self) -> HeldToken:
+        """Return what is asked about; there is one type of token, so the hint says nothing new."""
+        return HeldToken(self.token)
+
+
+def held_token_of_form(body: bytes) -> HeldTokenBody:
+    """Read an `application/x-www-form-urlencoded` body (RFC 7662 section 2.1, RFC 7009 section 2.1).
+
+    Raises:
+        InvalidRequestError: It is not such a form, has a member twice or one too many, or lacks the token.
+    """
+    if _BROKEN_ESCAPE.search(body) is not None:
+        raise InvalidRequestError("The body is not a form in UTF-8.")
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=8,
+        )
+    except ValueError:
+        raise InvalidRequestError("The body is not a form in UTF-8.") from None
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidRequestError("The body has two members of one name.")
+    try:
+        return msgspec.convert(members, HeldTokenBody)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(_explanation(error)) from None
 
 
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
@@ -223,17 +373,17 @@ def check_unique(body: bytes) -> None:
         raise InvalidRequestError("The body has two members of one name.") from None
 
 
-def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
-    """Return the query of `GET /audit`.
+def parameters(given: Mapping[str, str], schema: type[BodyT]) -> BodyT:
+    """Return the parameters of a query.
 
     Raises:
-        InvalidRequestError: A parameter is unknown or malformed, or there are two of one name.
+        InvalidRequestError: One is unknown or malformed, or there are two of one name.
     """
-    unique = dict(parameters)
-    if len(unique) != len(parameters):  # a multi-dict counts every pair
+    unique = dict(given)
+    if len(unique) != len(given):  # a multi-dict counts every pair
         raise InvalidRequestError("A parameter is given more than once.")
     try:
-        return msgspec.convert(unique, _AuditParameters, strict=False).query()
+        return msgspec.convert(unique, schema, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(_explanation(error)) from None
 
@@ -244,11 +394,14 @@ def _explanation(error: msgspec.DecodeError) -> str:
     return text[:_MAX_EXPLANATION_CHARACTERS]
 
 
-class _AuditParameters(_Body, frozen=True):
+class AuditParameters(Asks[AuditQuery], frozen=True):
+    """`GET /audit`."""
+
     after: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]{1,64}:[0-9]{1,15}$(?!\n)")] | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
-    def query(self) -> AuditQuery:
+    def request(self) -> AuditQuery:
+        """Return what is asked for, checked."""
         if self.after is None:
             return AuditQuery(None, self.limit)
         chain, _, seq = self.after.partition(":")
@@ -266,43 +419,180 @@ def _strict_base64(text: str) -> bytes:
     return decoded
 
 
-def issued_token(answer: IssuedToken) -> JSON:
+class Answer(_Wire, frozen=True):
+    """A success's body."""
+
+
+class IssuedTokenAnswer(Answer, frozen=True):
+    """Answers `POST /token`; `expires_at` in Unix seconds."""
+
+    token: str
+    expires_at: int
+    kid: str
+
+
+class EnvelopeAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/encrypt`."""
+
+    envelope: envelopes.EnvelopeWire
+
+
+class OpenedAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/decrypt`; `plaintext` is there only where text was sealed."""
+
+    plaintext_b64: bytes
+    claims: Claims | None
+    plaintext: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class RotationAnswer(Answer, frozen=True):
+    """Answers `POST /keys/rotate`; times in Unix seconds."""
+
+    kid: str
+    activates_at: int
+    expires_at: int
+
+
+class RevocationAnswer(Answer, frozen=True):
+    """Answers `POST /keys/jwks/{kid}/revoke`; times in Unix seconds, `successor` where ACTIVE was revoked."""
+
+    kid: str
+    revoked_at: int
+    caches_trust_it_until: int
+    successor: str | None
+
+
+class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
+    """Answers `POST /token/introspect` (RFC 7662 section 2.2); where `active` is false it stands alone."""
+
+    active: bool
+    token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    iss: str | msgspec.UnsetType = msgspec.UNSET
+    sub: str | msgspec.UnsetType = msgspec.UNSET
+    aud: str | msgspec.UnsetType = msgspec.UNSET
+    iat: int | msgspec.UnsetType = msgspec.UNSET
+    nbf: int | msgspec.UnsetType = msgspec.UNSET
+    exp: int | msgspec.UnsetType = msgspec.UNSET
+    jti: str | msgspec.UnsetType = msgspec.UNSET
+    backend: str | msgspec.UnsetType = msgspec.UNSET
+    key_id: str | msgspec.UnsetType = msgspec.UNSET
+    ops: list[str] | msgspec.UnsetType = msgspec.UNSET
+    policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class EmptyAnswer(Answer, frozen=True):
+    """Answers `POST /token/revoke` with `{}`, whatever became of the token (RFC 7009 section 2.2)."""
+
+
+class NewIdentityAnswer(Answer, frozen=True):
+    """Answers `POST /identities`; the service key is shown this once. Times in Unix seconds."""
+
+    id: str
+    service_key: str
+    expires_at: int | None
+
+
+class RotatedKeyAnswer(Answer, frozen=True):
+    """Answers `POST /identities/{id}/rotate-key`; times in Unix seconds.
+
+    The service key is shown this once.
+    """
+
+    id: str
+    service_key: str
+    expires_at: int | None
+    former_key_expires_at: int
+
+
+class IdentitiesAnswer(Answer, frozen=True):
+    """Answers `GET /identities`."""
+
+    identities: Sequence[Identity]
+
+
+class IdentityAnswer(Answer, frozen=True):
+    """Answers `POST /identities/{id}/disable`."""
+
+    id: str
+
+
+class AuditAnswer(Answer, frozen=True):
+    """Answers `GET /audit`; `next` is the `after` of the next page."""
+
+    records: Sequence[JSON]
+    next: str | None
+
+
+def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     """Return the body that answers `POST /token`."""
-    return {"token": answer.token, "expires_at": answer.expires_at, "kid": answer.kid}
+    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
 
 
-def sealed_envelope(answer: Envelope) -> JSON:
+def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
     """Return the body that answers `POST /envelope/encrypt`."""
-    return {"envelope": envelopes.to_wire(answer)}
+    return EnvelopeAnswer(envelopes.to_wire(answer))
 
 
-def opened(answer: Opened) -> JSON:
+def opened(answer: Opened, _request: object) -> OpenedAnswer:
     """Return the body that answers `POST /envelope/decrypt`; `plaintext` only where it was text."""
-    document: dict[str, JSON] = {"plaintext_b64": answer.plaintext, "claims": answer.claims}
-    if answer.encoding is not None:
-        document["plaintext"] = answer.plaintext.decode()
-    return document
+    text = answer.plaintext.decode() if answer.encoding is not None else msgspec.UNSET
+    return OpenedAnswer(answer.plaintext, answer.claims, text)
 
 
-def rotation(answer: Rotation) -> JSON:
+def rotation(answer: Rotation, _request: object) -> RotationAnswer:
     """Return the body that answers `POST /keys/rotate`."""
-    return {"kid": answer.kid, "activates_at": int(answer.activates_at), "expires_at": int(answer.expires_at)}
+    return RotationAnswer(answer.kid, int(answer.activates_at), int(answer.expires_at))
 
 
-def new_identity(answer: NewIdentity) -> JSON:
+def revocation(answer: Revocation, _request: object) -> RevocationAnswer:
+    """Return the body that answers `POST /keys/jwks/{kid}/revoke`."""
+    until = math.ceil(answer.trusted_until)
+    return RevocationAnswer(answer.kid, int(answer.revoked_at), until, answer.successor)
+
+
+def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswer:
+    """Return the body that answers `POST /token/introspect`."""
+    if answer is None:
+        return IntrospectionAnswer(active=False)
+    return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+
+
+def nothing(_answer: None, _request: object) -> EmptyAnswer:
+    """Return the body that says that it is done."""
+    return EmptyAnswer()
+
+
+def new_identity(answer: NewIdentity, _request: object) -> NewIdentityAnswer:
     """Return the body that answers `POST /identities`."""
-    return {"id": answer.id, "service_key": answer.service_key}
+    return NewIdentityAnswer(answer.id, answer.service_key, _whole(answer.expires_at))
 
 
-def identities(answer: Sequence[Identity]) -> JSON:
+def rotated_key(answer: RotatedKey, _request: object) -> RotatedKeyAnswer:
+    """Return the body that answers `POST /identities/{id}/rotate-key`."""
+    former = int(answer.former_expires_at)
+    return RotatedKeyAnswer(answer.id, answer.service_key, _whole(answer.expires_at), former)
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
+
+
+def identities(answer: Sequence[Identity], _request: object) -> IdentitiesAnswer:
     """Return the body that answers `GET /identities`."""
-    return {"identities": answer}
+    return IdentitiesAnswer(answer)
 
 
-def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> JSON:
+def disabled_identity(_answer: None, identity_id: str) -> IdentityAnswer:
+    """Return the body that answers `POST /identities/{id}/disable`."""
+    return IdentityAnswer(identity_id)
+
+
+def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:
     """Return the body that answers `GET /audit`."""
     cursor = query.after if not answer else (answer[-1].chain, answer[-1].seq)
-    return {
-        "records": [record.document for record in answer],
-        "next": None if cursor is None else f"{cursor[0]}:{cursor[1]}",
-    }
+    return AuditAnswer(
+        records=[record.document for record in answer],
+        next=None if cursor is None else f"{cursor[0]}:{cursor[1]}",
+    )

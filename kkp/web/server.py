@@ -30,6 +30,7 @@ from kkp.web.routes import ORIGIN
 
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
+_IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _VERSIONS = (HttpVersion11, HttpVersion10)
@@ -184,7 +185,7 @@ async def serving(  # noqa: PLR0913  each with a default that a small server kee
     options: dict[str, Any] = {
         "access_log": None,
         "auto_decompress": False,
-        "keepalive_timeout": 30,
+        "keepalive_timeout": _IDLE_SECONDS,
         "lingering_time": 2,
         "max_field_size": 8190 + 1024,
         "max_headers": 64,

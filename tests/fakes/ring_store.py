@@ -51,6 +51,29 @@ class FakeRingStore:
         self.rows[row.kid] = stored._replace(activate_at=row.activate_at, mac=row.mac)
         self.epoch += 1
 
+    async def revoke_ring_key(
+        self, row: RingRow, *, promoted: RingRow | None, created: tuple[RingRow, bytes] | None
+    ) -> None:
+        await self._reach("revoke_ring_key")
+        stored = self.rows.get(row.kid)
+        if stored is None or stored.revoked_at is not None or stored.activate_at != row.activate_at:
+            raise ConflictError("The key has been promoted or revoked already.")
+        rows, private = dict(self.rows), dict(self.private)
+        rows[row.kid] = stored._replace(revoked_at=row.revoked_at, mac=row.mac)
+        private.pop(row.kid, None)
+        if promoted is not None:
+            waiting = rows[promoted.kid]
+            if waiting.revoked_at is not None or waiting.activate_at <= promoted.activate_at:
+                raise ConflictError("The key has been promoted or revoked already.")
+            rows[promoted.kid] = waiting._replace(activate_at=promoted.activate_at, mac=promoted.mac)
+        if created is not None:
+            new, sealed = created
+            if any(other.generation == new.generation for other in rows.values()):
+                raise ConflictError("This generation of the ring exists already.")
+            rows[new.kid], private[new.kid] = new, sealed
+        self.rows, self.private = rows, private
+        self.epoch += 1
+
     async def note_served(self, at: float) -> None:
         await self._reach("note_served")
         self.last_served_at = max(at, self.last_served_at or at)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kkp.authn.identities import IdentityDirectory
+from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.keyring.rotation import Keyring
 from kkp.kms.local import LocalKMS
 from kkp.kms.memory import MemoryKMS
@@ -26,8 +27,11 @@ PROBED: tuple[tuple[type, str], ...] = (
     *((kms, method) for kms in (MemoryKMS, LocalKMS) for method in ("wrap", "unwrap", "describe")),
     (Keyring, "sign"),
     (Keyring, "rotate"),
+    (Keyring, "revoke"),
+    (RevokedTokens, "revoke"),
     (IdentityDirectory, "add"),
     (IdentityDirectory, "disable"),
+    (IdentityDirectory, "rotate_key"),
     (IdentityDirectory, "all"),
     (AuditStore, "read"),
 )

@@ -288,6 +288,7 @@ BODY_LIMITS = [
     ("/identities", SMALL_BODY),
     ("/keys/rotate", SMALL_BODY),
     ("/identities/nobody/disable", SMALL_BODY),
+    ("/identities/nobody/rotate-key", SMALL_BODY),
 ]
 
 
@@ -331,7 +332,7 @@ async def test_a_length_over_the_limit_is_refused_before_the_body_is_sent(
     await writer.wait_closed()
 
 
-@pytest.mark.parametrize("path", ["/keys/rotate", "/identities/nobody/disable"])
+@pytest.mark.parametrize("path", ["/keys/rotate", "/keys/jwks/nobody/revoke", "/identities/nobody/disable"])
 @pytest.mark.parametrize("body", [b"[]", b"null", b'{"id": "root"}', b"x"])
 async def test_an_endpoint_without_a_body_takes_none(world: World, path: str, body: bytes) -> None:
     await world.refuses(400, "invalid_request", "POST", path, body, credential=world.kkp.root_key)
@@ -409,8 +410,10 @@ async def test_base64_has_one_spelling(world: World, text: str) -> None:
 ALL_ENDPOINTS = [
     *(("POST", path) for path in BODY_ENDPOINTS),
     ("POST", "/keys/rotate"),
+    ("POST", "/keys/jwks/nobody/revoke"),
     ("GET", "/identities"),
     ("POST", "/identities/nobody/disable"),
+    ("POST", "/identities/nobody/rotate-key"),
     ("GET", "/audit"),
 ]
 NOT_BEARER: Mapping[str, str] = {
@@ -490,6 +493,14 @@ async def test_opening_takes_a_token_and_not_a_service_key(world: World) -> None
         await world.refuses_document(
             401, "unauthenticated", "/envelope/decrypt", document, credential=credential
         )
+
+
+async def test_an_identity_is_disabled_once(world: World) -> None:
+    await world.kkp.add_identity("retired")
+    path, root = "/identities/retired/disable", world.kkp.root_key
+    assert (await world.kkp.post(path, credential=root)).status == 200
+    assert (await world.kkp.post(path, credential=root)).problem() == "conflict"
+    assert (await world.kkp.post("/identities/nobody/disable", credential=root)).problem() == "not_found"
 
 
 async def test_a_disabled_identity_answers_like_an_unknown_one(world: World) -> None:
@@ -1061,8 +1072,12 @@ METHODS = [
     ("/envelope/encrypt", {"POST"}),
     ("/envelope/decrypt", {"POST"}),
     ("/keys/rotate", {"POST"}),
+    ("/keys/jwks/nobody/revoke", {"POST"}),
+    ("/token/introspect", {"POST"}),
+    ("/token/revoke", {"POST"}),
     ("/identities", {"GET", "POST"}),
     ("/identities/nobody/disable", {"POST"}),
+    ("/identities/nobody/rotate-key", {"POST"}),
     ("/audit", {"GET"}),
     ("/keys/jwks", {"GET", "HEAD"}),
     ("/.well-known/jwks.json", {"GET", "HEAD"}),

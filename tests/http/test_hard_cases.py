@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from kkp.envelope import check_context
@@ -18,21 +19,24 @@ from kkp.kms.memory import MemoryKMS
 from kkp.rows import ChainedRow
 from kkp.store.audit import AuditStore
 from kkp.store.identities import IdentityStore
-from kkp.web import routes, schemas
+from kkp.web import schemas
 from tests.harness import KKP
 
 ENCRYPT = b'{"backend":"aws","key_id":"alias/orders","plaintext":"x","context":{%s}}'
 MIB = 1024 * 1024
+_encrypt_decoder = msgspec.json.Decoder(schemas.EncryptBody)
+_decrypt_decoder = msgspec.json.Decoder(schemas.DecryptBody)
 
 
 def encrypt(raw: bytes) -> None:
-    request = schemas.decode(routes._encrypt_decoder, raw).request(MIB)
+    request = schemas.decode(_encrypt_decoder, raw).request()
+    schemas.check_plaintext_size(request, MIB)
     schemas.check_unique(raw)
     check_context(request.context)
 
 
 def decrypt(raw: bytes) -> None:
-    schemas.decode(routes._decrypt_decoder, raw).request()
+    schemas.decode(_decrypt_decoder, raw).request()
     schemas.check_unique(raw)
 
 
@@ -148,6 +152,7 @@ async def test_policy_and_audit_see_the_attributes_of_a_new_identity(kkp: KKP) -
         "roles": ["service"],
         "grants": [],
         "attributes": {"environment": "prod"},
+        "key_ttl_seconds": None,
     }
 
 

@@ -33,7 +33,7 @@ from kkp.kms.memory import MemoryKMS
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Credentials, PolicyInput
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
-from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
@@ -528,7 +528,8 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "a plaintext": Opened(secret_text.encode(), "utf-8", claims.claims),
         "a token": IssuedToken(scene.token, 0, "kid"),
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
-        "a new identity": NewIdentity("a", scene.orders),
+        "a new identity": NewIdentity("a", scene.orders, None),
+        "a new key": RotatedKey("a", scene.orders, None, 0.0),
         "the keyring": kkp.services.public.keyring,
         "the master key": MasterKey(master),
         "an adaptor's resources": Resources(MasterKey(master), None),  # type: ignore[arg-type]  # not used

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import pytest_asyncio
 
-from kkp.web import routes
+from kkp.web import reading
 from tests.harness import KKP, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -289,7 +289,7 @@ async def test_a_client_that_expects_100_gets_it_only_where_its_body_would_be_re
 
 
 async def test_a_slow_body_is_cut_off(kkp: KKP, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "_READ_SECONDS", 0.1)
+    monkeypatch.setattr(reading, "_READ_SECONDS", 0.1)
     reader, writer = await asyncio.open_connection(kkp.host, kkp.port)
     head = _post(f"Authorization: Bearer {kkp.root_key}\r\n{_LENGTH}", _BODY[:10])
     writer.write(_bytes(head))

@@ -132,6 +132,8 @@ async def test_the_discovery_document_names_what_is_served(kkp: KKP) -> None:
     assert document["issuer"] == ISSUER
     assert document["jwks_uri"] == f"{ISSUER}/keys/jwks"
     assert document["token_endpoint"] == f"{ISSUER}/token"
+    assert document["introspection_endpoint"] == f"{ISSUER}/token/introspect"
+    assert document["revocation_endpoint"] == f"{ISSUER}/token/revoke"
 
 
 async def test_health_and_readiness(kkp: KKP) -> None:

@@ -48,6 +48,15 @@ PROFILE = {
     "KKP_JWKS_MAX_AGE_FLOOR_SECS": "1",
 }
 
+# The shortest life that a key can have: its tokens expire while the next one is made.
+SHORT_PROFILE = {
+    **PROFILE,
+    "KKP_TOKEN_TTL_SECS": "3",
+    "KKP_KEY_TTL_SECS": "18",
+    "KKP_MAX_ACTIVE_KEYS": "5",
+    "KKP_JWKS_MAX_AGE_SECS": "3",
+}
+
 
 class Finished(NamedTuple):
     """How a command ended."""
@@ -60,7 +69,8 @@ class Finished(NamedTuple):
 def environment(environ: Mapping[str, str] = NO_SETTINGS) -> dict[str, str]:
     """Return this process's environment with these settings of KKP and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KKP_")}
-    return {**inherited, "KKP_LISTEN_ADDR": "127.0.0.1:0", "KKP_ISSUER": ISSUER, **environ}
+    ours = {"KKP_LISTEN_ADDR": "127.0.0.1:0", "KKP_ISSUER": ISSUER, "KKP_CALLER_RATE_PER_SEC": "0"}
+    return {**inherited, **ours, **environ}
 
 
 async def kkp(

@@ -136,6 +136,9 @@ BAD_FLAGS = {
     "an attribute without a value": (["orders", "--role", "service", "--attribute", "team"], "team"),
     "a lifetime that is no number": (["orders", "--role", "service", "--max-ttl", "soon"], "--max-ttl"),
     "a role with a space": (["orders", "--role", "two words"], "$.roles[0]"),
+    "a role that the policy does not have": (["orders", "--role", "servce"], "admin, auditor, service, user"),
+    "an expiry that is no time": (["orders", "--role", "service", "--expires-in", "soon"], "soon"),
+    "an expiry of nothing": (["orders", "--role", "service", "--expires-in", "0"], "$.key_ttl_seconds"),
     "a flag that there is not": (["orders", "--role", "service", "--grants", ORDERS], "--grants"),
 }
 
@@ -168,6 +171,66 @@ async def test_a_name_that_is_none_is_refused(tmp_path: Path) -> None:
             assert finished.out == ""
         assert (await listed(tmp_path)).keys() == {"root"}
         assert await server.stop() == 0
+
+
+async def test_a_rotated_key_works_at_once_and_the_old_one_for_as_long_as_it_was_given(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as server:
+        first = await add(tmp_path, "orders")
+        rotated = await identity(tmp_path, "rotate-key", "orders", "--overlap", "1h")
+        second = rotated.out.strip()
+        assert (rotated.code, second[:7]) == (0, "kkp_sk_")
+        assert "works until " in rotated.err
+        assert {first, second}.isdisjoint(rotated.err.split())
+        for key in (first, second):
+            assert (await server.mint(key)).status == 200
+
+        rotated = await identity(tmp_path, "rotate-key", "orders", "--expires-in", "30d")
+        third = rotated.out.strip()
+        assert "is dead" in rotated.err
+        assert [(await server.mint(key)).status for key in (first, second, third)] == [401, 401, 200]
+        (key_times,) = (await listed(tmp_path))["orders"]["service_keys"]
+        assert key_times["expires_at"] == pytest.approx(key_times["created_at"] + 30 * 86400)
+        assert ", expires 2" in (await identity(tmp_path, "list")).out
+
+        for arguments, code, named in (
+            (("nobody",), 1, "not_found"),
+            (("orders", "--overlap", "31d"), 2, "$.overlap_seconds"),
+            (("orders", "--overlap", "-1"), 2, "-1"),
+            (("orders", "--overlap", "a while"), 2, "a while"),
+        ):
+            refused = await identity(tmp_path, "rotate-key", *arguments)
+            assert (refused.code, refused.out) == (code, "")
+            assert named in refused.err
+        assert (await server.mint(third)).status == 200
+        assert await server.stop() == 0
+
+
+POLICY_WITH_ROLES = "package kkp.authz\n\ndefault allow := true\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "warned"),
+    [('{"clerk": {}}', True), ('{"writer": {}}', False), (None, False), ("no JSON", False)],
+    ids=["roles without it", "roles with it", "no roles", "broken"],
+)
+async def test_of_a_role_that_another_policy_may_know_it_only_warns(
+    tmp_path: Path,
+    data: str | None,
+    warned: bool,  # noqa: FBT001  a column of the table
+) -> None:
+    async with serving(tmp_path) as server:
+        assert await server.stop() == 0
+    roles = tmp_path / "own/kkp/roles"
+    roles.mkdir(parents=True)
+    (tmp_path / "own/authz.rego").write_text(POLICY_WITH_ROLES)
+    if data is not None:
+        (roles / "data.json").write_text(data)
+    arguments = ("identity", "add", "orders", "--role", "writer")
+    finished = await kkp(tmp_path, *arguments, environ={"KKP_POLICY_PATH": "own"})
+    assert (finished.code, finished.out[:7]) == (0, "kkp_sk_")
+    assert ("has no role writer; it has clerk" in finished.err) is warned
 
 
 async def test_four_processes_adding_at_once_under_load_lose_nothing(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 from kkp.model import Grant, Identity
 from tests.harness import running
-from tests.integration.process import environment, names, serving
+from tests.integration.process import NO_SETTINGS, environment, names, serving
 from tests.opa import POLICY, require_opa
 
 README = Path(__file__).parents[2] / "README.md"
@@ -39,8 +40,8 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-async def shell(directory: Path, script: str, path: str | None = None) -> str:
-    """Run a script to its end and return what it prints."""
+async def shell(directory: Path, script: str, *, environ: Mapping[str, str] = NO_SETTINGS) -> str:
+    """Run a script to its end, with these variables, and return what it prints."""
     started = await asyncio.create_subprocess_exec(
         "bash",
         "-euo",
@@ -48,7 +49,7 @@ async def shell(directory: Path, script: str, path: str | None = None) -> str:
         "-c",
         script,
         cwd=directory,
-        env={**environment(), **({} if path is None else {"PATH": path})},
+        env=environment(environ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -68,8 +69,9 @@ async def run(directory: Path, blocks: list[str]) -> str:
     """Run shell blocks beside a server, from where a checkout would be, and return what they print."""
     (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
-    async with serving(directory, environ={"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}) as server:
-        printed = await shell(directory, "\n".join(blocks).replace(ADDRESS, address))
+    environ = {"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}
+    async with serving(directory, environ=environ) as server:
+        printed = await shell(directory, "\n".join(blocks).replace(ADDRESS, address), environ=environ)
         assert await server.stop() == 0
     return printed
 
@@ -90,8 +92,9 @@ async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
 
 async def test_a_token_of_it_verifies_offline_and_the_audit_log_is_clean(tmp_path: Path) -> None:
     printed = await run(tmp_path, commands("round trip") + commands("offline"))
-    claims, verdict = printed.splitlines()[-2:]
+    claims, checkpoints, verdict = printed.splitlines()[-3:]
     assert "'sub': 'root'" in claims
+    assert checkpoints.startswith("checkpoints: ")
     assert verdict.startswith("clean: ")
 
 
@@ -100,7 +103,15 @@ async def test_a_service_of_its_own_gets_a_token_within_its_grant(tmp_path: Path
     assert json.loads(token)["kid"]
     assert listed[0].startswith("orders ")
     assert listed[1] == "    aws:alias/orders:encrypt,decrypt audience=orders-db environment=prod"
-    assert listed[2].startswith("root ")
+    assert re.fullmatch(r"    service key of [\d: -]+Z, does not expire", listed[2])
+    assert listed[3].startswith("root ")
+
+
+async def test_keys_are_listed_and_a_token_is_inspected_and_revoked(tmp_path: Path) -> None:
+    printed = await run(tmp_path, commands("round trip") + commands("keys"))
+    assert re.search(r"^generation 1  ACTIVE  ", printed, re.MULTILINE)
+    assert re.search(r"^verified with the key ", printed, re.MULTILINE)
+    assert printed.splitlines()[-1] == "{}"
 
 
 async def test_production_starts_serves_and_ends_as_it_says(tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ async def test_production_starts_serves_and_ends_as_it_says(tmp_path: Path) -> N
     # Its settings are all in the file that it writes.
     script = f"unset KKP_LISTEN_ADDR KKP_ISSUER\n{script}"
     path = f"{Path(require_opa()).parent}:{os.environ['PATH']}"
-    printed = await shell(tmp_path, script, path)
+    printed = await shell(tmp_path, script, environ={"PATH": path})
     assert '"policy":"ok"' in printed
     assert re.search(r'"token":"[\w-]+\.[\w-]+\.[\w-]+"', printed)
     assert printed.splitlines()[-1].startswith("clean: ")

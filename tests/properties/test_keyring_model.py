@@ -341,6 +341,82 @@ def test_while_nothing_fails_minting_never_stops(times: RingTimes, seed: int) ->
     assert shortest_lifetime(times, seed) >= least - EPSILON
 
 
+def lifetimes_when_no_key_can_be_made(times: RingTimes, seed: int) -> dict[int, int]:
+    """Return, by the second before the last key's end, what a token of full length is granted."""
+    rng = random.Random(seed)
+    world = World(times, times, rng)
+    replica = world.replicas[0]
+    replica.clock_error = 0.0
+    world._maintain(replica)
+    world.now += rng.randrange(int(times.rotation))
+    key = world.state.ring.keys[-1]
+    # What makes keys is away from now on; the last one that was made takes over, and runs out.
+    end = int(world.state.ring.publish_until(key))
+    begin = max(math.ceil(key.activate_at), math.ceil(world.now))
+    ring = world.state.ring
+    return {end - second: int(_granted(ring, float(second), times.token_ttl)) for second in range(begin, end)}
+
+
+whole = st.integers(1, 8)
+whole_configurations = st.builds(
+    times_at,
+    cache=st.integers(1, 60),
+    poll=whole,
+    staleness_slack=_slack,
+    clock_error=whole,
+    fetch=whole,
+    leeway=st.integers(0, 20),
+    ttl=st.integers(1, 90),
+    rotation_slack=_slack,
+    grace_slack=_slack,
+    keys_slack=st.integers(0, 2),
+)
+
+
+@settings(max_examples=60 * SCALE, deadline=None)
+@given(times=whole_configurations, min_ttl=st.integers(1, 90), seed=seeds)
+def test_a_rotation_that_fails_shortens_tokens_then_ends_minting_to_the_second(
+    times: RingTimes, min_ttl: int, seed: int
+) -> None:
+    times = replace(times, min_ttl=min(min_ttl, int(times.token_ttl)))
+    margin = 2 * times.clock_error + times.verifier_leeway
+    lifetimes = lifetimes_when_no_key_can_be_made(times, seed)
+    assert set(lifetimes) >= set(range(1, int(times.token_ttl + margin) + 1))
+    for before_end, lifetime in lifetimes.items():
+        if before_end >= times.token_ttl + margin:
+            assert lifetime == times.token_ttl
+        elif before_end >= times.min_ttl + margin:
+            assert lifetime == before_end - margin
+        else:
+            assert lifetime == 0
+
+
+def test_with_the_defaults_degradation_is_370_and_130_seconds_before_the_end() -> None:
+    lifetimes = lifetimes_when_no_key_can_be_made(RingTimes(), 1)
+    assert (lifetimes[370], lifetimes[369]) == (300, 299)
+    assert (lifetimes[130], lifetimes[129]) == (60, 0)
+
+
+@settings(max_examples=30 * SCALE, deadline=None)
+@given(times=configurations, seed=seeds, gone_for=st.floats(0, 3))
+def test_once_keys_can_be_made_again_minting_comes_back_by_itself(
+    times: RingTimes, seed: int, gone_for: float
+) -> None:
+    world = World(times, times, random.Random(seed))
+    replica = world.replicas[0]
+    replica.clock_error = 0.0
+    world._maintain(replica)
+    world._note(replica)
+    world.now += gone_for * times.key_ttl
+    replica.knows_since = world.now
+    world._maintain(replica)
+    # By then the new key is known to every verifier, or nobody has one that lacks it.
+    world.now += times.publication_lead + times.poll
+    replica.knows_since = world.now
+    world._maintain(replica)
+    assert _granted(world.state.ring, world.now, times.token_ttl) >= times.token_ttl - 1 - EPSILON
+
+
 def test_without_v1_minting_stops_at_every_rotation() -> None:
     broken = replace(times_at(cache=60, rotation_slack=-50), max_keys=20)
     assert [problem[:3] for problem in broken.problems()] == ["V1:"]

@@ -8,8 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
-from kkp.audit.base import FailedAuthentication
-from kkp.audit.failures import MAX_PEERS, MAX_ROWS, FailedAuthentications, peer_name
+from kkp.audit.base import FailedAuthentication, RateLimited
+from kkp.audit.failures import (
+    MAX_PEERS,
+    MAX_ROWS,
+    FailedAuthentications,
+    RateLimitedRequests,
+    peer_name,
+)
 from kkp.audit.log import AuditLog
 from kkp.errors import AuditUnavailableError
 from kkp.master_key import MasterKey
@@ -191,4 +197,49 @@ async def test_the_aggregates_stand_in_the_chain() -> None:
     assert b'"count":1,"peer":"10.0.0.1"' in store.bodies()[1]
     assert b'"reason":"unauthenticated"' in store.bodies()[1]
     assert b'"type":"failed_authentication"' in store.bodies()[1]
+    await log.close()
+
+
+class LimitedLog:
+    """Takes down which callers are recorded as asking too often."""
+
+    def __init__(self) -> None:
+        self.rows: list[RateLimited] = []
+
+    async def commit_rate_limited(self, limited: RateLimited) -> None:
+        self.rows.append(limited)
+
+
+async def test_requests_over_a_limit_are_summed_up_by_caller() -> None:
+    log = LimitedLog()
+    limited = RateLimitedRequests(log)
+    for caller in ("orders", "billing", "orders"):
+        limited.count(caller)
+    await limited.flush()
+    assert log.rows == [RateLimited("orders", 2), RateLimited("billing", 1)]
+
+
+async def test_no_caller_can_pass_for_the_rest() -> None:
+    log = LimitedLog()
+    limited = RateLimitedRequests(log)
+    limited.count("other")
+    for number in range(MAX_ROWS):
+        limited.count(f"caller-{number}")
+        limited.count(f"caller-{number}")
+    await limited.flush()
+    assert len(log.rows) == MAX_ROWS
+    assert log.rows[-1] == RateLimited("*", 3)
+    assert sum(row.count for row in log.rows) == 2 * MAX_ROWS + 1
+
+
+async def test_callers_over_their_limit_stand_in_the_chain() -> None:
+    store = FakeAuditStore()
+    log = AuditLog(store, MasterKey(bytes(32)), FakeClock(0.0), "boot")
+    await log.start()
+    limited = RateLimitedRequests(log)
+    limited.count("orders")
+    await limited.flush()
+    assert b'"caller":"orders"' in store.bodies()[1]
+    assert b'"count":1' in store.bodies()[1]
+    assert b'"type":"rate_limited"' in store.bodies()[1]
     await log.close()

@@ -12,27 +12,7 @@ import pytest
 from kkp.audit.base import ChainedRow, ChainHead, RecordType
 from kkp.audit.chain import first_record, link, record_hash
 from kkp.audit.verify import Finding, StoredRow, UnreadableError, Verdict, verify_rows, verify_sqlite
-
-NOW = 1795317300.0
-Rows = list[StoredRow]
-
-
-def a_chain(chain: str, length: int, *heads: ChainHead, mark: str = "d") -> Rows:
-    row = first_record(chain, NOW, "0.1.0", heads)
-    rows = [StoredRow(chain, *row)]
-    for number in range(2, length + 1):
-        members = {"decision": "allow", "decision_id": f"{mark}-{number}"}
-        row = link(ChainHead(chain, row.seq, row.hash), NOW + number, RecordType.DECISION, members)
-        rows.append(StoredRow(chain, *row))
-    return rows
-
-
-def head_of(rows: Rows) -> ChainHead:
-    chain, seq, hash_, _ = rows[-1]
-    assert isinstance(chain, str)
-    assert isinstance(seq, int)
-    assert isinstance(hash_, bytes)
-    return ChainHead(chain, seq, hash_)
+from tests.fakes.logs import NOW, Rows, a_chain, head_of
 
 
 def a_log() -> Rows:

@@ -60,6 +60,13 @@ def mint(kid: str = "key-1", **changes: object) -> str:
     return sign(encode_claims(claims), kid, lambda data: bytes(SIGNER.sign(data).signature))
 
 
+class RevokedIds(set[str]):
+    """What was revoked by now."""
+
+    def is_revoked(self, jti: str) -> bool:
+        return jti in self
+
+
 class PublishedKeys:
     """What the ring publishes now; a key that is taken out is revoked or gone."""
 
@@ -78,6 +85,7 @@ class World:
     store: IdentityStore
     directory: IdentityDirectory
     ring: PublishedKeys
+    revoked: RevokedIds
     clock: FakeClock
     authenticator: Authenticator
 
@@ -90,15 +98,17 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     """`orders` and `billing` are enabled, `gone` is disabled, nobody else exists."""
     database = await Database.open(f"sqlite:///{tmp_path / 'kkp.db'}", master_key_check=b"check")
     store = IdentityStore(database)
-    directory = IdentityDirectory(store, MasterKey(b"m" * 32))
+    ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
+    directory = IdentityDirectory(store, MasterKey(b"m" * 32), clock)
     await directory.load()
     for name, key in KEYS.items():
         identity = Identity(name, ("service",), (GRANT,), {"team": name}, NOW)
         await directory.add(identity, service_key=key)
     await directory.disable("gone", at=NOW)
-    ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
-    verifier = TokenVerifier(ring, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
-    yield World(store, directory, ring, clock, Authenticator(directory, verifier))
+    ring = PublishedKeys("key-1", "key-2")
+    revoked = RevokedIds()
+    verifier = TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    yield World(store, directory, ring, revoked, clock, Authenticator(directory, verifier))
     await database.close()
 
 
@@ -244,12 +254,39 @@ async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
     world: World, credential: str | None
 ) -> None:
     world.authenticate(GOOD)
-    stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32))
+    stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32), world.clock)
     with pytest.raises(StateUntrustedError):
         await stranger.load()
-    verifier = TokenVerifier(world.ring, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    verifier = TokenVerifier(
+        world.ring, world.revoked, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR
+    )
     with pytest.raises(StateUntrustedError):
         Authenticator(stranger, verifier).authenticate(Credentials(credential), epoch=1)
+
+
+CHANGES: tuple[tuple[str, object], ...] = (
+    ("sub", "billing"),
+    ("aud", "others-db"),
+    ("jti", "2"),
+    ("key_id", "alias/billing"),
+    ("backend", "gcp"),
+    ("ops", ["encrypt"]),
+    ("exp", NOW + 200),
+    ("policy_claims", {"environment": "prod"}),
+    ("context", {"table": "orders"}),
+)
+
+
+async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_others(world: World) -> None:
+    """Far more tokens than are remembered, each asked about before and after its neighbour."""
+    for number in range(5000):
+        name, value = CHANGES[number % len(CHANGES)]
+        one = mint(jti=f"{number}")
+        other = mint("key-1", **{"jti": f"{number}", name: value})
+        for token in (one, other, one):
+            claims = world.authenticate(token).token
+            assert claims is not None
+            assert (getattr(claims, name) == value) is (token == other)
 
 
 async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
@@ -261,11 +298,52 @@ async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
     assert "orders-db" not in repr(authenticated)
 
 
+# What is accepted, whoever shows it.
+
+
+@pytest.mark.parametrize(
+    ("token", "accepted"),
+    [
+        pytest.param(GOOD, True, id="a good token"),
+        pytest.param(ANOTHER_SUBJECT, True, id="another subject's"),
+        pytest.param(ACTED, True, id="one that was asked for by another"),
+        pytest.param(ACTED_BY_GONE, False, id="one that was asked for by somebody disabled since"),
+        pytest.param(mint(sub="gone"), False, id="a disabled subject's"),
+        pytest.param(mint(sub="nobody"), False, id="an unknown subject's"),
+        pytest.param(FORGED, False, id="a forged one"),
+        pytest.param(mint(exp=NOW), False, id="an expired one"),
+        pytest.param(mint(jti="revoked"), False, id="a revoked one"),
+        pytest.param(ORDERS_KEY, False, id="a service key"),
+        pytest.param("", False, id="nothing"),
+        pytest.param("\ud800", False, id="half a character"),
+    ],
+)
+async def test_a_token_is_accepted(world: World, token: str, *, accepted: bool) -> None:
+    world.revoked.add("revoked")
+    if accepted:
+        assert world.authenticator.accepted(token).iss == ISSUER
+    else:
+        with pytest.raises(AuthenticationError):
+            world.authenticator.accepted(token)
+
+
 # The cache of verified tokens.
 
 
-def verifier_of(ring: PublishedKeys, clock: FakeClock) -> TokenVerifier:
-    return TokenVerifier(ring, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+def verifier_of(ring: PublishedKeys, clock: FakeClock, revoked: RevokedIds | None = None) -> TokenVerifier:
+    revoked = RevokedIds() if revoked is None else revoked
+    return TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+
+
+def test_a_cached_token_ends_when_it_is_revoked() -> None:
+    revoked = RevokedIds()
+    verifier = verifier_of(PublishedKeys("key-1"), FakeClock(NOW), revoked)
+    assert verifier.verify(GOOD) == CLAIMS
+    revoked.add("2")
+    assert verifier.verify(GOOD) == CLAIMS
+    revoked.add(CLAIMS.jti)
+    with pytest.raises(TokenInvalidError):
+        verifier.verify(GOOD)
 
 
 def test_a_cached_token_expires_to_the_second() -> None:

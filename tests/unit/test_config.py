@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kkp.app import PRODUCTION_CHECKS
-from kkp.config import Address, CheckpointSink, Settings, load
+from kkp.config import Address, Settings, SinkAddress, load
 from kkp.errors import ConfigError
 from kkp.ring_times import RingTimes
 from kkp.ways import COMMAND, DEV, SERVE
@@ -58,7 +58,9 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         opa_timeout_seconds=0.5,
         opa_ca_file=None,
         policy_rule=None,
-        checkpoint_sink=None,
+        checkpoint_sink=SinkAddress("file", Path.cwd() / ".kkp/checkpoints.jsonl"),
+        checkpoint_interval_seconds=60,
+        accept_rollback="",
         backends={
             "aws": "memory://aws",
             "gcp": "memory://gcp",
@@ -66,6 +68,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
             "local": "local://",
         },
         max_plaintext_bytes=1024 * 1024,
+        caller_rate_per_second=500,
+        caller_burst=1000,
         ring_times=RingTimes(
             token_ttl=300,
             min_ttl=60,
@@ -150,6 +154,9 @@ def test_the_other_settings_arrive(here: Path) -> None:
         KKP_POLICY_PATH="policy.rego",
         KKP_BACKENDS=" b=local:// , a=memory://aws,",
         KKP_MAX_PLAINTEXT_BYTES="10",
+        KKP_CHECKPOINT_SINK="command:/usr/local/bin/keep",
+        KKP_CHECKPOINT_INTERVAL_SECS="0.5",
+        KKP_ACCEPT_ROLLBACK="ab" * 32,
     )
     assert chosen.listen == Address("localhost", 0)
     assert chosen.database_path == Path("/srv/other.db")
@@ -158,6 +165,9 @@ def test_the_other_settings_arrive(here: Path) -> None:
     assert chosen.policy_path == Path("policy.rego")
     assert list(chosen.backends.items()) == [("b", "local://"), ("a", "memory://aws")]
     assert chosen.max_plaintext_bytes == 10
+    assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/local/bin/keep"))
+    assert chosen.checkpoint_interval_seconds == 0.5
+    assert chosen.accept_rollback == "ab" * 32
 
 
 def test_a_master_key_file_is_named_not_read() -> None:
@@ -330,6 +340,17 @@ BAD_VALUES = {
     "KKP_MAX_PLAINTEXT_BYTES": (
         ["0", "-1", "1.5", "1e3", "67108865", "9" * 13, "\u0661", "1_0", "0x10", "10\n"],
         "give bytes, from 1 to 67108864",
+    ),
+    "KKP_CHECKPOINT_SINK": (
+        ["/srv/c", "file:", "file:c", "file://", "file:///c", "command:sh", "https://sink", "file:/a\nb"],
+        "give file:/path or command:/path/to/program",
+    ),
+    "KKP_CHECKPOINT_INTERVAL_SECS": (
+        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
+    ),
+    "KKP_ACCEPT_ROLLBACK": (
+        ["yes", "1", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n"],
+        "give the hash that the refused start names",
     ),
     "KKP_MAX_ACTIVE_KEYS": (["0", "-1", "5.0", "five", "9" * 13, " 5"], "give a positive whole number"),
 }  # fmt: skip
@@ -582,7 +603,7 @@ def test_serving_takes_what_it_needs_and_has_defaults_for_the_rest(initialised: 
     assert chosen.opa_url == "http://127.0.0.1:8181"
     assert chosen.opa_timeout_seconds == 0.5
     assert (chosen.opa_ca_file, chosen.policy_rule, chosen.policy_path) == (None, None, None)
-    assert chosen.checkpoint_sink == CheckpointSink("file", Path("/var/lib/checkpoints/kkp"))
+    assert chosen.checkpoint_sink == SinkAddress("file", Path("/var/lib/checkpoints/kkp"))
     assert chosen.drain_seconds == 5
     assert chosen.warnings == ()
 
@@ -597,7 +618,7 @@ def test_the_settings_of_serving_arrive(initialised: Path) -> None:
         KKP_DRAIN_SECS="0.5",
     )
     assert (chosen.opa_timeout_seconds, chosen.policy_rule) == (60, "allow")
-    assert chosen.checkpoint_sink == CheckpointSink("command", Path("/usr/bin/store"))
+    assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/bin/store"))
     assert [str(network) for network in chosen.trusted_proxies] == ["10.0.0.1/32", "2001:db8::/32"]
     assert (chosen.metrics_listen, chosen.drain_seconds) == (Address("::1", 1), 0.5)
 
@@ -779,3 +800,23 @@ def test_unknown_variables_are_warned_of_and_others_are_left_alone() -> None:
 def test_known_variables_are_not_warned_of() -> None:
     toml("", "other.toml")
     assert settings(KKP_CONFIG="other.toml", KKP_ISSUER="https://kkp.test").warnings == ()
+
+
+@pytest.mark.parametrize(("text", "rate"), [("0", 0), ("1", 1), ("100000", 100_000)])
+def test_a_caller_has_a_rate_or_with_zero_none(text: str, rate: int) -> None:
+    assert settings(KKP_CALLER_RATE_PER_SEC=text).caller_rate_per_second == rate
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KKP_CALLER_RATE_PER_SEC", "-1"),
+        ("KKP_CALLER_RATE_PER_SEC", "0.5"),
+        ("KKP_CALLER_RATE_PER_SEC", "many"),
+        ("KKP_CALLER_BURST", "0"),
+        ("KKP_CALLER_BURST", "-1"),
+    ],
+)
+def test_a_limit_that_is_no_whole_number_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: {text!r} can't be used")

@@ -457,6 +457,21 @@ def test_recursion_through_an_import_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_recursion_through_another_file_of_the_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.rego").write_text(HEADER + "allow if f(1)\nf(x) := g(x)\n")
+    (tmp_path / "b.rego").write_text("package kkp.authz\ng(x) := f(x)\n")
+    with pytest.raises(PolicyLoadError, match="recursive"):
+        load(tmp_path)
+
+
+async def test_a_function_in_another_file_of_the_package_is_called(tmp_path: Path) -> None:
+    (tmp_path / "a.rego").write_text(HEADER + "allow if f(input.x)\n")
+    (tmp_path / "b.rego").write_text("package kkp.authz\nf(x) if x == 1\n")
+    policy = load(tmp_path)
+    assert await allows(policy, {"x": 1})
+    assert not await allows(policy, {"x": 2})
+
+
 async def test_rules_that_share_a_prefix_are_no_recursion(write: Write) -> None:
     policy = load(write(HEADER + "q.a := 1\nq.b := q.a + 1\nallow if q.b == 2\n"))
     assert await allows(policy, {})
@@ -604,8 +619,34 @@ async def test_a_bundle_mounted_by_symbolic_links_is_read_once(tmp_path: Path) -
     assert await allows(load(root), {})
 
 
+async def test_the_directories_of_a_mounted_bundle_are_read_once(tmp_path: Path) -> None:
+    former = {"..1/kkp/authz/a.rego": HEADER + "allow if true\n", "..1/kkp/rest/data.json": "{}"}
+    root = bundle(tmp_path, former)
+    (root / "..data").symlink_to("..1")
+    (root / "kkp").symlink_to("..data/kkp")
+    policy = load(root)
+    assert await allows(policy, {})
+    assert policy.revision == load(root / "..1").revision
+
+
+def test_links_below_the_top_are_not_followed(tmp_path: Path) -> None:
+    root = bundle(tmp_path / "bundle", {"a.rego": HEADER, "x/data.json": "{}"})
+    bundle(tmp_path / "elsewhere", {"b.rego": "not rego"})
+    (root / "x/up").symlink_to("..")
+    (root / "x/elsewhere").symlink_to(tmp_path / "elsewhere")
+    assert load(root).revision
+
+
+@pytest.mark.parametrize("name", ["b.rego", "x/b.rego", "x/data.json"])
+def test_a_link_to_nowhere_is_refused_because_a_rule_may_be_missing(tmp_path: Path, name: str) -> None:
+    root = bundle(tmp_path, {"a.rego": HEADER, "x/c.rego": "package x\n"})
+    (root / name).symlink_to("gone")
+    with pytest.raises(PolicyLoadError, match=f"^{name} is no file"):
+        load(root)
+
+
 def test_a_policy_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyLoadError, match="holds no policy"):
+    with pytest.raises(PolicyLoadError, match=r"missing can't be read: No such file"):
         load(tmp_path / "missing")
 
 
@@ -705,7 +746,7 @@ async def test_a_question_that_cannot_be_set_never_gets_the_previous_ones_answer
 async def test_the_input_does_not_outlive_its_question(write: Write) -> None:
     policy = load(write(HEADER + "allow if input.admin\n"))
     await policy.decide(question({"admin": True}))
-    assert policy._ask(b"null") is False
+    assert policy._ask(b"null") == "false"
 
 
 async def test_a_value_of_another_type_is_no_answer(write: Write) -> None:
@@ -715,6 +756,22 @@ async def test_a_value_of_another_type_is_no_answer(write: Write) -> None:
     for answer in answers:
         with pytest.raises(PolicyUnavailableError):
             await policy.decide(question({"answer": answer}))
+
+
+async def test_an_answer_that_was_no_answer_is_none_the_second_time(write: Write) -> None:
+    policy = load(write('package kkp.authz\nallow := object.get(input, "answer", false)\n'))
+    for _ in range(2):
+        assert await allows(policy, {"answer": True})
+        assert not await allows(policy, {"answer": False})
+        with pytest.raises(PolicyUnavailableError):
+            await policy.decide(question({"answer": "true"}))
+
+
+@pytest.mark.parametrize("answer", ["", "{", "NaN", "[" * 100_000])
+def test_an_answer_that_cannot_be_read_is_no_answer(write: Write, answer: str) -> None:
+    policy = load(write(HEADER))
+    with pytest.raises(PolicyUnavailableError):
+        policy._read(answer)
 
 
 async def test_undefined_is_no_answer(write: Write) -> None:

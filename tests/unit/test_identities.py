@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,17 +19,25 @@ from kkp.authn.identities import (
     check_name,
     is_service_key,
 )
-from kkp.errors import ConflictError, InvalidRequestError, NotFoundError, StateUntrustedError
+from kkp.errors import (
+    ConflictError,
+    InvalidRequestError,
+    KeyringUnavailableError,
+    NotFoundError,
+    StateUntrustedError,
+)
 from kkp.master_key import MasterKey
-from kkp.model import Caller, Grant, Identity
+from kkp.model import Caller, Grant, Identity, KeyTimes
+from kkp.rows import IdentityRow, IdentitySnapshot
 from kkp.store.identities import IdentityStore
 from kkp.store.sql import Database
+from tests.fakes.clock import FakeClock
 
 NOW = 1_750_000_000.25
 MASTER_KEY = MasterKey(b"m" * 32)
 GRANT = Grant("aws", "alias/orders", ("encrypt", "decrypt"), ("orders-db",), {"environment": ("prod",)}, 60)
-ORDERS = Identity("orders", ("service",), (GRANT,), {"team": "payments"}, NOW)
-BILLING = Identity("billing", ("service", "auditor"), (), {}, NOW)
+ORDERS = Identity("orders", ("service",), (GRANT,), {"team": "payments"}, NOW, None, (KeyTimes(NOW),))
+BILLING = Identity("billing", ("service", "auditor"), (), {}, NOW, None, (KeyTimes(NOW),))
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ async def store(path: Path) -> AsyncIterator[IdentityStore]:
 
 @pytest.fixture
 async def directory(store: IdentityStore) -> IdentityDirectory:
-    directory = IdentityDirectory(store, MASTER_KEY)
+    directory = IdentityDirectory(store, MASTER_KEY, FakeClock(NOW))
     await directory.load()
     return directory
 
@@ -54,6 +65,13 @@ def by_hand(path: Path, statement: str, *parameters: object) -> None:
     with connection:
         assert connection.execute(statement, parameters).rowcount > 0
     connection.close()
+
+
+def keep_digest(path: Path, key: str) -> None:
+    """Keep what a writer of the database saw of a key while it was in use."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE kept (digest TEXT)")
+        connection.execute("INSERT INTO kept VALUES (?)", [hashlib.sha256(key.encode()).hexdigest()])
 
 
 # The ordinary life of an identity.
@@ -71,7 +89,7 @@ async def test_another_replica_reads_exactly_what_was_added(
 ) -> None:
     key = await directory.add(ORDERS)
     await directory.add(BILLING)
-    replica = IdentityDirectory(store, MasterKey(b"m" * 32))
+    replica = IdentityDirectory(store, MasterKey(b"m" * 32), FakeClock(NOW))
     await replica.load()
     assert replica.all() == [BILLING, ORDERS]
     assert replica.by_service_key(key) == ORDERS
@@ -88,7 +106,7 @@ async def test_each_change_moves_the_epoch(directory: IdentityDirectory) -> None
 
 
 async def test_before_the_first_load_nobody_is_known(store: IdentityStore) -> None:
-    directory = IdentityDirectory(store, MASTER_KEY)
+    directory = IdentityDirectory(store, MASTER_KEY, FakeClock(NOW))
     assert directory.epoch == 0
     assert directory.all() == []
     assert directory.enabled("orders") is None
@@ -186,7 +204,7 @@ async def test_a_replica_that_has_not_heard_yet_disables_no_second_time(
     store: IdentityStore, directory: IdentityDirectory
 ) -> None:
     await directory.add(ORDERS)
-    replica = IdentityDirectory(store, MASTER_KEY)
+    replica = IdentityDirectory(store, MASTER_KEY, FakeClock(NOW))
     await replica.load()
     await directory.disable("orders", at=NOW + 1)
     with pytest.raises(ConflictError):
@@ -270,24 +288,37 @@ PLANTED = {
     "an empty MAC": "UPDATE identities SET mac = x'' WHERE id = 'orders'",
     "a MAC that is text": "UPDATE identities SET mac = hex(mac) WHERE id = 'orders'",
     "a MAC that is a number": "UPDATE identities SET mac = 1 WHERE id = 'orders'",
-    "a service key for an identity": (
-        "INSERT INTO service_keys SELECT zeroblob(32), identity_id, created_at, mac FROM service_keys "
-        "WHERE identity_id = 'orders'"
+    "a key planted beside an identity's own": (
+        "UPDATE identities SET document = json_insert(document, '$.service_keys[#]', json_object("
+        "'digest', hex(zeroblob(32)), 'created_at', 1.0, 'expires_at', NULL)) WHERE id = 'orders'"
     ),
-    "a service key given to another identity": (
-        "UPDATE service_keys SET identity_id = 'billing' WHERE identity_id = 'orders'"
+    "a key planted in the place of another": (
+        "UPDATE identities SET document = json_set(document, '$.service_keys[0].digest', hex(zeroblob(32))) "
+        "WHERE id = 'orders'"
     ),
-    "a service key that is text": "UPDATE service_keys SET digest = 'text' WHERE identity_id = 'orders'",
-    "a service key that is a number": "UPDATE service_keys SET digest = 1 WHERE identity_id = 'orders'",
-    "a service key for a number": "UPDATE service_keys SET identity_id = x'00' WHERE identity_id = 'orders'",
-    "MACs swapped between service keys": (
-        "UPDATE service_keys SET mac = (SELECT mac FROM service_keys AS other WHERE other.identity_id = "
-        "CASE service_keys.identity_id WHEN 'orders' THEN 'billing' ELSE 'orders' END) "
-        "WHERE identity_id IN ('orders', 'billing')"
+    "a key given to another identity": (
+        "UPDATE identities SET document = json_set(document, '$.service_keys', (SELECT json_extract("
+        "document, '$.service_keys') FROM identities WHERE id = 'orders')) WHERE id = 'billing'"
     ),
-    "an identity's MAC on its service key": (
-        "UPDATE service_keys SET mac = (SELECT mac FROM identities WHERE id = identity_id) "
-        "WHERE identity_id = 'orders'"
+    "a key whose expiry was lengthened": (
+        "UPDATE identities SET document = json_set(document, '$.service_keys[0].expires_at', 9e9) "
+        "WHERE id = 'brief'"
+    ),
+    "a key whose expiry was taken away": (
+        "UPDATE identities SET document = json_set(document, '$.service_keys[0].expires_at', NULL) "
+        "WHERE id = 'brief'"
+    ),
+    "an overlap that was lengthened": (
+        "UPDATE identities SET document = json_set(document, '$.service_keys[1].expires_at', 9e9) "
+        "WHERE id = 'rotated'"
+    ),
+    "a key that was revived after its rotation": (
+        "UPDATE identities SET document = json_insert(document, '$.service_keys[#]', json_object("
+        "'digest', (SELECT digest FROM kept), 'created_at', 1750000000.25, 'expires_at', NULL)) "
+        "WHERE id = 'rotated'"
+    ),
+    "a key taken out": (
+        "UPDATE identities SET document = json_remove(document, '$.service_keys[1]') WHERE id = 'rotated'"
     ),
 }
 
@@ -299,6 +330,11 @@ async def test_a_row_written_by_hand_lets_nobody_in(
     keys = [await directory.add(identity) for identity in (ORDERS, BILLING)]
     await directory.add(Identity("gone", ("admin",), (), {}, NOW))
     await directory.disable("gone", at=NOW + 1)
+    await directory.add(Identity("brief", ("service",), (), {}, NOW), key_expires_at=NOW + 60)
+    await directory.add(Identity("rotated", ("service",), (), {}, NOW), service_key="kkp_sk_first")
+    for key in ("kkp_sk_second", "kkp_sk_third"):
+        await directory.rotate_key("rotated", key, at=NOW, overlap_seconds=60)
+    keep_digest(path, "kkp_sk_first")
     by_hand(path, statement)
     with pytest.raises(StateUntrustedError):
         await directory.load()
@@ -332,7 +368,7 @@ async def test_rows_of_another_master_key_are_not_believed(
     store: IdentityStore, directory: IdentityDirectory
 ) -> None:
     await directory.add(ORDERS)
-    stranger = IdentityDirectory(store, MasterKey(b"n" * 32))
+    stranger = IdentityDirectory(store, MasterKey(b"n" * 32), FakeClock(NOW))
     with pytest.raises(StateUntrustedError):
         await stranger.load()
     assert stranger.all() == []
@@ -349,10 +385,188 @@ async def test_what_is_written_by_hand_is_noticed_at_the_next_write_too(
     assert directory.all() == []
 
 
-async def test_a_deleted_service_key_or_identity_knows_nobody_by_it(
-    directory: IdentityDirectory, path: Path
-) -> None:
+async def test_a_deleted_identity_knows_nobody_by_its_key(directory: IdentityDirectory, path: Path) -> None:
     key = await directory.add(ORDERS)
     by_hand(path, "DELETE FROM identities")
     await directory.load()
     assert directory.by_service_key(key) is None
+    assert directory.all() == []
+
+
+async def test_the_task_notices_what_is_written_by_hand_and_that_it_was_mended(
+    directory: IdentityDirectory, path: Path
+) -> None:
+    key = await directory.add(ORDERS)
+    task = asyncio.create_task(directory.run(0.01))
+    for change, is_trusted in ((1, False), (-1, True)):
+        by_hand(path, f"UPDATE identities SET created_at = created_at + {change}")  # noqa: S608  the test's own text
+        async with asyncio.timeout(30):
+            while (directory.by_service_key(key) is not None) is not is_trusted:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0.01)
+    directory.check_trusted()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_the_task_outlives_a_database_that_is_away(
+    directory: IdentityDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = await directory.add(ORDERS)
+    failures = [KeyringUnavailableError("The state database is not available."), OSError(5, "secret text")]
+    load = IdentityStore.load_identities
+
+    async def fail_twice(store: IdentityStore) -> IdentitySnapshot:
+        if failures:
+            raise failures.pop(0)
+        return await load(store)
+
+    monkeypatch.setattr(IdentityStore, "load_identities", fail_twice)
+    task = asyncio.create_task(directory.run(0.01))
+    async with asyncio.timeout(30):
+        while failures:  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    assert not task.done()
+    assert directory.by_service_key(key) == ORDERS
+    assert "secret text" not in caplog.text
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+# Keys change and expire.
+
+FIRST_KEY, SECOND_KEY, THIRD_KEY = "kkp_sk_first", "kkp_sk_second", "kkp_sk_third"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock(NOW)
+
+
+@pytest.fixture
+async def rotating(store: IdentityStore, clock: FakeClock) -> IdentityDirectory:
+    """`orders` holds FIRST_KEY."""
+    directory = IdentityDirectory(store, MASTER_KEY, clock)
+    await directory.load()
+    await directory.add(ORDERS, service_key=FIRST_KEY)
+    return directory
+
+
+def working(directory: IdentityDirectory) -> set[str]:
+    """Return the keys that let somebody in now."""
+    return {key for key in (FIRST_KEY, SECOND_KEY, THIRD_KEY) if directory.by_service_key(key) is not None}
+
+
+async def test_without_an_overlap_the_old_key_is_dead_at_once(
+    rotating: IdentityDirectory, clock: FakeClock
+) -> None:
+    times = await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=0)
+    assert times == (KeyTimes(NOW),)
+    assert working(rotating) == {SECOND_KEY}
+
+
+@pytest.mark.parametrize(
+    ("later", "alive"),
+    [(0, {FIRST_KEY, SECOND_KEY}), (59.99, {FIRST_KEY, SECOND_KEY}), (60, {SECOND_KEY}), (1e9, {SECOND_KEY})],
+)
+async def test_both_keys_work_until_the_overlap_ends(
+    rotating: IdentityDirectory, clock: FakeClock, later: float, alive: set[str]
+) -> None:
+    times = await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=60)
+    assert times == (KeyTimes(NOW), KeyTimes(NOW, NOW + 60))
+    clock.advance(later)
+    assert working(rotating) == alive
+
+
+async def test_rotating_again_within_the_overlap_kills_the_oldest_at_once(
+    rotating: IdentityDirectory, clock: FakeClock
+) -> None:
+    await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=60)
+    clock.advance(1)
+    await rotating.rotate_key("orders", THIRD_KEY, at=clock.now(), overlap_seconds=60)
+    assert working(rotating) == {SECOND_KEY, THIRD_KEY}
+    (orders,) = rotating.all()
+    assert orders.service_keys == (KeyTimes(NOW + 1), KeyTimes(NOW, NOW + 61))
+
+
+async def test_an_overlap_lengthens_no_key(rotating: IdentityDirectory, clock: FakeClock) -> None:
+    await rotating.rotate_key("orders", SECOND_KEY, at=NOW, overlap_seconds=0, ttl_seconds=10)
+    await rotating.rotate_key("orders", THIRD_KEY, at=NOW, overlap_seconds=60)
+    clock.advance(9.99)
+    assert working(rotating) == {SECOND_KEY, THIRD_KEY}
+    clock.advance(0.01)
+    assert working(rotating) == set()  # the new key lives as long as the one before it was made to
+
+
+@pytest.mark.parametrize(("later", "alive"), [(59.99, True), (60, False), (1e9, False)])
+async def test_a_key_is_dead_from_its_expiry_on_and_nobodys(
+    store: IdentityStore,
+    clock: FakeClock,
+    later: float,
+    alive: bool,  # noqa: FBT001  a column of the table
+) -> None:
+    directory = IdentityDirectory(store, MASTER_KEY, clock)
+    await directory.load()
+    key = await directory.add(ORDERS, key_expires_at=NOW + 60)
+    clock.advance(later)
+    assert (directory.by_service_key(key) is not None) is alive
+    assert directory.enabled("orders") is not None
+
+
+async def test_an_expired_key_can_be_rotated_and_stays_dead(
+    rotating: IdentityDirectory, clock: FakeClock
+) -> None:
+    await rotating.rotate_key("orders", SECOND_KEY, at=NOW, overlap_seconds=0, ttl_seconds=10)
+    clock.advance(10)
+    await rotating.rotate_key("orders", THIRD_KEY, at=clock.now(), overlap_seconds=60, ttl_seconds=20)
+    assert working(rotating) == {THIRD_KEY}
+    (orders,) = rotating.all()
+    assert orders.service_keys == (KeyTimes(NOW + 10, NOW + 30),)
+
+
+async def test_replicas_that_rotate_at_once_leave_two_keys_and_a_trusted_row(
+    store: IdentityStore, rotating: IdentityDirectory, clock: FakeClock
+) -> None:
+    replica = IdentityDirectory(store, MASTER_KEY, clock)
+    await replica.load()
+    await asyncio.gather(
+        rotating.rotate_key("orders", SECOND_KEY, at=NOW, overlap_seconds=60),
+        replica.rotate_key("orders", THIRD_KEY, at=NOW, overlap_seconds=60),
+    )
+    for directory in (rotating, replica):
+        await directory.load()
+        directory.check_trusted()
+        assert working(directory) == {SECOND_KEY, THIRD_KEY}
+
+
+async def test_a_key_is_not_rotated_back_into_a_disabled_identity(
+    store: IdentityStore, rotating: IdentityDirectory, clock: FakeClock
+) -> None:
+    replica = IdentityDirectory(store, MASTER_KEY, clock)
+    await replica.load()
+    await rotating.disable("orders", at=NOW)
+    for directory in (rotating, replica):
+        with pytest.raises(ConflictError):
+            await directory.rotate_key("orders", SECOND_KEY, at=NOW, overlap_seconds=60)
+    with pytest.raises(NotFoundError):
+        await rotating.rotate_key("nobody", SECOND_KEY, at=NOW, overlap_seconds=60)
+    assert working(rotating) == set()
+
+
+async def test_a_row_that_always_changes_first_is_given_up_on(
+    rotating: IdentityDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def always_late(store: IdentityStore, row: IdentityRow, *, former_mac: bytes) -> bool:
+        return False
+
+    monkeypatch.setattr(IdentityStore, "replace_identity", always_late)
+    with pytest.raises(ConflictError, match="keeps changing"):
+        await rotating.disable("orders", at=NOW)
+
+
+async def test_two_identities_never_hold_one_key(rotating: IdentityDirectory) -> None:
+    with pytest.raises(ConflictError, match="another identity's"):
+        await rotating.add(BILLING, service_key=FIRST_KEY)
+    assert [identity.id for identity in rotating.all()] == ["orders"]

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from kkp.errors import ConflictError, KeyringUnavailableError, StaleProposalError, StateUntrustedError
+from kkp.errors import (
+    ConflictError,
+    KeyringUnavailableError,
+    NotFoundError,
+    StaleProposalError,
+    StateUntrustedError,
+)
 from kkp.keyring import jwks
-from kkp.keyring.rotation import Keyring, Rotation
+from kkp.keyring.rotation import Keyring, Revocation, Rotation
 from kkp.keyring.state import KeyState
 from kkp.master_key import MasterKey
 from kkp.ring_times import RingTimes
@@ -191,7 +198,8 @@ async def test_a_ring_whose_keys_have_all_ended_is_an_error_and_never_an_empty_s
         clock.advance(60)
         await keyring.load()
         await keyring._note_served()
-    assert refusals(keyring, clock) == {"mint"}  # 60 s before the last key's end it vouches for nothing new
+    # 60 s before the last key's end it vouches for nothing new.
+    assert refusals(keyring, clock) == {"mint", "ready"}
     clock.advance(60)
     await keyring.load()
     assert refusals(keyring, clock) == EVERYTHING - {"verify"}
@@ -591,6 +599,294 @@ async def test_a_race_lost_again_and_again_ends_in_an_answer(clock: FakeClock) -
     keyring = replica(ContestedStore(), clock)
     with pytest.raises(KeyringUnavailableError, match="ask again"):
         await keyring.rotate()
+
+
+# POST /keys/jwks/{kid}/revoke.
+
+
+async def test_revoking_the_active_key_ends_it_at_once_and_next_takes_over(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    clock.advance(60)
+    epoch = store.epoch
+    revocation = await keyring.revoke(active)
+    assert revocation == Revocation(active, clock.now(), clock.now() + 60 + 600, upcoming)
+    assert store.epoch == epoch + 1
+    assert states(keyring, clock) == [KeyState.REVOKED, KeyState.ACTIVE]
+    assert published_kids(keyring) == [upcoming]
+    assert active not in keyring.public_keys(clock.now())
+    assert active not in store.private
+    assert active not in keyring._signers
+    assert keyring.sign(upcoming, b"x")
+    with pytest.raises(StaleProposalError):
+        keyring.sign(active, b"x")
+
+
+async def test_another_replica_stops_signing_with_it_when_it_reads_the_ring(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    other = replica(store, clock)
+    await other.start()
+    active = keyring.view.ring.keys[0].kid
+    await other.revoke(active)
+    assert keyring.epoch < store.epoch  # by which the road knows that it has to read first
+    await keyring.load()
+    with pytest.raises(StaleProposalError):
+        keyring.sign(active, b"x")
+
+
+async def test_without_next_one_is_made_in_the_same_transaction(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    await keyring.revoke(upcoming)
+    epoch = store.epoch
+    revocation = await keyring.revoke(active)
+    assert store.epoch == epoch + 1
+    assert states(keyring, clock) == [KeyState.REVOKED, KeyState.REVOKED, KeyState.ACTIVE]
+    assert revocation.successor == keyring.plan_expiry(clock.now(), 300)[0]
+    assert keyring.plan_expiry(clock.now(), 300)[1] == int(clock.now()) + 300
+    assert published_kids(keyring) == [revocation.successor]
+
+
+async def test_a_revoked_next_is_followed_by_another(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    assert (await keyring.revoke(upcoming)).successor is None
+    assert published_kids(keyring) == [active]
+    assert keyring.sign(active, b"x")
+    await keyring.ensure_keys()
+    assert states(keyring, clock) == [KeyState.ACTIVE, KeyState.REVOKED, KeyState.NEXT]
+
+
+async def test_a_revoked_retired_key_leaves_no_gap(keyring: Keyring, clock: FakeClock) -> None:
+    retired, active = (key.kid for key in keyring.view.ring.keys)
+    await live(keyring, clock, 901)
+    assert (await keyring.revoke(retired)).successor is None
+    assert states(keyring, clock)[:2] == [KeyState.REVOKED, KeyState.ACTIVE]
+    assert retired not in published_kids(keyring)
+    assert keyring.sign(active, b"x")
+
+
+async def test_a_key_that_is_gone_can_be_revoked_and_stays_as_a_tombstone(
+    keyring: Keyring, clock: FakeClock
+) -> None:
+    gone = keyring.view.ring.keys[0].kid
+    await live(keyring, clock, 1800)
+    await keyring.revoke(gone)
+    assert states(keyring, clock)[0] is KeyState.REVOKED
+    await live(keyring, clock, 3600)
+    assert states(keyring, clock)[0] is KeyState.REVOKED
+
+
+async def test_revoking_again_changes_nothing_and_says_since_when(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active = keyring.view.ring.keys[0].kid
+    first = await keyring.revoke(active)
+    rows, epoch = dict(store.rows), store.epoch
+    clock.advance(60)
+    assert await keyring.revoke(active) == first
+    assert await replica(store, clock).revoke(active) == first
+    assert (store.rows, store.epoch) == (rows, epoch)
+
+
+async def test_a_key_that_there_never_was_is_not_found(keyring: Keyring, store: FakeRingStore) -> None:
+    rows = dict(store.rows)
+    with pytest.raises(NotFoundError):
+        await keyring.revoke("unknown")
+    assert store.rows == rows
+
+
+async def test_replicas_that_revoke_together_agree(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active = keyring.view.ring.keys[0].kid
+    replicas = [keyring, *(replica(store, clock) for _ in range(4))]
+    answers = await asyncio.gather(*(one.revoke(active) for one in replicas))
+    assert len(set(answers)) == 1
+    assert len(store.rows) == 2
+
+
+async def test_a_key_promoted_meanwhile_is_revoked_as_what_it_is_by_then(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    await live(keyring, clock, LEAD)
+    other = replica(store, clock)
+    await other.load()
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    rotation, revocation = await asyncio.gather(other.rotate(), keyring.revoke(upcoming))
+    assert {rotation.kid, revocation.kid} >= {upcoming}
+    await keyring.load()
+    ring = keyring.view.ring
+    assert ring.state(upcoming, clock.now()) is KeyState.REVOKED
+    signer = ring.active(clock.now())
+    assert signer is not None
+    assert (signer.kid == active) is (ring.state(active, clock.now()) is KeyState.ACTIVE)
+    assert keyring.sign(signer.kid, b"x")
+
+
+async def test_a_race_to_revoke_lost_again_and_again_ends_in_an_answer(
+    keyring: Keyring, store: FakeRingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def conflict(*_: Any, **__: Any) -> None:
+        raise ConflictError("The key has been promoted or revoked already.")
+
+    monkeypatch.setattr(store, "revoke_ring_key", conflict)
+    with pytest.raises(KeyringUnavailableError, match="ask again"):
+        await keyring.revoke(keyring.view.ring.keys[0].kid)
+
+
+@pytest.mark.parametrize("fault", ["clock", "load", "write"])
+async def test_revoking_is_refused_while_the_clock_or_the_store_is_not_right(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, fault: str
+) -> None:
+    rows = dict(store.rows)
+    match fault:
+        case "clock":
+            clock.drift = 5.1
+        case "load":
+            store.fails = {"load_ring"}
+        case "write":
+            store.fails = {"revoke_ring_key"}
+    with pytest.raises(KeyringUnavailableError):
+        await keyring.revoke(keyring.view.ring.keys[0].kid)
+    assert store.rows == rows
+
+
+async def test_a_ring_of_revoked_keys_alone_is_an_error_and_never_an_empty_set(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    await keyring.revoke(upcoming)
+    secrets = FailingSecrets(fails=True)
+    other = Keyring(store, secrets, TIMES, clock)
+    await other.load()
+    await other.revoke(active)
+    assert refusals(other, clock) == EVERYTHING - {"verify"}
+
+
+# When what seals private halves is away.
+
+
+@dataclass
+class FailingSecrets:
+    """The master key, behind something that can be away: it then seals nothing new."""
+
+    fails: bool = False
+
+    def mac(self, purpose: str, data: bytes) -> bytes:
+        return MASTER_KEY.mac(purpose, data)
+
+    def verify_mac(self, purpose: str, data: bytes, tag: bytes) -> bool:
+        return MASTER_KEY.verify_mac(purpose, data, tag)
+
+    def seal(self, purpose: str, plaintext: bytes, associated_data: bytes) -> bytes:
+        if self.fails:
+            raise KeyringUnavailableError("The key that wraps signing keys is not available.")
+        return MASTER_KEY.seal(purpose, plaintext, associated_data)
+
+    def open(self, purpose: str, sealed: bytes, associated_data: bytes) -> bytes:
+        return MASTER_KEY.open(purpose, sealed, associated_data)
+
+
+async def run_for(keyring: Keyring, clock: FakeClock, seconds: int) -> None:
+    """Let the task's steps run every poll, for as long; a failed one does not stop the others."""
+    for _poll in range(seconds // 5):
+        clock.advance(5)
+        await keyring.load()
+        for step in (keyring.ensure_keys, keyring._note_served, keyring._delete_spent):
+            await keyring._attempt(step)
+
+
+def granted(keyring: Keyring, clock: FakeClock) -> int:
+    """Return the lifetime that a token of full length gets now; 0 for none."""
+    try:
+        return keyring.plan_expiry(clock.now(), 300)[1] - int(clock.now())
+    except KeyringUnavailableError:
+        return 0
+
+
+async def test_while_nothing_can_be_sealed_tokens_get_shorter_then_end_and_come_back_by_themselves(
+    store: FakeRingStore, clock: FakeClock
+) -> None:
+    secrets = FailingSecrets()
+    keyring = Keyring(store, secrets, TIMES, clock)
+    await keyring.start()
+    began = clock.now()
+    secrets.fails = True
+    lifetimes = {}
+    while clock.now() < began + 2700 + 60:
+        lifetimes[int(clock.now() - began)] = granted(keyring, clock)
+        is_ready = "ready" not in refusals(keyring, clock)
+        assert is_ready is (granted(keyring, clock) > 0)
+        await run_for(keyring, clock, 5)
+    # NEXT of before took over at 900 and ends at 2700: T + 2S + δ before that is 2330, min_ttl + … is 2570.
+    assert {at for at, lifetime in lifetimes.items() if lifetime == 300} == set(range(0, 2335, 5))
+    assert {at: lifetimes[at] for at in range(2335, 2575, 5)} == {
+        at: 2630 - at for at in range(2335, 2575, 5)
+    }
+    assert {lifetimes[at] for at in range(2575, 2760, 5)} == {0}
+    secrets.fails = False
+    await run_for(keyring, clock, 5)
+    assert granted(keyring, clock) == 0  # the new key is not known to every verifier yet
+    await run_for(keyring, clock, int(LEAD))
+    assert granted(keyring, clock) == 300
+    keyring.check_ready(clock.now())
+
+
+async def test_a_key_that_could_not_be_sealed_is_nowhere(store: FakeRingStore, clock: FakeClock) -> None:
+    keyring = Keyring(store, FailingSecrets(fails=True), TIMES, clock)
+    with pytest.raises(KeyringUnavailableError):
+        await keyring.start()
+    assert (store.rows, store.private) == ({}, {})
+
+
+async def test_a_start_without_sealing_goes_on_with_the_keys_that_there_are(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    await live(keyring, clock, 899)
+    clock.advance(1)
+    restarted = Keyring(store, FailingSecrets(fails=True), TIMES, clock)
+    await restarted.start()
+    restarted.check_ready(clock.now())
+    assert granted(restarted, clock) == 300
+    assert "wraps signing keys is not available" in caplog.text
+
+
+async def test_rotating_without_sealing_is_refused_and_harms_nothing(
+    store: FakeRingStore, clock: FakeClock
+) -> None:
+    secrets = FailingSecrets()
+    keyring = Keyring(store, secrets, TIMES, clock)
+    await keyring.load()
+    await keyring._create()
+    await keyring._note_served()
+    secrets.fails = True
+    with pytest.raises(KeyringUnavailableError):
+        await keyring.rotate()
+    assert granted(keyring, clock) == 300
+
+
+async def test_a_revocation_does_not_wait_for_sealing(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    await keyring.revoke(upcoming)
+    secrets = FailingSecrets(fails=True)
+    other = Keyring(store, secrets, TIMES, clock)
+    await other.load()
+    revocation = await other.revoke(active)
+    assert revocation == Revocation(active, clock.now(), clock.now() + 660, None)
+    assert "revoked without a successor" in caplog.text
+    assert states(other, clock) == [KeyState.REVOKED, KeyState.REVOKED]
+    secrets.fails = False
+    clock.advance(5)
+    await other.start()
+    assert granted(other, clock) == 300  # waiting would mean not signing at all
+    assert await other.revoke(active) == revocation
 
 
 # The task.

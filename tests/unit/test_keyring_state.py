@@ -251,6 +251,76 @@ def test_what_a_request_to_rotate_means(
     assert subject.promotion(now) == decision
 
 
+@pytest.mark.parametrize(
+    ("subject", "kid", "now", "successor", "needs_key"),
+    [
+        pytest.param(PAIR, "k1", 5, "k2", False, id="for ACTIVE, NEXT takes over however young it is"),
+        pytest.param(LONE, "k1", 5, None, True, id="for ACTIVE without NEXT, a key must be made"),
+        pytest.param(LONE, "k1", 1799.9, None, True, id="at its very end, too"),
+        pytest.param(LONE, "k1", 1800, None, False, id="a key that is GONE leaves no gap"),
+        pytest.param(PAIR, "k2", 5, None, False, id="NEXT leaves none"),
+        pytest.param(PAIR, "k1", 900, None, False, id="RETIRED leaves none"),
+        pytest.param(REVOKED_NEXT, "k1", 5, None, True, id="a revoked NEXT takes nothing over"),
+        pytest.param(
+            ring(key(1, 0), key(2, 900), key(3, 1800)), "k1", 5, "k2", False, id="the lowest NEXT takes over"
+        ),
+    ],
+)
+def test_what_revoking_a_key_comes_to(
+    subject: Ring,
+    kid: str,
+    now: float,
+    successor: str | None,
+    needs_key: bool,  # noqa: FBT001  a column of the table
+) -> None:
+    found = subject.find(kid)
+    assert found is not None
+    plan = subject.revocation(found, now)
+    assert plan.key is found
+    assert (plan.successor.kid if plan.successor else None) == successor
+    assert plan.needs_key is needs_key
+
+
+def test_a_ring_finds_its_keys_revoked_ones_too_and_no_others() -> None:
+    assert REVOKED_NEXT.find("k2") is REVOKED_NEXT.keys[1]
+    assert REVOKED_NEXT.find("k9") is None
+
+
+@pytest.mark.parametrize(
+    ("subject", "kid", "successor"),
+    [
+        pytest.param(
+            ring(key(1, 0, revoked_at=7), key(2, 7)), "k1", "k2", id="the key that began in that moment"
+        ),
+        pytest.param(
+            ring(key(1, 0, revoked_at=7), key(2, 7, revoked_at=9), key(3, 9)),
+            "k1",
+            "k2",
+            id="also when it was revoked itself since",
+        ),
+        pytest.param(ring(key(1, 0, revoked_at=7), key(2, 7.5)), "k1", None, id="not one that began later"),
+        pytest.param(REVOKED_NEXT, "k2", None, id="none for a key that did not sign"),
+        pytest.param(ring(key(1, 7), key(2, 0, revoked_at=7)), "k2", None, id="not an older generation"),
+        pytest.param(PAIR, "k1", None, id="none for a key that is not revoked"),
+    ],
+)
+def test_who_took_over_can_be_told_from_the_rows_alone(
+    subject: Ring, kid: str, successor: str | None
+) -> None:
+    found = subject.find(kid)
+    assert found is not None
+    told = subject.successor_by_revocation(found)
+    assert (told.kid if told else None) == successor
+
+
+def test_a_key_retires_when_its_successor_begins() -> None:
+    assert PAIR.retires_at(PAIR.keys[0]) == 900
+    assert PAIR.retires_at(PAIR.keys[1]) is None
+    assert REVOKED_NEXT.retires_at(REVOKED_NEXT.keys[0]) is None
+    assert REVOKED_NEXT.retires_at(REVOKED_NEXT.keys[1]) is None
+    assert REVOKED_ACTIVE.retires_at(REVOKED_ACTIVE.keys[0]) == 900
+
+
 def test_private_halves_are_spent_once_no_clock_can_still_sign_with_them() -> None:
     assert PAIR.spent(910) == frozenset()
     assert PAIR.spent(911) == {"k1"}
@@ -279,6 +349,40 @@ def test_the_jwks_holds_the_newest_first_and_no_other_member() -> None:
     x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
     common = {"kty": "OKP", "crv": "Ed25519", "x": x, "use": "sig", "alg": "EdDSA"}
     assert json.loads(document) == {"keys": [{**common, "kid": "new"}, {**common, "kid": "old"}]}
+
+
+def test_a_jwks_that_was_written_is_read_back() -> None:
+    text = jwks.public_jwk(RFC8037_PUBLIC_KEY)
+    document = jwks.jwks([RingKey(RFC8037_THUMBPRINT, 1, text, 0, 0)])
+    assert jwks.read(document) == {RFC8037_THUMBPRINT: RFC8037_PUBLIC_KEY}
+
+
+X = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+GOOD_MEMBER = {"kty": "OKP", "crv": "Ed25519", "x": X, "kid": RFC8037_THUMBPRINT}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"kid": "another"}, id="whose kid is not its thumbprint"),
+        pytest.param({"kty": "EC"}, id="of another type"),
+        pytest.param({"crv": "X25519"}, id="of another curve"),
+        pytest.param({"x": X[:-3]}, id="that is too short"),
+        pytest.param({"x": ""}, id="without a key"),
+    ],
+)
+def test_a_member_is_passed_over(changes: dict[str, str]) -> None:
+    assert jwks.read(json.dumps({"keys": [{**GOOD_MEMBER, **changes}]}).encode()) == {}
+    both = [{**GOOD_MEMBER, **changes}, {**GOOD_MEMBER, "n": 1}]
+    assert jwks.read(json.dumps({"keys": both}).encode()).keys() == {RFC8037_THUMBPRINT}
+
+
+@pytest.mark.parametrize(
+    "document", [b"", b"[]", b"{}", b'{"keys":{}}', b'{"keys":[1]}', b"\xff", b'{"keys":[{"kty":1}]}']
+)
+def test_what_is_no_jwks_is_refused(document: bytes) -> None:
+    with pytest.raises(ValueError, match="not a JWK Set"):
+        jwks.read(document)
 
 
 def test_the_entity_tag_is_a_digest_of_the_document() -> None:

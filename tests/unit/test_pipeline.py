@@ -20,11 +20,13 @@ from kkp.errors import (
     KKPError,
     PolicyDeniedError,
     PolicyUnavailableError,
+    RateLimitedError,
     ScopeMismatchError,
     StaleProposalError,
     TokenExpiredError,
     UnauthenticatedError,
 )
+from kkp.limits import CallerLimits
 from kkp.master_key import MasterKey
 from kkp.model import Action, Caller, Credentials, Decision, PolicyInput
 from kkp.operations.base import Operation, Proposal
@@ -384,3 +386,34 @@ async def test_policy_is_asked_exactly_the_documented_question(road: Road) -> No
             "environment": {"time": "2025-06-15T15:06:40Z", "client_ip": "192.0.2.7"},
         }
     ]
+
+
+def limit(road: Road, burst: int) -> list[str]:
+    """Put a limit on every caller of the road; return who is refused for it."""
+    refused: list[str] = []
+    road.pipeline._limits = CallerLimits(1, burst, FakeClock().now, refused.append)
+    return refused
+
+
+async def test_a_caller_over_its_limit_is_refused_before_anything_is_asked_or_recorded(road: Road) -> None:
+    refused = limit(road, 1)
+    await road.walk()
+    with pytest.raises(RateLimitedError):
+        await road.walk("malformed")
+    assert refused == ["orders"]
+    assert (len(road.policy.questions), len(road.records()), road.work.runs) == (1, 1, 1)
+
+
+async def test_a_request_that_walks_twice_counts_once(road: Road) -> None:
+    refused = limit(road, 1)
+    road.work.errors = [StaleProposalError("slow")]
+    assert await road.walk() == "orders did alias/orders"
+    assert refused == []
+
+
+async def test_who_is_unknown_is_refused_as_such_however_often(road: Road) -> None:
+    refused = limit(road, 1)
+    for _ in range(3):
+        with pytest.raises(UnauthenticatedError):
+            await road.walk(credential="guess")
+    assert (refused, len(road.failures.counted)) == ([], 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -14,10 +14,10 @@ from multidict import MultiDict
 from kkp import envelope as envelopes
 from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KKPError, PayloadTooLargeError
 from kkp.keyring.rotation import Rotation
-from kkp.model import Credentials, Grant, Identity
+from kkp.model import Credentials, Grant, Identity, KeyTimes
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.envelopes import EncryptRequest, Opened
-from kkp.operations.identities import IdentityRequest, NewIdentity
+from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.tokens import Claims
 from kkp.web import schemas
@@ -62,7 +62,9 @@ def read_token(raw: bytes) -> TokenRequest:
 
 
 def read_encrypt(raw: bytes) -> EncryptRequest:
-    return checked(raw, decode(_encrypt, raw).request(LIMIT))
+    request = checked(raw, decode(_encrypt, raw).request())
+    schemas.check_plaintext_size(request, LIMIT)
+    return request
 
 
 def read_decrypt(raw: bytes) -> object:
@@ -751,6 +753,10 @@ def test_requests_show_no_plaintext() -> None:
 # The query of the audit.
 
 
+def audit_query(parameters: Mapping[str, str]) -> AuditQuery:
+    return schemas.parameters(parameters, schemas.AuditParameters).request()
+
+
 @pytest.mark.parametrize(
     ("parameters", "query"),
     [
@@ -762,7 +768,7 @@ def test_requests_show_no_plaintext() -> None:
     ],
 )
 def test_an_audit_query_is_read(parameters: dict[str, str], query: AuditQuery) -> None:
-    assert schemas.audit_query(parameters) == query
+    assert audit_query(parameters) == query
 
 
 @pytest.mark.parametrize(
@@ -779,12 +785,12 @@ def test_an_audit_query_is_read(parameters: dict[str, str], query: AuditQuery) -
 )  # fmt: skip
 def test_a_malformed_audit_query_is_refused(parameters: dict[str, str]) -> None:
     with pytest.raises(InvalidRequestError):
-        schemas.audit_query(parameters)
+        audit_query(parameters)
 
 
 def test_a_parameter_that_is_given_twice_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="more than once"):
-        schemas.audit_query(MultiDict([("limit", "1"), ("limit", "1")]))
+        audit_query(MultiDict([("limit", "1"), ("limit", "1")]))
 
 
 # Answers.
@@ -811,33 +817,42 @@ CLAIMS = Claims(
 
 
 def test_plaintext_comes_back_as_text_only_where_it_was_text() -> None:
-    text = answered(schemas.opened(Opened("t\u00e9xt".encode(), "utf-8", CLAIMS)))
+    text = answered(schemas.opened(Opened("t\u00e9xt".encode(), "utf-8", CLAIMS), None))
     assert (text["plaintext"], text["plaintext_b64"]) == ("t\u00e9xt", "dMOpeHQ=")
-    binary = answered(schemas.opened(Opened(b"\xff\xfe", None, CLAIMS)))
+    binary = answered(schemas.opened(Opened(b"\xff\xfe", None, CLAIMS), None))
     assert "plaintext" not in binary
     assert binary["plaintext_b64"] == "//4="
     assert text["claims"] == binary["claims"] == msgspec.to_builtins(CLAIMS)
 
 
 def test_what_is_answered_can_be_sent_back() -> None:
-    assert answered(schemas.sealed_envelope(SEALED)) == DECRYPT
+    assert answered(schemas.sealed_envelope(SEALED, None)) == DECRYPT
     for length in range(8):
-        opened = answered(schemas.opened(Opened(b"\xff" * length, None, CLAIMS)))
+        opened = answered(schemas.opened(Opened(b"\xff" * length, None, CLAIMS), None))
         again = read_encrypt(body(ENCRYPT, plaintext=..., plaintext_b64=opened["plaintext_b64"]))
         assert again.plaintext == b"\xff" * length
 
 
 def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
-    assert answered(schemas.issued_token(IssuedToken("t", 2, "kid"))) == {
+    assert answered(schemas.issued_token(IssuedToken("t", 2, "kid"), None)) == {
         "token": "t",
         "expires_at": 2,
         "kid": "kid",
     }
-    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x"))) == {
+    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x", None), None)) == {
         "id": "orders",
         "service_key": "kkp_sk_x",
+        "expires_at": None,
     }
-    assert answered(schemas.rotation(Rotation("kid", 1.9, 2.9, "created"))) == {
+    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x", 2.9), None))["expires_at"] == 2
+    assert answered(schemas.rotated_key(RotatedKey("orders", "kkp_sk_y", None, 3.9), None)) == {
+        "id": "orders",
+        "service_key": "kkp_sk_y",
+        "expires_at": None,
+        "former_key_expires_at": 3,
+    }
+    assert answered(schemas.rotated_key(RotatedKey("orders", "kkp_sk_y", 2.9, 3.9), None))["expires_at"] == 2
+    assert answered(schemas.rotation(Rotation("kid", 1.9, 2.9, "created"), None)) == {
         "kid": "kid",
         "activates_at": 1,
         "expires_at": 2,
@@ -845,8 +860,10 @@ def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
 
 
 def test_identities_are_listed_without_anything_secret() -> None:
-    identity = Identity("orders", ("service",), (Grant("aws", "k", ("encrypt",)),), {}, 1.5)
-    (listed,) = answered(schemas.identities([identity]))["identities"]
+    grants = (Grant("aws", "k", ("encrypt",)),)
+    identity = Identity("orders", ("service",), grants, {}, 1.5, service_keys=(KeyTimes(1.5, 2.5),))
+    (listed,) = answered(schemas.identities([identity], None))["identities"]
+    assert listed.pop("service_keys") == [{"created_at": 1.5, "expires_at": 2.5}]
     assert set(listed) == {"id", "roles", "grants", "attributes", "created_at", "disabled_at"}
     assert "max_ttl" not in listed["grants"][0]
 
@@ -856,9 +873,19 @@ def test_a_page_of_audit_says_where_to_go_on() -> None:
         schemas.audit_page([AuditRecord("a", seq, {"seq": seq}) for seq in (1, 2)], AuditQuery(None, 2))
     )
     assert page == {"records": [{"seq": 1}, {"seq": 2}], "next": "a:2"}
-    assert schemas.audit_query({"after": page["next"]}).after == ("a", 2)
+    assert audit_query({"after": page["next"]}).after == ("a", 2)
 
 
 def test_an_empty_page_of_audit_stays_where_it_is() -> None:
     assert answered(schemas.audit_page([], AuditQuery(None, 2)))["next"] is None
     assert answered(schemas.audit_page([], AuditQuery(("a", 2), 2)))["next"] == "a:2"
+
+
+def test_nothing_that_goes_over_the_wire_shows_itself_in_a_repr() -> None:
+    shown = [
+        decode(_encrypt, body(ENCRYPT, plaintext="s3cret")),
+        schemas.opened(Opened(b"s3cret", "utf-8", CLAIMS), None),
+        schemas.issued_token(IssuedToken("s3cret", 2, "kid"), None),
+        schemas.new_identity(NewIdentity("orders", "s3cret", None), None),
+    ]
+    assert all("s3cret" not in repr(each) for each in shown)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -20,20 +21,18 @@ from kkp.rows import (
     IdentityRow,
     LocalKeyRow,
     RingRow,
-    ServiceKeyRow,
 )
 from kkp.store.audit import AuditStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
-from kkp.store.sql import Database, bump_epoch
+from kkp.store.sql import Database, Work, bump_epoch
 
 CHECK = b"check value"
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
 SECOND = RingRow("kid-2", 2, '{"kty":"OKP"}', 300.0, 400.0, None, b"mac 2")
 ORDERS = IdentityRow("orders", "{}", 100.25, None, b"\0mac\xff")
-ORDERS_KEY = ServiceKeyRow(b"d" * 32, "orders", 100.25, b"key mac")
 
 
 @pytest.fixture
@@ -88,6 +87,14 @@ def locked(path: Path) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def move(source: Path, target: Path) -> None:
+    source.rename(target)
 
 
 # Opening.
@@ -206,6 +213,58 @@ async def test_a_read_only_database_is_not_opened(path: Path) -> None:
         await Database.open(f"sqlite:///file:{path}?mode=ro&uri=true", master_key_check=CHECK)
 
 
+async def test_looking_at_a_database_makes_no_file_and_writes_nothing(path: Path) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    before = files(path)
+    database = await Database.open_read_only(path, master_key_check=CHECK)
+    assert await database.epoch() == 1
+    assert await database.quick_check() == []
+    for attempt in (database.write(bump_epoch), database.check()):
+        with pytest.raises(KeyringUnavailableError):
+            await attempt
+    await database.close()
+    assert files(path) == before
+
+
+async def test_looking_beside_a_server_sees_what_it_has_committed(database: Database, path: Path) -> None:
+    await database.write(bump_epoch)
+    names = files(path).keys()
+    other = await Database.open_read_only(path, master_key_check=CHECK)
+    assert await other.epoch() == 2
+    await database.write(bump_epoch)
+    assert await other.epoch() == 3
+    await other.close()
+    assert files(path).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("content", "check", "problem"),
+    [
+        (None, b"another", "another master key"),
+        (b"", CHECK, "nothing in it yet"),
+        (b"no database at all" * 1000, CHECK, "can't be read"),
+    ],
+)
+async def test_what_is_not_ours_is_not_looked_at(
+    path: Path, content: bytes | None, check: bytes, problem: str
+) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    if content is not None:
+        overwrite(path, content)
+    with pytest.raises(ConfigError, match=problem):
+        await Database.open_read_only(path, master_key_check=check)
+
+
+async def test_damage_is_found(path: Path) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    content = bytearray(files(path)[path.name])
+    content[36:40] = (5).to_bytes(4)  # pages of which the header says that they are free
+    overwrite(path, bytes(content))
+    database = await Database.open_read_only(path, master_key_check=CHECK)
+    assert await database.quick_check()
+    await database.close()
+
+
 async def test_a_refused_database_leaves_no_thread_behind(database: Database, path: Path) -> None:
     await database.epoch()
     for _ in range(3):
@@ -316,15 +375,15 @@ async def test_a_caller_that_stops_waiting_breaks_nothing(database: Database, pa
 async def test_a_database_that_became_read_only_refuses_every_write_and_serves_reads(
     database: Database,
 ) -> None:
-    await IdentityStore(database).insert_identity(ORDERS, ORDERS_KEY)
+    await IdentityStore(database).insert_identity(ORDERS)
     await set_pragma(database, "query_only=ON")
     writes = [
         RingStore(database).insert_ring_key(FIRST, b"sealed"),
         RingStore(database).promote_ring_key(FIRST),
         RingStore(database).note_served(1.0),
         RingStore(database).delete_private_keys(["kid-1"]),
-        IdentityStore(database).insert_identity(ORDERS, ORDERS_KEY),
-        IdentityStore(database).disable_identity(ORDERS._replace(disabled_at=1.0)),
+        IdentityStore(database).insert_identity(ORDERS),
+        IdentityStore(database).replace_identity(ORDERS, former_mac=ORDERS.mac),
         LocalKeyStore(database).add_local_key(LocalKeyRow("default", 1, 1.0, b"")),
         AuditStore(database).open_chain("a", Opening()),
         AuditStore(database).append("a", [record(1)]),
@@ -334,6 +393,72 @@ async def test_a_database_that_became_read_only_refuses_every_write_and_serves_r
         with pytest.raises(KeyringUnavailableError):
             await write
     assert (await IdentityStore(database).load_identities()).identities == (ORDERS,)
+
+
+async def test_a_file_that_is_gone_is_neither_read_nor_written_until_it_is_back(
+    database: Database, path: Path, tmp_path: Path
+) -> None:
+    await IdentityStore(database).insert_identity(ORDERS)
+    move(path, tmp_path / "elsewhere")
+    for attempt in (database.epoch(), database.write(bump_epoch), database.check()):
+        with pytest.raises(KeyringUnavailableError, match="gone"):
+            await attempt
+    move(tmp_path / "elsewhere", path)
+    assert await database.epoch() == 2
+    await database.write(bump_epoch)
+    assert await database.epoch() == 3
+
+
+async def test_a_file_that_was_replaced_is_neither_read_nor_written(
+    database: Database, path: Path, tmp_path: Path
+) -> None:
+    await database.epoch()
+    await (await Database.open(url(tmp_path / "other.db"), master_key_check=CHECK)).close()
+    move(path, tmp_path / "elsewhere")
+    move(tmp_path / "other.db", path)
+    for attempt in (database.epoch(), database.write(bump_epoch), database.check()):
+        with pytest.raises(KeyringUnavailableError, match="replaced"):
+            await attempt
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT epoch FROM state").fetchone() == (1,)
+
+
+async def test_a_check_tells_of_a_lock_that_reading_does_not_notice(database: Database, path: Path) -> None:
+    with locked(path):
+        assert await database.epoch() == 1
+        with pytest.raises(KeyringUnavailableError):
+            await database.check()
+
+
+async def test_who_checks_together_shares_one_write(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, write = 0, Database.write
+
+    async def counted(self: Database, work: Work[Any]) -> Any:
+        nonlocal writes
+        writes += 1
+        return await write(self, work)
+
+    monkeypatch.setattr(Database, "write", counted)
+    await asyncio.gather(*(database.check() for _ in range(100)))
+    assert writes == 1
+    await database.check()
+    assert writes == 1
+    monkeypatch.setattr("kkp.store.sql._CHECK_SECONDS", 0.0)
+    await database.check()
+    assert writes == 2
+
+
+async def test_a_cancelled_check_leaves_the_others_their_answer(database: Database) -> None:
+    first = asyncio.create_task(database.check())
+    await asyncio.sleep(0)
+    second = asyncio.create_task(database.check())
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
 
 
 async def test_a_full_disk_refuses_whole_transactions_and_heals_by_itself(database: Database) -> None:
@@ -464,6 +589,66 @@ async def test_of_two_promotions_to_one_time_one_wins(database: Database, replic
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
 
 
+REVOKED = FIRST._replace(revoked_at=350.0, mac=b"revoked mac")
+PROMOTED = SECOND._replace(activate_at=350.0, mac=b"promoted mac")
+THIRD = RingRow("kid-3", 3, '{"kty":"OKP"}', 350.0, 350.0, None, b"mac 3")
+
+
+async def test_a_revocation_and_the_promotion_with_it_are_one_transaction(database: Database) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(FIRST, b"sealed 1")
+    await store.insert_ring_key(SECOND, b"sealed 2")
+    await store.revoke_ring_key(REVOKED._replace(created_at=1.0), promoted=PROMOTED, created=None)
+    snapshot = await store.load_ring()
+    assert snapshot.rows == (REVOKED, PROMOTED)
+    assert snapshot.sealed_private == {"kid-2": b"sealed 2"}
+    assert snapshot.epoch == 4
+
+
+async def test_a_revocation_and_the_key_made_with_it_are_one_transaction(database: Database) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(FIRST, b"sealed 1")
+    await store.revoke_ring_key(REVOKED, promoted=None, created=(THIRD, b"sealed 3"))
+    snapshot = await store.load_ring()
+    assert snapshot.rows == (REVOKED, THIRD)
+    assert snapshot.sealed_private == {"kid-3": b"sealed 3"}
+    assert snapshot.epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "promoted", "created"),
+    [
+        pytest.param(REVOKED._replace(kid="kid-9"), None, None, id="the key is unknown"),
+        pytest.param(REVOKED._replace(activate_at=199.0), None, None, id="the key was promoted since"),
+        pytest.param(REVOKED, PROMOTED._replace(kid="kid-9"), None, id="the one to promote is unknown"),
+        pytest.param(REVOKED, PROMOTED._replace(activate_at=400.0), None, id="it has begun since"),
+        pytest.param(REVOKED, None, (THIRD._replace(generation=2), b"s"), id="the generation is taken"),
+    ],
+)
+async def test_a_revocation_happens_whole_or_not_at_all_when(
+    database: Database, row: RingRow, promoted: RingRow | None, created: tuple[RingRow, bytes] | None
+) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(FIRST, b"sealed 1")
+    await store.insert_ring_key(SECOND, b"sealed 2")
+    before = await store.load_ring()
+    with pytest.raises(ConflictError):
+        await store.revoke_ring_key(row, promoted=promoted, created=created)
+    assert await store.load_ring() == before
+
+
+async def test_a_key_is_revoked_once(database: Database, replica: Database) -> None:
+    await RingStore(database).insert_ring_key(FIRST, b"sealed 1")
+    stores = [RingStore(database), RingStore(replica)]
+    outcomes = await asyncio.gather(
+        *(stores[n % 2].revoke_ring_key(REVOKED, promoted=None, created=None) for n in range(6)),
+        return_exceptions=True,
+    )
+    assert outcomes.count(None) == 1
+    assert sum(isinstance(outcome, ConflictError) for outcome in outcomes) == 5
+    assert (await stores[0].load_ring()).rows == (REVOKED,)
+
+
 @pytest.mark.parametrize(
     ("notes", "latest"),
     [([5.0], 5.0), ([5.0, 7.5], 7.5), ([7.5, 5.0], 7.5), ([5.0, 5.0], 5.0), ([5.0, 9.0, 7.0], 9.0)],
@@ -505,43 +690,32 @@ async def test_a_value_of_another_type_is_handed_on_as_it_is(
 # Identities.
 
 
-async def test_an_identity_its_key_and_the_epoch_are_one_transaction(database: Database) -> None:
+async def test_an_identity_and_the_epoch_are_one_transaction(database: Database) -> None:
     store = IdentityStore(database)
-    await store.insert_identity(ORDERS, ORDERS_KEY)
+    await store.insert_identity(ORDERS)
     snapshot = await store.load_identities()
     assert snapshot.identities == (ORDERS,)
-    assert snapshot.service_keys == (ORDERS_KEY,)
     assert snapshot.epoch == 2
 
 
-@pytest.mark.parametrize(
-    ("identity", "key"),
-    [
-        pytest.param(ORDERS, ORDERS_KEY._replace(digest=b"e" * 32), id="a name that is taken"),
-        pytest.param(ORDERS._replace(id="billing"), ORDERS_KEY, id="a key that is taken"),
-    ],
-)
-async def test_a_name_and_a_key_exist_once(
-    database: Database, identity: IdentityRow, key: ServiceKeyRow
-) -> None:
+async def test_a_name_exists_once(database: Database) -> None:
     store = IdentityStore(database)
-    await store.insert_identity(ORDERS, ORDERS_KEY)
+    await store.insert_identity(ORDERS)
     before = await store.load_identities()
     with pytest.raises(ConflictError):
-        await store.insert_identity(identity, key)
+        await store.insert_identity(ORDERS._replace(document="other", mac=b"other"))
     assert await store.load_identities() == before
 
 
-async def test_disabling_writes_the_time_once(database: Database) -> None:
+async def test_a_row_is_replaced_only_where_it_still_is_what_was_read(database: Database) -> None:
     store = IdentityStore(database)
-    await store.insert_identity(ORDERS, ORDERS_KEY)
-    await store.disable_identity(ORDERS._replace(document="other", disabled_at=200.0, mac=b"new mac"))
+    await store.insert_identity(ORDERS)
+    changed = ORDERS._replace(document="other", disabled_at=200.0, mac=b"new mac")
+    assert await store.replace_identity(changed, former_mac=ORDERS.mac)
     snapshot = await store.load_identities()
-    assert snapshot.identities == (ORDERS._replace(disabled_at=200.0, mac=b"new mac"),)
-    assert snapshot.epoch == 3
-    for row in (ORDERS._replace(disabled_at=300.0), ORDERS._replace(id="nobody", disabled_at=300.0)):
-        with pytest.raises(ConflictError):
-            await store.disable_identity(row)
+    assert (snapshot.epoch, snapshot.identities) == (3, (changed,))
+    for row in (ORDERS._replace(disabled_at=300.0), changed._replace(id="nobody")):
+        assert not await store.replace_identity(row, former_mac=ORDERS.mac)
     assert await store.load_identities() == snapshot
 
 
@@ -629,10 +803,34 @@ async def test_a_chain_whose_first_record_could_not_be_made_carries_nothing(data
     assert await open_chain(store, "c") == [ChainHead("a", 1, b"hash a1")]
 
 
+@pytest.mark.parametrize("size", [1, 2, 255, 256])
+async def test_a_batch_of_any_size_is_kept_whole_and_in_order(database: Database, size: int) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    await database.write(bump_epoch)
+    batch = [record(seq, "a") for seq in range(2, size + 2)]
+    assert await store.append("a", batch) == 2
+    assert await store.read(("a", 1), 300) == [("a", row) for row in batch]
+    assert await open_chain(store, "b") == [ChainHead("a", size + 1, batch[-1].hash)]
+
+
+async def test_what_stands_open_after_a_failure_does_not_outlive_it(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # neither of which SQLAlchemy knows of
+        connection.exec_driver_sql("UPDATE state SET epoch = 7")
+        raise LookupError("on purpose")
+
+    with pytest.raises(LookupError, match="on purpose"):
+        await database.write(fail)
+    await database.write(bump_epoch)
+    assert await database.epoch() == 2
+
+
 async def test_a_record_is_never_written_twice_and_a_batch_is_whole_or_not_at_all(database: Database) -> None:
     store = AuditStore(database)
     await open_chain(store, "a")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(sqlite3.IntegrityError):
         await store.append("a", [record(2), record(1, "forged ")])
     with pytest.raises(IntegrityError):
         await store.open_chain("a", Opening("forged "))

@@ -4,8 +4,11 @@
 package kkp.administration
 
 # METADATA
-# title: The caller may, by role alone
-permitted if {
+# title: The action is permitted
+# description: If all of this holds.
+permit := {"reasons": ["administration.granted"], "obligations": {}} if {
+	is_object(input.claims)
+	is_object(input.request.envelope)
 	data.kkp.caller.exempt
 	_own_credential
 }

@@ -1,18 +1,10 @@
 # METADATA
-# title: A token's policy claims agree with everything known
+# title: What contradicts a token's policy claims
 # description: |
 #   Where the envelope's authenticated context, the caller's attributes or the request's context has a
-#   claim's name, its value is the claim's. This holds for everyone, admins included. The request's context
-#   is the caller's word: it can only add a refusal.
+#   claim's name, its value must be the claim's. The request's context is the caller's word: it can only add
+#   a refusal. This explains: each operation's `permit` demands the same itself.
 package kkp.conditions
-
-# METADATA
-# title: Every policy claim agrees
-claims_agree if {
-	every name, value in object.get(input.claims, "policy_claims", {}) {
-		_agrees(name, value)
-	}
-}
 
 # METADATA
 # title: Why a policy claim is refused

@@ -8,121 +8,82 @@ package kkp.envelopes
 
 # METADATA
 # title: The operation is permitted
-permitted if {
-	_well_formed
-	_token_suffices
-	_token_in_scope
-	_token_in_context
-	_token_acceptable
-	_covered
-	data.kkp.conditions.claims_agree
-}
-
-# METADATA
-# title: Why an operation on an envelope is refused
-# scope: document
-denials contains "envelopes.malformed_input" if not _well_formed
-
-denials contains "envelopes.token_required" if {
-	_well_formed
-	not _token_suffices
-}
-
-denials contains "envelopes.token_out_of_scope" if {
-	_well_formed
-	not _token_in_scope
-}
-
-denials contains "envelopes.token_out_of_context" if {
-	_well_formed
-	not _token_in_context
-}
-
-denials contains "envelopes.token_unbound" if {
-	_well_formed
-	not _token_acceptable
-}
-
-denials contains "envelopes.no_grant" if {
-	_well_formed
-	not _key_granted
-}
-
-denials contains "envelopes.policy_claims_exceed_grant" if {
-	_well_formed
-	_key_granted
-	not _covered
-}
-
-denials contains code if {
-	_well_formed
-	some code in data.kkp.conditions.denials
-}
-
-_well_formed if {
+# description: If all of this holds.
+permit := {"reasons": ["envelopes.granted"], "obligations": {}} if {
+	# Types first, before any line looks inside.
 	is_string(input.request.backend)
 	is_string(input.request.key_id)
 	is_object(input.request.envelope.context)
+
+	# The envelope's labels name the requested key.
 	input.request.envelope.backend == input.request.backend
 	input.request.envelope.key_id == input.request.key_id
-	_claims_well_formed
+
+	# A token allows the operation, under its policy claims; or none is needed, and there are none.
+	policy_claims := _policy_claims(input.claims)
+
+	# A grant covers the operation, or a role that needs none.
+	_covered(policy_claims)
+
+	# Nothing known contradicts a policy claim. This holds for everyone, admins included.
+	every name, value in policy_claims {
+		object.get(input.request.envelope.context, name, value) == value
+		object.get(input.caller.attributes, name, value) == value
+		object.get(input.request.context, name, value) == value
+	}
 }
 
-_claims_well_formed if {
-	is_array(input.claims.ops)
-	is_object(input.claims.policy_claims)
-	is_object(object.get(input.claims, "context", {}))
-} else if {
-	count(input.claims) == 0
-}
+# Those of a token that is for this key, operation, caller and envelope.
+_policy_claims(claims) := claims.policy_claims if {
+	# Types first, before any line looks inside.
+	is_array(claims.ops)
+	is_object(claims.policy_claims)
+	context := object.get(claims, "context", {})
+	is_object(context)
 
-_token_suffices if {
-	count(input.claims) > 0
-} else if {
+	# The token is for this key and operation; the caller is its subject, or asked for it.
+	claims.backend == input.request.backend
+	claims.key_id == input.request.key_id
+	input.action in claims.ops
+	input.caller.id in [claims.sub, object.get(claims, ["act", "sub"], null)]
+
+	# The envelope has every pair of context that the token demands.
+	every name, value in context {
+		input.request.envelope.context[name] == value
+	}
+
+	# Whoever shows the token is the one it was made for.
+	_bound(claims)
+} else := {} if {
+	claims == {}
 	input.action == "encrypt"
 	input.caller.method != "kkp_token"
 }
 
-_token_in_scope if {
-	input.claims.backend == input.request.backend
-	input.claims.key_id == input.request.key_id
-	input.action in input.claims.ops
-	input.caller.id in [input.claims.sub, object.get(input.claims, ["act", "sub"], null)]
-} else if {
-	count(input.claims) == 0
-}
-
-_token_in_context if {
-	every name, value in object.get(input.claims, "context", {}) {
-		input.request.envelope.context[name] == value
-	}
-}
-
 # A bearer token whose audience is another service could be replayed to KKP by that service.
-_token_acceptable if {
+_bound(claims) if {
 	input.caller.method != "kkp_token"
 } else if {
-	input.claims.aud == input.claims.iss
+	claims.aud == claims.iss
 } else if {
-	is_object(input.claims.cnf)
+	is_object(claims.cnf)
 } else if {
 	data.kkp.settings.bearer_tokens == "any"
 }
 
-_covered if {
+# One grant names the key and the operation, and allows the policy claims and the envelope's context. A name
+# that the grant restricts stays restricted where no claim of the token repeats it.
+_covered(policy_claims) if {
 	some grant in input.caller.grants
 	data.kkp.grants.names_key(grant, input.request)
 	input.action in grant.ops
-	data.kkp.grants.allows_claims(grant, object.get(input.claims, "policy_claims", {}))
-	data.kkp.grants.allows_context(grant, input.request.envelope.context)
-} else if {
-	data.kkp.caller.exempt
-}
-
-_key_granted if {
-	some grant in input.caller.grants
-	data.kkp.grants.names_key(grant, input.request)
-	input.action in grant.ops
+	is_object(grant.policy_claims)
+	every name, value in policy_claims {
+		value in grant.policy_claims[name]
+	}
+	every name, value in input.request.envelope.context {
+		value in object.get(grant.policy_claims, name, [value])
+	}
 } else if {
 	data.kkp.caller.exempt
 }

@@ -37,7 +37,7 @@ _with(changes) := json.patch(_decrypt, [{"op": "add", "path": path, "value": val
 	some path, value in changes
 ])
 
-_permitted(changes) if data.kkp.envelopes.permitted with input as _with(changes)
+_permitted(changes) if data.kkp.envelopes.permit with input as _with(changes)
 
 _denials(changes) := denials if denials := data.kkp.envelopes.denials with input as _with(changes)
 
@@ -111,6 +111,20 @@ test_a_claim_left_out_does_not_widen_the_grant if {
 test_a_contradiction_is_refused if {
 	expected := {"conditions.environment_mismatch"}
 	_refused({"/request/context": {"environment": "dev"}}, expected)
+	_refused({"/caller/attributes": {"environment": "dev"}}, expected)
+	changes := {
+		"/caller/grants/0/policy_claims": {"environment": ["dev", "prod"]},
+		"/request/envelope/context": {"environment": "dev"},
+	}
+	_refused(changes, expected)
 }
 
-test_an_empty_input_is_not_permitted if not data.kkp.envelopes.permitted with input as {}
+test_a_context_is_restricted_in_the_names_the_grant_has if {
+	_permitted({"/action": "encrypt", "/claims": {}, "/request/envelope/context": {"table": "orders"}})
+	changes := {"/action": "encrypt", "/claims": {}, "/request/envelope/context": {"environment": "prod"}}
+	_permitted(changes)
+	expected := {"envelopes.policy_claims_exceed_grant"}
+	_refused(object.union(changes, {"/caller/grants/0/policy_claims": {"environment": []}}), expected)
+}
+
+test_an_empty_input_is_not_permitted if not data.kkp.envelopes.permit with input as {}

@@ -25,26 +25,3 @@ test_another_backend_is_not_named if {
 test_a_grant_without_members_names_nothing if {
 	not data.kkp.grants.names_key({}, {"backend": "aws", "key_id": "alias/orders"})
 }
-
-test_every_claim_must_be_allowed if {
-	grant := {"policy_claims": {"environment": ["prod"], "region": ["eu", "us"]}}
-	data.kkp.grants.allows_claims(grant, {})
-	data.kkp.grants.allows_claims(grant, {"environment": "prod", "region": "us"})
-	not data.kkp.grants.allows_claims(grant, {"environment": "prod", "region": "mars"})
-	not data.kkp.grants.allows_claims(grant, {"environment": "prod", "team": "blue"})
-}
-
-test_a_grant_without_claims_allows_none if {
-	not data.kkp.grants.allows_claims({}, {"environment": "prod"})
-}
-
-test_a_context_is_restricted_in_the_names_the_grant_has if {
-	grant := {"policy_claims": {"environment": ["prod"]}}
-	data.kkp.grants.allows_context(grant, {"table": "orders"})
-	data.kkp.grants.allows_context(grant, {"environment": "prod"})
-	not data.kkp.grants.allows_context(grant, {"environment": "dev"})
-}
-
-test_an_empty_list_allows_no_value if {
-	not data.kkp.grants.allows_context({"policy_claims": {"environment": []}}, {"environment": "prod"})
-}

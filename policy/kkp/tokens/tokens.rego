@@ -7,140 +7,78 @@ package kkp.tokens
 
 # METADATA
 # title: The token may be issued
-permitted if {
-	_well_formed
-	_own_credential
-	_subject_permitted
-	_covered
-	_ttl_permitted
-	data.kkp.conditions.claims_agree
-}
-
-# METADATA
-# title: Why a token is granted
-# description: KKP signs a token for another subject only where `tokens.delegated` says so in as many words.
-# scope: document
-default grounds := ["tokens.granted"]
-
-grounds := ["tokens.delegated", "tokens.granted"] if input.claims.sub != input.caller.id
-
-# METADATA
-# title: Why a token is refused
-# scope: document
-denials contains "tokens.malformed_input" if not _well_formed
-
-denials contains "tokens.needs_own_credential" if not _own_credential
-
-denials contains "tokens.subject_not_caller" if {
-	_well_formed
-	not _subject_permitted
-}
-
-denials contains "tokens.no_grant" if {
-	_well_formed
-	not _scope_granted
-}
-
-denials contains "tokens.policy_claims_exceed_grant" if {
-	_well_formed
-	_scope_granted
-	not _covered
-}
-
-denials contains "tokens.ttl_exceeds_grant" if {
-	_well_formed
-	_covered
-	not _ttl_permitted
-}
-
-denials contains code if {
-	_well_formed
-	some code in data.kkp.conditions.denials
-}
-
-# METADATA
-# title: What KKP must do besides
-# description: Where every covering grant limits the lifetime, the longest of those limits holds.
-# scope: document
-default obligations := {}
-
-obligations := {"max_ttl": max(_limits)} if {
-	input.action == "issue_token"
-	count(_limits) > 0
-	count(_limits) == count(_covering)
-	not data.kkp.caller.exempt
-}
-
-_well_formed if {
+# description: If all of this holds, on these grounds and under these obligations.
+permit := {"reasons": grounds, "obligations": obligations} if {
+	# Types first, before any line looks inside.
 	is_string(input.request.backend)
 	is_string(input.request.key_id)
+	is_object(input.request.envelope)
 	is_string(input.claims.sub)
 	is_string(input.claims.aud)
 	is_array(input.claims.ops)
 	is_object(input.claims.policy_claims)
+
+	# The claims say what was asked for.
 	input.claims.backend == input.request.backend
 	input.claims.key_id == input.request.key_id
 	input.request.subject in {null, input.claims.sub}
-	_ttl_well_formed
+
+	# A KKP token is a capability for the envelopes it names, and for nothing else.
+	input.caller.method != "kkp_token"
+
+	# The subject is the caller, or one that the caller may act for.
+	grounds := _grounds(input.claims, input.caller)
+
+	# A grant covers the token, or a role that needs none, and the lifetime is within its limit.
+	obligations := _obligations(_covering(input.caller.grants))
+	_lifetime_permitted(input.request.ttl_seconds, obligations)
+
+	# Nothing known contradicts a policy claim. This holds for everyone, admins included.
+	every name, value in input.claims.policy_claims {
+		object.get(input.request.envelope, ["context", name], value) == value
+		object.get(input.caller.attributes, name, value) == value
+		object.get(input.request.context, name, value) == value
+	}
 }
 
-_ttl_well_formed if {
-	input.request.ttl_seconds == null
-} else if {
-	is_number(input.request.ttl_seconds)
-	input.request.ttl_seconds > 0
-}
-
-_subject_permitted if {
-	input.claims.sub == input.caller.id
-} else if {
+# KKP signs a token for another subject only where `tokens.delegated` says so in as many words.
+_grounds(claims, caller) := ["tokens.granted"] if {
+	claims.sub == caller.id
+} else := ["tokens.delegated", "tokens.granted"] if {
+	claims.act.sub == caller.id
 	data.kkp.caller.acts_for_others
-	input.claims.act.sub == input.caller.id
 }
 
-_covered if {
-	count(_covering) > 0
-} else if {
-	data.kkp.caller.exempt
-}
-
-_ttl_permitted if {
-	input.request.ttl_seconds == null
-} else if {
-	some grant in _covering
-	input.request.ttl_seconds <= object.get(grant, "max_ttl", input.request.ttl_seconds)
-} else if {
-	data.kkp.caller.exempt
-}
-
-_scope_granted if {
-	some grant in input.caller.grants
-	_in_scope(grant)
-} else if {
-	data.kkp.caller.exempt
-}
-
-_covering := [grant |
-	some grant in input.caller.grants
-	_in_scope(grant)
-	data.kkp.grants.allows_claims(grant, input.claims.policy_claims)
-	_limit_well_formed(object.get(grant, "max_ttl", 1))
-]
-
-_limits := [grant.max_ttl | some grant in _covering]
-
-_in_scope(grant) if {
+# The grants that cover the whole token: each alone, never parts of several.
+_covering(grants) := [grant |
+	some grant in grants
 	data.kkp.grants.names_key(grant, input.request)
 	input.claims.aud in grant.audiences
 	every op in input.claims.ops {
 		op in grant.ops
 	}
+	every name, value in input.claims.policy_claims {
+		value in grant.policy_claims[name]
+	}
+]
+
+# One covering grant without a limit is enough; where each has one, the longest holds. A limit that is not a
+# positive number makes its grant cover nothing. Undefined where neither a grant nor a role covers the token.
+_obligations(covering) := {} if {
+	some grant in covering
+	not "max_ttl" in object.keys(grant)
+} else := {} if {
+	data.kkp.caller.exempt
+} else := {"max_ttl": max(limits)} if {
+	limits := [grant.max_ttl | some grant in covering; is_number(grant.max_ttl); grant.max_ttl > 0]
+	count(limits) > 0
 }
 
-_limit_well_formed(limit) if {
-	is_number(limit)
-	limit > 0
+# A lifetime that was not asked for is KKP's to shorten.
+_lifetime_permitted(seconds, obligations) if {
+	seconds == null
+} else if {
+	is_number(seconds)
+	seconds > 0
+	seconds <= object.get(obligations, "max_ttl", seconds)
 }
-
-# A KKP token is a capability for the envelopes it names, and for nothing else.
-_own_credential if input.caller.method != "kkp_token"

@@ -45,12 +45,12 @@ _with(changes) := json.patch(_issue, [{"op": "add", "path": path, "value": value
 	some path, value in changes
 ])
 
-_permitted(changes) if data.kkp.tokens.permitted with input as _with(changes)
+_permitted(changes) if data.kkp.tokens.permit with input as _with(changes)
 
 _denials(changes) := denials if denials := data.kkp.tokens.denials with input as _with(changes)
 
 _obligations(changes) := obligations if {
-	obligations := data.kkp.tokens.obligations with input as _with(changes)
+	obligations := data.kkp.tokens.permit.obligations with input as _with(changes)
 }
 
 _refused(changes, expected) if {
@@ -79,8 +79,9 @@ test_only_an_admin_names_another_subject if {
 }
 
 test_a_delegation_is_told if {
-	data.kkp.tokens.grounds == ["tokens.granted"] with input as _issue
-	data.kkp.tokens.grounds == ["tokens.delegated", "tokens.granted"] with input as _with(_for_payroll)
+	data.kkp.tokens.permit.reasons == ["tokens.granted"] with input as _issue
+	changes := object.union(_for_payroll, {"/caller/roles": ["admin"]})
+	data.kkp.tokens.permit.reasons == ["tokens.delegated", "tokens.granted"] with input as _with(changes)
 }
 
 test_the_actor_is_named_truly if {
@@ -106,7 +107,9 @@ test_audience_and_operations_come_from_one_grant if {
 test_an_admin_needs_no_grant if _permitted({"/caller/grants": [], "/caller/roles": ["admin"]})
 
 test_a_claim_outside_the_grant_is_refused if {
-	_refused({"/claims/policy_claims": {"environment": "dev"}}, {"tokens.policy_claims_exceed_grant"})
+	expected := {"tokens.policy_claims_exceed_grant"}
+	_refused({"/claims/policy_claims": {"environment": "dev"}}, expected)
+	_refused({"/claims/policy_claims": {"environment": "prod", "team": "blue"}}, expected)
 }
 
 test_the_longest_limit_obliges if {
@@ -134,7 +137,10 @@ test_a_limit_that_is_no_number_covers_nothing if {
 }
 
 test_a_contradiction_is_refused if {
-	_refused({"/request/context": {"environment": "dev"}}, {"conditions.environment_mismatch"})
+	expected := {"conditions.environment_mismatch"}
+	_refused({"/request/context": {"environment": "dev"}}, expected)
+	_refused({"/caller/attributes": {"environment": "dev"}}, expected)
+	_refused({"/request/envelope": {"context": {"environment": "dev"}}}, expected)
 }
 
-test_an_empty_input_is_not_permitted if not data.kkp.tokens.permitted with input as {}
+test_an_empty_input_is_not_permitted if not data.kkp.tokens.permit with input as {}

@@ -1,0 +1,269 @@
+"""The service that signs checkpoints, hands them to the sink, and compares them with the database at start.
+
+- One is signed when something was recorded since the last: every interval, within a second of a change of
+  the epoch (a key, an identity or a grant was made, changed or revoked), at start and at a clean stop.
+- It is committed to the database first, in the transaction that reads where the log stands; then it goes to
+  the sink. So a sink never knows more than the database that it speaks about.
+- A sink that fails loses nothing: audit and operations go on, what it did not take is handed to it again at
+  the next interval, the log says so once, and readiness turns bad after three intervals without success.
+- A database that is behind the newest checkpoint, or other than it says, is not started on, unless exactly
+  that checkpoint is named as accepted. The next checkpoint then says so, under a higher number.
+- No number is signed twice: one that is gone from the database is noticed at the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, final
+
+from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, disagreements, named_heads, read_checkpoint
+from kkp.audit.evidence import NotCheckpointsError, read_lines
+from kkp.audit.sinks import CheckpointSink, ReadableSink
+from kkp.clock import Clock
+from kkp.errors import AuditUnavailableError, ConfigError, KKPError
+from kkp.rows import ChainHead, CheckpointRow, LogPosition, Standing
+
+CLOSE_SECONDS: Final = 15.0
+
+_LOOK_SECONDS: Final = 1.0
+_INTERVALS_UNTIL_UNREADY: Final = 3
+_DELIVERED_AT_ONCE: Final = 100
+_ROLLBACK = """\
+KKP_DATABASE_URL: the database is not the one that {newest} was made of: {problem}. It was deleted, restored \
+from an older copy, or altered, and what was revoked or disabled since would be valid again. Put the newer \
+database back. If this is meant, start once with KKP_ACCEPT_ROLLBACK={accept}, which goes on record"""
+_log = logging.getLogger(__name__)
+
+
+class CheckpointStore(Protocol):
+    """Where checkpoints are kept beside the log. What it raises is a KKPError."""
+
+    async def epoch(self) -> int:
+        """Return the present epoch."""
+
+    async def newest(self) -> CheckpointRow | None:
+        """Return the checkpoint of the highest number."""
+
+    async def at(self, seq: int) -> CheckpointRow | None:
+        """Return the checkpoint of this number."""
+
+    async def standing(self, heads: Sequence[ChainHead]) -> Standing:
+        """Return what the database holds of these heads."""
+
+    async def add(
+        self, make: Callable[[CheckpointRow | None, LogPosition], CheckpointRow | None]
+    ) -> CheckpointRow | None:
+        """In one transaction, add what `make` makes of the newest checkpoint and of where the log stands."""
+
+    async def undelivered(self, limit: int) -> Sequence[CheckpointRow]:
+        """Return the oldest checkpoints that the sink does not have."""
+
+    async def mark_delivered(self, seqs: Sequence[int]) -> None:
+        """Note that the sink has taken these."""
+
+    async def mark_undelivered(self, after: int) -> int:
+        """Note that the sink lacks those behind this number; return how many it was thought to have."""
+
+
+@final
+class Checkpointer:
+    """Signs and delivers checkpoints.
+
+    Args:
+        store: Where they are kept, and where the log stands.
+        signer: Has the key.
+        sink: Takes them outside of the database; None for none.
+        clock: Dates them.
+        interval_seconds: How often `run` looks whether one is due.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        signer: CheckpointSigner,
+        sink: CheckpointSink | None,
+        clock: Clock,
+        *,
+        interval_seconds: float,
+    ) -> None:
+        self._store = store
+        self._signer = signer
+        self._sink = sink
+        self._clock = clock
+        self._interval_seconds = interval_seconds
+        self._writing = asyncio.Lock()
+        self._newest: Checkpoint | None = None
+        self._accepted: Checkpoint | None = None  # the one whose loss the next checkpoint is to accept
+        self._failing = False
+        self._succeeded_at = clock.now()
+
+    async def check_start(self, accept_rollback: str) -> Checkpoint | None:
+        """Compare the database with the newest checkpoint there is, in it and in the sink.
+
+        Args:
+            accept_rollback: The hash of a checkpoint that the database may be behind; empty for none.
+
+        Returns:
+            The checkpoint that the database is behind, if that was accepted.
+
+        Raises:
+            ConfigError: The database is behind or another one, or a checkpoint can't be believed.
+            KKPError: The database can't be read.
+        """
+        stored = await self._stored()
+        sunk = await self._sunk()
+        newest = max(filter(None, (sunk, stored)), key=lambda checkpoint: checkpoint.seq, default=None)
+        self._newest = newest
+        if newest is None:
+            return None
+        problems = disagreements(newest, await self._store.standing(named_heads(newest)))
+        problems += await self._missing(sunk)
+        if not problems:
+            await self._renew_sink(sunk)
+            return None
+        if accept_rollback != newest.hash:
+            problem = "; ".join(problems[:3])
+            raise ConfigError([_ROLLBACK.format(newest=newest, problem=problem, accept=newest.hash)])
+        _log.warning("a rollback behind %s is accepted: %s", newest, "; ".join(problems))
+        self._accepted = newest
+        return newest
+
+    async def write(self) -> Checkpoint | None:
+        """Sign a checkpoint if anything was recorded since the last, and hand the sink what it lacks.
+
+        Raises:
+            AuditUnavailableError: It could not be signed, or the sink took it not for certain.
+        """
+        async with self._writing:
+            try:
+                row = await self._store.add(self._make)
+                if row is not None:
+                    self._newest, self._accepted = read_checkpoint(row.line), None
+                await self._deliver()
+            except KKPError as error:
+                self._note_failure(error)
+                raise AuditUnavailableError(str(error)) from error
+            except Exception as error:
+                self._note_failure(error)
+                raise AuditUnavailableError("No checkpoint could be signed.") from error
+            self._note_success()
+            return self._newest if row is not None else None
+
+    async def run(self) -> None:
+        """Write checkpoints for ever: at once, every interval, and soon after each change of the epoch."""
+        epoch, due_at = -1, 0.0
+        while True:
+            try:
+                now_at, seen = self._clock.now(), await self._store.epoch()
+                if seen != epoch or now_at >= due_at:
+                    epoch, due_at = seen, now_at + self._interval_seconds
+                    await self.write()
+            except KKPError as error:
+                self._note_failure(error)
+            await asyncio.sleep(min(_LOOK_SECONDS, self._interval_seconds))
+
+    async def check_ready(self) -> None:
+        """Tell whether checkpoints are made and taken.
+
+        Raises:
+            AuditUnavailableError: Not for three intervals.
+        """
+        since = self._clock.now() - self._succeeded_at
+        if since > _INTERVALS_UNTIL_UNREADY * self._interval_seconds + _LOOK_SECONDS:
+            raise AuditUnavailableError(f"No checkpoint was signed and taken for {since:.0f} s.")
+
+    async def close(self) -> None:
+        """Write the last one; what the sink does not take now, it gets at the next start."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.write()
+        except TimeoutError:
+            _log.error("the last checkpoint took too long")
+        except AuditUnavailableError as error:
+            _log.error("the last checkpoint failed: %s", error)
+
+    async def _stored(self) -> Checkpoint | None:
+        row = await self._store.newest()
+        if row is None:
+            return None
+        try:
+            return self._believed(row.line)
+        except ValueError as error:
+            problem = f"KKP_DATABASE_URL: the database's checkpoint {row.seq} can't be believed ({error})"
+            raise ConfigError([f"{problem}; restore the database from a backup"]) from None
+
+    async def _sunk(self) -> Checkpoint | None:
+        if not isinstance(self._sink, ReadableSink):
+            return None
+        try:
+            found = read_lines(await self._sink.tail())
+            newest = max(found, key=lambda checkpoint: checkpoint.seq, default=None)
+            return self._believed(newest.line) if newest is not None else None
+        except NotCheckpointsError as error:
+            problem = f"KKP_CHECKPOINT_SINK: it holds something else than checkpoints ({error}, near its end)"
+            raise ConfigError([f"{problem}; put the right file back, or move this one away"]) from None
+        except ValueError as error:
+            problem = f"KKP_CHECKPOINT_SINK: its newest checkpoint can't be believed ({error})"
+            raise ConfigError(
+                [f"{problem}; is it another installation's? Give each a sink of its own"]
+            ) from None
+
+    def _believed(self, line: object) -> Checkpoint:
+        if not isinstance(line, bytes):
+            raise ValueError("it is not bytes")  # noqa: TRY004  whoever wrote it, it is one more bad value
+        checkpoint = read_checkpoint(line)
+        if checkpoint.key != self._signer.public_key:
+            raise ValueError(f"it is signed by another key, {checkpoint.kid}")
+        return checkpoint
+
+    async def _missing(self, sunk: Checkpoint | None) -> list[str]:
+        """Tell whether the database lacks the checkpoint that the sink took last."""
+        if sunk is None:
+            return []
+        row = await self._store.at(sunk.seq)
+        if row is None:
+            return [f"it has no checkpoint {sunk.seq}"]
+        return [] if row.line == sunk.line else [f"its checkpoint {sunk.seq} is another one"]
+
+    async def _renew_sink(self, sunk: Checkpoint | None) -> None:
+        """Hand a sink that lost checkpoints, or is a new one, all that it lacks."""
+        if not isinstance(self._sink, ReadableSink):
+            return
+        lost = await self._store.mark_undelivered(sunk.seq if sunk is not None else 0)
+        if lost:
+            _log.warning("the checkpoint sink lacks %d checkpoints that it had; it gets them again", lost)
+
+    def _make(self, row: CheckpointRow | None, position: LogPosition) -> CheckpointRow | None:
+        """Sign where the log stands, unless the newest checkpoint says the same."""
+        if self._accepted is not None:
+            signed = self._signer.sign(position, self._accepted, self._clock.now(), rollback=True)
+            return CheckpointRow(signed.seq, signed.line)
+        previous = self._believed(row.line) if row is not None else None
+        if self._newest is not None and (previous is None or previous.seq < self._newest.seq):
+            raise AuditUnavailableError(f"The database lost {self._newest}.")
+        if previous is not None and (previous.records, previous.epoch) == (position.records, position.epoch):
+            return None
+        signed = self._signer.sign(position, previous, self._clock.now())
+        return CheckpointRow(signed.seq, signed.line)
+
+    async def _deliver(self) -> None:
+        while self._sink is not None:
+            rows = await self._store.undelivered(_DELIVERED_AT_ONCE)
+            if not rows:
+                return
+            for row in rows:
+                await self._sink.put(row.line)
+            await self._store.mark_delivered([row.seq for row in rows])
+
+    def _note_failure(self, error: Exception) -> None:
+        if not self._failing:  # once per outage
+            _log.error("no checkpoint is signed or taken: %s: %.300s", type(error).__name__, error)
+        self._failing = True
+
+    def _note_success(self) -> None:
+        if self._failing:
+            _log.warning("checkpoints are signed and taken again")
+        self._failing = False
+        self._succeeded_at = self._clock.now()

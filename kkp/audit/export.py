@@ -1,0 +1,154 @@
+"""The audit log as JSON lines: written from a database, and read back to be verified. Nothing is changed.
+
+```
+{"chain":"…","seq":1,"hash":"<hex>","record":{…}}
+```
+
+`record` is the record's body, byte for byte as it was hashed; `chain`, `seq` and `hash` are the database's
+columns. A record whose columns or body were replaced by something that has no place in such a line is left
+out and reported; verification then finds that it is missing.
+
+*Evolution*: members are only ever added.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from kkp.audit.chain import FIRST_SEQ
+from kkp.audit.checkpoints import Checkpoint
+from kkp.audit.evidence import weigh
+from kkp.audit.verify import StoredRow, UnreadableError, Verdict, verify_rows
+
+_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+_CURSOR: Final = re.compile(r"([\x21-\x7e]{1,128}):([0-9]{1,18})", re.ASCII)
+_POSITION: Final = "SELECT position FROM audit_records NOT INDEXED WHERE chain = ? AND seq = ?"
+_ROWS_AFTER: Final = (
+    "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED WHERE position > ? ORDER BY position"
+)
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    chain: str
+    seq: int
+    hash: str
+    record: msgspec.Raw
+
+
+class Exported(NamedTuple):
+    """One record's line with its newline; None where the record has no place in one."""
+
+    chain: object
+    seq: object
+    line: bytes | None
+
+
+_decoder = msgspec.json.Decoder(_Line)
+_encoder = msgspec.json.Encoder()
+
+
+def read_cursor(text: str) -> tuple[str, int]:
+    """Return the place that a cursor `chain:seq` names.
+
+    Raises:
+        ValueError: It is no cursor.
+    """
+    found = _CURSOR.fullmatch(text)
+    if found is None:
+        raise ValueError("a cursor is CHAIN:SEQ")
+    return found[1], int(found[2])
+
+
+def export(connection: sqlite3.Connection, after: tuple[str, int] | None) -> Iterator[Exported]:
+    """Return the records in order of insertion, from behind the one named.
+
+    Raises:
+        LookupError: There is no such record.
+    """
+    position = -1
+    if after is not None:
+        found = connection.execute(_POSITION, after).fetchone()
+        if found is None:
+            raise LookupError("there is no such record")
+        (position,) = found
+    for row in map(StoredRow._make, connection.execute(_ROWS_AFTER, (position,))):
+        yield Exported(row.chain, row.seq, _line(row))
+
+
+def is_database(path: Path) -> bool:
+    """Tell whether a file is, or could only be, a SQLite database; whatever can't be opened is left to it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_MAGIC)) in {_SQLITE_MAGIC, b""}
+    except OSError:
+        return True
+
+
+def verify_export(
+    paths: Sequence[Path], checkpoints: Sequence[Checkpoint] = (), *, public_key: str | None = None
+) -> Verdict:
+    """Verify an exported log.
+
+    Args:
+        paths: Its parts, in the order in which they were exported.
+        checkpoints: What to compare it with.
+        public_key: The key that must have signed them all; None: whichever signed the first.
+
+    Raises:
+        UnreadableError: A part can't be read, or is no export.
+    """
+    firsts = (row for row in _rows(paths) if row.seq == FIRST_SEQ)
+    return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key))
+
+
+def _line(row: StoredRow) -> bytes | None:
+    if not isinstance(row.chain, str) or not isinstance(row.seq, int):
+        return None
+    if not isinstance(row.hash, bytes) or not isinstance(row.body, bytes) or b"\n" in row.body:
+        return None
+    document = {"chain": row.chain, "seq": row.seq, "hash": row.hash.hex(), "record": msgspec.Raw(row.body)}
+    try:
+        line = _encoder.encode(document)
+        if bytes(_decoder.decode(line).record) != row.body:  # it tries to pass for more than its own member
+            return None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return line + b"\n"
+
+
+def _rows(paths: Iterable[Path]) -> Iterator[StoredRow]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                yield from _rows_of(file, path)
+        except OSError as error:
+            raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+
+
+def _rows_of(lines: Iterable[bytes], path: Path) -> Iterator[StoredRow]:
+    """Read lines. One that is broken is a record without a body, in the chain of the line before it."""
+    chain: str | None = None
+    for line in lines:
+        try:
+            found = _decoder.decode(line)
+            stored = _hash_of(found.hash)
+        except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
+            if chain is None:
+                raise UnreadableError(f"{path} is neither a database nor an exported audit log") from None
+            yield StoredRow(chain, None, None, None)
+            continue
+        chain = found.chain
+        yield StoredRow(chain, found.seq, stored, bytes(found.record))
+
+
+def _hash_of(text: str) -> bytes:
+    raw = bytes.fromhex(text)
+    if raw.hex() != text:  # one spelling only
+        raise ValueError("not lowercase hex")
+    return raw

@@ -1,0 +1,321 @@
+"""What `kkp doctor` looks at. Nothing here writes to the database, or makes a file.
+
+A check is an async function of what is examined and a line in `CHECKS`. It returns what it found; a KKPError
+that it raises is a failure, whose cure is the one in the table unless the error brings its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple, final
+
+from kkp import data_dir, kms
+from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
+from kkp.authn.identities import IdentityDirectory
+from kkp.authn.revoked_tokens import RevokedTokens
+from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
+from kkp.authz.opa import OPAPolicy
+from kkp.clock import SteadyClock
+from kkp.config import Settings
+from kkp.errors import ConfigError, KKPError
+from kkp.keyring.rotation import Keyring
+from kkp.kms.base import Resources
+from kkp.master_key import MasterKey
+from kkp.model import Identity
+from kkp.store.identities import IdentityStore
+from kkp.store.local_keys import LocalKeyStore
+from kkp.store.revoked_tokens import RevokedTokenStore
+from kkp.store.ring import RingStore
+from kkp.store.sql import Database
+
+_PING_SECONDS = 5.0
+_EXPIRES_SOON_SECONDS = 7 * 86400
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_RESTORE = "restore a backup taken before that; the audit log names what was done since"
+
+
+class Status(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+class Finding(NamedTuple):
+    """What a check found, and what to do about it."""
+
+    check: str
+    status: Status
+    detail: str
+    cure: str = ""
+
+
+class Result(NamedTuple):
+    """What a check returns."""
+
+    status: Status
+    detail: str
+    cure: str = ""
+
+
+@final
+@dataclass(slots=True)
+class Examined:
+    """What is examined; the database is there for the checks after the one that opens it."""
+
+    settings: Settings
+    stack: AsyncExitStack
+    master_key: MasterKey | None = None
+    database: Database | None = None
+
+
+class Check(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        name: What it is about.
+        run: Looks.
+        cure: What to do where an error does not say so itself.
+        needs_database: Whether it is passed over where the database could not be opened.
+    """
+
+    name: str
+    run: Callable[[Examined], Awaitable[Result | list[Result]]]
+    cure: str
+    needs_database: bool = False
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Run every check."""
+    findings: list[Finding] = []
+    async with AsyncExitStack() as stack:
+        examined = Examined(settings, stack)
+        for check in CHECKS:
+            findings += [Finding(check.name, *result) for result in await _run(check, examined)]
+    return findings
+
+
+async def _run(check: Check, examined: Examined) -> list[Result]:
+    if check.needs_database and examined.database is None:
+        return [Result(Status.WARN, "not looked at, because the database could not be opened")]
+    try:
+        found = await check.run(examined)
+    except ConfigError as error:
+        return [problem(text, check.cure) for text in error.problems]
+    except KKPError as error:
+        return [Result(Status.FAIL, str(error), check.cure)]
+    except OSError as error:
+        return [Result(Status.FAIL, f"{error.filename}: {error.strerror}", check.cure)]
+    return found if isinstance(found, list) else [found]
+
+
+def problem(text: str, cure: str = "") -> Result:
+    """Return a failure of a sentence that ends in its cure, as those of the settings do."""
+    detail, separator, own_cure = text.rpartition("; ")
+    return Result(Status.FAIL, detail, own_cure) if separator else Result(Status.FAIL, text, cure)
+
+
+async def _files(examined: Examined) -> list[Result]:
+    settings = examined.settings
+    directory = settings.data_dir
+    if not directory.is_dir():
+        return [Result(Status.WARN, f"{directory} does not exist yet", "start KKP once: it makes it")]
+    open_to_others = [*_open_to_others([directory], 0o700), *_open_to_others(_files_of(settings), 0o600)]
+    return open_to_others or [Result(Status.OK, f"{directory} and what is in it are their owner's alone")]
+
+
+def _files_of(settings: Settings) -> set[Path]:
+    inside = {path for path in settings.data_dir.iterdir() if path.is_file()}
+    elsewhere = {settings.database_path, settings.master_key_file}
+    return inside | {path for path in elsewhere if path.is_file()}
+
+
+def _open_to_others(paths: Iterable[Path], mode: int) -> list[Result]:
+    return [
+        Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
+        for path in sorted(paths)
+        if path.stat().st_mode & _OTHERS
+    ]
+
+
+async def _master_key(examined: Examined) -> Result:
+    settings = examined.settings
+    if settings.master_key is not None:
+        examined.master_key = MasterKey(settings.master_key)
+        return Result(Status.OK, "given by KKP_MASTER_KEY")
+    path = settings.master_key_file
+    if not path.exists() and not settings.database_path.exists():
+        return Result(Status.WARN, f"{path} does not exist yet", "start KKP once: it makes it")
+    examined.master_key = MasterKey(data_dir.master_key(path, may_create=False))
+    return Result(Status.OK, f"read from {path}")
+
+
+async def _database(examined: Examined) -> Result:
+    path, master_key = examined.settings.database_path, examined.master_key
+    if not path.exists():
+        return Result(Status.WARN, f"{path} does not exist yet", "start KKP once: it makes it")
+    if master_key is None:
+        return Result(Status.WARN, "not looked at, because there is no master key")
+    if _exists_beside(path, "-wal") and not _exists_beside(path, "-shm"):
+        # To read such a database is to make its index, and to make a file is not the doctor's.
+        return Result(
+            Status.WARN, f"{path} was left in the middle of its work", "start KKP once: it mends it"
+        )
+    database = await Database.open_read_only(path, master_key_check=master_key.check_value())
+    examined.stack.push_async_callback(database.close)
+    faults = await database.quick_check()
+    if faults:
+        return Result(Status.FAIL, f"{path} is damaged: {faults[0][:200]}", _RESTORE)
+    examined.database = database
+    return Result(Status.OK, f"{path} is whole and of this master key")
+
+
+def _exists_beside(path: Path, suffix: str) -> bool:
+    real = path.resolve()
+    return real.with_name(real.name + suffix).exists()
+
+
+async def _clock(examined: Examined) -> Result:
+    snapshot = await RingStore(_database_of(examined)).load_ring()
+    behind = snapshot.clock_high_water - SteadyClock().now()
+    if behind > examined.settings.ring_times.clock_error:
+        cure = "set the clock, and keep it with NTP"
+        return Result(Status.FAIL, f"the clock is {behind:.0f} s behind the time in the database", cure)
+    return Result(Status.OK, "not behind the time in the database")
+
+
+async def _signing_keys(examined: Examined) -> Result:
+    store, times = RingStore(_database_of(examined)), examined.settings.ring_times
+    keyring = Keyring(store, _master_key_of(examined), times, SteadyClock())
+    await keyring.load()
+    return Result(Status.OK, f"{len(keyring.view.ring.keys)} rows, all of them genuine")
+
+
+async def _identities(examined: Examined) -> list[Result]:
+    store, clock = IdentityStore(_database_of(examined)), SteadyClock()
+    directory = IdentityDirectory(store, _master_key_of(examined), clock)
+    await directory.load()
+    identities = directory.all()
+    ending = [identity.id for identity in identities if _ends_soon(identity, clock.now())]
+    results = [Result(Status.OK, f"{len(identities)} rows, all of them genuine")]
+    if ending:
+        detail = f"expired, or within 7 days to be, are the service keys of {', '.join(ending)}"
+        results.append(Result(Status.WARN, detail, "run: kkp identity rotate-key NAME --overlap TIME"))
+    return results
+
+
+def _ends_soon(identity: Identity, now: float) -> bool:
+    expires_at = identity.service_keys[0].expires_at
+    return (
+        identity.disabled_at is None and expires_at is not None and expires_at < now + _EXPIRES_SOON_SECONDS
+    )
+
+
+async def _revoked_tokens(examined: Examined) -> Result:
+    times = examined.settings.ring_times
+    revoked = RevokedTokens(
+        RevokedTokenStore(_database_of(examined)),
+        _master_key_of(examined),
+        SteadyClock(),
+        clock_error_seconds=times.clock_error,
+    )
+    await revoked.load()
+    return Result(Status.OK, "all rows are genuine")
+
+
+async def _audit(examined: Examined) -> Result:
+    path, sink = examined.settings.database_path, examined.settings.checkpoint_sink
+    try:
+        has_file = sink.kind == "file" and sink.path.exists()
+        checkpoints = await asyncio.to_thread(read_checkpoint_file, sink.path) if has_file else []
+        verdict = await asyncio.to_thread(verify_sqlite, path, checkpoints)
+    except UnreadableError as error:
+        return Result(Status.FAIL, str(error), _RESTORE)
+    if verdict.findings:
+        detail = f"{len(verdict.findings)} findings, the first: {verdict.findings[0]}"
+        return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")
+    if verdict.disagreements:
+        detail = f"it disagrees with a checkpoint: {verdict.disagreements[0]}"
+        return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")
+    known = f"{verdict.evidence.count} checkpoints"
+    return Result(Status.OK, f"{verdict.records} records in {verdict.chains} chains, unbroken; {known}")
+
+
+async def _policy(examined: Examined) -> Result:
+    if examined.settings.opa_url is not None:
+        return await _opa(examined.settings, examined.settings.opa_url)
+    path = examined.settings.policy_path
+    policy = EmbeddedPolicy.load(path or default_policy_path(), {})
+    await policy.ping()
+    await policy.close()
+    return Result(Status.OK, f"{path or 'the bundled policy'} loads, and answers an empty question")
+
+
+async def _opa(settings: Settings, url: str) -> Result:
+    policy = await OPAPolicy.connect(
+        url,
+        timeout_seconds=settings.opa_timeout_seconds,
+        ca_file=settings.opa_ca_file,
+        rule=settings.policy_rule,
+    )
+    try:
+        await policy.ping()
+    finally:
+        await policy.close()
+    return Result(Status.OK, "OPA answers an empty question")
+
+
+async def _backends(examined: Examined) -> list[Result]:
+    kms.check(examined.settings.backends)
+    if examined.database is None:
+        return [Result(Status.WARN, "not asked, because the database could not be opened")]
+    resources = Resources(_master_key_of(examined), LocalKeyStore(_database_of(examined)))
+    return [await _backend(name, uri, resources) for name, uri in examined.settings.backends.items()]
+
+
+async def _backend(name: str, uri: str, resources: Resources) -> Result:
+    scheme = uri.partition("://")[0]  # what follows may hold a credential
+    try:
+        async with asyncio.timeout(_PING_SECONDS), AsyncExitStack() as stack:
+            backend = await kms.connect(uri, resources)
+            stack.push_async_callback(backend.close)
+            await backend.ping()
+    except KKPError as error:
+        cure = "see whether it is up, reachable and open to KKP's credentials"
+        return Result(Status.FAIL, f"{name} ({scheme}) does not answer: {error}", cure)
+    except TimeoutError:
+        return Result(
+            Status.FAIL, f"{name} ({scheme}) does not answer in time", "see whether it is reachable"
+        )
+    return Result(Status.OK, f"{name} ({scheme}) answers")
+
+
+def _database_of(examined: Examined) -> Database:
+    assert examined.database is not None  # noqa: S101  `_run` passes over the check otherwise
+    return examined.database
+
+
+def _master_key_of(examined: Examined) -> MasterKey:
+    assert examined.master_key is not None  # noqa: S101  without it the database is not opened
+    return examined.master_key
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("files", _files, "see who owns the directory"),
+    Check("master key", _master_key, "put the key back where it was"),
+    Check("database", _database, "give the right KKP_DATABASE_URL and master key"),
+    Check("clock", _clock, _RESTORE, needs_database=True),
+    Check("signing keys", _signing_keys, "delete the rows that KKP did not write", needs_database=True),
+    Check("identities", _identities, _RESTORE, needs_database=True),
+    Check("revoked tokens", _revoked_tokens, _RESTORE, needs_database=True),
+    Check("audit", _audit, _RESTORE, needs_database=True),
+    Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),
+    Check("backends", _backends, "mend KKP_BACKENDS"),
+)

@@ -1,0 +1,147 @@
+"""`kkp token inspect`: what a token says, and whether to believe it.
+
+The token is read from standard input, never from the arguments, which every account on the machine can see,
+and is not printed. Nothing is contacted: the keys come from `--jwks`, or from the local database, where it
+is also known which tokens were revoked and whose subjects are disabled.
+
+Exit codes: 0 it verifies and is good now; 1 it is not verified, and the first line says so; 2 what was
+given can't be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from kkp import app, tokens
+from kkp.cli.common import OK, REFUSED, settings
+from kkp.cli.moments import both
+from kkp.clock import Clock, SteadyClock
+from kkp.errors import AuthenticationError, ConfigError, TokenExpiredError, TokenInvalidError
+from kkp.keyring import jwks
+from kkp.ring_times import RingTimes
+from kkp.tokens import ALGORITHM, TOKEN_TYPE, Claims
+
+_MAX_INPUT_BYTES = 1024 * 1024
+_TIMES = ("iat", "nbf", "exp")
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser."""
+    token = commands.add_parser("token", help="look into a token")
+    inspect = token.add_subparsers(required=True, metavar="VERB").add_parser(
+        "inspect",
+        help="read a token from standard input; print what it says, and whether it verifies",
+        epilog="Exit codes: 0 it verifies and is good now; 1 it is NOT VERIFIED; 2 unusable input.",
+    )
+    inspect.add_argument(
+        "--jwks",
+        metavar="FILE",
+        help="the keys to verify with, by default the local database's; with - they follow the token on "
+        "standard input, from its second line on",
+    )
+    inspect.set_defaults(command=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    token, rest = _read_input()
+    try:
+        kid, claims = tokens.read_unverified(token)
+    except TokenInvalidError:
+        print("NOT VERIFIED: this is not a token of the form that KKP mints")
+        return REFUSED
+    clock = SteadyClock()
+    if options.jwks is None:
+        problem = _local_problem(token, clock)
+    else:
+        problem = _problem(token, _keys(options.jwks, rest), clock, RingTimes().clock_error)
+    verdict = f"NOT VERIFIED: {problem}" if problem is not None else f"verified with the key {kid}"
+    print("\n".join([verdict, *_described(kid, claims, clock.now())]))
+    return OK if problem is None else REFUSED
+
+
+def _read_input() -> tuple[str, bytes]:
+    """Return the first line, which is the token, and what follows it.
+
+    Raises:
+        ConfigError: There is too much, or nothing.
+    """
+    given = sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1)
+    first, _, rest = given.partition(b"\n")
+    if len(given) > _MAX_INPUT_BYTES or not first.strip():
+        raise ConfigError(["token inspect: give one token on standard input"])
+    return first.strip().decode("utf-8", "replace"), rest
+
+
+def _keys(source: str, rest: bytes) -> Mapping[str, bytes]:
+    """Return the keys of a JWKS file, or of what follows the token.
+
+    Raises:
+        ConfigError: It can't be read, or is no JWKS.
+    """
+    try:
+        return jwks.read(rest if source == "-" else Path(source).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            [f"--jwks {source}: it is no JWKS that can be read ({type(error).__name__})"]
+        ) from error
+
+
+def _problem(token: str, keys: Mapping[str, bytes], clock: Clock, clock_error_seconds: float) -> str | None:
+    """Say why a token is not good now by these keys; None if it is. Any issuer will do: it is printed."""
+    kid, claims = tokens.read_unverified(token)
+    if kid not in keys:
+        return "its key is not among those that were given"
+    try:
+        tokens.verify(token, keys, issuer=claims.iss)
+    except TokenInvalidError:
+        return "its signature is wrong"
+    try:
+        tokens.check_times(claims, now=clock.now(), clock_error_seconds=clock_error_seconds)
+    except TokenExpiredError:
+        return "it has expired"
+    except TokenInvalidError:
+        return "it is not valid yet"
+    return None
+
+
+def _local_problem(token: str, clock: Clock) -> str | None:
+    """Say why KKP would refuse a token that is shown to it now; None if it would not."""
+    chosen = settings()
+    if not chosen.database_path.exists():
+        return "there is no database here to take keys from; give --jwks"
+
+    async def ask() -> str | None:
+        async with app.foundation(chosen, clock=clock, create=False) as base:
+            keyring, revoked = base.keyring(), base.revoked_tokens()
+            await keyring.load()
+            await revoked.load()
+            keys = keyring.public_keys(clock.now())
+            problem = _problem(token, keys, clock, chosen.ring_times.clock_error)
+            if problem is not None:
+                return problem
+            if revoked.is_revoked(tokens.read_unverified(token)[1].jti):
+                return "it was revoked"
+            try:
+                base.authenticator(keyring, revoked).accepted(token)
+            except AuthenticationError:
+                return "its issuer is not KKP_ISSUER, or its subject or who asked for it is not enabled"
+            return None
+
+    return asyncio.run(ask())
+
+
+def _described(kid: str, claims: Claims, now: float) -> list[str]:
+    """Return header and claims, one a line; nothing in them can steer the terminal."""
+    header = {"alg": ALGORITHM, "kid": kid, "typ": TOKEN_TYPE}
+    lines = ["", *(f"{name:14} {json.dumps(value)}" for name, value in header.items()), ""]
+    for name, value in msgspec.to_builtins(claims).items():
+        told = both(value, now).strip() if name in _TIMES else json.dumps(value)
+        lines.append(f"{name:14} {told}")
+    return lines

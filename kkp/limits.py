@@ -1,0 +1,77 @@
+"""How often one caller may ask: a token bucket for each, without I/O and with a clock handed in.
+
+A bucket holds `burst` requests and refills at `rate_per_second`. All that is kept of one is the moment at
+which it will be full again, so a bucket that is full is the same as none.
+
+Rules that hold here:
+- Memory is bounded: at most MAX_CALLERS buckets are kept, in the order of their last admission. Only a full
+  one is ever dropped, so nobody can have a bucket reset, their own or another's.
+- While all of them are in use, further callers share one bucket. They may refuse one another, but they get
+  no more than one caller does.
+- A caller is an authenticated identity, never an address: who shares a proxy does not share a bucket.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, final
+
+from kkp.errors import RateLimitedError
+
+MAX_CALLERS: Final = 4096
+_OTHERS: Final = ""  # no caller has an empty id
+_ROUNDING_SECONDS: Final = 1e-6  # sums of fractions of a second are not exact
+
+
+@final
+class CallerLimits:
+    """A token bucket for each caller.
+
+    Args:
+        rate_per_second: How fast a bucket refills, in requests per second; 0 limits nobody.
+        burst: How many requests a full bucket holds, 1 or more.
+        monotonic: Seconds on a clock that never runs backwards.
+        count_refusal: Told each caller that is refused.
+    """
+
+    def __init__(
+        self,
+        rate_per_second: float,
+        burst: int,
+        monotonic: Callable[[], float],
+        count_refusal: Callable[[str], None],
+    ) -> None:
+        self._seconds_each = 1 / rate_per_second if rate_per_second else 0.0
+        self._seconds_to_fill = burst * self._seconds_each
+        self._monotonic = monotonic
+        self._count_refusal = count_refusal
+        self._full_at: dict[str, float] = {}
+
+    def admit(self, caller: str) -> None:
+        """Take one request out of the caller's bucket.
+
+        Raises:
+            RateLimitedError: It is empty; the refusal is counted.
+        """
+        if not self._seconds_each:
+            return
+        now = self._monotonic()
+        bucket = self._bucket(caller, now)
+        full_at = max(self._full_at.get(bucket, now), now) + self._seconds_each
+        wait_seconds = full_at - now - self._seconds_to_fill
+        if wait_seconds > _ROUNDING_SECONDS:
+            self._count_refusal(caller)
+            raise RateLimitedError(max(1, math.ceil(wait_seconds)))
+        self._full_at.pop(bucket, None)  # so that it moves to the end
+        self._full_at[bucket] = full_at
+
+    def _bucket(self, caller: str, now: float) -> str:
+        """Return the caller's bucket, making room for a new one by dropping one that is full."""
+        if caller in self._full_at or len(self._full_at) < MAX_CALLERS:
+            return caller
+        oldest = next(iter(self._full_at))
+        if self._full_at[oldest] > now:
+            return _OTHERS
+        del self._full_at[oldest]
+        return caller

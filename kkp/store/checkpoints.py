@@ -1,0 +1,98 @@
+"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from kkp.rows import ChainHead, CheckpointRow, LogPosition, Standing
+from kkp.store import schema
+from kkp.store.audit import SELECT_UNCARRIED
+from kkp.store.sql import Database, read_epoch
+
+_checkpoints = schema.checkpoints
+_records = schema.audit_records
+_COUNT_RECORDS = select(func.coalesce(func.sum(schema.audit_chains.c.head_seq), 0))
+_SELECT_NEWEST = select(_checkpoints.c.seq, _checkpoints.c.line).order_by(_checkpoints.c.seq.desc()).limit(1)
+
+
+@final
+class CheckpointStore:
+    """The table of checkpoints."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def epoch(self) -> int:
+        """Return the present epoch."""
+        return await self._database.epoch()
+
+    async def newest(self) -> CheckpointRow | None:
+        """Return the checkpoint of the highest number, None if there is none."""
+        return await self._database.read(_newest)
+
+    async def at(self, seq: int) -> CheckpointRow | None:
+        """Return the checkpoint of this number, None if there is none."""
+        query = select(_checkpoints.c.seq, _checkpoints.c.line).where(_checkpoints.c.seq == seq)
+        row = await self._database.read(lambda connection: connection.execute(query).first())
+        return CheckpointRow(*row) if row else None
+
+    async def standing(self, heads: Sequence[ChainHead]) -> Standing:
+        """Return what the database holds of these heads."""
+
+        def work(connection: Connection) -> Standing:
+            return Standing(
+                epoch=read_epoch(connection),
+                records=connection.execute(_COUNT_RECORDS).scalar_one(),
+                hashes=tuple(_stored_hash(connection, head) for head in heads),
+            )
+
+        return await self._database.read(work)
+
+    async def add(
+        self, make: Callable[[CheckpointRow | None, LogPosition], CheckpointRow | None]
+    ) -> CheckpointRow | None:
+        """Add the checkpoint that `make` makes of the newest one and of where the log stands, if any."""
+
+        def work(connection: Connection) -> CheckpointRow | None:
+            position = LogPosition(
+                epoch=read_epoch(connection),
+                records=connection.execute(_COUNT_RECORDS).scalar_one(),
+                heads=tuple(ChainHead(*row) for row in connection.execute(SELECT_UNCARRIED)),
+            )
+            made = make(_newest(connection), position)
+            if made is not None:
+                connection.execute(insert(_checkpoints).values(**made._asdict(), delivered=False))
+            return made
+
+        return await self._database.write(work)
+
+    async def undelivered(self, limit: int) -> Sequence[CheckpointRow]:
+        """Return up to `limit` checkpoints that the sink does not have, oldest first."""
+        query = select(_checkpoints.c.seq, _checkpoints.c.line).where(_checkpoints.c.delivered.is_(False))
+        oldest = query.order_by(_checkpoints.c.seq).limit(limit)
+        rows = await self._database.read(lambda connection: connection.execute(oldest).all())
+        return [CheckpointRow(*row) for row in rows]
+
+    async def mark_delivered(self, seqs: Sequence[int]) -> None:
+        """Note that the sink has taken these."""
+        mark = update(_checkpoints).where(_checkpoints.c.seq.in_(seqs)).values(delivered=True)
+        await self._database.write(lambda connection: connection.execute(mark))
+
+    async def mark_undelivered(self, after: int) -> int:
+        """Note that the sink lacks those behind this number; return how many it was thought to have."""
+        lost = (_checkpoints.c.seq > after) & _checkpoints.c.delivered.is_(True)
+        mark = update(_checkpoints).where(lost).values(delivered=False)
+        return await self._database.write(lambda connection: connection.execute(mark).rowcount)
+
+
+def _newest(connection: Connection) -> CheckpointRow | None:
+    row = connection.execute(_SELECT_NEWEST).first()
+    return CheckpointRow(*row) if row else None
+
+
+def _stored_hash(connection: Connection, head: ChainHead) -> object:
+    place = (_records.c.chain == head.chain) & (_records.c.seq == head.seq)
+    return connection.execute(select(_records.c.hash).where(place)).scalar()

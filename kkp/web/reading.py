@@ -1,0 +1,259 @@
+"""Bounded bytes to a checked request: how the routes read, each shape once.
+
+A reader names the schema of what it reads (`body`, `query`), so that the OpenAPI document is made of the same
+rows that serve. Size is checked before form, form before meaning, and duplicate members last, when the form
+is known to be harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
+
+import msgspec
+from aiohttp import hdrs, web
+
+from kkp.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
+from kkp.model import Credentials
+from kkp.web import schemas
+
+PartT = TypeVar("PartT")
+RequestT = TypeVar("RequestT")
+RequestT_co = TypeVar("RequestT_co", covariant=True)
+
+SMALL_BODY_BYTES = 64 * 1024
+FORM = "application/x-www-form-urlencoded"
+_READ_SECONDS = 10.0
+
+
+class Sizes(Protocol):
+    """The limits that the configuration sets, in bytes."""
+
+    @property
+    def max_plaintext_bytes(self) -> int:
+        """The largest plaintext."""
+
+    @property
+    def max_plaintext_body_bytes(self) -> int:
+        """The largest body with a plaintext in it."""
+
+    @property
+    def max_envelope_body_bytes(self) -> int:
+        """The largest body with an envelope in it."""
+
+
+class Reader(Protocol[RequestT_co]):
+    """Reads one route's requests.
+
+    Attributes:
+        body: The schema of the JSON body; None where there is none.
+        query: The schema of the query's parameters; None where they have no meaning.
+        media_types: What a body may be sent as.
+    """
+
+    @property
+    def body(self) -> type[schemas.Asks[Any]] | None:
+        """See above."""
+
+    @property
+    def query(self) -> type[schemas.Asks[Any]] | None:
+        """See above."""
+
+    @property
+    def media_types(self) -> Sequence[str]:
+        """See above."""
+
+    async def __call__(
+        self, sizes: Sizes, request: web.Request, credentials: Credentials
+    ) -> tuple[RequestT_co, Credentials]:
+        """Return the checked request, and the credentials with what the body adds to them.
+
+        Raises:
+            InvalidRequestError: It is malformed.
+            PayloadTooLargeError: It is over its limit.
+            UnsupportedMediaTypeError: It is not JSON, or encoded.
+        """
+
+
+@final
+class JSONBody(Generic[RequestT]):
+    """Reads a JSON object.
+
+    Args:
+        body: Its schema.
+        limit: The most bytes it may have.
+        check: Refuses what the configuration does not admit.
+    """
+
+    query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json",)
+
+    def __init__(
+        self,
+        body: type[schemas.Asks[RequestT]],
+        limit: Callable[[Sizes], int] = lambda _: SMALL_BODY_BYTES,
+        check: Callable[[RequestT, Sizes], None] = lambda _request, _sizes: None,
+    ) -> None:
+        self.body = body
+        self._decoder = msgspec.json.Decoder(body)
+        self._limit = limit
+        self._check = check
+
+    async def __call__(
+        self, sizes: Sizes, request: web.Request, credentials: Credentials
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`."""
+        raw = await _read(request, self._limit(sizes))
+        body = schemas.decode(self._decoder, raw)
+        checked = body.request()
+        self._check(checked, sizes)
+        schemas.check_unique(raw)
+        return checked, body.credentials(credentials)
+
+
+@final
+class JSONOrForm(Generic[RequestT]):
+    """Reads a JSON object, or the same as a form: the OAuth endpoints take either.
+
+    Args:
+        body: The schema of the JSON object.
+        read_form: Reads the form.
+    """
+
+    query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json", FORM)
+
+    def __init__(
+        self, body: type[schemas.Asks[RequestT]], read_form: Callable[[bytes], schemas.Asks[RequestT]]
+    ) -> None:
+        self.body = body
+        self._read_json = JSONBody(body)
+        self._read_form = read_form
+
+    async def __call__(
+        self, sizes: Sizes, request: web.Request, credentials: Credentials
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`."""
+        if request.content_type != FORM:
+            return await self._read_json(sizes, request, credentials)
+        body = self._read_form(await _read(request, SMALL_BODY_BYTES, media_type=FORM))
+        return body.request(), body.credentials(credentials)
+
+
+@final
+class PathAndJSON(Generic[PartT, RequestT]):
+    """Reads what the path says, and a JSON object which may be left out.
+
+    Args:
+        body: Its schema; every member has a default.
+        combine: What both ask for together.
+    """
+
+    query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json",)
+
+    def __init__(
+        self, body: type[schemas.Asks[PartT]], combine: Callable[[web.Request, PartT], RequestT]
+    ) -> None:
+        self.body = body
+        self._decoder = msgspec.json.Decoder(body)
+        self._combine = combine
+
+    async def __call__(
+        self,
+        sizes: Sizes,  # noqa: ARG002  every reader has the same parameters
+        request: web.Request,
+        credentials: Credentials,
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`."""
+        raw = await _read(request, SMALL_BODY_BYTES) if request.can_read_body else b"{}"
+        part = schemas.decode(self._decoder, raw).request()
+        schemas.check_unique(raw)
+        return self._combine(request, part), credentials
+
+
+@final
+class NoBody(Generic[RequestT]):
+    """Reads what the path says.
+
+    Args:
+        check: What that asks for.
+    """
+
+    body: ClassVar[None] = None
+    query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, check: Callable[[web.Request], RequestT]) -> None:
+        self._check = check
+
+    async def __call__(
+        self,
+        sizes: Sizes,  # noqa: ARG002  every reader has the same parameters
+        request: web.Request,
+        credentials: Credentials,
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`. An empty JSON object is no body: many clients send one."""
+        if request.can_read_body and await _read(request, SMALL_BODY_BYTES) not in {b"", b"{}"}:
+            raise InvalidRequestError("This endpoint takes no body.")
+        return self._check(request), credentials
+
+
+@final
+class Query(Generic[RequestT]):
+    """Reads the query's parameters.
+
+    Args:
+        query: Their schema.
+    """
+
+    body: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, query: type[schemas.Asks[RequestT]]) -> None:
+        self.query = query
+
+    async def __call__(
+        self,
+        sizes: Sizes,  # noqa: ARG002  every reader has the same parameters
+        request: web.Request,
+        credentials: Credentials,
+    ) -> tuple[RequestT, Credentials]:
+        """See `Reader`."""
+        return schemas.parameters(request.query, self.query).request(), credentials
+
+
+async def _read(request: web.Request, limit: int, *, media_type: str = "application/json") -> bytes:
+    """Return the body, bounded in size and time, if it says that it is of this media type."""
+    if (
+        request.headers.get(hdrs.CONTENT_TYPE) != media_type
+    ):  # as most send it, which is quicker told than parsed
+        _check_media_type(request, media_type)
+    if hdrs.CONTENT_ENCODING in request.headers:
+        raise UnsupportedMediaTypeError("The body must not have a content coding.")
+    if request.content_length is not None and request.content_length > limit:
+        raise PayloadTooLargeError(f"The body is over {limit} bytes.")
+    body = await _read_in_time(request)
+    if len(body) > limit:
+        raise PayloadTooLargeError(f"The body is over {limit} bytes.")
+    return body
+
+
+def _check_media_type(request: web.Request, media_type: str) -> None:
+    if request.content_type != media_type:
+        raise UnsupportedMediaTypeError(f"The body must be sent as Content-Type: {media_type}.")
+    if request.charset is not None and request.charset.lower() not in {"utf-8", "utf8"}:
+        raise UnsupportedMediaTypeError("The body must be UTF-8.")
+
+
+async def _read_in_time(request: web.Request) -> bytes:
+    if request.content.is_eof():  # it has arrived whole, as most do: waiting would cost more than the reading
+        return request.content.read_nowait()
+    try:
+        async with asyncio.timeout(_READ_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise InvalidRequestError("The body did not arrive in time.") from None
+    except ConnectionResetError:  # the client's doing, and so nothing for the log
+        raise InvalidRequestError("The connection ended before the body did.") from None

@@ -1,0 +1,343 @@
+"""`kkp doctor` on real data directories: what it shows, what it finds, and that it leaves all as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kkp import kms
+from kkp.cli.doctor import _doctor
+from kkp.config import _SETTINGS
+from tests.integration.process import database, environment, kkp, names, serving
+from tests.integration.test_start import (
+    another_master_key,
+    broken_policy,
+    foreign_database,
+    garbage_database,
+    lose_master_key,
+    nothing,
+    open_database,
+    open_directory,
+    open_master_key,
+)
+
+Change = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a server that has run, minted, and was stopped."""
+    directory = tmp_path_factory.mktemp("original")
+
+    async def serve() -> None:
+        async with serving(directory) as server:
+            await server.add("orders")
+            await server.token()
+            assert await server.stop() == 0
+
+    asyncio.run(serve())
+    return directory / ".kkp"
+
+
+@pytest.fixture
+def stopped(original: Path, tmp_path: Path) -> Path:
+    """A directory with a copy of it to spoil."""
+    shutil.copytree(original, tmp_path / ".kkp")
+    return tmp_path
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Return every file; of the index that processes share while they read, only that it is there."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path): b"" if path.name.endswith("-shm") else path.read_bytes() for path in files}
+
+
+@dataclass
+class Doctor:
+    """The command in this process, run as in its own; it leaves no trace."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def report(self, directory: Path, **environ: str) -> dict[str, Any]:
+        """Return what `--json` prints, having compared the exit code with it."""
+        code, text = self._run(directory, environ, as_json=True)
+        report: dict[str, Any] = json.loads(text)
+        assert code == (1 if report["status"] == "FAIL" else 0)
+        return report
+
+    def table(self, directory: Path, **environ: str) -> str:
+        """Return what it prints for people; something fails."""
+        code, text = self._run(directory, environ, as_json=False)
+        assert code == 1
+        return text
+
+    def _run(self, directory: Path, environ: Mapping[str, str], *, as_json: bool) -> tuple[int, str]:
+        before = contents(directory)
+        with self.monkeypatch.context() as patched:
+            patched.chdir(directory)
+            patched.setattr(os, "environ", environment(environ))
+            code = _doctor(Namespace(json=as_json))
+        assert contents(directory) == before
+        printed = self.capsys.readouterr()
+        return code, printed.out + printed.err
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+    return Doctor(monkeypatch, capsys)
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    """Return the worst status of each check."""
+    worst: dict[str, str] = {}
+    for check in report["checks"]:
+        worst[check["check"]] = min(check["status"], worst.get(check["check"], "warn"))
+    return worst
+
+
+def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
+    report = doctor.report(stopped)
+    assert report["status"] == "ok"
+    assert set(statuses(report)) == {
+        "settings", "files", "master key", "database", "clock", "signing keys", "identities",
+        "revoked tokens", "audit", "policy", "backends",
+    }  # fmt: skip
+    assert {check["status"] for check in report["checks"]} == {"ok"}
+
+
+def test_before_the_first_start_it_says_what_is_to_come_and_makes_nothing(
+    tmp_path: Path, doctor: Doctor
+) -> None:
+    report = doctor.report(tmp_path)
+    assert report["status"] == "warn"
+    assert statuses(report)["files"] == "warn"
+    assert not names(tmp_path)
+
+
+async def test_all_is_well_beside_a_server_and_after_it_was_killed(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.token()
+        before = names(server.data_dir)
+        running = await kkp(tmp_path, "doctor", "--json")
+        assert names(server.data_dir) == before
+        await server.token()
+        await server.kill()
+        killed = await kkp(tmp_path, "doctor", "--json")
+        assert names(server.data_dir) == before
+    for finished in (running, killed):
+        assert (finished.code, finished.err) == (0, "")
+        assert json.loads(finished.out)["status"] == "ok"
+
+
+def test_every_setting_is_shown_with_its_source(stopped: Path, doctor: Doctor) -> None:
+    (stopped / "kkp.toml").write_text('fetch_secs = 9\n\n[backends.aws]\nuri = "memory://aws"\n')
+    report = doctor.report(stopped, KKP_TOKEN_TTL_SECS="200")
+    shown = {row["name"]: (row["value"], row["source"]) for row in report["settings"]}
+    assert shown.keys() == _SETTINGS.keys()
+    assert shown["KKP_TOKEN_TTL_SECS"] == ("200", "environment")
+    assert shown["KKP_FETCH_SECS"] == ("9", "kkp.toml")
+    assert shown["KKP_BACKENDS"] == ("aws=memory://aws", "kkp.toml")
+    assert shown["KKP_KEY_TTL_SECS"] == ("1800", "default")
+    assert shown["KKP_DATABASE_URL"] == ("sqlite:///.kkp/kkp.db", "default")
+    assert shown["KKP_MASTER_KEY"] == ("not set", "default")
+
+
+def test_every_rule_of_the_ring_is_shown_with_both_numbers_and_their_margin(
+    stopped: Path, doctor: Doctor
+) -> None:
+    report = doctor.report(stopped)
+    rules = [(r["name"], r["low"], r["high"], r["margin"]) for r in report["rules"]]
+    assert rules == [
+        ("V1", 675, 900, 225), ("V2", 430, 900, 470), ("V5", 4, 5, 1), ("V6", 30, 300, 270),
+        ("V6", 300, 600, 300), ("V7", 15, 60, 45), ("V9", 60, 300, 240),
+    ]  # fmt: skip
+
+
+SECRETS = {
+    "a master key": {"KKP_MASTER_KEY": "canarycanary"},
+    "a password in a backend": {"KKP_BACKENDS": "aws=memory://user:canary@host,b=local://"},
+    "a password with an at sign and a slash": {"KKP_BACKENDS": "aws=memory://user:c@/canary@host"},
+    "a password with a comma": {"KKP_BACKENDS": "aws=memory://user:a,canary@host"},
+    "a password in a query": {"KKP_BACKENDS": "aws=memory://aws?password=canary"},
+    "a password in an issuer": {"KKP_ISSUER": "https://user:canary@host"},
+    "a password in a database's URL": {"KKP_DATABASE_URL": "postgresql://user:canary@host/kkp?x=canary"},
+    "a password in an address": {"KKP_DATABASE_URL": "postgresql://host/#canary"},
+}
+
+
+@pytest.mark.parametrize("case", SECRETS)
+def test_it_does_not_show(tmp_path: Path, case: str, doctor: Doctor) -> None:
+    text = doctor.table(tmp_path, **SECRETS[case])
+    assert next(iter(SECRETS[case])) in text
+    assert "canary" not in text
+
+
+def test_a_master_key_of_the_environment_is_shown_as_set(stopped: Path, doctor: Doctor) -> None:
+    key = (stopped / ".kkp/master.key").read_text().strip()
+    report = doctor.report(stopped, KKP_MASTER_KEY=key)
+    assert report["status"] == "ok"
+    (shown,) = (row for row in report["settings"] if row["name"] == "KKP_MASTER_KEY")
+    assert (shown["value"], shown["source"]) == ("set", "environment")
+    assert key not in json.dumps(report)
+
+
+def by_hand(statement: str, *parameters: Any, rows: int = 1) -> Change:
+    """Return what somebody with write access to the file does."""
+
+    def change(directory: Path) -> None:
+        with database(directory / ".kkp/kkp.db", "rw") as connection:
+            assert connection.execute(statement, parameters).rowcount >= rows
+        for companion in (directory / ".kkp").glob("kkp.db-*"):
+            companion.chmod(0o600)
+
+    return change
+
+
+def damaged_header(directory: Path) -> None:
+    content = bytearray((directory / ".kkp/kkp.db").read_bytes())
+    content[36:40] = (5).to_bytes(4)
+    (directory / ".kkp/kkp.db").write_bytes(content)
+
+
+FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
+    "a setting that can't be read": (nothing, {"KKP_POLL_SECS": "soon"}, "settings", "a number of seconds"),
+    "times that do not fit": (nothing, {"KKP_POLL_SECS": "30"}, "settings", ""),
+    "a directory that others can enter": (open_directory, {}, "files", "chmod 700 .kkp"),
+    "a database that others can read": (open_database, {}, "files", "chmod 600 .kkp/kkp.db"),
+    "a key file that others can read": (open_master_key, {}, "files", "chmod 600 .kkp/master.key"),
+    "a master key that is gone": (lose_master_key, {}, "master key", "put the key back"),
+    "another master key": (another_master_key, {}, "database", "give that key"),
+    "another program's database": (
+        foreign_database,
+        {"KKP_DATABASE_URL": "sqlite:///foreign.db"},
+        "database",
+        "name another file",
+    ),
+    "a file that is no database": (garbage_database, {}, "database", "give the right KKP_DATABASE_URL"),
+    "a database that is damaged": (damaged_header, {}, "database", "restore a backup"),
+    "a clock that is behind": (
+        by_hand("UPDATE state SET clock_high_water = ?", time.time() + 3600),
+        {},
+        "clock",
+        "set the clock",
+    ),
+    "a planted signing key": (
+        by_hand("UPDATE ring_keys SET activate_at = activate_at - 1"),
+        {},
+        "signing keys",
+        "delete the rows",
+    ),
+    "an identity changed by hand": (
+        by_hand("UPDATE identities SET document = replace(document, 'service', 'admin') WHERE id = 'orders'"),
+        {},
+        "identities",
+        "restore a backup",
+    ),
+    "an audit record changed by hand": (
+        by_hand("UPDATE audit_records SET body = x'00' WHERE position = 2"),
+        {},
+        "audit",
+        "kkp audit verify",
+    ),
+    "an audit log that can't be read": (
+        by_hand("DROP TABLE audit_records", rows=-1),
+        {},
+        "audit",
+        "restore a backup",
+    ),
+    "a policy that does not load": (
+        broken_policy,
+        {"KKP_POLICY_PATH": "broken.rego"},
+        "policy",
+        "mend the policy",
+    ),
+    "a backend that there is not": (
+        nothing,
+        {"KKP_BACKENDS": "aws=memory://nope,local=local://"},
+        "backends",
+        "write memory://aws",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_found_with_its_cure_is(stopped: Path, case: str, doctor: Doctor) -> None:
+    change, environ, check, cure = FAILURES[case]
+    change(stopped)
+    report = doctor.report(stopped, **environ)
+    failed = [found for found in report["checks"] if found["status"] == "FAIL"]
+    assert {found["check"] for found in failed} >= {check}
+    assert any(cure in found["cure"] for found in failed if found["check"] == check)
+
+
+@pytest.mark.parametrize(
+    ("adaptor", "problem"),
+    [
+        ("AbsentKMS", "does not answer: The backend could not be reached."),
+        ("SilentKMS", "does not answer in time"),
+    ],
+)
+def test_a_backend_that_is_away_is_found_and_its_uri_not_shown(
+    stopped: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, adaptor: str, problem: str
+) -> None:
+    monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": f"tests.fakes.absent_kms:{adaptor}"})
+    monkeypatch.setattr("kkp.cli.checks._PING_SECONDS", 0.1)
+    report = doctor.report(stopped, KKP_BACKENDS="cloud=far://canary,local=local://")
+    cloud, local = (check for check in report["checks"] if check["check"] == "backends")
+    assert (cloud["status"], local["status"]) == ("FAIL", "ok")
+    assert cloud["detail"] == f"cloud (far) {problem}"
+    assert cloud["cure"]
+
+
+def test_what_may_not_be_entered_is_named(unprivileged: Path, doctor: Doctor) -> None:
+    (unprivileged / ".kkp").mkdir(mode=0)
+    report = doctor.report(unprivileged)
+    (failed,) = (check for check in report["checks"] if check["check"] == "files")
+    assert failed["status"] == "FAIL"
+    assert failed["detail"] == ".kkp: Permission denied"
+
+
+def test_the_table_says_what_to_do(stopped: Path, doctor: Doctor) -> None:
+    open_master_key(stopped)
+    lines = doctor.table(stopped).splitlines()
+    (failed,) = (number for number, line in enumerate(lines) if line.startswith("  FAIL  files "))
+    assert lines[failed + 1] == "        cure: run: chmod 600 .kkp/master.key"
+
+
+@pytest.fixture
+def with_keys_that_end(tmp_path: Path) -> Path:
+    """A directory whose identities `soon` and `later` have keys that end within 7 days, and after."""
+
+    async def serve() -> None:
+        async with serving(tmp_path) as server:
+            for name, days in (("soon", 6), ("later", 8)):
+                document = {"id": name, "roles": ["service"], "key_ttl_seconds": days * 86400}
+                assert (await server.post("/identities", document, credential=server.root_key)).status == 201
+            assert await server.stop() == 0
+
+    asyncio.run(serve())
+    return tmp_path
+
+
+def test_keys_that_end_soon_are_a_warning(with_keys_that_end: Path, doctor: Doctor) -> None:
+    report = doctor.report(with_keys_that_end)
+    (warned,) = (check for check in report["checks"] if check["status"] == "warn")
+    assert warned["detail"].endswith("service keys of soon")
+    assert report["status"] == "warn"
+
+
+def test_a_log_without_its_index_is_left_as_it_is(stopped: Path, doctor: Doctor) -> None:
+    (stopped / ".kkp/kkp.db-wal").touch(0o600)
+    report = doctor.report(stopped)
+    assert statuses(report)["database"] == "warn"

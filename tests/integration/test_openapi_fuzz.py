@@ -1,0 +1,205 @@
+"""A real `kkp dev`, asked by schemathesis whatever its own OpenAPI document admits, and what it does not.
+
+Every operation is asked in two modes, with what satisfies its schema and with what does not, by callers of
+every kind. No answer may be undeclared (its status, media type, headers or body), none may be a server error,
+and nothing malformed and nobody unknown may succeed. Some requests are grounded: their names and tokens are
+made real, or they start from the document's example, so that they get beyond policy.
+
+Some 300 cases by default, always the same ones; `KKP_TEST_SCALE=40` makes it more than 10,000.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from tests import described
+from tests.integration.process import SCALE, Server, serving
+
+# What a public document is asked for can't be malformed: it has no parameter and no body.
+CASES = [
+    (method.upper(), path, mode)
+    for path, operations in described.document()["paths"].items()
+    for method, operation in operations.items()
+    for mode in GenerationMode
+    if operation["security"] or mode is GenerationMode.POSITIVE
+]
+CASES_EACH = 13 * SCALE
+SCHEMA = schemathesis.openapi.from_dict(deepcopy(described.document()))  # which it changes
+# A status that the policy, the state or the clock decides on is no verdict on the form of a request.
+CONFORMANCE = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+class Fuzzed(NamedTuple):
+    """A server, what a request needs to succeed there, and how often it answered what."""
+
+    server: Server
+    session: requests.Session
+    credentials: Mapping[str, str]
+    real: Mapping[str, Any]
+    real_paths: Mapping[str, Mapping[str, str]]
+    answered: Counter[tuple[str, int]]
+
+
+@asynccontextmanager
+async def _fuzzed(directory: Path) -> AsyncIterator[Fuzzed]:
+    async with serving(directory) as server:
+        with requests.Session() as session:
+            session.trust_env = False
+            credentials = await _credentials(server)
+            envelope = (await server.seal(credentials["token"], "hello")).json["envelope"]
+            real = {
+                "audience": "orders-db",
+                "backend": "aws",
+                "key_id": "alias/orders",
+                "ttl_seconds": 60,
+                "token": credentials["token"],
+                "envelope": envelope,
+            }
+            yield Fuzzed(server, session, credentials, real, await _real_paths(server), Counter())
+
+
+async def _real_paths(server: Server) -> dict[str, dict[str, str]]:
+    """Return, for each path with a parameter, whom or what it can be about."""
+    for name in ("goer", "renewed"):
+        await server.add(name)
+    (key, *_) = (await server.get("/keys/jwks")).json["keys"]
+    return {
+        "/identities/{id}/disable": {"id": "goer"},
+        "/identities/{id}/rotate-key": {"id": "renewed"},
+        "/keys/jwks/{kid}/revoke": {"kid": key["kid"]},
+    }
+
+
+async def _credentials(server: Server) -> dict[str, str]:
+    """Return one credential of each kind; the admin is not `root`, whom the fuzzer is free to disable."""
+    document = {"id": "admin", "roles": ["admin"], "grants": [], "attributes": {}}
+    admin = (await server.post("/identities", document, credential=server.root_key)).json["service_key"]
+    service = (await server.add("buyer")).json["service_key"]
+    leaver = (await server.add("leaver")).json["service_key"]
+    await server.post("/identities/leaver/disable", credential=server.root_key)
+    return {
+        "admin": admin,
+        "service": service,
+        "token": await server.token(admin),
+        "disabled": leaver,
+        "unknown": "kkp_sk_" + "x" * 43,
+        "forged": (await server.token(service))[:-2],
+    }
+
+
+# Often someone who may, so that more is reached than refusals.
+KINDS = (
+    *("admin", "admin", "admin", "service", "token", "token"),
+    *("disabled", "unknown", "forged", "generated", "none"),
+)
+UNPROVEN = {"disabled", "unknown", "forged", "none"}
+
+
+async def test_no_answer_is_undeclared_and_nothing_malformed_succeeds(tmp_path: Path) -> None:
+    async with _fuzzed(tmp_path) as fuzzed:
+        for method, path, mode in CASES:
+            _fuzz(fuzzed, SCHEMA[path][method], mode)
+        assert (await fuzzed.server.get("/readyz")).status == 200
+        assert await fuzzed.server.token(fuzzed.credentials["admin"])
+    assert re.findall(r"failed inside|Traceback", fuzzed.server.log) == []
+    assert fuzzed.answered.total() >= 250 * SCALE
+    # A row that never succeeds here was not tried: it needs what is real for it in `Fuzzed`.
+    succeeded = {operation for operation, status in fuzzed.answered if status < 300}
+    assert {f"{method} {path}" for method, path, _ in CASES} - succeeded == set()
+
+
+def _fuzz(fuzzed: Fuzzed, operation: Any, mode: GenerationMode) -> None:
+    @settings(
+        max_examples=CASES_EACH,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        case=operation.as_strategy(generation_mode=mode),
+        kind=st.sampled_from(KINDS),
+        grounding=st.sampled_from(["none", "names", "example"]),
+    )
+    def ask(case: schemathesis.Case[Any], kind: str, grounding: str) -> None:
+        if grounding == "example":
+            case.body = _example(case)
+        if grounding != "none":
+            _ground(case, fuzzed)
+        _protect(case)
+        _ask(fuzzed, case, kind, is_grounded=grounding != "none")
+
+    _ask_as_documented(fuzzed, operation)
+    ask()
+
+
+def _ask_as_documented(fuzzed: Fuzzed, operation: Any) -> None:
+    """Ask as an admin for what the document shows as an example, so that every operation succeeds once."""
+    case = operation.Case()
+    content = operation.definition.raw.get("requestBody", {}).get("content", {})
+    if content:
+        case = operation.Case(body=_example(case), media_type="application/json")
+    _ground(case, fuzzed)
+    _ask(fuzzed, case, "admin", is_grounded=True)
+
+
+def _example(case: schemathesis.Case[Any]) -> Any:
+    """Return the document's own example of a body, or the body itself where there is none."""
+    content = case.operation.definition.raw.get("requestBody", {}).get("content", {})
+    return dict(content["application/json"]["example"]) if content else case.body
+
+
+def _ground(case: schemathesis.Case[Any], fuzzed: Fuzzed) -> None:
+    case.path_parameters.update(fuzzed.real_paths.get(case.path, {}))
+    if isinstance(case.body, dict):
+        case.body.update({name: value for name, value in fuzzed.real.items() if name in case.body})
+
+
+def _protect(case: schemathesis.Case[Any]) -> None:
+    """Disable nobody on whom the run depends, and leave them their keys."""
+    if case.path_parameters.get("id") in {"admin", "buyer"}:
+        case.path_parameters["id"] = "nobody"
+
+
+def _ask(fuzzed: Fuzzed, case: schemathesis.Case[Any], kind: str, *, is_grounded: bool) -> None:
+    if kind != "generated":
+        case.headers.pop("Authorization", None)
+    if kind in fuzzed.credentials:
+        case.headers["Authorization"] = f"Bearer {fuzzed.credentials[kind]}"
+    response = case.call(base_url=fuzzed.server.url, session=fuzzed.session)
+    fuzzed.answered[f"{case.method} {case.path}", response.status_code] += 1
+    is_to_be_judged = response.status_code < 400 and not is_grounded
+    checks = [*CONFORMANCE, *([negative_data_rejection] if is_to_be_judged else [])]
+    case.validate_response(response, checks=checks)
+    content_type = response.headers.get("content-type", [""])[0]
+    described.check(case.method, case.formatted_path, response.status_code, content_type, response.content)
+    security = case.operation.definition.raw["security"]
+    if security and {} not in security and kind in UNPROVEN:
+        assert response.status_code >= 400, response.content

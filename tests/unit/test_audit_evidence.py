@@ -1,0 +1,256 @@
+"""Whatever is changed behind a checkpoint is found, and the record is named; sound logs raise no alarm.
+
+The chains below are rewritten with recomputed hashes, so that they verify on their own: only a checkpoint
+tells. A log is three boots, `a`, `b` and `c`; `b` names the head of `a`, `c` that of `b`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from kkp.audit.base import ChainHead, RecordType
+from kkp.audit.chain import link, record_hash
+from kkp.audit.checkpoints import Checkpoint
+from kkp.audit.evidence import weigh
+from kkp.audit.verify import Finding, StoredRow, Verdict, verify_rows
+from tests.fakes.logs import NOW, Rows, a_chain, a_checkpoint, grown, head_of
+from tests.integration.process import show
+
+CLEAN_RECORDS = int(os.environ.get("KKP_TEST_ROUNDS", "5000"))
+
+
+def a_log() -> Rows:
+    a = a_chain("a", 15)
+    b = a_chain("b", 15, head_of(a))
+    return [*a, *b, *a_chain("c", 10, head_of(b))]
+
+
+def series(rows: Rows, *counts: int) -> list[Checkpoint]:
+    """Return the checkpoints of a log at those numbers of records; each lists the last chain's head."""
+    checkpoints: list[Checkpoint] = []
+    for count in counts:
+        previous = checkpoints[-1] if checkpoints else None
+        checkpoints.append(a_checkpoint(head_of(rows[:count]), after=previous, records=count))
+    return checkpoints
+
+
+def verify(rows: Rows, checkpoints: list[Checkpoint]) -> Verdict:
+    return verify_rows(rows, [row for row in rows if row.seq == 1], weigh(checkpoints, None))
+
+
+def at(chain: str, seq: int) -> int:
+    return {"a": 0, "b": 15, "c": 30}[chain] + seq - 1
+
+
+def test_a_sound_log_agrees_with_all_its_checkpoints() -> None:
+    rows = a_log()
+    assert verify(rows, series(rows, 3, 15, 16, 29, 40)).clean
+
+
+def test_a_log_that_went_on_after_the_checkpoint_agrees() -> None:
+    rows = a_log()
+    checkpoints = series(rows, 40)
+    assert verify([*rows[:30], *grown(rows[30:], 7)], checkpoints).clean
+
+
+def test_a_chain_that_went_on_after_a_later_one_began_agrees() -> None:
+    a = a_chain("a", 5)
+    b = a_chain("b", 5, head_of(a[:3]))
+    assert verify([*a, *b], [a_checkpoint(head_of(a), head_of(b), records=10)]).clean
+
+
+# One named test per attack, each on the newest chain, which nothing but a checkpoint covers.
+
+
+def rewritten_from(rows: Rows, seq: int) -> Rows:
+    """Rewrite chain `c` from a record on, with every later hash recomputed."""
+    return [*rows[: at("c", 1)], *grown(rows[at("c", 1) : at("c", seq)], 11 - seq, "forged")]
+
+
+@pytest.mark.parametrize("seq", [2, 5, 9, 10])
+def test_a_rewritten_record_with_every_later_hash_recomputed_is_found(seq: int) -> None:
+    rows = a_log()
+    forged = rewritten_from(rows, seq)
+    assert verify(forged, []).clean  # which is why there are checkpoints
+    listing = series(rows, 40)[0]
+    assert verify(forged, [listing]).disagreements == (
+        Finding("c", 10, f"is not the record that {listing} lists"),
+    )
+
+
+def test_a_rewritten_chain_is_found_at_the_first_checkpoint_behind_the_change() -> None:
+    rows = a_log()
+    checkpoints = series(rows, at("c", 3) + 1, at("c", 6) + 1, at("c", 8) + 1, 40)
+    found = verify(rewritten_from(rows, 5), checkpoints).disagreements
+    assert [(finding.chain, finding.seq) for finding in found if isinstance(finding, Finding)] == [
+        ("c", 6),
+        ("c", 8),
+        ("c", 10),
+    ]
+
+
+def test_a_whole_log_replaced_by_another_consistent_one_is_found() -> None:
+    rows = a_log()
+    a = a_chain("a", 15, mark="forged")
+    b = a_chain("b", 15, head_of(a), mark="forged")
+    forged = [*a, *b, *a_chain("c", 10, head_of(b), mark="forged")]
+    assert verify(forged, []).clean
+    assert {finding[:2] for finding in verify(forged, series(rows, 40)).disagreements} == {("c", 10)}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 9])
+def test_a_truncated_end_is_found_where_it_is_missing(kept: int) -> None:
+    rows = a_log()
+    cut = rows[: at("c", kept + 1)]
+    assert verify(cut, []).clean
+    (listing,) = series(rows, 40)
+    assert verify(cut, [listing]).disagreements == (
+        Finding("c", kept + 1, f"missing up to 10, which {listing} lists"),
+        f"{30 + kept} records of the 40 that {listing} counts",
+    )
+
+
+def test_the_deleted_chain_of_the_newest_boot_is_found() -> None:
+    rows = a_log()
+    found = verify(rows[:30], series(rows, 40)).disagreements
+    assert isinstance(found[0], Finding)
+    assert found[0][:2] == ("c", 1)
+
+
+def test_every_boot_deleted_is_found() -> None:
+    rows = a_log()
+    verdict = verify([], series(rows, 15, 30, 40))
+    assert {finding[:2] for finding in verdict.disagreements if isinstance(finding, Finding)} == {
+        ("a", 1),
+        ("b", 1),
+        ("c", 1),
+    }
+
+
+def test_all_that_follows_an_earlier_boot_deleted_is_found() -> None:
+    rows = a_log()
+    found = verify(rows[:15], series(rows, 15, 40)).disagreements
+    assert [finding[:2] for finding in found if isinstance(finding, Finding)] == [("c", 1)]
+
+
+def test_a_chain_that_no_head_covers_is_still_counted() -> None:
+    rows = a_log()
+    hidden = a_chain("hidden", 3)
+    checkpoint = a_checkpoint(head_of(rows), records=43)
+    assert verify([*rows, *hidden], [checkpoint]).clean
+    assert verify(rows, [checkpoint]).disagreements == (f"40 records of the 43 that {checkpoint} counts",)
+
+
+def dropped(rows: Rows) -> tuple[Rows, tuple[str, int]]:
+    return [*rows[: at("c", 6)], *rows[at("c", 7) :]], ("c", 6)
+
+
+def inserted(rows: Rows) -> tuple[Rows, tuple[str, int]]:
+    forged = link(head_of(rows[: at("c", 6)]), NOW, RecordType.DECISION, {"decision": "allow"})
+    return [*rows[: at("c", 6)], StoredRow("c", *forged), *rows[at("c", 6) :]], ("c", 6)
+
+
+def swapped(rows: Rows) -> tuple[Rows, tuple[str, int]]:
+    return [*rows[: at("c", 6)], rows[at("c", 7)], rows[at("c", 6)], *rows[at("c", 8) :]], ("c", 6)
+
+
+def forked(rows: Rows) -> tuple[Rows, tuple[str, int]]:
+    fork = link(head_of(rows[: at("c", 9)]), NOW, RecordType.DECISION, {"decision": "deny"})
+    return [*rows[: at("c", 9)], StoredRow("c", *fork), *rows[at("c", 9) :]], ("c", 9)
+
+
+def spliced(rows: Rows) -> tuple[Rows, tuple[str, int]]:
+    tail = [
+        StoredRow("c", row.seq, record_hash(body), body)
+        for row in rows[at("b", 6) : at("b", 11)]
+        if isinstance(row.body, bytes)
+        for body in [row.body.replace(b'"chain":"b"', b'"chain":"c"')]
+    ]
+    return [*rows[: at("c", 6)], *tail], ("c", 6)
+
+
+@pytest.mark.parametrize("attack", [dropped, inserted, swapped, forked, spliced])
+def test_what_the_chain_itself_shows_is_found_beside_checkpoints_too(
+    attack: Callable[[Rows], tuple[Rows, tuple[str, int]]],
+) -> None:
+    rows = a_log()
+    forged, place = attack(rows)
+    verdict = verify(forged, series(rows, 20, 40))
+    assert place in {finding[:2] for finding in verdict.findings}
+
+
+@pytest.mark.parametrize("attack", [dropped, inserted, spliced])
+def test_the_same_with_every_later_record_written_anew_is_found_by_the_checkpoint(
+    attack: Callable[[Rows], tuple[Rows, tuple[str, int]]],
+) -> None:
+    rows = a_log()
+    forged, (_, seq) = attack(rows)
+    relinked = forged[: at("c", seq)]
+    for row in forged[at("c", seq) :]:
+        new = link(head_of(relinked), NOW, RecordType.DECISION, {"decision_id": str(row.hash)})
+        relinked.append(StoredRow("c", *new))
+    assert verify(relinked, []).clean
+    assert not verify(relinked, series(rows, 40)).clean
+
+
+def test_a_changed_record_at_a_listed_head_is_one_finding_of_the_chain() -> None:
+    rows = a_log()
+    rows[-1] = rows[-1]._replace(hash=b"\1" * 32)
+    verdict = verify(rows, series(a_log(), 40))
+    assert verdict.findings == (Finding("c", 10, "the body does not have the stored hash"),)
+    assert verdict.disagreements == ()
+
+
+def test_what_is_wrong_with_the_checkpoints_is_a_disagreement() -> None:
+    rows = a_log()
+    one, other = a_checkpoint(head_of(rows), records=40), a_checkpoint(head_of(rows), records=39)
+    verdict = verify(rows, [one, other])
+    assert verdict.disagreements == (f"{other} exists in two versions",)
+    assert not verdict.clean
+
+
+def test_an_accepted_rollback_takes_back_what_was_listed_before_and_demands_what_came_after() -> None:
+    rows = a_log()
+    before = series(rows, 40)[0]
+    d = a_chain("d", 4, head_of(rows[:30]))
+    accepting = a_checkpoint(head_of(d), after=before, records=34, rollback=True)
+    assert verify([*rows[:30], *d], [before, accepting]).clean
+    found = verify([*rows[:30], *d[:2]], [before, accepting]).disagreements
+    assert isinstance(found[0], Finding)
+    assert found[0][:2] == ("d", 3)
+
+
+def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast() -> None:
+    """Boots overlap, end and begin at random; each first record carries the frontier, as the store has it."""
+    chance = random.Random(11)
+    rows: Rows = []
+    living: dict[str, Rows] = {}
+    uncarried: dict[str, ChainHead] = {}
+    checkpoints: list[Checkpoint] = []
+    while len(rows) < CLEAN_RECORDS:
+        if not living or chance.random() < 0.01:
+            name = f"boot-{len(rows)}"
+            living[name] = a_chain(name, 1, *uncarried.values())
+            uncarried.clear()
+            rows += living[name]
+        name = chance.choice(list(living))
+        new = grown(living[name][-1:], chance.randrange(1, 5))[1:]
+        rows += new
+        living[name] = new
+        uncarried[name] = head_of(new)
+        if len(living) > 1 and chance.random() < 0.01:
+            del living[name]
+        if chance.random() < 0.02:
+            previous = checkpoints[-1] if checkpoints else None
+            checkpoints.append(a_checkpoint(*uncarried.values(), after=previous, records=len(rows)))
+    started_at = time.perf_counter()
+    verdict = verify(rows, checkpoints)
+    seconds = time.perf_counter() - started_at
+    show(f"{len(rows)} records, {len(checkpoints)} checkpoints: {len(rows) / seconds:.0f} records/s")
+    assert verdict.clean, (verdict.findings[:3], verdict.disagreements[:3])
+    assert (verdict.records, verdict.evidence.count) == (len(rows), len(checkpoints))

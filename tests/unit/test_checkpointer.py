@@ -1,0 +1,503 @@
+"""The checkpointer on a real database: what it signs, hands over, and refuses to start on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kkp.audit.base import AuditEntry, RollbackAccepted
+from kkp.audit.checkpointer import Checkpointer
+from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
+from kkp.audit.log import AuditLog
+from kkp.audit.sinks import CheckpointSink, FileSink
+from kkp.audit.verify import read_checkpoint_file, verify_sqlite
+from kkp.errors import AuditUnavailableError, ConfigError
+from kkp.master_key import MasterKey
+from kkp.model import Action
+from kkp.store.audit import AuditStore
+from kkp.store.checkpoints import CheckpointStore
+from kkp.store.sql import Database, bump_epoch
+from tests.fakes.clock import FakeClock
+from tests.fakes.logs import a_checkpoint, a_signer
+
+MASTER_KEY = MasterKey(b"k" * 32)
+ENTRY = AuditEntry(action=Action.DECRYPT, decision="allow")
+
+
+class ListSink:
+    """A sink that can't be read, which fails when it is told to."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.fails = False
+
+    async def put(self, line: bytes) -> None:
+        if self.fails:
+            raise AuditUnavailableError("The sink is away.")
+        self.lines.append(line)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [read_checkpoint(line).seq for line in self.lines]
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """One process: its chain and its checkpointer."""
+
+    database: Database
+    audit: AuditLog
+    checkpoints: Checkpointer
+    clock: FakeClock
+
+    async def record(self, count: int = 1) -> None:
+        for _ in range(count):
+            await self.audit.commit(ENTRY)
+
+    async def write(self) -> Checkpoint:
+        signed = await self.checkpoints.write()
+        assert signed is not None
+        return signed
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kkp.db"
+
+
+@pytest.fixture
+def sink_path(tmp_path: Path) -> Path:
+    return tmp_path / "sink" / "checkpoints.jsonl"
+
+
+@pytest.fixture
+def sink(sink_path: Path) -> FileSink:
+    sink_path.parent.mkdir()
+    return FileSink(sink_path)
+
+
+@asynccontextmanager
+async def boot(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> AsyncIterator[Boot]:
+    """Start as the server does, and stop as cleanly."""
+    clock = FakeClock()
+    database = await Database.open(f"sqlite:///{path}", master_key_check=b"check")
+    try:
+        checkpoints = Checkpointer(
+            CheckpointStore(database), CheckpointSigner(MASTER_KEY), sink, clock, interval_seconds=60
+        )
+        accepted = await checkpoints.check_start(accept)
+        audit = AuditLog(AuditStore(database), MASTER_KEY, clock)
+        await audit.start()
+        if accepted is not None:
+            await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
+        yield Boot(database, audit, checkpoints, clock)
+        await audit.close()
+        await checkpoints.close()
+    finally:
+        await database.close()
+
+
+async def run_once(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> None:
+    async with boot(path, sink, accept=accept) as process:
+        await process.record(2)
+
+
+async def refusal(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> str:
+    with pytest.raises(ConfigError) as refused:
+        await run_once(path, sink, accept=accept)
+    (problem,) = refused.value.problems
+    return problem
+
+
+def clean(path: Path, *sinks: Path) -> None:
+    found = [checkpoint for sink in sinks for checkpoint in read_checkpoint_file(sink)]
+    verdict = verify_sqlite(path, found)
+    assert verdict.clean, (verdict.findings, verdict.disagreements)
+
+
+# What is signed.
+
+
+async def test_a_checkpoint_says_where_the_log_stands(path: Path) -> None:
+    async with boot(path, None) as process:
+        await process.record(4)
+        first = await process.write()
+        await process.record()
+        second = await process.write()
+    assert (first.seq, first.records, first.epoch) == (1, 5, 1)
+    assert (second.seq, second.records, second.prev) == (2, 6, first.hash)
+    assert [head.seq for head in first.heads] == [5]
+    assert [head.seq for head in second.heads] == [6]
+    clean(path)
+
+
+async def test_nothing_new_is_signed_where_nothing_was_recorded(path: Path) -> None:
+    async with boot(path, None) as process:
+        await process.write()
+        assert await process.checkpoints.write() is None
+        await process.database.write(bump_epoch)
+        assert (await process.write()).epoch == 2
+
+
+async def test_the_heads_listed_stay_few_however_many_boots_there_were(path: Path) -> None:
+    for _ in range(12):
+        await run_once(path, None)
+    async with boot(path, None) as process, boot(path, None) as beside:
+        await process.record()
+        await beside.record()
+        signed = await process.write()
+    assert len(signed.heads) == 2
+    assert signed.records == 12 * 3 + 4
+    clean(path)
+
+
+async def test_each_process_stops_with_a_checkpoint_of_its_last_record(path: Path, sink: FileSink) -> None:
+    await run_once(path, sink)
+    await run_once(path, sink)
+    numbers = [(checkpoint.seq, checkpoint.records) for checkpoint in read_checkpoint_file(sink.path)]
+    assert numbers == [(1, 3), (2, 6)]
+    clean(path, sink.path)
+
+
+async def test_processes_side_by_side_sign_one_series(path: Path, sink: FileSink) -> None:
+    async with boot(path, sink) as one, boot(path, sink) as other:
+        for _ in range(5):
+            await asyncio.gather(one.record(), other.record())
+            await asyncio.gather(one.checkpoints.write(), other.checkpoints.write())
+    seqs = [checkpoint.seq for checkpoint in read_checkpoint_file(sink.path)]
+    assert sorted(set(seqs)) == list(range(1, max(seqs) + 1))
+    clean(path, sink.path)
+
+
+async def test_it_runs_at_once_after_each_change_of_the_epoch_and_every_interval(path: Path) -> None:
+    sink = ListSink()
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(30):
+            while True:
+                if len(sink.lines) >= count:
+                    return
+                await asyncio.sleep(0.02)
+
+    async with boot(path, sink) as process:
+        running = asyncio.create_task(process.checkpoints.run())
+        await until(1)
+        await process.record()
+        process.clock.advance(59)
+        await process.database.write(bump_epoch)  # long before the interval has passed again
+        await until(2)
+        await process.record()
+        process.clock.advance(61)
+        await until(3)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert sink.numbers == [1, 2, 3]
+        assert [read_checkpoint(line).epoch for line in sink.lines] == [1, 2, 2]
+
+
+# A sink that fails.
+
+
+async def test_a_sink_that_was_away_gets_all_that_it_missed_in_order(path: Path) -> None:
+    sink = ListSink()
+    async with boot(path, sink) as process:
+        await process.write()
+        sink.fails = True
+        for _ in range(3):
+            await process.record()  # goes on
+            with pytest.raises(AuditUnavailableError, match="The sink is away"):
+                await process.checkpoints.write()
+        assert sink.numbers == [1]
+        sink.fails = False
+        assert await process.checkpoints.write() is None  # nothing new to sign, but to deliver
+        assert sink.numbers == [1, 2, 3, 4]
+
+
+async def test_what_the_sink_did_not_take_at_the_stop_it_gets_after_the_next_start(path: Path) -> None:
+    sink = ListSink()
+    sink.fails = True
+    await run_once(path, sink)
+    assert sink.lines == []
+    sink.fails = False
+    await run_once(path, sink)
+    assert sink.numbers == [1, 2]
+
+
+async def test_an_outage_is_logged_once_and_so_is_its_end(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = ListSink()
+    async with boot(path, sink) as process:
+        sink.fails = True
+        for _ in range(3):
+            with pytest.raises(AuditUnavailableError):
+                await process.checkpoints.write()
+        sink.fails = False
+        await process.checkpoints.write()
+    lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == [
+        "no checkpoint is signed or taken: AuditUnavailableError: The sink is away.",
+        "checkpoints are signed and taken again",
+    ]
+
+
+async def test_it_turns_unready_after_three_intervals_without_success_and_ready_again(path: Path) -> None:
+    sink = ListSink()
+    async with boot(path, sink) as process:
+        await process.write()
+        sink.fails = True
+        await process.record()
+        with pytest.raises(AuditUnavailableError):
+            await process.checkpoints.write()
+        process.clock.advance(181)
+        await process.checkpoints.check_ready()
+        process.clock.advance(0.5)
+        with pytest.raises(AuditUnavailableError, match="No checkpoint was signed and taken for 182 s"):
+            await process.checkpoints.check_ready()
+        sink.fails = False
+        await process.checkpoints.write()
+        await process.checkpoints.check_ready()
+
+
+async def test_a_sink_file_that_was_emptied_or_moved_is_filled_again(
+    path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        await run_once(path, sink)
+    before = sink.path.read_bytes()
+    sink.path.unlink()
+    await run_once(path, sink)
+    assert sink.path.read_bytes().startswith(before)
+    assert "the checkpoint sink lacks 3 checkpoints that it had; it gets them again" in caplog.text
+    clean(path, sink.path)
+
+
+async def test_a_sink_whose_last_line_was_cut_short_is_continued(path: Path, sink: FileSink) -> None:
+    for _ in range(2):
+        await run_once(path, sink)
+    sink.path.write_bytes(sink.path.read_bytes()[:-40])
+    await run_once(path, sink)
+    assert [checkpoint.seq for checkpoint in read_checkpoint_file(sink.path)] == [1, 2, 3]
+    clean(path, sink.path)
+
+
+# A database that is not the one that was vouched for.
+
+
+def copy(path: Path) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Path(shutil.copy(path, path.with_name("old.db")))
+
+
+def pages(path: Path) -> bytes:
+    return path.read_bytes()[100:]
+
+
+def restore(path: Path) -> None:
+    for companion in path.parent.glob("kkp.db-*"):
+        companion.unlink()
+    shutil.copy(path.with_name("old.db"), path)
+
+
+async def test_an_older_copy_of_the_database_is_refused_with_what_and_how(path: Path, sink: FileSink) -> None:
+    await run_once(path, sink)
+    copy(path)
+    await run_once(path, sink)
+    newest = read_checkpoint_file(sink.path)[-1]
+    restore(path)
+    before = pages(path)
+    problem = await refusal(path, sink)
+    assert str(newest) in problem
+    assert f"{newest.heads[0].chain}:3 is missing" in problem
+    assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in problem
+    assert pages(path) == before  # but for SQLite's own counters nothing was written
+    await refusal(path, sink)
+
+
+async def test_a_database_that_only_lost_a_change_of_state_is_refused(path: Path, sink: FileSink) -> None:
+    async with boot(path, sink) as process:
+        await process.write()
+        copy(path)
+        await process.database.write(bump_epoch)
+        await process.write()
+    restore(path)
+    assert "its state is at epoch 1, not 2" in await refusal(path, sink)
+
+
+async def test_a_new_database_beside_an_old_sink_is_refused(path: Path, sink: FileSink) -> None:
+    await run_once(path, sink)
+    for part in path.parent.glob("kkp.db*"):
+        part.unlink()
+    assert "it has 0 audit records of 3" in await refusal(path, sink)
+
+
+TAMPERINGS: dict[str, tuple[str, str]] = {
+    "the newest record deleted": (
+        "DELETE FROM audit_records WHERE position = (SELECT max(position) FROM audit_records)",
+        "is missing",
+    ),
+    "the newest boot deleted": (
+        "DELETE FROM audit_records WHERE position > 3",
+        "is missing",
+    ),
+    "the newest record exchanged": (
+        "UPDATE audit_records SET hash = x'00' WHERE position = (SELECT max(position) FROM audit_records)",
+        "is another record",
+    ),
+    "the epoch set back": ("UPDATE state SET epoch = 0", "its state is at epoch 0, not 1"),
+    "chains forgotten": ("DELETE FROM audit_chains", "it has 0 audit records of 6"),
+}
+
+
+@pytest.mark.parametrize(("tampering", "problem"), TAMPERINGS.values(), ids=TAMPERINGS)
+async def test_a_database_that_was_cut_is_refused_by_its_own_checkpoint(
+    path: Path, tampering: str, problem: str
+) -> None:
+    await run_once(path, None)
+    await run_once(path, None)
+    tamper(path, tampering)
+    assert problem in await refusal(path, None)
+
+
+def tamper(path: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement, values)
+
+
+async def test_a_database_whose_checkpoints_were_deleted_is_refused_by_the_sink(
+    path: Path, sink: FileSink
+) -> None:
+    await run_once(path, sink)
+    tamper(path, "DELETE FROM checkpoints")
+    assert "it has no checkpoint 1" in await refusal(path, sink)
+
+
+async def test_a_checkpoint_exchanged_for_another_of_our_own_is_refused_by_the_sink(
+    path: Path, sink: FileSink, tmp_path: Path
+) -> None:
+    await run_once(path, sink)
+    await run_once(tmp_path / "other.db", None)
+    with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+        ((line,),) = connection.execute("SELECT line FROM checkpoints")
+    tamper(path, "UPDATE checkpoints SET line = ?", line)
+    assert "its checkpoint 1 is another one" in await refusal(path, sink)
+
+
+@pytest.mark.parametrize("line", [b"", b"x", "text", None])
+async def test_a_checkpoint_of_the_database_that_is_none_is_refused(
+    path: Path, sink: FileSink, line: object
+) -> None:
+    await run_once(path, sink)
+    if line is None:
+        with closing(sqlite3.connect(path)) as connection:
+            (line,) = connection.execute("SELECT line FROM checkpoints").fetchone()
+        assert isinstance(line, bytes)
+        line = line.replace(b'"records":3', b'"records":2')
+    tamper(path, "UPDATE checkpoints SET line = ?", line)
+    assert "the database's checkpoint 1 can't be believed" in await refusal(path, sink)
+
+
+SPOILT: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "garbage": (lambda _: b"garbage", "it holds something else than checkpoints"),
+    "an altered line": (lambda line: line.replace(b'"seq":1', b'"seq":2'), "it holds something else"),
+    "another key's": (
+        lambda _: a_checkpoint(signer=a_signer(b"x" * 32)).line,
+        "it is signed by another key",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "problem"), SPOILT.values(), ids=SPOILT)
+async def test_a_sink_that_holds_anything_else_is_refused(
+    path: Path, sink: FileSink, spoil: Callable[[bytes], bytes], problem: str
+) -> None:
+    await run_once(path, sink)
+    sink.path.write_bytes(spoil(sink.path.read_bytes().rstrip()) + b"\n")
+    refused = await refusal(path, sink)
+    assert refused.startswith("KKP_CHECKPOINT_SINK: ")
+    assert problem in refused
+
+
+async def test_a_running_process_notices_that_its_checkpoint_is_gone(path: Path) -> None:
+    async with boot(path, None) as process:
+        await process.record()
+        first = await process.write()
+        tamper(path, "DELETE FROM checkpoints")
+        await process.record()
+        with pytest.raises(AuditUnavailableError, match=f"The database lost {first}"):
+            await process.checkpoints.write()
+
+
+async def test_a_head_that_is_no_hash_is_never_signed(path: Path) -> None:
+    async with boot(path, None) as process:
+        tamper(path, "UPDATE audit_chains SET head_hash = 'x'")
+        with pytest.raises(AuditUnavailableError, match="No checkpoint could be signed"):
+            await process.checkpoints.write()
+
+
+# Going on all the same.
+
+
+async def rolled_back(path: Path, sink: FileSink) -> Checkpoint:
+    """Roll the database back behind two checkpoints; return the newest."""
+    await run_once(path, sink)
+    copy(path)
+    await run_once(path, sink)
+    await run_once(path, sink)
+    restore(path)
+    return read_checkpoint_file(sink.path)[-1]
+
+
+async def test_an_accepted_rollback_goes_on_and_on_record_and_is_accepted_once(
+    path: Path, sink: FileSink
+) -> None:
+    newest = await rolled_back(path, sink)
+    await run_once(path, sink, accept=newest.hash)
+    with closing(sqlite3.connect(path)) as connection:
+        bodies = [body for (body,) in connection.execute("SELECT body FROM audit_records ORDER BY position")]
+    assert [newest.hash.encode() in body for body in bodies[3:]] == [False, True, False, False]
+    assert b'"type":"rollback_accepted"' in bodies[4]
+    accepting = read_checkpoint_file(sink.path)[-1]
+    assert (accepting.seq, accepting.prev, accepting.rollback) == (newest.seq + 1, newest.hash, True)
+    verdict = verify_sqlite(path, read_checkpoint_file(sink.path))
+    assert verdict.clean
+    assert verdict.evidence.notes == (f"{accepting} accepts that what earlier ones list is gone",)
+    await run_once(path, sink)
+    assert not read_checkpoint_file(sink.path)[-1].rollback
+    restore(path)
+    assert "KKP_ACCEPT_ROLLBACK" in await refusal(path, sink, accept=newest.hash)
+
+
+async def test_another_checkpoints_hash_accepts_nothing(path: Path, sink: FileSink) -> None:
+    await rolled_back(path, sink)
+    for checkpoint in read_checkpoint_file(sink.path)[:-1]:
+        await refusal(path, sink, accept=checkpoint.hash)
+    await refusal(path, sink, accept="0" * 64)
+
+
+async def test_a_hash_that_is_not_needed_accepts_nothing(path: Path, sink: FileSink) -> None:
+    await run_once(path, sink)
+    (first,) = read_checkpoint_file(sink.path)
+    await run_once(path, sink, accept=first.hash)
+    assert [checkpoint.rollback for checkpoint in read_checkpoint_file(sink.path)] == [False, False]
+
+
+async def test_an_accepted_rollback_that_crashed_before_its_checkpoint_is_asked_for_again(
+    path: Path, sink: FileSink
+) -> None:
+    newest = await rolled_back(path, sink)
+    with pytest.raises(RuntimeError):
+        async with boot(path, sink, accept=newest.hash):
+            raise RuntimeError
+    assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in await refusal(path, sink)
+    await run_once(path, sink, accept=newest.hash)
+    await run_once(path, sink)

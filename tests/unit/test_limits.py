@@ -1,0 +1,123 @@
+"""A token bucket for each caller: both sides of each limit, and nobody's bucket reset by anybody."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kkp.errors import RateLimitedError
+from kkp.limits import MAX_CALLERS, CallerLimits
+from tests.fakes.clock import FakeClock
+
+
+class Door:
+    """Limits on a clock that stands still until it is told to move."""
+
+    def __init__(self, rate: float = 10, burst: int = 5) -> None:
+        self.clock = FakeClock(1000.0)
+        self.refused: Counter[str] = Counter()
+        self.limits = CallerLimits(rate, burst, self.clock.now, lambda caller: self.refused.update([caller]))
+
+    def admitted(self, caller: str, times: int = 1) -> int:
+        """Return how many of so many requests come in."""
+        before = self.refused[caller]
+        for _ in range(times):
+            try:
+                self.limits.admit(caller)
+            except RateLimitedError:
+                continue
+        return times - (self.refused[caller] - before)
+
+
+def test_a_burst_comes_in_and_the_next_request_does_not() -> None:
+    door = Door()
+    assert door.admitted("orders", 5) == 5
+    assert door.admitted("orders", 3) == 0
+    assert door.refused == {"orders": 3}
+
+
+def test_a_bucket_refills_at_its_rate_and_not_beyond_its_burst() -> None:
+    door = Door()
+    door.admitted("orders", 5)
+    door.clock.advance(0.099)
+    assert door.admitted("orders") == 0
+    door.clock.advance(0.001)
+    assert door.admitted("orders", 2) == 1
+    door.clock.advance(3600)
+    assert door.admitted("orders", 100) == 5
+
+
+def test_a_refusal_costs_the_caller_nothing_more() -> None:
+    door = Door()
+    door.admitted("orders", 1000)
+    door.clock.advance(0.1)
+    assert door.admitted("orders") == 1
+
+
+def test_one_caller_takes_nothing_from_another() -> None:
+    door = Door()
+    door.admitted("orders", 1000)
+    assert door.admitted("billing", 6) == 5
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds"),
+    [(1000, 1), (1, 1), (0.5, 2), (0.3, 4), (0.01, 100)],
+    ids=["less than a second is one", "one", "two", "part of a second counts as one", "a hundred"],
+)
+def test_the_caller_is_told_when_to_ask_again_in_whole_seconds(rate: float, seconds: int) -> None:
+    door = Door(rate, burst=1)
+    door.admitted("orders")
+    with pytest.raises(RateLimitedError) as refusal:
+        door.limits.admit("orders")
+    assert refusal.value.retry_after_seconds == seconds
+    door.clock.advance(seconds)
+    assert door.admitted("orders") == 1
+
+
+def test_a_rate_of_zero_limits_nobody_and_remembers_nobody() -> None:
+    door = Door(rate=0)
+    assert door.admitted("orders", 100_000) == 100_000
+    assert not door.limits._full_at
+
+
+def test_a_flood_of_callers_resets_no_bucket_and_fills_no_memory() -> None:
+    door = Door()
+    door.admitted("orders", 5)
+    for number in range(2 * MAX_CALLERS):
+        door.admitted(f"caller-{number}")
+    assert door.admitted("orders") == 0
+    assert len(door.limits._full_at) <= MAX_CALLERS + 1
+
+
+def test_callers_beyond_the_limit_share_one_bucket_until_another_is_full() -> None:
+    door = Door()
+    for number in range(MAX_CALLERS):
+        door.admitted(f"caller-{number}", 2)
+    assert sum(door.admitted(f"late-{number}") for number in range(10)) == 5
+    door.clock.advance(0.2)
+    assert door.admitted("newcomer", 6) == 5
+    assert "caller-0" not in door.limits._full_at
+
+
+def test_the_last_caller_that_fits_has_a_bucket_of_its_own_and_the_next_has_not() -> None:
+    door = Door()
+    for number in range(MAX_CALLERS - 1):
+        door.admitted(f"caller-{number}")
+    assert door.admitted("last", 6) == 5
+    assert door.admitted("shared", 5) == 5
+    assert door.admitted("also-shared") == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1)), max_size=200))
+def test_nobody_gets_more_than_the_burst_and_the_rate(steps: list[tuple[str, float]]) -> None:
+    door = Door(rate=10, burst=5)
+    admitted: Counter[str] = Counter()
+    for caller, pause in steps:
+        door.clock.advance(pause)
+        admitted[caller] += door.admitted(caller)
+    elapsed = door.clock.now() - 1000.0
+    assert all(count <= 5 + 10 * elapsed + 0.001 for count in admitted.values())
