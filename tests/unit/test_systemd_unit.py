@@ -1,0 +1,29 @@
+"""The systemd unit that is shipped says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from kkp.config import load
+from kkp.ways import COMMAND
+
+UNIT = (Path(__file__).parents[2] / "deploy/systemd/kkp.service").read_text()
+
+
+def test_it_waits_for_longer_than_the_end_takes() -> None:
+    found = re.search(r"^TimeoutStopSec=([0-9]+)$", UNIT, re.MULTILINE)
+    assert found is not None
+    under_way_seconds = 2 * 5  # aiohttp takes twice its shutdown_timeout at most
+    assert int(found[1]) > load({}, COMMAND, schemes=("memory", "local")).drain_seconds + under_way_seconds
+
+
+def test_a_configuration_that_can_not_be_used_is_not_tried_for_ever() -> None:
+    assert re.search(r"^RestartPreventExitStatus=2$", UNIT, re.MULTILINE)
+
+
+def test_what_it_sets_is_a_setting() -> None:
+    names = set(re.findall(r"\bKKP_[A-Z_]+", UNIT))
+    assert (
+        load(dict.fromkeys(names - {"KKP_CONFIG"}, ""), COMMAND, schemes=("memory", "local")).warnings == ()
+    )
