@@ -51,7 +51,7 @@ def settings(opa_url: str = NO_OPA, **environ: str) -> dict[str, str]:
     return {
         "KKP_OPA_URL": opa_url,
         "KKP_BACKENDS": "local=local://",
-        "KKP_CHECKPOINT_SINK": "file:/dev/null",
+        "KKP_CHECKPOINT_SINK": "command:/bin/true",
         "KKP_METRICS_ADDR": "",
         "KKP_DRAIN_SECS": "0",
         **environ,
@@ -88,7 +88,7 @@ async def test_init_makes_a_directory_for_its_owner_and_never_writes_over_one(tm
     assert stat.S_IMODE(data.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()} == {0o600}
     before = {path.name: path.read_bytes() for path in data.iterdir()}
-    assert before.keys() == {"kkp.db", "master.key"}
+    assert before.keys() == {"kkp.db", "master.key", "checkpoints.jsonl"}
     again = await kkp(tmp_path, "init")
     assert again.code == 2
     assert "KKP_DATABASE_URL: .kkp/kkp.db exists, and stays as it is" in again.err
@@ -110,7 +110,7 @@ async def test_init_takes_the_master_key_that_it_is_given(tmp_path: Path) -> Non
     (tmp_path / "given.key").write_text("A" * 43 + "=\n")
     given = {"KKP_MASTER_KEY_FILE": "given.key"}
     assert (await kkp(tmp_path, "init", environ=given)).code == 0
-    assert names(tmp_path / ".kkp") == {"kkp.db"}
+    assert names(tmp_path / ".kkp") == {"kkp.db", "checkpoints.jsonl"}
     assert (await kkp(tmp_path, "identity", "list", environ=given)).code == 0
     other = await kkp(tmp_path, "identity", "list", environ={"KKP_MASTER_KEY": "B" * 43 + "="})
     assert "written under another master key" in other.err
