@@ -23,7 +23,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NoReturn, final
 
@@ -70,7 +70,8 @@ class EmbeddedPolicy:
         self._rule = rule
         self._rule_path = _rule_path(rule)
         self._revision = revision
-        self._read = lru_cache(_MAX_ANSWERS)(self._read_answer)
+        # Of nothing that leads back here: in a circle, a collector on any thread would drop the engine.
+        self._read = lru_cache(_MAX_ANSWERS)(partial(_read_answer, rule, revision))
 
     @classmethod
     def load(cls, path: Path, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
@@ -136,13 +137,6 @@ class EmbeddedPolicy:
             _refuse_answer(failure)
         return answer
 
-    def _read_answer(self, answer: str) -> Decision:
-        try:
-            value = msgspec.json.decode(answer)
-        except (msgspec.DecodeError, RecursionError) as error:
-            _refuse_answer(error)
-        return interpret(self._rule, value, self._revision)
-
     def _engine_of_this_thread(self) -> regorus.Engine:
         if threading.get_ident() != self._thread_id:
             raise PolicyUnavailableError("The in-process policy was asked from another thread.")
@@ -165,6 +159,14 @@ class EmbeddedPolicy:
             self._read(self._ask(b"{}"))
         except PolicyUnavailableError as error:
             raise PolicyLoadError(f"{self._rule_path} has no usable default. {error}") from None
+
+
+def _read_answer(rule: str, revision: str, answer: str) -> Decision:
+    try:
+        value = msgspec.json.decode(answer)
+    except (msgspec.DecodeError, RecursionError) as error:
+        _refuse_answer(error)
+    return interpret(rule, value, revision)
 
 
 def _refuse_answer(failure: BaseException) -> NoReturn:

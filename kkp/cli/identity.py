@@ -107,6 +107,8 @@ def _key_ttl(options: argparse.Namespace) -> dict[str, int]:
 
 def _check_roles(roles: list[str], chosen: Settings) -> None:
     """Refuse a role that the bundled policy does not have; another policy may know it all the same."""
+    if chosen.opa_url is not None:
+        return  # the policy is OPA's
     try:
         known = PolicySource.read(chosen.policy_path or default_policy_path()).roles
     except PolicyLoadError:
