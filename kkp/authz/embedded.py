@@ -91,7 +91,11 @@ class EmbeddedPolicy:
         rule = _choose_rule(syntax)
         _add_data(engine, data)
         policy = cls(engine, rule, _revision(files, settings))
-        policy._probe()
+        try:
+            policy._probe()
+        except BaseException:
+            policy._engine = None  # here and now: a collector on another thread could not drop it
+            raise
         return policy
 
     @property

@@ -87,7 +87,7 @@ class Doctor:
         with self.monkeypatch.context() as patched:
             patched.chdir(directory)
             patched.setattr(os, "environ", environment(environ))
-            code = _doctor(Namespace(json=as_json))
+            code = _doctor(Namespace(json=as_json, way=None))
         assert contents(directory) == before
         printed = self.capsys.readouterr()
         return code, printed.out + printed.err

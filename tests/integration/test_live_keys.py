@@ -64,7 +64,7 @@ async def test_the_list_shows_the_ring_on_a_line_of_time(tmp_path: Path) -> None
     lines = drawn.splitlines()
     assert f"generation 2  NEXT  {upcoming}" in lines
     assert f"generation 1  ACTIVE  {active}" in lines
-    assert any(line.split()[:3] == ["activates", "in", "14"] for line in lines)
+    assert any(line.split()[:2] == ["activates", "in"] for line in lines)
     # NEXT waits, then signs; ACTIVE signs, then is retired but published.
     bars = [line.strip().replace("|", "") for line in lines if line.startswith("  |")]
     assert [set(bar) for bar in bars] == [{".", "#"}, {"#", "-"}]

@@ -15,6 +15,7 @@ import regorus  # type: ignore[import-untyped]  # the wheel carries no stubs
 from kkp.authz.base import interpret
 from kkp.authz.embedded import (
     EmbeddedPolicy,
+    PolicySource,
     _parse_as,
     _PolicyFile,
     _refuse_answer,
@@ -653,6 +654,27 @@ def test_a_policy_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyLoadError, match=r"can't be read: "):
         load(tmp_path / ("x" * 5000))
+
+
+ROLES = {
+    "the bundle's own": ({"kkp/roles/data.json": '{"clerk": {}, "admin": {}}'}, {"clerk", "admin"}),
+    "written into one file": ({"data.json": '{"kkp": {"roles": {"clerk": {}}}}'}, {"clerk"}),
+    "none": ({}, set()),
+    "none, but other data": ({"kkp/data.json": '{"settings": {}}'}, set()),
+    "a list, which is another policy's business": ({"kkp/data.json": '{"roles": ["clerk"]}'}, set()),
+    "below what is no object": ({"data.json": '{"kkp": 1}'}, set()),
+}
+
+
+@pytest.mark.parametrize("case", ROLES)
+def test_the_roles_of_a_policy_are(tmp_path: Path, case: str) -> None:
+    files, roles = ROLES[case]
+    assert PolicySource.read(bundle(tmp_path, {"a.rego": HEADER, **files})).roles == roles
+
+
+def test_the_bundled_policy_has_the_roles_that_are_documented() -> None:
+    roles = PolicySource.read(default_policy_path()).roles
+    assert roles == {"admin", "auditor", "service", "user"}
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:

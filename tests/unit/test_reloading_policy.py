@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import random
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -295,6 +297,26 @@ async def test_a_panic_of_the_engine_refuses_the_policy(path: Path, monkeypatch:
         await settle(policy)
     assert not await allows(policy)
     assert policy.warning is not None
+
+
+async def test_the_engine_of_a_refused_policy_is_dropped_on_the_thread_that_made_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine complains where the garbage collector, which runs on any thread, is the one to drop it."""
+    gc.collect()  # what other tests left is not this one's
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    policy = ReloadingPolicy.load(path, {})
+    gc.disable()
+    try:
+        for break_it in (empty, cut_before_its_default, no_default, no_decision, unsafe_builtin):
+            break_it(path)
+            await settle(policy)
+            assert policy.warning is not None
+        await asyncio.to_thread(gc.collect)
+    finally:
+        gc.enable()
+    assert complaints == []
 
 
 async def test_nothing_ends_the_task(
