@@ -345,7 +345,7 @@ async def test_told_to_stop_it_says_so_goes_on_answering_and_ends_with_0(
     async with serving(tmp_path, command="serve", environ=environ) as server:
         server.process.terminate()
         await until_status(server, "/readyz", 503)
-        assert (await server.get("/readyz")).json == {"status": "stopping", "checks": {}}
+        assert (await server.get("/readyz")).json["status"] == "stopping"
         assert (await server.get("/healthz")).status == 200
         async with aiohttp.ClientSession(server.url) as new_connection:
             headers = {"Authorization": f"Bearer {key}"}
