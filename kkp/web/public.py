@@ -16,7 +16,7 @@ from typing import Annotated, Literal, final
 import msgspec
 from aiohttp import web
 
-from kkp.errors import KeyringUnavailableError, KKPError, TLSRequiredError
+from kkp.errors import KeyringUnavailableError, KKPError
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
 
@@ -183,7 +183,7 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
         PublicDocuments.jwks,
         JWKSAnswer,
         "The public keys that verify tokens (RFC 7517)",
-        errors=(TLSRequiredError, KeyringUnavailableError),
+        errors=(KeyringUnavailableError,),
         is_cached=True,
     ),
     PublicRoute(
@@ -191,7 +191,7 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
         PublicDocuments.jwks,
         JWKSAnswer,
         "The same as /keys/jwks",
-        errors=(TLSRequiredError, KeyringUnavailableError),
+        errors=(KeyringUnavailableError,),
         is_cached=True,
     ),
     PublicRoute(
@@ -199,7 +199,6 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
         PublicDocuments.discovery,
         DiscoveryAnswer,
         "Authorization server metadata (RFC 8414)",
-        errors=(TLSRequiredError,),
     ),
     PublicRoute("/healthz", PublicDocuments.healthz, HealthAnswer, "Whether the process answers"),
     PublicRoute(
@@ -209,14 +208,7 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
         "Whether requests can succeed",
         unready_status=_UNREADY,
     ),
-    PublicRoute(
-        "/openapi.json",
-        PublicDocuments.description,
-        OpenAPIAnswer,
-        "This document",
-        errors=(TLSRequiredError,),
-        is_cached=True,
-    ),
+    PublicRoute("/openapi.json", PublicDocuments.description, OpenAPIAnswer, "This document", is_cached=True),
 )
 
 

@@ -46,12 +46,12 @@ def opa_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.url
 
 
-def settings(directory: Path, opa_url: str = NO_OPA, **environ: str) -> dict[str, str]:
+def settings(opa_url: str = NO_OPA, **environ: str) -> dict[str, str]:
     """Return what a production server needs; it drains for no time unless told to."""
     return {
         "KKP_OPA_URL": opa_url,
         "KKP_BACKENDS": "local=local://",
-        "KKP_CHECKPOINT_SINK": f"file:{directory}/checkpoints",
+        "KKP_CHECKPOINT_SINK": "command:/bin/true",
         "KKP_METRICS_ADDR": "",
         "KKP_DRAIN_SECS": "0",
         **environ,
@@ -117,7 +117,7 @@ async def test_init_takes_the_master_key_that_it_is_given(tmp_path: Path) -> Non
 
 
 async def test_it_serves_what_init_and_identity_add_made(tmp_path: Path, opa_url: str) -> None:
-    environ = settings(tmp_path, opa_url)
+    environ = settings(opa_url)
     key = await initialise(tmp_path, environ)
     async with serving(tmp_path, command="serve", environ=environ) as server:
         token = (await server.post("/token", LOCAL, credential=key)).json["token"]
@@ -136,7 +136,7 @@ async def test_it_serves_what_init_and_identity_add_made(tmp_path: Path, opa_url
 
 
 async def test_a_server_that_ran_before_goes_on_with_its_keys(tmp_path: Path, opa_url: str) -> None:
-    environ = settings(tmp_path, opa_url)
+    environ = settings(opa_url)
     key = await initialise(tmp_path, environ)
     kids = []
     for _ in range(2):
@@ -148,7 +148,7 @@ async def test_a_server_that_ran_before_goes_on_with_its_keys(tmp_path: Path, op
 
 async def test_without_an_opa_it_is_unready_and_mints_nothing_until_there_is_one(tmp_path: Path) -> None:
     url = f"unix://{tmp_path}/opa.sock"
-    environ = settings(tmp_path, url)
+    environ = settings(url)
     key = await initialise(tmp_path, environ)
     async with (
         launched(tmp_path, command="serve", environ=environ) as process,
@@ -210,10 +210,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize(("spoil", "message"), REFUSALS.values(), ids=REFUSALS.keys())
 async def test_a_start_is_refused_on(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
-    await initialise(tmp_path, settings(tmp_path))
+    await initialise(tmp_path, settings())
     spoil(tmp_path / ".kkp")
     before = names(tmp_path / ".kkp")
-    finished = await kkp(tmp_path, "serve", environ=settings(tmp_path))
+    finished = await kkp(tmp_path, "serve", environ=settings())
     assert finished.code == 2
     assert message in finished.err
     assert "Traceback" not in finished.err
@@ -224,7 +224,7 @@ async def test_what_lies_there_of_a_development_server_is_served_too(tmp_path: P
     async with serving(tmp_path) as development:
         key = development.root_key
         assert await development.stop() == 0
-    async with serving(tmp_path, command="serve", environ=settings(tmp_path, opa_url)) as server:
+    async with serving(tmp_path, command="serve", environ=settings(opa_url)) as server:
         assert (await server.post("/token", LOCAL, credential=key)).status == 200
         assert await server.stop() == 0
 
@@ -242,7 +242,6 @@ def trusting(pair: Pair) -> ssl.SSLContext:
 async def over_tls(directory: Path, opa_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     OLD.write(directory)
     environ = settings(
-        directory,
         opa_url,
         KKP_LISTEN_ADDR="0.0.0.0:0",
         KKP_TLS_CERT_FILE="tls.crt",
@@ -292,7 +291,7 @@ async def test_it_takes_a_new_certificate_without_a_restart(
 
 
 async def test_sighup_without_tls_changes_nothing(tmp_path: Path, opa_url: str) -> None:
-    environ = settings(tmp_path, opa_url)
+    environ = settings(opa_url)
     await initialise(tmp_path, environ)
     async with serving(tmp_path, command="serve", environ=environ) as server:
         server.process.send_signal(signal.SIGHUP)
@@ -301,7 +300,7 @@ async def test_sighup_without_tls_changes_nothing(tmp_path: Path, opa_url: str) 
 
 
 async def test_behind_a_proxy_it_takes_requests_from_that_proxy_only(tmp_path: Path, opa_url: str) -> None:
-    environ = settings(tmp_path, opa_url, KKP_LISTEN_ADDR="0.0.0.0:0")
+    environ = settings(opa_url, KKP_LISTEN_ADDR="0.0.0.0:0")
     key = await initialise(tmp_path, {**environ, "KKP_TRUSTED_PROXIES": "127.0.0.1"})
     headers = {"Authorization": f"Bearer {key}", "X-Forwarded-For": "198.51.100.1, 192.0.2.7"}
     for proxy, status in (("127.0.0.1", 200), ("192.0.2.1", 403)):
@@ -318,7 +317,7 @@ async def test_behind_a_proxy_it_takes_requests_from_that_proxy_only(tmp_path: P
 
 
 async def test_metrics_have_a_listener_of_their_own(tmp_path: Path, opa_url: str) -> None:
-    environ = settings(tmp_path, opa_url, KKP_METRICS_ADDR="127.0.0.1:0")
+    environ = settings(opa_url, KKP_METRICS_ADDR="127.0.0.1:0")
     key = await initialise(tmp_path, environ)
     async with serving(tmp_path, command="serve", environ=environ) as server:
         assert (await server.post("/token", LOCAL, credential=key)).status == 200
@@ -341,7 +340,7 @@ async def test_metrics_have_a_listener_of_their_own(tmp_path: Path, opa_url: str
 async def test_told_to_stop_it_says_so_goes_on_answering_and_ends_with_0(
     tmp_path: Path, opa_url: str
 ) -> None:
-    environ = settings(tmp_path, opa_url, KKP_DRAIN_SECS="600")
+    environ = settings(opa_url, KKP_DRAIN_SECS="600")
     key = await initialise(tmp_path, environ)
     async with serving(tmp_path, command="serve", environ=environ) as server:
         server.process.terminate()
@@ -358,7 +357,7 @@ async def test_told_to_stop_it_says_so_goes_on_answering_and_ends_with_0(
 
 
 async def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, opa_url: str) -> None:
-    environ = settings(tmp_path, opa_url)
+    environ = settings(opa_url)
     key = await initialise(tmp_path, environ)
     async with serving(tmp_path, command="serve", environ=environ) as server:
         # Whoever holds SQLite's write lock holds up the audit record, and so the request.
@@ -391,7 +390,7 @@ async def test_without_an_opa_nothing_is_built(tmp_path: Path) -> None:
 async def test_commands_take_the_environment_of_the_server_and_it_notices(
     tmp_path: Path, opa_url: str
 ) -> None:
-    environ = settings(tmp_path, opa_url, KKP_LISTEN_ADDR="0.0.0.0:0", KKP_TRUSTED_PROXIES="127.0.0.1")
+    environ = settings(opa_url, KKP_LISTEN_ADDR="0.0.0.0:0", KKP_TRUSTED_PROXIES="127.0.0.1")
     await initialise(tmp_path, environ)
     async with serving(tmp_path, command="serve", environ=environ) as server:
         grant = ["--grant", "local:default:encrypt,decrypt", "--audience", "orders-db"]
@@ -403,7 +402,7 @@ async def test_commands_take_the_environment_of_the_server_and_it_notices(
 
 
 async def test_dev_is_refused_in_the_environment_of_a_server(tmp_path: Path) -> None:
-    finished: Finished = await kkp(tmp_path, "dev", environ=settings(tmp_path))
+    finished: Finished = await kkp(tmp_path, "dev", environ=settings())
     assert finished.code == 2
     assert "KKP_OPA_URL: not taken by `kkp dev`" in finished.err
     assert not names(tmp_path)
