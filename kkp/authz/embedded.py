@@ -85,6 +85,19 @@ class EmbeddedPolicy:
     @classmethod
     def build(cls, source: PolicySource, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
         """Make a policy of what was read, on the thread that will ask it; see `load`."""
+        try:
+            return cls._build(source, settings)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except PolicyLoadError as error:
+            problem = str(error)
+        except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
+            problem = f"the engine failed on it ({type(failure).__name__})"
+        # Out here, because the frames of a traceback hold the engine, and only this thread may drop one.
+        raise PolicyLoadError(problem)
+
+    @classmethod
+    def _build(cls, source: PolicySource, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
         files = source.files
         data = _merge_data(files, settings)
         engine, syntax = _parse(files, allow_legacy=source.is_single_file)
@@ -92,11 +105,7 @@ class EmbeddedPolicy:
         rule = _choose_rule(syntax)
         _add_data(engine, data)
         policy = cls(engine, rule, _revision(files, settings))
-        try:
-            policy._probe()
-        except BaseException:
-            policy._engine = None  # here and now: a collector on another thread could not drop it
-            raise
+        policy._probe()
         return policy
 
     @property

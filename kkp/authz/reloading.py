@@ -118,7 +118,7 @@ class ReloadingPolicy:
         if source == self._source:  # the refused one was taken back
             _log.warning("policy %s, which is in force, is what is on disk again", self.revision)
             return
-        former, policy = self._policy, _build(source, self._settings)
+        former, policy = self._policy, EmbeddedPolicy.build(source, self._settings)
         self._source, self._policy = source, policy
         await former.close()
         _log.warning("policy %s is in force, %s no longer is", policy.revision, former.revision)
@@ -129,12 +129,3 @@ def _read(path: Path) -> _Reading:
         return PolicySource.read(path)
     except PolicyLoadError as error:
         return str(error)
-
-
-def _build(source: PolicySource, settings: Mapping[str, JSON]) -> EmbeddedPolicy:
-    try:
-        return EmbeddedPolicy.build(source, settings)
-    except (PolicyLoadError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
-        raise PolicyLoadError(f"the engine failed on it ({type(failure).__name__})") from None
