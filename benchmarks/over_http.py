@@ -3,6 +3,9 @@
 What is compared is always measured side by side, one after the other and again, because on a shared machine
 two figures of different minutes can't be compared. The load generator is this process; each server is its
 own, with its default settings: `kkp dev` asks the bundled policy and makes every record durable.
+
+Where there is an OPA, `kkp serve` is measured with it as its sidecar, all three on the same cores, and beside
+it the same OPA asked the same question by the load generator itself.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,19 +24,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from benchmarks import inputs
 from benchmarks.load import drive, post
+from kkp.model import Action
+from tests.opa import find_opa
 
 _HERE = Path(__file__).resolve().parent
 _CONNECTIONS = 64
 _START_SECONDS = 20
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _HOST = "127.0.0.1"
-_PORT = re.compile(r":([0-9]+)\.")
+_OPA_PATH: Final = "/v1/data/kkp/authz/decision?strict-builtin-errors=true&provenance=true"
+_PORT = re.compile(r"Listening on http://[^ ]*:([0-9]+)\.")
 
 
 class Size(NamedTuple):
@@ -124,7 +132,7 @@ def _serving(*command: str, environ: Mapping[str, str]) -> Iterator[_Server]:
     arguments = [sys.executable, *command]
     process = subprocess.Popen(  # noqa: S603  our own servers
         arguments,
-        env={**environ, "PATH": os.environ["PATH"], "PYTHONPATH": str(_HERE.parent)},
+        env={**environ, **_paths()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -136,28 +144,37 @@ def _serving(*command: str, environ: Mapping[str, str]) -> Iterator[_Server]:
         process.communicate()
 
 
+def _paths() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(_HERE.parent)}
+
+
 def _announced_port(process: subprocess.Popen[str]) -> int:
     """Return the port that the server says it listens on."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.stdout is not None:
         line = process.stdout.readline()
-        if line.startswith("Listening on "):
+        if "Listening on " in line:
             return int(_PORT.findall(line)[0])
         if not line:
             break
     raise RuntimeError(f"a server did not start: {process.args!r}")
 
 
-@contextmanager
-def _kkp(directory: Path, *command: str) -> Iterator[_Server]:
-    environ = {
+def _environment(directory: Path) -> dict[str, str]:
+    return {
         "KKP_DATA_DIR": str(directory),
         "KKP_LISTEN_ADDR": f"{_HOST}:0",
         "KKP_CONFIG": "/dev/null",
         "KKP_ISSUER": inputs.ISSUER,
         "KKP_CALLER_RATE_PER_SEC": "0",  # one caller asks as fast as it can
     }
-    with _serving(*command, environ=environ) as server:
+
+
+@contextmanager
+def _kkp(
+    directory: Path, *command: str, environ: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[_Server]:
+    with _serving(*command, environ={**_environment(directory), **environ}) as server:
         yield server
 
 
@@ -193,18 +210,91 @@ def _size(answer: object) -> int:
     return len(msgspec.json.encode(answer))
 
 
-def _compare(
-    name: str, server: _Server, message: bytes, floors: Mapping[str, _Server], size: Size
-) -> Comparison:
-    """Measure in turns; the floors get the same messages, and three times as many."""
-    sides = [(server, size.requests), *((floor, 3 * size.requests) for floor in floors.values())]
+class _Side(NamedTuple):
+    """A server, and what it is asked."""
+
+    server: _Server
+    message: bytes
+
+
+def _compare(name: str, side: _Side, floors: Mapping[str, _Side], size: Size) -> Comparison:
+    """Measure in turns; the floors get three times as many requests."""
+    sides = [(side, size.requests), *((floor, 3 * size.requests) for floor in floors.values())]
     figures = [Figure() for _ in sides]
-    for side, requests in sides:
-        side.drive([message], requests // 4)
+    for (server, message), requests in sides:
+        server.drive([message], requests // 4)
     for _ in range(size.pairs):
-        for figure, (side, requests) in zip(figures, sides, strict=True):
-            figure.measure(side, message, requests)
+        for figure, ((server, message), requests) in zip(figures, sides, strict=True):
+            figure.measure(server, message, requests)
     return Comparison(name, figures[0], dict(zip(floors, figures[1:], strict=True)))
+
+
+@contextmanager
+def _opa(binary: str) -> Iterator[_Server]:
+    """Run an OPA with the bundled policy, as deploy/opa/README.md advises for its memory."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port = probe.getsockname()[1]
+    options = ["--addr", f"{_HOST}:{port}", "--skip-version-check", "--log-level", "error"]
+    command = [binary, "run", "--server", *options, "--bundle", str(_HERE.parent / "policy")]
+    environ = {**os.environ, "GOGC": "400"}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  OPA
+        try:
+            _wait_for(port)
+            yield _Server(process, port)
+        finally:
+            process.kill()
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex((_HOST, port)) == 0:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+def _sidecar(directory: Path, binary: str, floors: Mapping[str, _Server], size: Size) -> Comparison:
+    """Measure `POST /token` of `kkp serve`, which asks an OPA."""
+    with ExitStack() as stack:
+        opa = stack.enter_context(_opa(binary))
+        environ = {
+            "KKP_OPA_URL": f"http://{_HOST}:{opa.port}",
+            "KKP_BACKENDS": "aws=local://",
+            "KKP_CHECKPOINT_SINK": f"file:{directory}/checkpoints",
+            "KKP_METRICS_ADDR": "",
+        }
+        directory.mkdir()
+        service_key = _production_service_key(directory / "data", environ)
+        server = stack.enter_context(_kkp(directory / "data", "-m", "kkp", "serve", environ=environ))
+        server.ask("/token", inputs.TOKEN_REQUEST, service_key)
+        message = _token_message(service_key)
+        question = b'{"input":%s}' % inputs.question(Action.ISSUE_TOKEN).encoded
+        sides = {name: _Side(floor, message) for name, floor in floors.items()}
+        sides["OPA alone"] = _Side(opa, post(_HOST, _OPA_PATH, question))
+        return _compare("POST /token, OPA as sidecar", _Side(server, message), sides, size)
+
+
+def _production_service_key(data_dir: Path, environ: Mapping[str, str]) -> str:
+    grant = inputs.GRANT
+    add = ["identity", "add", "orders", "--role", "service", "--audience", "orders-db"]
+    granted = ["--grant", f"{grant['backend']}:{grant['key_id']}:{','.join(grant['ops'])}"]
+    claims = ["--claim", "environment=prod"]
+    _run_kkp(data_dir, environ, "init")
+    return _run_kkp(data_dir, environ, *add, *granted, *claims)
+
+
+def _run_kkp(data_dir: Path, environ: Mapping[str, str], *arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603  our own command
+        [sys.executable, "-m", "kkp", *arguments],
+        env={**_environment(data_dir), **environ, **_paths()},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
 
 
 def _parts(directory: Path, *, requests: int) -> dict[str, float]:
@@ -230,10 +320,18 @@ def measure(directory: Path, size: Size) -> Result:
             "no-op service": stack.enter_context(_serving(noop, "service", *sizes, environ={})),
         }
         comparisons = [
-            _compare(f"POST {path}", server, request.message, floors, size)
+            _compare(
+                f"POST {path}",
+                _Side(server, request.message),
+                {name: _Side(floor, request.message) for name, floor in floors.items()},
+                size,
+            )
             for path, request in requests.items()
         ]
         peak_rss_mib = server.peak_rss_mib
+        binary = find_opa()
+        if binary is not None:
+            comparisons.append(_sidecar(directory / "sidecar", binary, floors, size))
     return Result(
         comparisons, _parts(directory / "measured", requests=size.pairs * size.requests), peak_rss_mib
     )
