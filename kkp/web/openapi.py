@@ -36,10 +36,11 @@ from kkp.errors import (
     UnsupportedMediaTypeError,
 )
 from kkp.model import JSON
+from kkp.web.answers import Answer
 from kkp.web.problems import STATUS, Problem
 from kkp.web.public import PublicRoute
 from kkp.web.routes import Route
-from kkp.web.schemas import Answer, Asks
+from kkp.web.schemas import Asks
 
 _INTERNAL: Final = "internal"
 _REF: Final = "#/components/schemas/{name}"
@@ -131,7 +132,7 @@ def answer_schema(route: Route[JSON, JSON]) -> type[Answer]:
     if not isinstance(found, type) or not issubclass(found, Answer) or found is Answer:
         raise SchemaMissingError(
             f"{route.method} {route.path}: the function that makes its answer must be annotated to return a "
-            "subclass of kkp.web.schemas.Answer"
+            "subclass of kkp.web.answers.Answer"
         )
     return found
 

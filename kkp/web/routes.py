@@ -39,7 +39,7 @@ from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
-from kkp.web import schemas
+from kkp.web import answers, schemas
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, PathAndJSON, Query, Reader
@@ -114,7 +114,7 @@ class Route(Generic[RequestT, AnswerT]):
     path: str
     operation: Callable[[Services], Operation[Any, RequestT, AnswerT]]
     read: Reader[RequestT]
-    answer: Callable[[AnswerT, RequestT], schemas.Answer]
+    answer: Callable[[AnswerT, RequestT], answers.Answer]
     summary: str = ""
     errors: tuple[type[KKPError], ...] = ()
     status: int = 200
@@ -151,7 +151,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/token",
         lambda s: s.issue_token,
         JSONBody(schemas.TokenBody),
-        schemas.issued_token,
+        answers.issued_token,
         "Mint a token",
         (UnknownBackendError,),
     ),
@@ -164,7 +164,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
             limit=lambda sizes: sizes.max_plaintext_body_bytes,
             check=lambda request, sizes: schemas.check_plaintext_size(request, sizes.max_plaintext_bytes),
         ),
-        schemas.sealed_envelope,
+        answers.sealed_envelope,
         "Seal a plaintext under a key",
         _BACKEND_ERRORS,
     ),
@@ -173,7 +173,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/envelope/decrypt",
         lambda s: s.decrypt,
         JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
-        schemas.opened,
+        answers.opened,
         "Open an envelope, always with a token",
         (EnvelopeInvalidError, *_BACKEND_ERRORS),
         credential_in_body=True,
@@ -183,7 +183,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/keys/rotate",
         lambda s: s.rotate_signing_key,
         NoBody(lambda _: None),
-        schemas.rotation,
+        answers.rotation,
         "Promote the next signing key, or say when it will be",
         (ConflictError,),
         201,
@@ -193,7 +193,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/identities",
         lambda s: s.add_identity,
         JSONBody(schemas.IdentityBody),
-        schemas.new_identity,
+        answers.new_identity,
         "Add an identity; its service key is shown this once",
         (ConflictError,),
         201,
@@ -203,7 +203,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/identities",
         lambda s: s.list_identities,
         NoBody(lambda _: None),
-        schemas.identities,
+        answers.identities,
         "List the identities",
     ),
     Route(
@@ -211,7 +211,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/identities/{id}/disable",
         lambda s: s.disable_identity,
         NoBody(lambda request: request.match_info["id"]),
-        schemas.disabled_identity,
+        answers.disabled_identity,
         "Disable an identity, for good",
         (NotFoundError, ConflictError),
     ),
@@ -220,7 +220,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/audit",
         lambda s: s.read_audit,
         Query(schemas.AuditParameters),
-        schemas.audit_page,
+        answers.audit_page,
         "Read the audit log, oldest first; reading is recorded",
     ),
     Route(
@@ -228,7 +228,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/keys/jwks/{kid}/revoke",
         lambda s: s.revoke_signing_key,
         NoBody(lambda request: request.match_info["kid"]),
-        schemas.revocation,
+        answers.revocation,
         "Revoke a signing key at once, and every token that it signed",
         (NotFoundError, ConflictError),
     ),
@@ -237,7 +237,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/token/introspect",
         lambda s: s.introspect_token,
         JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
-        schemas.introspection,
+        answers.introspection,
         "Ask whether a token is good (RFC 7662)",
     ),
     Route(
@@ -245,7 +245,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/token/revoke",
         lambda s: s.revoke_token,
         JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
-        schemas.nothing,
+        answers.nothing,
         "Revoke a token at once (RFC 7009)",
     ),
     Route(
@@ -253,7 +253,7 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         "/identities/{id}/rotate-key",
         lambda s: s.rotate_service_key,
         PathAndJSON(schemas.RotateKeyBody, lambda request, named: named(request.match_info["id"])),
-        schemas.rotated_key,
+        answers.rotated_key,
         "Give an identity a new service key, which is shown this once",
         (NotFoundError, ConflictError),
         201,

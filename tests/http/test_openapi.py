@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from kkp.web import openapi, schemas
+from kkp.web import answers, openapi, schemas
 from kkp.web.problems import STATUS
 from kkp.web.public import PUBLIC_ROUTES
 from kkp.web.reading import JSONBody, NoBody
@@ -91,7 +91,7 @@ def _row(**changes: Any) -> Route[Any, Any]:
         "path": "/new",
         "operation": lambda services: services.issue_token,
         "read": JSONBody(schemas.TokenBody),
-        "answer": schemas.issued_token,
+        "answer": answers.issued_token,
         "summary": "New",
         **changes,
     }

@@ -20,7 +20,7 @@ from kkp.operations.envelopes import EncryptRequest, Opened
 from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.tokens import Claims
-from kkp.web import schemas
+from kkp.web import answers, schemas
 from kkp.web.schemas import DecryptBody, EncryptBody, IdentityBody, TokenBody, decode
 
 Document: TypeAlias = dict[str, Any]
@@ -817,42 +817,42 @@ CLAIMS = Claims(
 
 
 def test_plaintext_comes_back_as_text_only_where_it_was_text() -> None:
-    text = answered(schemas.opened(Opened("t\u00e9xt".encode(), "utf-8", CLAIMS), None))
+    text = answered(answers.opened(Opened("t\u00e9xt".encode(), "utf-8", CLAIMS), None))
     assert (text["plaintext"], text["plaintext_b64"]) == ("t\u00e9xt", "dMOpeHQ=")
-    binary = answered(schemas.opened(Opened(b"\xff\xfe", None, CLAIMS), None))
+    binary = answered(answers.opened(Opened(b"\xff\xfe", None, CLAIMS), None))
     assert "plaintext" not in binary
     assert binary["plaintext_b64"] == "//4="
     assert text["claims"] == binary["claims"] == msgspec.to_builtins(CLAIMS)
 
 
 def test_what_is_answered_can_be_sent_back() -> None:
-    assert answered(schemas.sealed_envelope(SEALED, None)) == DECRYPT
+    assert answered(answers.sealed_envelope(SEALED, None)) == DECRYPT
     for length in range(8):
-        opened = answered(schemas.opened(Opened(b"\xff" * length, None, CLAIMS), None))
+        opened = answered(answers.opened(Opened(b"\xff" * length, None, CLAIMS), None))
         again = read_encrypt(body(ENCRYPT, plaintext=..., plaintext_b64=opened["plaintext_b64"]))
         assert again.plaintext == b"\xff" * length
 
 
 def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
-    assert answered(schemas.issued_token(IssuedToken("t", 2, "kid"), None)) == {
+    assert answered(answers.issued_token(IssuedToken("t", 2, "kid"), None)) == {
         "token": "t",
         "expires_at": 2,
         "kid": "kid",
     }
-    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x", None), None)) == {
+    assert answered(answers.new_identity(NewIdentity("orders", "kkp_sk_x", None), None)) == {
         "id": "orders",
         "service_key": "kkp_sk_x",
         "expires_at": None,
     }
-    assert answered(schemas.new_identity(NewIdentity("orders", "kkp_sk_x", 2.9), None))["expires_at"] == 2
-    assert answered(schemas.rotated_key(RotatedKey("orders", "kkp_sk_y", None, 3.9), None)) == {
+    assert answered(answers.new_identity(NewIdentity("orders", "kkp_sk_x", 2.9), None))["expires_at"] == 2
+    assert answered(answers.rotated_key(RotatedKey("orders", "kkp_sk_y", None, 3.9), None)) == {
         "id": "orders",
         "service_key": "kkp_sk_y",
         "expires_at": None,
         "former_key_expires_at": 3,
     }
-    assert answered(schemas.rotated_key(RotatedKey("orders", "kkp_sk_y", 2.9, 3.9), None))["expires_at"] == 2
-    assert answered(schemas.rotation(Rotation("kid", 1.9, 2.9, "created"), None)) == {
+    assert answered(answers.rotated_key(RotatedKey("orders", "kkp_sk_y", 2.9, 3.9), None))["expires_at"] == 2
+    assert answered(answers.rotation(Rotation("kid", 1.9, 2.9, "created"), None)) == {
         "kid": "kid",
         "activates_at": 1,
         "expires_at": 2,
@@ -862,7 +862,7 @@ def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
 def test_identities_are_listed_without_anything_secret() -> None:
     grants = (Grant("aws", "k", ("encrypt",)),)
     identity = Identity("orders", ("service",), grants, {}, 1.5, service_keys=(KeyTimes(1.5, 2.5),))
-    (listed,) = answered(schemas.identities([identity], None))["identities"]
+    (listed,) = answered(answers.identities([identity], None))["identities"]
     assert listed.pop("service_keys") == [{"created_at": 1.5, "expires_at": 2.5}]
     assert set(listed) == {"id", "roles", "grants", "attributes", "created_at", "disabled_at"}
     assert "max_ttl" not in listed["grants"][0]
@@ -870,22 +870,22 @@ def test_identities_are_listed_without_anything_secret() -> None:
 
 def test_a_page_of_audit_says_where_to_go_on() -> None:
     page = answered(
-        schemas.audit_page([AuditRecord("a", seq, {"seq": seq}) for seq in (1, 2)], AuditQuery(None, 2))
+        answers.audit_page([AuditRecord("a", seq, {"seq": seq}) for seq in (1, 2)], AuditQuery(None, 2))
     )
     assert page == {"records": [{"seq": 1}, {"seq": 2}], "next": "a:2"}
     assert audit_query({"after": page["next"]}).after == ("a", 2)
 
 
 def test_an_empty_page_of_audit_stays_where_it_is() -> None:
-    assert answered(schemas.audit_page([], AuditQuery(None, 2)))["next"] is None
-    assert answered(schemas.audit_page([], AuditQuery(("a", 2), 2)))["next"] == "a:2"
+    assert answered(answers.audit_page([], AuditQuery(None, 2)))["next"] is None
+    assert answered(answers.audit_page([], AuditQuery(("a", 2), 2)))["next"] == "a:2"
 
 
 def test_nothing_that_goes_over_the_wire_shows_itself_in_a_repr() -> None:
     shown = [
         decode(_encrypt, body(ENCRYPT, plaintext="s3cret")),
-        schemas.opened(Opened(b"s3cret", "utf-8", CLAIMS), None),
-        schemas.issued_token(IssuedToken("s3cret", 2, "kid"), None),
-        schemas.new_identity(NewIdentity("orders", "s3cret", None), None),
+        answers.opened(Opened(b"s3cret", "utf-8", CLAIMS), None),
+        answers.issued_token(IssuedToken("s3cret", 2, "kid"), None),
+        answers.new_identity(NewIdentity("orders", "s3cret", None), None),
     ]
     assert all("s3cret" not in repr(each) for each in shown)

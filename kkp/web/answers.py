@@ -1,0 +1,202 @@
+"""What operations return, to the bodies that answer requests.
+
+The struct that a function returns is the schema in the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from kkp import envelope as envelopes
+from kkp.envelope import Envelope
+from kkp.keyring.rotation import Revocation, Rotation
+from kkp.model import JSON, Identity
+from kkp.operations.audit import AuditQuery, AuditRecord
+from kkp.operations.envelopes import Opened
+from kkp.operations.identities import NewIdentity, RotatedKey
+from kkp.operations.tokens import IssuedToken
+from kkp.tokens import Claims
+from kkp.web.schemas import Wire
+
+
+class Answer(Wire, frozen=True):
+    """A success's body."""
+
+
+class IssuedTokenAnswer(Answer, frozen=True):
+    """Answers `POST /token`; `expires_at` in Unix seconds."""
+
+    token: str
+    expires_at: int
+    kid: str
+
+
+class EnvelopeAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/encrypt`."""
+
+    envelope: envelopes.EnvelopeWire
+
+
+class OpenedAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/decrypt`; `plaintext` is there only where text was sealed."""
+
+    plaintext_b64: bytes
+    claims: Claims | None
+    plaintext: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class RotationAnswer(Answer, frozen=True):
+    """Answers `POST /keys/rotate`; times in Unix seconds."""
+
+    kid: str
+    activates_at: int
+    expires_at: int
+
+
+class RevocationAnswer(Answer, frozen=True):
+    """Answers `POST /keys/jwks/{kid}/revoke`; times in Unix seconds, `successor` where ACTIVE was revoked."""
+
+    kid: str
+    revoked_at: int
+    caches_trust_it_until: int
+    successor: str | None
+
+
+class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
+    """Answers `POST /token/introspect` (RFC 7662 section 2.2); where `active` is false it stands alone."""
+
+    active: bool
+    token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    iss: str | msgspec.UnsetType = msgspec.UNSET
+    sub: str | msgspec.UnsetType = msgspec.UNSET
+    aud: str | msgspec.UnsetType = msgspec.UNSET
+    iat: int | msgspec.UnsetType = msgspec.UNSET
+    nbf: int | msgspec.UnsetType = msgspec.UNSET
+    exp: int | msgspec.UnsetType = msgspec.UNSET
+    jti: str | msgspec.UnsetType = msgspec.UNSET
+    backend: str | msgspec.UnsetType = msgspec.UNSET
+    key_id: str | msgspec.UnsetType = msgspec.UNSET
+    ops: list[str] | msgspec.UnsetType = msgspec.UNSET
+    policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class EmptyAnswer(Answer, frozen=True):
+    """Answers `POST /token/revoke` with `{}`, whatever became of the token (RFC 7009 section 2.2)."""
+
+
+class NewIdentityAnswer(Answer, frozen=True):
+    """Answers `POST /identities`; the service key is shown this once. Times in Unix seconds."""
+
+    id: str
+    service_key: str
+    expires_at: int | None
+
+
+class RotatedKeyAnswer(Answer, frozen=True):
+    """Answers `POST /identities/{id}/rotate-key`; times in Unix seconds.
+
+    The service key is shown this once.
+    """
+
+    id: str
+    service_key: str
+    expires_at: int | None
+    former_key_expires_at: int
+
+
+class IdentitiesAnswer(Answer, frozen=True):
+    """Answers `GET /identities`."""
+
+    identities: Sequence[Identity]
+
+
+class IdentityAnswer(Answer, frozen=True):
+    """Answers `POST /identities/{id}/disable`."""
+
+    id: str
+
+
+class AuditAnswer(Answer, frozen=True):
+    """Answers `GET /audit`; `next` is the `after` of the next page."""
+
+    records: Sequence[JSON]
+    next: str | None
+
+
+def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
+    """Return the body that answers `POST /token`."""
+    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
+
+
+def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
+    """Return the body that answers `POST /envelope/encrypt`."""
+    return EnvelopeAnswer(envelopes.to_wire(answer))
+
+
+def opened(answer: Opened, _request: object) -> OpenedAnswer:
+    """Return the body that answers `POST /envelope/decrypt`; `plaintext` only where it was text."""
+    text = answer.plaintext.decode() if answer.encoding is not None else msgspec.UNSET
+    return OpenedAnswer(answer.plaintext, answer.claims, text)
+
+
+def rotation(answer: Rotation, _request: object) -> RotationAnswer:
+    """Return the body that answers `POST /keys/rotate`."""
+    return RotationAnswer(answer.kid, int(answer.activates_at), int(answer.expires_at))
+
+
+def revocation(answer: Revocation, _request: object) -> RevocationAnswer:
+    """Return the body that answers `POST /keys/jwks/{kid}/revoke`."""
+    until = math.ceil(answer.trusted_until)
+    return RevocationAnswer(answer.kid, int(answer.revoked_at), until, answer.successor)
+
+
+def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswer:
+    """Return the body that answers `POST /token/introspect`."""
+    if answer is None:
+        return IntrospectionAnswer(active=False)
+    return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+
+
+def nothing(_answer: None, _request: object) -> EmptyAnswer:
+    """Return the body that says that it is done."""
+    return EmptyAnswer()
+
+
+def new_identity(answer: NewIdentity, _request: object) -> NewIdentityAnswer:
+    """Return the body that answers `POST /identities`."""
+    return NewIdentityAnswer(answer.id, answer.service_key, _whole(answer.expires_at))
+
+
+def rotated_key(answer: RotatedKey, _request: object) -> RotatedKeyAnswer:
+    """Return the body that answers `POST /identities/{id}/rotate-key`."""
+    former = int(answer.former_expires_at)
+    return RotatedKeyAnswer(answer.id, answer.service_key, _whole(answer.expires_at), former)
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)
+
+
+def identities(answer: Sequence[Identity], _request: object) -> IdentitiesAnswer:
+    """Return the body that answers `GET /identities`."""
+    return IdentitiesAnswer(answer)
+
+
+def disabled_identity(_answer: None, identity_id: str) -> IdentityAnswer:
+    """Return the body that answers `POST /identities/{id}/disable`."""
+    return IdentityAnswer(identity_id)
+
+
+def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:
+    """Return the body that answers `GET /audit`."""
+    cursor = query.after if not answer else (answer[-1].chain, answer[-1].seq)
+    return AuditAnswer(
+        records=[record.document for record in answer],
+        next=None if cursor is None else f"{cursor[0]}:{cursor[1]}",
+    )
