@@ -120,6 +120,7 @@ class LiveState:
         self._checking = asyncio.Lock()
         self._checks_begun = 0
         self._last_check_done = 0
+        self._last_check_failed = False
 
     @property
     def epoch(self) -> int:
@@ -147,9 +148,18 @@ class LiveState:
         needed = self._checks_begun + 1
         async with self._checking:
             if self._last_check_done < needed:
-                self._checks_begun += 1
-                await self.reach(await self._read_epoch())
-                self._last_check_done = self._checks_begun
+                await self._check()
+            elif self._last_check_failed:
+                raise KeyringUnavailableError("The state database is not available.")
+
+    async def _check(self) -> None:
+        self._checks_begun += 1
+        self._last_check_failed = True
+        try:
+            await self.reach(await self._read_epoch())
+            self._last_check_failed = False
+        finally:
+            self._last_check_done = self._checks_begun
 
 
 @dataclass(slots=True)

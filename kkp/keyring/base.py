@@ -64,6 +64,10 @@ class RingStore(Protocol):
         """Delete these private halves; those already gone are not an error."""
         ...
 
+    async def delete_ring_keys(self, kids: Sequence[str]) -> None:
+        """Delete these rows and their private halves; those already gone are not an error."""
+        ...
+
 
 class RingSecrets(Protocol):
     """Authenticates the rows and seals the private halves, each under the subkey of a purpose."""

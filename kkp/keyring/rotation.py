@@ -285,10 +285,13 @@ class Keyring:
             StateUntrustedError: A row is not genuine; nothing is signed or published until all are.
             KeyringUnavailableError: The store can't be read, or the clock is behind it.
         """
+        await self._load()
+
+    async def _load(self, *, whatever_the_clock: bool = False) -> RingSnapshot:
         async with self._reading:
             read_at = self._clock.now()
             snapshot = await self._store.load_ring()
-            if self._view is None:
+            if self._view is None and not whatever_the_clock:
                 self.check_clock(snapshot)
             try:
                 self._adopt(snapshot, read_at)
@@ -297,6 +300,7 @@ class Keyring:
                 self._untrusted = True
                 raise
             self._untrusted = False
+            return snapshot
 
     def check_clock(self, snapshot: RingSnapshot) -> None:
         """Refuse a clock that is behind what was written by it: it would revive what has expired.
@@ -311,7 +315,9 @@ class Keyring:
     def _adopt(self, snapshot: RingSnapshot, read_at: float) -> None:
         view = self._view
         if view is None or snapshot.rows != self._rows or snapshot.sealed_private != self._sealed:
-            ring = Ring(tuple(self._trusted_key(row) for row in snapshot.rows), self._times)
+            known = dict(zip(self._rows, view.ring.keys, strict=True)) if view is not None else {}
+            keys = tuple(known.get(row) or self._trusted_key(row) for row in snapshot.rows)
+            ring = Ring(keys, self._times)
             self._signers = self._unseal(ring, snapshot.sealed_private, read_at)
             self._rows, self._sealed, self._published = snapshot.rows, snapshot.sealed_private, None
         else:
@@ -418,17 +424,18 @@ class Keyring:
     async def revoke(self, kid: str) -> Revocation:
         """Revoke a key, whatever its state: it is neither published nor verified nor signed with from now on.
 
-        Idempotent: a key that is revoked already stays so, and the answer says since when.
+        Idempotent: a key that is revoked already stays so, and the answer says since when. A clock that is
+        wrong does not keep a key alive: where it is behind, the time is the latest that the database knows.
 
         Raises:
             NotFoundError: The ring has no such key.
-            KeyringUnavailableError: The ring can't be used, or the store not be written.
+            KeyringUnavailableError: The ring can't be read, or the store not be written.
         """
         async with self._writing:
-            await self.load()
+            snapshot = await self._load(whatever_the_clock=True)
             for _attempt in range(_CHANGE_ATTEMPTS):
-                now = self._clock.now()
-                ring = self._usable_view(now).ring
+                now = max(self._clock.now(), snapshot.clock_high_water)
+                ring = self.view.ring
                 key = ring.find(kid)
                 if key is None:
                     raise NotFoundError("There is no such signing key.")
@@ -564,6 +571,9 @@ class Keyring:
         spent = self._usable_view(now).ring.spent(now) & self._sealed.keys()
         if spent:
             await self._store.delete_private_keys(sorted(spent))
+        forgettable = self._usable_view(now).ring.forgettable(now)
+        if forgettable:
+            await self._store.delete_ring_keys(sorted(forgettable))
 
 
 def _publish(ring: Ring, now: float) -> _Published:

@@ -210,6 +210,19 @@ class Ring:
         may_sign = {KeyState.NEXT, KeyState.ACTIVE}
         return frozenset(key.kid for key in self.keys if self.state(key.kid, before) not in may_sign)
 
+    def forgettable(self, now: float) -> frozenset[str]:
+        """Return the keys whose rows tell nothing any more: older than the last activated, and long GONE.
+
+        By then a row is GONE by its own times, also if it were put back as it was before its revocation.
+        """
+        last = self._last_activated(now)
+        if last is None:
+            return frozenset()
+        before = now - self.times.key_ttl - self.times.copy_lifetime - 4 * self.times.clock_error
+        return frozenset(
+            key.kid for key in self.keys if key.generation < last.generation and key.activate_at < before
+        )
+
     def latest_expiry(self, now: float) -> float:
         """Return the latest `exp` that the ACTIVE key can vouch for.
 
@@ -267,9 +280,17 @@ class Ring:
         After a long stop the ACTIVE key may be at its end and NEXT just made. Both facts must come from
         one read of the store that began after NEXT was committed: a replica that noted nothing by then
         reads the ring again before it serves, and finds NEXT in it (see `kkp.keyring.rotation`).
+
+        Where the last key was revoked, NEXT signs at once: whoever revoked it went by other times and saw no
+        gap, and waiting would mean not signing at all.
         """
         key = self.next_key(now)
-        if key is None or not self._copies_are_out_of_use(now, last_served_at):
+        if key is None:
+            return None
+        last = self._last_activated(now)
+        if last is not None and last.revoked_at is not None:
+            return key
+        if not self._copies_are_out_of_use(now, last_served_at):
             return None
         active = self.active(now)
         if active is not None and self._latest_expiry(active) >= key.activate_at + self.times.min_ttl:

