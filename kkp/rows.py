@@ -57,6 +57,7 @@ class RevokedTokenRow(NamedTuple):
     jti: str
     exp: int
     revoked_at: float
+    revoked_by: str
     mac: bytes
 
 

@@ -2,11 +2,13 @@
 
 A revocation bumps the epoch in its own transaction, so it holds from the next request on, on every process
 of the database. A token is remembered until no clock can still take it for valid; after that its expiry
-refuses it. At most MAX_REVOKED are remembered at a time.
+refuses it. At most MAX_REVOKED are remembered at a time, and of one caller SHARE, so that none can keep the
+others from revoking.
 
 Every row carries an HMAC under the subkey `kkp/revoked-tokens/v1` over the RFC 8785 canonical JSON of
-`["revoked_token", jti, exp, revoked_at]`; another layout gets another purpose name. A row that was altered
-by hand makes all of them untrusted, and then no token is accepted. A row that was deleted is not noticed.
+`["revoked_token", jti, exp, revoked_at, revoked_by]`; another layout gets another purpose name. A row that
+was altered by hand makes all of them untrusted, and then no token is accepted. A row that was deleted is not
+noticed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from kkp.master_key import MasterKey
 from kkp.rows import RevokedTokenRow, RevokedTokenSnapshot
 
 MAX_REVOKED: Final = 65_536
+SHARE: Final = 1_024
 _PURPOSE: Final = "kkp/revoked-tokens/v1"
 _log = logging.getLogger(__name__)
 
@@ -34,8 +37,13 @@ class RevokedTokenStore(Protocol):
     async def load_revoked_tokens(self, *, since_epoch: int) -> RevokedTokenSnapshot:
         """Return the tokens revoked since this epoch; 0 for all."""
 
-    async def insert_revoked_token(self, row: RevokedTokenRow, *, forget_before: float, at_most: int) -> None:
-        """Add a token and bump the epoch, unless it is there already; ConflictError if there are too many."""
+    async def insert_revoked_token(
+        self, row: RevokedTokenRow, *, forget_before: float, at_most: int, share: int | None
+    ) -> None:
+        """Add a token and bump the epoch, unless it is there already.
+
+        RateLimitedError if the caller has used up its share, KeyringUnavailableError if there are too many.
+        """
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -107,16 +115,26 @@ class RevokedTokens:
         self.check_trusted()
         return jti in self._view.exp_by_jti
 
-    async def revoke(self, jti: str, exp: int) -> None:
+    async def revoke(self, jti: str, exp: int, *, by: str, is_limited: bool = True) -> None:
         """Revoke a token for good; idempotent. It holds here once the state has been loaded again.
 
+        Args:
+            jti: The token's id.
+            exp: Its expiry, in Unix seconds.
+            by: The caller, who has a share of what can be remembered.
+            is_limited: Whether the caller is held to that share.
+
         Raises:
-            ConflictError: As many tokens are revoked as are remembered.
-            KeyringUnavailableError: The database can't be written.
+            RateLimitedError: The caller has used up its share.
+            KeyringUnavailableError: As many tokens are revoked as are remembered, or the database can't be
+                written.
         """
-        row = RevokedTokenRow(jti, exp, self._clock.now(), b"")
+        row = RevokedTokenRow(jti, exp, self._clock.now(), by, b"")
         row = row._replace(mac=self._master_key.mac(_PURPOSE, _row_bytes(row)))
-        await self._store.insert_revoked_token(row, forget_before=self._horizon(), at_most=MAX_REVOKED)
+        share = SHARE if is_limited else None
+        await self._store.insert_revoked_token(
+            row, forget_before=self._horizon(), at_most=MAX_REVOKED, share=share
+        )
 
     def _horizon(self) -> float:
         """Return the time before which a token has expired by every clock."""
@@ -134,4 +152,4 @@ class RevokedTokens:
 
 
 def _row_bytes(row: RevokedTokenRow) -> bytes:
-    return rfc8785.dumps(["revoked_token", row.jti, row.exp, row.revoked_at])
+    return rfc8785.dumps(["revoked_token", row.jti, row.exp, row.revoked_at, row.revoked_by])

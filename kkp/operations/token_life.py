@@ -51,8 +51,8 @@ class AcceptsTokens(Protocol):
 class RevokesTokens(Protocol):
     """Remembers which tokens were revoked."""
 
-    async def revoke(self, jti: str, exp: int) -> None:
-        """Revoke a token for good; idempotent."""
+    async def revoke(self, jti: str, exp: int, *, by: str, is_limited: bool = True) -> None:
+        """Revoke a token for good; idempotent. `by` may be limited in how many it revokes at a time."""
 
 
 class _TokenLife(Operation[TokenLifeProposal, HeldToken, AnswerT_co]):
@@ -120,8 +120,11 @@ class RevokeToken(_TokenLife[None]):
         """Revoke it; nothing to do where there is nothing to end.
 
         Raises:
-            ConflictError: As many tokens are revoked as are remembered.
+            RateLimitedError: The caller has used up its share of what can be remembered.
+            KeyringUnavailableError: As many tokens are revoked as are remembered.
         """
         claims = proposal.subject_matter
         if claims is not None:
-            await self._revoked.revoke(claims.jti, claims.exp)
+            caller = proposal.caller.id
+            is_limited = caller in _concerned(claims)  # an administrator ends tokens that do not concern him
+            await self._revoked.revoke(claims.jti, claims.exp, by=caller, is_limited=is_limited)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
-from kkp.errors import ConflictError
+from kkp.errors import KeyringUnavailableError, RateLimitedError
 from kkp.rows import RevokedTokenRow, RevokedTokenSnapshot
 from kkp.store import schema
 from kkp.store.sql import Database, bump_epoch, read_epoch
 
 _tokens = schema.revoked_tokens
-_columns = (_tokens.c.jti, _tokens.c.exp, _tokens.c.revoked_at, _tokens.c.mac)
+_columns = (_tokens.c.jti, _tokens.c.exp, _tokens.c.revoked_at, _tokens.c.revoked_by, _tokens.c.mac)
 
 
 @final
@@ -33,22 +34,29 @@ class RevokedTokenStore:
 
         return await self._database.read(work)
 
-    async def insert_revoked_token(self, row: RevokedTokenRow, *, forget_before: float, at_most: int) -> None:
+    async def insert_revoked_token(
+        self, row: RevokedTokenRow, *, forget_before: float, at_most: int, share: int | None
+    ) -> None:
         """Add a token and bump the epoch, unless it is there already; forget those that have expired.
 
         Raises:
-            ConflictError: As many are there as may be.
+            RateLimitedError: This caller has used up its share.
+            KeyringUnavailableError: As many are there as may be.
         """
+        count = select(func.count()).select_from(_tokens)
         known = select(_tokens.c.jti).where(_tokens.c.jti == row.jti)
+        oldest = select(func.min(_tokens.c.exp)).where(_tokens.c.revoked_by == row.revoked_by)
 
         def work(connection: Connection) -> None:
             connection.execute(delete(_tokens).where(_tokens.c.exp < forget_before))
             if connection.execute(known).first() is not None:
                 return
-            if connection.execute(select(func.count()).select_from(_tokens)).scalar_one() >= at_most:
-                raise ConflictError(
-                    f"{at_most} tokens are revoked at a time at most; the oldest expire soon."
-                )
+            if connection.execute(count).scalar_one() >= at_most:
+                raise KeyringUnavailableError("As many tokens are revoked as are remembered.")
+            its_own = count.where(_tokens.c.revoked_by == row.revoked_by)
+            if share is not None and connection.execute(its_own).scalar_one() >= share:
+                wait = connection.execute(oldest).scalar_one() - forget_before
+                raise RateLimitedError(max(1, math.ceil(wait)))
             bump_epoch(connection)
             connection.execute(insert(_tokens).values(**row._asdict(), epoch=read_epoch(connection)))
 

@@ -131,8 +131,9 @@ revoked_tokens = Table(
     "revoked_tokens",
     metadata,
     Column("jti", Text, primary_key=True),
-    Column("exp", Integer, nullable=False),
+    Column("exp", Integer, nullable=False, index=True),
     Column("revoked_at", Double, nullable=False),
-    Column("epoch", Integer, nullable=False),
+    Column("revoked_by", Text, nullable=False, index=True),
+    Column("epoch", Integer, nullable=False, index=True),
     Column("mac", Bytes, nullable=False),
 )

@@ -51,7 +51,7 @@ class DiscoveryAnswer(msgspec.Struct, frozen=True):
     revocation_endpoint: str
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
     introspection_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
-    revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
+    revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
     grant_types_supported: tuple[str, ...] = ()
     response_types_supported: tuple[str, ...] = ()
 

@@ -315,7 +315,7 @@ def held_token_of_form(body: bytes) -> HeldTokenBody:
     """Read an `application/x-www-form-urlencoded` body (RFC 7662 section 2.1, RFC 7009 section 2.1).
 
     Raises:
-        InvalidRequestError: It is not such a form, has a member twice or one too many, or lacks the token.
+        InvalidRequestError: It is not such a form, has a member twice, or lacks the token.
     """
     if _BROKEN_ESCAPE.search(body) is not None:
         raise InvalidRequestError("The body is not a form in UTF-8.")
@@ -332,8 +332,9 @@ def held_token_of_form(body: bytes) -> HeldTokenBody:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise InvalidRequestError("The body has two members of one name.")
+    known = {name: members[name] for name in HeldTokenBody.__struct_fields__ if name in members}
     try:
-        return msgspec.convert(members, HeldTokenBody)
+        return msgspec.convert(known, HeldTokenBody)  # others are ignored, as RFC 6749 section 3.2 demands
     except msgspec.ValidationError as error:
         raise InvalidRequestError(_explanation(error)) from None
 

@@ -175,7 +175,7 @@ def test_the_local_database_knows_why_a_token_is_not_good(
     good, revoked = world.mint(), world.mint(jti="revoked")
 
     async def revoke(base: app.Foundation) -> None:
-        await base.revoked_tokens().revoke("revoked", int(time.time()) + 300)
+        await base.revoked_tokens().revoke("revoked", int(time.time()) + 300, by="root")
 
     world.do(revoke)
     head, _, signature = good.rpartition(".")

@@ -417,3 +417,22 @@ async def test_who_is_unknown_is_refused_as_such_however_often(road: Road) -> No
         with pytest.raises(UnauthenticatedError):
             await road.walk(credential="guess")
     assert (refused, len(road.failures.counted)) == ([], 3)
+
+
+async def test_while_the_database_is_away_everybody_who_asks_shares_one_look_and_its_failure() -> None:
+    looks = 0
+
+    async def read_epoch() -> int:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0.01)
+        if looks <= 2:
+            raise KeyringUnavailableError("away")
+        return 1
+
+    state = LiveState(read_epoch, [])
+    results = await asyncio.gather(*(state.refresh() for _ in range(20)), return_exceptions=True)
+    assert looks == 2  # the first one's, and the next one that began after all had asked
+    assert all(isinstance(result, KeyringUnavailableError) for result in results)
+    await state.refresh()
+    assert looks == 3

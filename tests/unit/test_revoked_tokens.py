@@ -13,7 +13,7 @@ import pytest
 
 from kkp.authn import revoked_tokens
 from kkp.authn.revoked_tokens import RevokedTokens
-from kkp.errors import ConflictError, KeyringUnavailableError, StateUntrustedError
+from kkp.errors import KeyringUnavailableError, RateLimitedError, StateUntrustedError
 from kkp.master_key import MasterKey
 from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.sql import Database
@@ -39,9 +39,9 @@ class World:
         store = RevokedTokenStore(self.database)
         return RevokedTokens(store, MasterKey(master_key), self.clock, clock_error_seconds=CLOCK_ERROR)
 
-    async def revoke(self, *jtis: str, exp: int = EXP) -> None:
+    async def revoke(self, *jtis: str, exp: int = EXP, by: str = "orders", is_limited: bool = True) -> None:
         for jti in jtis:
-            await self.revoked.revoke(jti, exp)
+            await self.revoked.revoke(jti, exp, by=by, is_limited=is_limited)
         await self.revoked.load()
 
     def by_hand(self, statement: str, *values: object) -> None:
@@ -91,7 +91,7 @@ async def test_revoking_again_changes_nothing(world: World) -> None:
 
 async def test_replicas_that_revoke_one_token_together_all_succeed(world: World) -> None:
     replicas = [world.replica() for _ in range(5)]
-    await asyncio.gather(*(replica.revoke("a", EXP) for replica in replicas))
+    await asyncio.gather(*(replica.revoke("a", EXP, by="orders") for replica in replicas))
     assert world.stored() == {"a"}
 
 
@@ -128,13 +128,28 @@ async def test_a_token_is_remembered_until_no_clock_takes_it_for_valid(
     assert world.stored() == ({"a", "b"} if remembered else {"b"})
 
 
+async def test_nobody_can_use_up_what_the_others_need(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revoked_tokens, "SHARE", 2)
+    await world.revoke("a", "b")
+    with pytest.raises(RateLimitedError) as refused:
+        await world.revoke("c")
+    assert refused.value.retry_after_seconds == EXP - NOW + MARGIN
+    await world.revoke("a")  # what is revoked already takes no more room
+    await world.revoke("c", by="billing")
+    await world.revoke("d", by="orders", is_limited=False)
+    assert world.stored() == {"a", "b", "c", "d"}
+    world.clock.advance(300 + MARGIN + 1)
+    await world.revoke("e", exp=EXP + 900)
+    assert world.stored() == {"e"}
+
+
 @pytest.mark.parametrize("at_most", [1, 3])
 async def test_at_most_so_many_are_remembered_and_room_comes_back(
     world: World, monkeypatch: pytest.MonkeyPatch, at_most: int
 ) -> None:
     monkeypatch.setattr(revoked_tokens, "MAX_REVOKED", at_most)
     await world.revoke(*(f"old-{number}" for number in range(at_most)))
-    with pytest.raises(ConflictError, match=f"{at_most} tokens are revoked at a time at most"):
+    with pytest.raises(KeyringUnavailableError, match="As many tokens are revoked as are remembered"):
         await world.revoke("new", exp=EXP + 900)
     await world.revoke("old-0")
     assert not world.revoked.is_revoked("new")
@@ -194,5 +209,5 @@ async def test_without_the_table_nothing_is_known_to_be_good(world: World) -> No
     with pytest.raises(KeyringUnavailableError):
         await world.replica().load()
     with pytest.raises(KeyringUnavailableError):
-        await world.revoked.revoke("b", EXP)
+        await world.revoked.revoke("b", EXP, by="orders")
     assert world.revoked.is_revoked("a")
