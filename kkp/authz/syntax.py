@@ -4,9 +4,6 @@ The in-process engine has faults that a policy could fall into without anyone no
 undefined where OPA has a value, data that overrides a rule, recursion that ends the process. Each is found
 here, in the tree, and the policy is refused. Where the tree does not prove a policy harmless it is refused
 too: a policy that this engine can't run belongs to an OPA.
-
-The tree is the engine's own JSON. Every node is an object with one member, its kind; the kinds that matter
-here are `Var`, `RefDot` and `RefBrack` (references), `Call`, and the heads of rules.
 """
 
 from __future__ import annotations
@@ -14,55 +11,56 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
+from kkp.authz.agreement import Policy, check_agreement
+from kkp.authz.tree import (
+    REFERENCES,
+    Module,
+    RulePath,
+    computed_parts,
+    line_of,
+    members_of,
+    open_node,
+    resolve,
+    segments_of,
+    static_path,
+)
 from kkp.errors import PolicyLoadError
 from kkp.model import JSON
-
-RulePath: TypeAlias = tuple[str, ...]
 
 # Each was called with good and with bad arguments: it gives OPA's value for the good, and an error, never
 # undefined, for the bad. (`max` and `min` of nothing are undefined in OPA as well.) What is missing here is
 # missing on purpose: `sprintf` and `object.subset` answer where OPA raises, `regex.replace` and `json.patch`
-# are undefined on bad arguments, `http.send`, `opa.runtime` and `uuid.parse` fail open, `time.now_ns` and
-# `rand.intn` would make a decision that can't be replayed, `print` and `trace` would write the input down.
+# are undefined on bad arguments, `json.marshal`, `regex.split` and `strings.replace_n` give other values,
+# `http.send`, `opa.runtime` and `uuid.parse` fail open, `time.now_ns` and `rand.intn` would make a decision
+# that can't be replayed, `print` and `trace` would write the input down.
 SAFE_BUILTINS = frozenset(
     """
     abs ceil count floor max min numbers.range product round sort sum to_number
     array.concat array.reverse array.slice
     concat contains endswith format_int indexof lower replace split startswith strings.any_prefix_match
-    strings.any_suffix_match strings.replace_n strings.reverse substring trim trim_left trim_prefix
+    strings.any_suffix_match strings.reverse substring trim trim_left trim_prefix
     trim_right trim_space trim_suffix upper
     intersection union
     object.filter object.get object.keys object.remove object.union
     is_array is_boolean is_null is_number is_object is_set is_string type_name
-    regex.find_n regex.is_valid regex.match regex.split glob.match glob.quote_meta
+    regex.find_n regex.is_valid regex.match glob.match glob.quote_meta
     base64.decode base64.encode base64url.decode base64url.encode base64url.encode_no_pad
-    hex.decode hex.encode json.is_valid json.marshal json.unmarshal
+    hex.decode hex.encode json.is_valid json.unmarshal
     net.cidr_contains net.cidr_is_valid
     time.add_date time.clock time.date time.parse_duration_ns time.parse_ns time.parse_rfc3339_ns time.weekday
     """.split()  # noqa: SIM905  a list of words reads better than ninety quoted lines
 )
 
-_REFERENCES = frozenset({"Var", "RefDot", "RefBrack"})
 _KEYWORDS = frozenset({"if", "contains", "in", "every"})
 _MAX_CHAIN = 100  # rules that evaluate one another, one inside the next: the engine recurses for each
-
-
-@dataclass(frozen=True, slots=True)
-class _Module:
-    file: str
-    package: RulePath
-    aliases: Mapping[str, RulePath]  # local name -> imported path, `data` or `input` first
-    rules: Sequence[tuple[RulePath, JSON]]  # path under `data` and the rule's tree
-    package_rules: frozenset[RulePath] = frozenset()  # of every file of the package: each sees them all
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySyntax:
     """The rules of a policy and what each refers to."""
 
-    modules: tuple[_Module, ...]
+    modules: tuple[Module, ...]
 
     @classmethod
     def read(cls, trees: Sequence[JSON]) -> PolicySyntax:
@@ -89,14 +87,16 @@ class PolicySyntax:
 
         Raises:
             PolicyLoadError: The policy calls a built-in that is not on the list, uses `with`, is recursive,
-                or is shadowed by the data.
+                is shadowed by the data, or has a form that OPA decides differently.
         """
         functions = self.functions
         with _unknown_forms_refused():
+            policy = Policy(frozenset(self._certain_rules()), data)
             for module in self.modules:
                 for _, tree in module.rules:
                     _check_with(module, tree)
                     _check_calls(module, tree, functions)
+                    check_agreement(module, tree, policy)
             _check_recursion(self._graph())
         _check_shadowing(self.rule_paths, data)
 
@@ -110,8 +110,12 @@ class PolicySyntax:
             for path, tree in module.rules:
                 if path[-1] in _KEYWORDS or _is_bare(tree):
                     raise PolicyLoadError(
-                        f"{module.file}:{_line(tree)}: old Rego syntax mixed with new; use `import rego.v1`"
+                        f"{module.file}:{line_of(tree)}: old Rego syntax mixed with new; use `import rego.v1`"
                     )
+
+    def _certain_rules(self) -> Iterator[RulePath]:
+        for module in self.modules:
+            yield from (path for path, tree in module.rules if _has_value(tree))
 
     def _graph(self) -> dict[RulePath, set[RulePath]]:
         paths = self.rule_paths
@@ -127,22 +131,24 @@ class PolicySyntax:
 def _unknown_forms_refused() -> Iterator[None]:
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise PolicyLoadError("The policy's syntax tree has a form that KKP does not know.") from error
 
 
-def _read_module(tree: JSON) -> _Module:
+def _read_module(tree: JSON) -> Module:
     ast = tree["ast"]
-    package = tuple(_static_path(ast["package"]["refr"]))
-    return _Module(
+    package = tuple(static_path(ast["package"]["refr"]))
+    source = tree["source"]["contents"].encode()
+    return Module(
         file=tree["source"]["file"],
+        source=source,
         package=package,
-        aliases=dict(_read_import(entry, tree["source"]["contents"].encode()) for entry in ast["imports"]),
-        rules=[(package + tuple(_static_path(_head_reference(rule))), rule) for rule in ast["rules"]],
+        aliases=dict(_read_import(entry, source) for entry in ast["imports"]),
+        rules=[(package + tuple(static_path(_head_reference(rule))), rule) for rule in ast["rules"]],
     )
 
 
-def _share_names(modules: Sequence[_Module]) -> Iterator[_Module]:
+def _share_names(modules: Sequence[Module]) -> Iterator[Module]:
     for module in modules:
         siblings = (other for other in modules if other.package == module.package)
         depth = len(module.package) + 1
@@ -151,124 +157,74 @@ def _share_names(modules: Sequence[_Module]) -> Iterator[_Module]:
 
 
 def _read_import(entry: JSON, source: bytes) -> tuple[str, RulePath]:
-    path = tuple(_static_path(entry["refr"]))
+    path = tuple(static_path(entry["refr"]))
     span = entry.get("as")
     # The tree has only the place of an alias; its name is in the source.
     return (source[span["start"] : span["end"]].decode() if span else path[-1]), path
 
 
-def _kind(node: JSON) -> tuple[str, JSON]:
-    ((kind, content),) = node.items()
-    return kind, content
-
-
 def _head_reference(rule: JSON) -> JSON:
-    kind, content = _kind(rule)
+    kind, content = open_node(rule)
     if kind == "Default":
         return content["refr"]
-    _, head = _kind(content["head"])
+    _, head = open_node(content["head"])
     return head["refr"]
 
 
 def _is_function(rule: JSON) -> bool:
-    kind, content = _kind(rule)
-    return kind == "Spec" and _kind(content["head"])[0] == "Func"
+    kind, content = open_node(rule)
+    return kind == "Spec" and open_node(content["head"])[0] == "Func"
+
+
+def _has_value(rule: JSON) -> bool:
+    """Whether a rule has a value for every input: a set, a default, or a constant."""
+    kind, content = open_node(rule)
+    if kind == "Default":
+        return open_node(content["refr"])[0] == "Var"
+    head_kind, head = open_node(content["head"])
+    if open_node(head["refr"])[0] != "Var" or head_kind == "Func":
+        return False
+    return head_kind == "Set" or (not content["bodies"] and not _refers(head["assign"]))
+
+
+def _refers(value: JSON) -> bool:
+    return any(name in {"Var", "Call"} for name, _ in members_of(value))
 
 
 def _is_bare(rule: JSON) -> bool:
-    kind, content = _kind(rule)
+    kind, content = open_node(rule)
     if kind != "Spec" or content["bodies"]:
         return False
-    head_kind, head = _kind(content["head"])
+    head_kind, head = open_node(content["head"])
     return head_kind == "Compr" and head["assign"] is None
 
 
-def _static_path(node: JSON) -> list[str]:
-    """Return the constant names that a reference begins with."""
-    return _leading_names(_segments(node))
-
-
-def _segments(node: JSON) -> list[str | None]:
-    """Return a reference's names from left to right, None for each that is computed."""
-    reversed_names: list[str | None] = []
-    kind, content = _kind(node)
-    while kind in {"RefDot", "RefBrack"}:
-        reversed_names.append(content["field"][1] if kind == "RefDot" else _constant(content["index"]))
-        kind, content = _kind(content["refr"])
-    reversed_names.append(content["value"] if kind == "Var" else None)
-    return reversed_names[::-1]
-
-
-def _constant(index: JSON) -> str | None:
-    kind, content = _kind(index)
-    return content["value"] if kind in {"String", "RawString"} else None
-
-
-def _nodes(tree: JSON) -> Iterator[tuple[str, JSON]]:
-    """Yield every member of every object in the tree; a stack, because trees may be deep."""
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            yield from node.items()
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
-
-
-def _line(tree: JSON) -> int:
-    lines = [content["line"] for name, content in _nodes(tree) if name == "span"]
-    return min(lines, default=0)
-
-
-def _check_with(module: _Module, tree: JSON) -> None:
+def _check_with(module: Module, tree: JSON) -> None:
     # `with` replaces inputs, data and built-ins for one expression: what it leads to can't be proven here.
-    if any(name == "with_mods" and content for name, content in _nodes(tree)):
-        raise PolicyLoadError(f"{module.file}:{_line(tree)}: `with` belongs in tests, not in a policy")
+    if any(name == "with_mods" and content for name, content in members_of(tree)):
+        raise PolicyLoadError(f"{module.file}:{line_of(tree)}: `with` belongs in tests, not in a policy")
 
 
-def _check_calls(module: _Module, tree: JSON, functions: frozenset[RulePath]) -> None:
-    for name, content in _nodes(tree):
+def _check_calls(module: Module, tree: JSON, functions: frozenset[RulePath]) -> None:
+    for name, content in members_of(tree):
         if name != "Call":
             continue
-        called = _segments(content["fcn"])
-        target = _resolve(module, called)
+        called = segments_of(content["fcn"])
+        target = resolve(module, called)
         if target in functions:
             continue
         builtin = ".".join(segment or "?" for segment in called)
         if target is not None or builtin not in SAFE_BUILTINS:
             raise PolicyLoadError(
-                f"{module.file}:{_line(content)}: `{builtin}` can't be evaluated safely in process"
+                f"{module.file}:{line_of(content)}: `{builtin}` can't be evaluated safely in process"
             )
 
 
-def _resolve(module: _Module, segments: Sequence[str | None]) -> RulePath | None:
-    """Return the path below `data` that a reference begins with; None if it is not of `data`."""
-    head, *_ = names = _leading_names(segments) or [""]
-    if head == "data":
-        return tuple(names[1:])
-    if head in module.aliases:
-        path = (*module.aliases[head], *names[1:])
-        return path[1:] if path[0] == "data" else None
-    if (*module.package, head) in module.package_rules:
-        return (*module.package, *names)
-    return None
-
-
-def _leading_names(segments: Sequence[str | None]) -> list[str]:
-    names: list[str] = []
-    for segment in segments:
-        if segment is None:
-            break
-        names.append(segment)
-    return names
-
-
-def _targets(module: _Module, rule: JSON) -> Iterator[RulePath]:
+def _targets(module: Module, rule: JSON) -> Iterator[RulePath]:
     """Yield every path below `data` that a rule refers to."""
     for reference in _references(rule):
-        segments = _segments(reference)
-        target = _resolve(module, segments)
+        segments = segments_of(reference)
+        target = resolve(module, segments)
         if target is not None:
             # The engine evaluates the whole of an imported package to reach one of its rules.
             alias = module.aliases.get(segments[0] or "")
@@ -283,23 +239,12 @@ def _references(rule: JSON) -> Iterator[JSON]:
         node = stack.pop()
         if isinstance(node, list):
             stack.extend(node)
-        elif isinstance(node, dict) and _REFERENCES & node.keys():
-            stack.extend(_computed_parts(node))
+        elif isinstance(node, dict) and REFERENCES & node.keys():
+            stack.extend(computed_parts(node))
             if node is not own_name:
                 yield node
         elif isinstance(node, dict):
             stack.extend(node.values())
-
-
-def _computed_parts(reference: JSON) -> Iterator[JSON]:
-    """Yield what stands inside a reference: its indices, and its base if that is not a name."""
-    kind, content = _kind(reference)
-    while kind in {"RefDot", "RefBrack"}:
-        if kind == "RefBrack":
-            yield content["index"]
-        kind, content = _kind(content["refr"])
-    if kind != "Var":
-        yield {kind: content}
 
 
 def _overlap(one: RulePath, other: RulePath) -> bool:

@@ -51,12 +51,16 @@ else := {
 	_well_formed
 }
 
-_permit(action) := data.kkp.envelopes.permit if {
+_permit(action) := permit if {
 	action in {"decrypt", "encrypt"}
-} else := data.kkp.tokens.permit if {
+	permit := data.kkp.envelopes.permit
+} else := permit if {
 	action == "issue_token"
-} else := data.kkp.administration.permit if {
+	permit := data.kkp.tokens.permit
+} else := permit if {
 	action in {"explain_policy", "manage_identity", "read_audit", "revoke_signing_key", "rotate_signing_key"}
-} else := data.kkp.lifecycle.permit if {
+	permit := data.kkp.administration.permit
+} else := permit if {
 	action in {"introspect_token", "revoke_token"}
+	permit := data.kkp.lifecycle.permit
 }

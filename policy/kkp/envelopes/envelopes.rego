@@ -34,10 +34,11 @@ permit := {"reasons": ["envelopes.granted"], "obligations": {}} if {
 }
 
 # Those of a token that is for this key, operation, caller and envelope.
-_policy_claims(claims) := claims.policy_claims if {
+_policy_claims(claims) := policy_claims if {
 	# Types first, before any line looks inside.
 	is_array(claims.ops)
-	is_object(claims.policy_claims)
+	policy_claims := claims.policy_claims
+	is_object(policy_claims)
 	context := object.get(claims, "context", {})
 	is_object(context)
 

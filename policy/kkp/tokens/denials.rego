@@ -20,13 +20,15 @@ denials contains "tokens.no_grant" if {
 denials contains "tokens.policy_claims_exceed_grant" if {
 	_well_formed
 	_scope_granted
-	not _obligations(_covering(input.caller.grants))
+	covering := _covering(input.caller.grants)
+	not _obligations(covering)
 }
 
 denials contains "tokens.ttl_exceeds_grant" if {
 	_well_formed
 	obligations := _obligations(_covering(input.caller.grants))
-	not _lifetime_permitted(input.request.ttl_seconds, obligations)
+	ttl_seconds := input.request.ttl_seconds
+	not _lifetime_permitted(ttl_seconds, obligations)
 }
 
 denials contains code if {
