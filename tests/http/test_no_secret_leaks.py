@@ -355,6 +355,8 @@ async def _look_after(scene: Scene) -> None:
     plant = scene.canaries
     spare = await scene.post("/token", {"backend": "aws", **_token_members(plant)}, scene.orders)
     tokens = (plant.text("a token asked about"), scene.token[:-8] + "AAAAAAAA", scene.token)
+    if spare.status == 200:
+        plant.learn("a token that is revoked", spare.json["token"].encode())
     ended = (*tokens[:2], spare.json.get("token", "none"))
     for path, asked in (("/token/introspect", tokens), ("/token/revoke", ended)):
         for token in asked:
