@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -244,6 +245,8 @@ async def test_under_load_nothing_is_minted_but_by_an_answer_of_an_opa_that(
                 await load.goes_on()
                 assert load.statuses_since(mended_at) == {200}
         assert await server.stop() == 0
+        told = re.findall(r" policy is (not ready|ready again)", server.log)
+        assert told == ["not ready", "ready again"] * TIMES
         assert "Traceback" not in server.log
     kept = [each for each in records(tmp_path / ".kkp/kkp.db") if each.get("action") == "issue_token"]
     granted = {each["jti"]: each["policy_decision_id"] for each in kept if each["decision"] == "allow"}
