@@ -45,19 +45,16 @@ class Answer:
 
 
 @dataclass(slots=True)
-class KKP:
-    """A running server and a client that speaks to it."""
+class Client:
+    """Speaks to a running server, whose data directory it knows."""
 
-    settings: Settings
-    services: Services
     session: aiohttp.ClientSession
-    host: str
-    port: int
+    data_dir: Path
 
     @property
     def root_key(self) -> str:
         """The service key of the identity `root`."""
-        return (self.settings.data_dir / "root.key").read_text().strip()
+        return (self.data_dir / "root.key").read_text().strip()
 
     async def request(
         self,
@@ -151,6 +148,16 @@ class KKP:
             after = f"&after={page['next']}"
 
 
+@dataclass(slots=True)
+class KKP(Client):
+    """A running server in this process, and a client that speaks to it."""
+
+    settings: Settings
+    services: Services
+    host: str
+    port: int
+
+
 def grant(key_id: str = "alias/orders", **members: Any) -> dict[str, Any]:
     """Return a grant; by default to encrypt and decrypt under aws alias/orders for orders-db."""
     return {
@@ -186,4 +193,4 @@ async def running(
         serving(make_application(services), settings.listen, peers=peers) as address,
         aiohttp.ClientSession(f"http://{address}") as session,
     ):
-        yield KKP(settings, services, session, address.host, address.port)
+        yield KKP(session, settings.data_dir, settings, services, address.host, address.port)

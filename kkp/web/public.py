@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, final
@@ -22,6 +23,7 @@ from kkp.model import JSON
 
 _READY_PROBE_SECONDS = 1.0
 _UNREADY = 503
+_log = logging.getLogger(__name__)
 
 
 class JWK(msgspec.Struct, frozen=True):
@@ -98,6 +100,7 @@ class PublicDocuments:
         refresh: Looks whether the ring has changed elsewhere; many who ask at once share one look.
         warnings: What an operator should know although KKP is ready, by name; None while there is nothing.
         stopping: Set when the process was asked to end: it answers, and is to be sent nothing more.
+        failing: The checks that failed when they were last asked.
     """
 
     keyring: Keyring
@@ -108,6 +111,7 @@ class PublicDocuments:
     refresh: Callable[[], Awaitable[None]]
     warnings: Mapping[str, Callable[[], str | None]]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    failing: set[str] = field(default_factory=set)
 
     async def jwks(self, request: web.Request) -> web.Response:
         """Serve the JWKS (RFC 7517): never empty, never with a private or a revoked key."""
@@ -148,9 +152,21 @@ class PublicDocuments:
         return _json(document, status=200 if ready else _UNREADY)
 
     async def results(self) -> dict[str, str]:
-        """Ask every check; `ok`, or what is wrong, by its name."""
-        results = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
-        return dict(zip(self.checks, results, strict=True))
+        """Ask every check; `ok`, or what is wrong, by its name. What has changed since is logged."""
+        answers = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
+        results = dict(zip(self.checks, answers, strict=True))
+        for name, result in results.items():
+            self._note(name, result)
+        return results
+
+    def _note(self, name: str, result: str) -> None:
+        # Once per outage: whoever asks often must not fill the disk.
+        if result == "ok" and name in self.failing:
+            _log.warning("%s is ready again", name)
+            self.failing.discard(name)
+        elif result != "ok" and name not in self.failing:
+            _log.warning("%s is not ready: %s", name, result)
+            self.failing.add(name)
 
 
 @final

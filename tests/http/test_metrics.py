@@ -64,7 +64,8 @@ async def measured(directory: Path) -> AsyncIterator[Measured]:
             aiohttp.ClientSession(f"http://{address}") as session,
         ):
             yield Measured(
-                KKP(settings, services, session, address.host, address.port), f"http://{metrics}/metrics"
+                KKP(session, settings.data_dir, settings, services, address.host, address.port),
+                f"http://{metrics}/metrics",
             )
 
 

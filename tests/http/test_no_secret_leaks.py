@@ -37,7 +37,7 @@ from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
-from tests.harness import KKP, Answer, grant, running, settings_for
+from tests.harness import KKP, Answer, Client, grant, running, settings_for
 
 # Which field of an audit record may hold which canary in clear.
 CLEAR: Mapping[str, str] = {
@@ -57,8 +57,13 @@ CLEAR: Mapping[str, str] = {
 
 @dataclass(slots=True)
 class Canaries:
-    """The canaries, by what they stand in."""
+    """The canaries, by what they stand in.
 
+    Attributes:
+        sealing_key: The key to seal under, where that can't be a canary as well.
+    """
+
+    sealing_key: str | None = None
     values: dict[str, bytes] = field(default_factory=dict)
 
     def plant(self, name: str, form: str = "{}") -> str:
@@ -75,6 +80,10 @@ class Canaries:
         """Return a canary in small letters, where only these are taken."""
         self.values.setdefault(name, f"cn4ry{secrets.token_hex(8)}".encode())
         return self.values[name].decode()
+
+    def key_id(self) -> str:
+        """Return the key to seal under."""
+        return self.sealing_key or self.plant("key id", "alias/{}")
 
     def learn(self, name: str, secret: bytes) -> None:
         """Look for a secret that KKP itself made."""
@@ -156,7 +165,7 @@ def test_the_search_finds_a_canary(spell: Callable[[bytes], bytes]) -> None:
 class Scene:
     """A server, its canaries, and everything that it answered with an error."""
 
-    kkp: KKP
+    kkp: Client
     canaries: Canaries
     orders: str = field(repr=False)
     token: str = field(repr=False)
@@ -176,8 +185,9 @@ class Scene:
         return await self.send("POST", path, json=document, credential=credential)
 
 
-async def _scene(kkp: KKP) -> Scene:
-    canaries = Canaries()
+async def new_scene(kkp: Client, sealing_key: str | None = None) -> Scene:
+    """Add a caller, mint and seal; every field of theirs is a canary."""
+    canaries = Canaries(sealing_key)
     caller = canaries.lower("caller")
     orders = await kkp.add_identity(
         caller,
@@ -189,12 +199,12 @@ async def _scene(kkp: KKP) -> Scene:
         attributes={canaries.text("attribute name"): canaries.text("attribute")},
     )
     token = await kkp.token(orders, **_token_members(canaries))
-    envelope = await kkp.seal(token, **_seal_members(canaries))
+    envelope = await kkp.seal(orders, **_seal_members(canaries))
     canaries.learn("a service key", orders.encode())
     canaries.learn("root's service key", kkp.root_key.encode())
     canaries.learn("a token", token.encode())
     canaries.learn("a token's signature", token.rpartition(".")[2].encode())
-    master_key = (kkp.settings.data_dir / "master.key").read_text().strip()
+    master_key = (kkp.data_dir / "master.key").read_text().strip()
     canaries.learn("the master key", base64.urlsafe_b64decode(master_key + "="))
     canaries.learn("the wrapped data key", envelope["encrypted_data_key"].encode())
     canaries.learn("the ciphertext", envelope["ciphertext"].encode())
@@ -204,7 +214,7 @@ async def _scene(kkp: KKP) -> Scene:
 def _token_members(canaries: Canaries) -> dict[str, Any]:
     return {
         "audience": canaries.plant("audience"),
-        "key_id": canaries.plant("key id", "alias/{}"),
+        "key_id": canaries.key_id(),
         "policy_claims": {canaries.text("policy claim name"): canaries.text("policy claim")},
         "context": {canaries.text("context name"): canaries.text("context value")},
         "request_context": {canaries.text("request context name"): canaries.text("request context")},
@@ -213,7 +223,7 @@ def _token_members(canaries: Canaries) -> dict[str, Any]:
 
 def _seal_members(canaries: Canaries) -> dict[str, Any]:
     return {
-        "key_id": canaries.plant("key id", "alias/{}"),
+        "key_id": canaries.key_id(),
         "plaintext": canaries.text("plaintext"),
         "associated_data": canaries.text("associated data"),
         "context": {canaries.text("context name"): canaries.text("context value")},
@@ -221,12 +231,13 @@ def _seal_members(canaries: Canaries) -> dict[str, Any]:
     }
 
 
-async def _exercise(scene: Scene) -> None:
+async def exercise(scene: Scene) -> None:
     """Send every kind of request, right and wrong."""
     await _mint(scene)
     await _seal(scene)
     await _open(scene)
     await _administer(scene)
+    await _look_after(scene)
     await _knock(scene)
 
 
@@ -306,8 +317,8 @@ async def _open(scene: Scene) -> None:
         {"envelope": {**scene.envelope, "key_id": plant.plant("label")}},
     )
     for change in changes:
-        await scene.post("/envelope/decrypt", {**right, **change})
-        await scene.post("/envelope/decrypt", {**right, **change}, scene.kkp.root_key)
+        for credential in (None, scene.orders, scene.kkp.root_key):
+            await scene.post("/envelope/decrypt", {**right, **change}, credential)
 
 
 async def _administer(scene: Scene) -> None:
@@ -337,6 +348,29 @@ async def _administer(scene: Scene) -> None:
         await scene.send("GET", f"/audit?{plant.plant('parameter')}=1", credential=credential)
         await scene.send("GET", f"/audit?after={plant.plant('place')}:7", credential=credential)
         await scene.send("GET", "/audit?limit=1", credential=credential)
+
+
+async def _look_after(scene: Scene) -> None:
+    """Ask about tokens and keys, and end those that nobody needs any more."""
+    plant = scene.canaries
+    spare = await scene.post("/token", {"backend": "aws", **_token_members(plant)}, scene.orders)
+    tokens = (plant.text("a token asked about"), scene.token[:-8] + "AAAAAAAA", scene.token)
+    if spare.status == 200:
+        plant.learn("a token that is revoked", spare.json["token"].encode())
+    ended = (*tokens[:2], spare.json.get("token", "none"))
+    for path, asked in (("/token/introspect", tokens), ("/token/revoke", ended)):
+        for token in asked:
+            hinted = {"token": token, "token_type_hint": plant.text("hint")}
+            await scene.post(path, hinted, scene.orders)
+            await scene.send("POST", path, data=hinted, credential=scene.orders)
+            await scene.post(path, {**hinted, plant.text("member beside a token"): 1}, scene.orders)
+            await scene.send("POST", path, data={**hinted, plant.text("field of a form"): "1"})
+    for credential in (scene.kkp.root_key, scene.orders):
+        await scene.post(f"/keys/jwks/{plant.plant('kid')}/revoke", {}, credential)
+        rotated = f"/identities/{plant.plant('identity of a new key')}/rotate-key"
+        await scene.post(rotated, {}, credential)
+        await scene.post(rotated, {"overlap_seconds": plant.text("overlap")}, credential)
+        await scene.post(rotated, {"key_ttl_seconds": plant.text("lifetime of a key")}, credential)
 
 
 async def _knock(scene: Scene) -> None:
@@ -449,10 +483,10 @@ async def test_no_canary_comes_out_when(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
-        scene = await _scene(kkp)
+        scene = await new_scene(kkp)
         with pytest.MonkeyPatch.context() as patches:
             fault(patches)
-            await _exercise(scene)
+            await exercise(scene)
         shown = await kkp.records()
         database = kkp.settings.database_path
     assert len(scene.errors) > 100
@@ -480,8 +514,8 @@ async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_fi
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
-        scene = await _scene(kkp)
-        await _exercise(scene)
+        scene = await new_scene(kkp)
+        await exercise(scene)
         records = await kkp.records()
     assert {answer.json["code"] for answer in scene.errors} == {
         "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_request",
@@ -494,7 +528,7 @@ async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_fi
 
 
 async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
-    scene = await _scene(kkp)
+    scene = await new_scene(kkp)
     plant = scene.canaries
     master = plant.values["the master key"]
     given = settings_for(

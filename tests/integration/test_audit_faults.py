@@ -1,4 +1,4 @@
-"""The audit's disk fails under a real process: full, read-only, locked by somebody else, or losing writes.
+"""The audit's disk fails under a real `kkp dev` and `kkp serve`: full, read-only, locked, or losing writes.
 
 Each time it answers 503 `audit_unavailable` within a second (and what the machine's own load adds), hands out
 nothing that is not on record, and works again by itself. Only after a failed fsync it ends, because nobody
@@ -14,18 +14,34 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
+from tests import opa
 from tests.harness import Answer
 from tests.integration.process import KKP, Server, database, kkp, records, serving, show
+from tests.integration.test_serve import serving_with_root
 
 # The answer is due within 1 s; a busy machine may take longer to deliver it, never this much longer.
 ANSWERED_SECONDS = 5.0
 EXIT_LOST_WRITE = 74
+
+# Runs a server in a directory, with an administrator whose key is the server's root key.
+Run: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Server]]
+
+
+@pytest.fixture(params=["dev", "serve"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Each way to run KKP."""
+    if request.param == "dev":
+        yield serving
+        return
+    with opa.serving(tmp_path_factory.mktemp("opa"), "--bundle", str(opa.POLICY)) as running:
+        yield lambda directory: serving_with_root(directory, running.url)
 
 
 def can_mount() -> bool:
@@ -44,14 +60,14 @@ def can_mount() -> bool:
 def mounted(directory: Path, size: str) -> Iterator[None]:
     """Mount a small file system of its own for the duration of the block."""
     options = f"size={size},mode=0700,uid={os.getuid()}"
-    run("mount", "-t", "tmpfs", "-o", options, "tmpfs", directory)
+    execute("mount", "-t", "tmpfs", "-o", options, "tmpfs", directory)
     try:
         yield
     finally:
-        run("umount", directory)
+        execute("umount", directory)
 
 
-def run(*command: str | Path) -> None:
+def execute(*command: str | Path) -> None:
     """Run a command of this machine."""
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603  our own arguments
 
@@ -101,11 +117,11 @@ async def is_sound(server: Server, minted: int) -> None:
 
 
 @needs_mount
-async def test_a_full_disk_closes_the_service_until_there_is_room(tmp_path: Path) -> None:
+async def test_a_full_disk_closes_the_service_until_there_is_room(tmp_path: Path, run: Run) -> None:
     data_dir = tmp_path / ".kkp"
     data_dir.mkdir(0o700)
     with mounted(data_dir, "2m"):
-        async with serving(tmp_path) as server:
+        async with run(tmp_path) as server:
             key = server.root_key
             await works_again(server, key)
             fill(data_dir / "ballast")
@@ -134,10 +150,10 @@ def fill(path: Path) -> None:
 @needs_strace
 @pytest.mark.parametrize("errno", ["ENOSPC", "EROFS"])
 async def test_a_disk_that_takes_no_write_closes_the_service_until_it_does(
-    tmp_path: Path, errno: str
+    tmp_path: Path, run: Run, errno: str
 ) -> None:
     """The kernel's own answers on a full disk and on one that was remounted read-only under the process."""
-    async with serving(tmp_path) as server:
+    async with run(tmp_path) as server:
         key = server.root_key
         await works_again(server, key)
         async with injected(server, f"pwrite64:error={errno}"):
@@ -200,7 +216,7 @@ async def test_a_start_on_a_read_only_file_system_is_refused_and_a_later_one_is_
 
 
 def remount(directory: Path, mode: str) -> None:
-    run("mount", "-o", f"remount,{mode}", directory)
+    execute("mount", "-o", f"remount,{mode}", directory)
 
 
 # Locked.
@@ -208,8 +224,9 @@ def remount(directory: Path, mode: str) -> None:
 
 async def test_a_database_that_another_process_holds_closes_the_service_until_it_lets_go(
     tmp_path: Path,
+    run: Run,
 ) -> None:
-    async with serving(tmp_path) as server:
+    async with run(tmp_path) as server:
         key = server.root_key
         await works_again(server, key)
         holder = await asyncio.create_subprocess_exec(
@@ -242,8 +259,10 @@ sys.stdin.readline()
 
 @needs_strace
 @pytest.mark.parametrize("calls", ["fdatasync", "fdatasync,fsync"])
-async def test_a_failed_fsync_ends_the_process_and_is_never_retried(tmp_path: Path, calls: str) -> None:
-    async with serving(tmp_path) as server:
+async def test_a_failed_fsync_ends_the_process_and_is_never_retried(
+    tmp_path: Path, run: Run, calls: str
+) -> None:
+    async with run(tmp_path) as server:
         key = server.root_key
         await works_again(server, key)
         path = server.data_dir / "kkp.db"
@@ -257,7 +276,7 @@ async def test_a_failed_fsync_ends_the_process_and_is_never_retried(tmp_path: Pa
         assert len(failed) == 1, failed
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    async with serving(tmp_path) as server:
+    async with run(tmp_path) as server:
         await works_again(server, key)
         await is_sound(server, 2)
 

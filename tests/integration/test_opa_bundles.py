@@ -49,7 +49,11 @@ Files = dict[str, bytes]
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory in which the README's first commands have run: keys, and the files to build from."""
-    directory = tmp_path_factory.mktemp("release")
+    return new_release(tmp_path_factory.mktemp("release"))
+
+
+def new_release(directory: Path) -> Path:
+    """Run the README's first commands in a directory."""
     shutil.copytree(POLICY, directory / "policy")
     shutil.copytree(ROOT / "deploy", directory / "deploy")
     for command in readme_commands():
@@ -96,7 +100,14 @@ class BundleServer:
 @pytest.fixture
 async def bundles() -> AsyncIterator[BundleServer]:
     """Return a running bundle server that has nothing to serve yet."""
-    served = BundleServer()
+    async with serving_bundles() as served:
+        yield served
+
+
+@asynccontextmanager
+async def serving_bundles(content: bytes = b"") -> AsyncIterator[BundleServer]:
+    """Run a bundle server for the duration of the block."""
+    served = BundleServer(content)
     application = web.Application()
     application.router.add_get("/{path:.*}", served.answer)
     served.server = TestServer(application)

@@ -250,10 +250,10 @@ class FaultyOPA:
             await self.fault(writer)
 
 
-@pytest.fixture
-async def opa(tmp_path: Path) -> AsyncIterator[FaultyOPA]:
-    """Return a socket that stands in for an OPA."""
-    faulty = FaultyOPA(tmp_path / "opa.sock")
+@asynccontextmanager
+async def faulty_opa(path: Path) -> AsyncIterator[FaultyOPA]:
+    """Listen on a Unix socket for the duration of the block."""
+    faulty = FaultyOPA(path)
     server = await asyncio.start_unix_server(faulty.serve, faulty.path)
     yield faulty
     server.close()
@@ -261,6 +261,13 @@ async def opa(tmp_path: Path) -> AsyncIterator[FaultyOPA]:
         writer.transport.abort()
     await asyncio.sleep(0)
     await server.wait_closed()
+
+
+@pytest.fixture
+async def opa(tmp_path: Path) -> AsyncIterator[FaultyOPA]:
+    """Return a socket that stands in for an OPA."""
+    async with faulty_opa(tmp_path / "opa.sock") as faulty:
+        yield faulty
 
 
 @asynccontextmanager
