@@ -23,6 +23,8 @@ import pytest
 from tests.harness import Answer
 from tests.integration.process import KKP, Server, database, kkp, records, serving, show
 
+pytestmark = pytest.mark.promise(29)
+
 # The answer is due within 1 s; a busy machine may take longer to deliver it, never this much longer.
 ANSWERED_SECONDS = 5.0
 EXIT_LOST_WRITE = 74

@@ -14,6 +14,8 @@ from kkp.audit.chain import first_record, link, record_hash
 from kkp.audit.verify import Finding, StoredRow, UnreadableError, Verdict, verify_rows, verify_sqlite
 from tests.fakes.logs import NOW, Rows, a_chain, head_of
 
+pytestmark = pytest.mark.promise(30)
+
 
 def a_log() -> Rows:
     """Three boots, a, b and c: 15 + 15 + 10 records. `b` names the head of `a`, `c` that of `b`."""
