@@ -1,6 +1,6 @@
 """Holds the promises against their bars: `make soak`, or `make soak PROMISES="13 19"` for some of them.
 
-One line for each: number, verdict, what this run counted beside its bar, how many tests passed, how long it
+One line for each: number, verdict, what this run counted beside its bar, how the tests ended, how long it
 took. The output of each run lies in `.soak/`. Exits with 1 if a promise does not hold.
 """
 
@@ -18,7 +18,7 @@ from tests.promises import PROMISES, Bar, Figure, read_figures
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / ".soak"
-_PASSED = re.compile(r"^(?:.* )?(\d+) passed", re.MULTILINE)
+_SUMMARY = re.compile(r"^=+ (.*passed.*|.*failed.*|.*error.*) in .* =+$", re.MULTILINE)
 
 
 def main(wanted: list[str]) -> int:
@@ -32,24 +32,25 @@ def main(wanted: list[str]) -> int:
 def _hold(number: int) -> bool:
     """Run the tests of one promise at its scale, and print its line."""
     started = time.monotonic()
-    code, passed, figures = _run(number)
+    code, tests, figures = _run(number)
+    holds, told = verdict(number, code, figures)
+    line = "; ".join([*told, tests, f"{time.monotonic() - started:.0f} s"])
+    print(f"{number:>2}  {'pass' if holds else 'FAIL'}  {line}", flush=True)  # noqa: T201  its line
+    return holds
+
+
+def verdict(number: int, code: int, figures: list[Figure]) -> tuple[bool, list[str]]:
+    """Tell whether a promise holds, given pytest's exit code and what was counted; and what that was."""
     violations = Counter[str]()
     for figure in figures:
         violations.update(figure.violations)
     results = [_result(bar, figures) for bar in PROMISES[number].bars]
     holds = code == 0 and not violations.total() and all(met for met, _ in results)
-    told = [
-        *(text for _, text in results),
-        *(f"{name} {count}" for name, count in violations.items()),
-        f"{passed} tests passed",
-        f"{time.monotonic() - started:.0f} s",
-    ]
-    print(f"{number:>2}  {'pass' if holds else 'FAIL'}  {'; '.join(told)}", flush=True)  # noqa: T201  its line
-    return holds
+    return holds, [*(text for _, text in results), *(f"{name} {count}" for name, count in violations.items())]
 
 
-def _run(number: int) -> tuple[int, int, list[Figure]]:
-    """Return pytest's exit code, how many tests passed, and what they counted."""
+def _run(number: int) -> tuple[int, str, list[Figure]]:
+    """Return pytest's exit code, how its tests ended, and what they counted."""
     figures = OUTPUT / f"{number}.jsonl"
     figures.write_bytes(b"")
     log = OUTPUT / f"{number}.log"
@@ -63,8 +64,9 @@ def _run(number: int) -> tuple[int, int, list[Figure]]:
             stderr=subprocess.STDOUT,
             check=False,
         ).returncode
-    found = _PASSED.findall(log.read_text())
-    return code, int(found[-1]) if found else 0, read_figures(figures)
+    summaries = _SUMMARY.findall(log.read_text())
+    told = summaries[-1] if summaries else f"no test ran (see {log.relative_to(ROOT)})"
+    return code, re.sub(r", \d+ deselected", "", told), read_figures(figures)
 
 
 def _result(bar: Bar, figures: list[Figure]) -> tuple[bool, str]:

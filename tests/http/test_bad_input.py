@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, grant, running
 from tests.http.probes import Probes, install
+from tests.promises import Recorder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -918,11 +919,12 @@ async def invalid(world: World) -> dict[str, Any]:
 @pytest.mark.promise(26)
 @pytest.mark.parametrize("member", BINARY)
 async def test_no_bit_of_a_binary_member_can_be_flipped(
-    world: World, invalid: dict[str, Any], member: str
+    world: World, invalid: dict[str, Any], member: str, record_promise: Recorder
 ) -> None:
     original = _decode(world.envelope[member])
     envelopes = ({**world.envelope, member: _encode(data)} for data in _flips(original))
     assert _only_answer(await _open_all(world, envelopes)) == invalid
+    record_promise(26, "flipped bits", 8 * len(original))
 
 
 @pytest.mark.promise(26)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import resource
 import signal
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.promise(40)
 
 
 @pytest.mark.parametrize(
-    "crash", [signal.SIGSEGV, signal.SIGABRT, signal.SIGQUIT], ids=lambda crash: crash.name
+    "crash", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT], ids=lambda crash: crash.name
 )
 async def test_a_crash_leaves_no_key_behind(tmp_path: Path, crash: signal.Signals) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -27,11 +28,11 @@ async def test_a_crash_leaves_no_key_behind(tmp_path: Path, crash: signal.Signal
             assert (await server.seal(token, "hello")).status == 200
             before, said = names(tmp_path), server.banner
             server.process.send_signal(crash)
-            assert await server.process.wait() == -crash
+            async with asyncio.timeout(60):
+                assert await server.process.wait() == -crash
             assert names(tmp_path) == before  # no core
             assert server.banner == said
-            if crash != signal.SIGQUIT:
-                assert "File " in server.log  # Python's own handler told where it was
+            assert "File " in server.log  # Python's own handler told where it was
             secrets = [base64.urlsafe_b64decode((server.data_dir / "master.key").read_text())]
             secrets += [server.root_key.encode()]
     finally:
