@@ -1,5 +1,5 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test lint fmt rego bench bench-smoke clean
+.PHONY: run test soak lint fmt rego bench bench-smoke clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,6 +10,10 @@ run: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n auto -q --cov --cov-report=term:skip-covered
+
+# Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone.
+soak: $(READY)
+	@$(BIN)/python -m tests.soak $(PROMISES)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -33,7 +37,7 @@ bench-smoke: $(READY)
 	$(BIN)/python benchmarks/run.py --smoke
 
 clean:
-	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* .benchmarks
+	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, from one lock: every package is pinned by hash.

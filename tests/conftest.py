@@ -10,8 +10,36 @@ from pathlib import Path
 import pytest
 
 from tests.harness import KKP, running
+from tests.promises import PROMISES, Recorder
 
 NOBODY = 65534
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests of a promise be run alone, and their figures be kept."""
+    parser.addoption(
+        "--promise", type=int, action="append", help="run only the tests that prove this promise"
+    )
+    parser.addoption("--promise-figures", type=Path, help="append what the tests counted to this file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests that prove a promise asked for; a number that promises nothing is a mistake."""
+    wanted = set(config.getoption("promise") or ())
+    proven = [{number for mark in item.iter_markers("promise") for number in mark.args} for item in items]
+    unknown = set().union(wanted, *proven) - PROMISES.keys()
+    if unknown:
+        raise pytest.UsageError(f"there is no promise {', '.join(map(str, sorted(unknown)))}")
+    if wanted:
+        kept = [item for item, numbers in zip(items, proven, strict=True) if numbers & wanted]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def record_promise(request: pytest.FixtureRequest) -> Recorder:
+    """Take what a test counted for a promise."""
+    return Recorder(request.config.getoption("promise_figures"))
 
 
 @pytest.fixture

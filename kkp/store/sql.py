@@ -6,7 +6,8 @@ Rules that hold here:
 - Every write takes SQLite's write lock at its start (BEGIN IMMEDIATE): a read-then-write can't lose a race
   against another process. One thread writes; reads have a thread of their own and never queue behind the
   audit.
-- `synchronous=FULL` in WAL mode: what was committed survives a power cut.
+- `synchronous=FULL` in WAL mode: what was committed survives a power cut. SQLite says nothing where it keeps
+  to another mode, so every setting is read back, and a database that doesn't take one is not used.
 - A failed fsync ends the process (`kkp.store.lost_write`).
 - Waiting for the lock ends before a request's patience does.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -38,13 +39,14 @@ Work = Callable[[Connection], ResultT]
 
 _BUSY_TIMEOUT_MS = 800
 _CHECK_SECONDS = 1.0
-_WRITER_PRAGMAS = (
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    f"busy_timeout={_BUSY_TIMEOUT_MS}",
-    "secure_delete=ON",  # what is deleted, a spent private half above all, is overwritten
-)
-_READER_PRAGMAS = (f"busy_timeout={_BUSY_TIMEOUT_MS}", "query_only=ON")
+Pragmas = Mapping[str, str | int]  # as SQLite tells them when asked
+_WRITER_PRAGMAS: Pragmas = {
+    "journal_mode": "wal",
+    "synchronous": 2,  # FULL
+    "busy_timeout": _BUSY_TIMEOUT_MS,
+    "secure_delete": 1,  # what is deleted, a spent private half above all, is overwritten
+}
+_READER_PRAGMAS: Pragmas = {"busy_timeout": _BUSY_TIMEOUT_MS, "query_only": 1}
 _OTHER_LAYOUT = (
     "KKP_DATABASE_URL: the database has layout {} and this release reads {}; run the release that wrote it"
 )
@@ -64,7 +66,7 @@ _SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_
 class _Lane:
     """One connection and the one thread that uses it."""
 
-    def __init__(self, url: str | URL, name: str, pragmas: tuple[str, ...], begin: str) -> None:
+    def __init__(self, url: str | URL, name: str, pragmas: Pragmas, begin: str) -> None:
         self._engine = _engine(url, pragmas, begin)
         self._connection: Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"kkp-{name}")
@@ -122,15 +124,18 @@ class _Lane:
         self._thread.shutdown()
 
 
-def _engine(url: str | URL, pragmas: tuple[str, ...], begin: str) -> Engine:
+def _engine(url: str | URL, pragmas: Pragmas, begin: str) -> Engine:
     engine = create_engine(url, poolclass=StaticPool, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401  the driver's own type
         connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
         cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(f"PRAGMA {pragma}")
+        for name, value in pragmas.items():
+            cursor.execute(f"PRAGMA {name}={value}")
+            (found,) = cursor.execute(f"PRAGMA {name}").fetchone()
+            if found != value:
+                raise KeyringUnavailableError(f"SQLite keeps {name} at {found} there, not at {value}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

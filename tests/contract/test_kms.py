@@ -144,6 +144,7 @@ async def test_a_wrap_does_not_show_the_data_key(kms: KMS, backend: Backend) -> 
     assert repr(wrapped) == f"WrappedKey(key_version={wrapped.key_version!r})"
 
 
+@pytest.mark.promise(25)
 async def test_the_order_of_a_context_does_not_matter(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
 
@@ -164,6 +165,7 @@ ONE_CHANGE_CONTEXTS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+@pytest.mark.promise(25)
 @pytest.mark.parametrize("context", ONE_CHANGE_CONTEXTS.values(), ids=ONE_CHANGE_CONTEXTS.keys())
 async def test_another_context_opens_nothing(kms: KMS, backend: Backend, context: Mapping[str, str]) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, {"table": "café", "environment": "prod"})
@@ -172,6 +174,7 @@ async def test_another_context_opens_nothing(kms: KMS, backend: Backend, context
         await kms.unwrap(backend.key, wrapped, context)
 
 
+@pytest.mark.promise(24)
 async def test_another_key_opens_nothing(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
 
@@ -179,6 +182,7 @@ async def test_another_key_opens_nothing(kms: KMS, backend: Backend) -> None:
         await kms.unwrap(backend.other_key, wrapped, CONTEXT)
 
 
+@pytest.mark.promise(26)
 async def test_a_wrap_with_any_bit_flipped_opens_nothing(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     blob = wrapped.encrypted_data_key
@@ -199,6 +203,7 @@ async def test_a_wrap_of_any_other_length_opens_nothing(kms: KMS, backend: Backe
             await kms.unwrap(backend.key, WrappedKey(altered, wrapped.key_version), CONTEXT)
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize(
     "version", VERSIONS_THAT_NOBODY_WROTE.values(), ids=VERSIONS_THAT_NOBODY_WROTE.keys()
 )
@@ -285,6 +290,7 @@ async def test_old_versions_still_open_after_rotations(kms: KMS, backend: Backen
         assert await kms.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
 async def test_a_wrap_relabelled_with_a_real_version_opens_nothing(kms: KMS, backend: Backend) -> None:
     old = await kms.wrap(backend.key, DATA_KEY, CONTEXT)

@@ -21,8 +21,10 @@ from kkp.authz.base import PolicyEngine
 from kkp.model import Decision, PolicyInput
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, grant, running
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-ROUNDS = 300
+ROUNDS = 300 * SCALE
 
 
 class Eavesdropper:
@@ -61,7 +63,8 @@ def eavesdrop(kkp: KKP) -> Eavesdropper:
     return ear
 
 
-async def test_what_was_approved_is_what_is_signed(tmp_path: Path) -> None:
+@pytest.mark.promise(20)
+async def test_what_was_approved_is_what_is_signed(tmp_path: Path, record_promise: Recorder) -> None:
     clock, chance = FakeClock(), random.Random(20)
     async with running(tmp_path, clock=clock) as kkp:
         keyring = kkp.services.public.keyring
@@ -96,8 +99,10 @@ async def test_what_was_approved_is_what_is_signed(tmp_path: Path) -> None:
             if name == "short" and "ttl_seconds" not in wish:
                 assert signed["exp"] - signed["iat"] <= 90
         assert minted > ROUNDS / 2
+        record_promise(20, "tokens", minted)
 
 
+@pytest.mark.promise(20)
 async def test_the_record_holds_the_digest_of_the_bytes_that_were_signed(kkp: KKP) -> None:
     token = await kkp.token(kkp.root_key)
     payload = payload_of(token)
@@ -106,6 +111,7 @@ async def test_the_record_holds_the_digest_of_the_bytes_that_were_signed(kkp: KK
     assert record["kid"] == json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"]
 
 
+@pytest.mark.promise(20)
 async def test_a_decision_that_takes_more_than_a_second_signs_nothing(tmp_path: Path) -> None:
     clock = FakeClock()
     async with running(tmp_path, clock=clock) as kkp:
@@ -119,6 +125,7 @@ async def test_a_decision_that_takes_more_than_a_second_signs_nothing(tmp_path: 
         assert [record["result"] for record in outcomes] == ["keyring_unavailable"] * 2
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("after_hours", [0.1, 1, 12, 240])
 async def test_after_any_night_off_the_first_request_mints(tmp_path: Path, after_hours: float) -> None:
     clock = FakeClock()

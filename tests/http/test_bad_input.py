@@ -21,6 +21,7 @@ from multidict import CIMultiDict
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, grant, running
 from tests.http.probes import Probes, install
+from tests.promises import Recorder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -297,6 +298,7 @@ async def _chunks(size: int) -> AsyncIterator[bytes]:
         yield b" " * min(8192, size - start)
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize(("path", "limit"), BODY_LIMITS)
 async def test_a_body_over_the_limit_is_refused_and_one_at_it_is_read(
     world: World, path: str, limit: int
@@ -307,6 +309,7 @@ async def test_a_body_over_the_limit_is_refused_and_one_at_it_is_read(
     await world.refuses(413, "payload_too_large", "POST", path, at_limit + b" ", credential=root)
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize(("path", "limit"), BODY_LIMITS)
 async def test_a_body_that_does_not_say_its_length_is_cut_at_the_limit(
     world: World, path: str, limit: int
@@ -317,6 +320,7 @@ async def test_a_body_that_does_not_say_its_length_is_cut_at_the_limit(
     world.check(answer, 413, "payload_too_large")
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize(("path", "limit"), BODY_LIMITS)
 async def test_a_length_over_the_limit_is_refused_before_the_body_is_sent(
     world: World, path: str, limit: int
@@ -666,6 +670,7 @@ async def timed(tmp_path: Path, clock: FakeClock) -> AsyncIterator[KKP]:
         yield kkp
 
 
+@pytest.mark.promise(15)
 async def test_a_token_ends_at_its_second(timed: KKP, clock: FakeClock) -> None:
     token = await timed.token(timed.root_key, ttl_seconds=30)
     envelope = await timed.seal(token)
@@ -680,6 +685,7 @@ async def test_a_token_ends_at_its_second(timed: KKP, clock: FakeClock) -> None:
     assert (as_bearer.status, as_bearer.problem()) == (401, "token_expired")
 
 
+@pytest.mark.promise(15)
 async def test_a_token_from_the_future_is_valid_within_the_clock_error_only(
     timed: KKP, clock: FakeClock
 ) -> None:
@@ -713,6 +719,7 @@ async def test_a_token_of_another_server_is_refused(world: World, tmp_path: Path
     await world.refuses_document(401, "token_invalid", "/envelope/decrypt", world.decrypt(token=foreign))
 
 
+@pytest.mark.promise(13)
 async def test_a_token_with_any_character_changed_is_refused(world: World) -> None:
     letters = [("A" if letter != "A" else "B", place) for place, letter in enumerate(world.token)]
     changed = [world.token[:place] + letter + world.token[place + 1 :] for letter, place in letters]
@@ -786,6 +793,7 @@ async def test_a_token_for_a_subject_that_does_not_exist_opens_nothing(world: Wo
     await world.refuses_document(401, "token_invalid", "/envelope/decrypt", world.decrypt(token=token))
 
 
+@pytest.mark.promise(15)
 async def test_the_expected_audience_is_compared_exactly(world: World) -> None:
     right = await world.post("/envelope/decrypt", world.decrypt(expected_audience="orders-db"))
     assert right.status == 200
@@ -794,6 +802,7 @@ async def test_the_expected_audience_is_compared_exactly(world: World) -> None:
         await world.refuses_document(403, "audience_mismatch", "/envelope/decrypt", document)
 
 
+@pytest.mark.promise(25)
 async def test_a_token_is_bound_to_the_context_it_names(world: World) -> None:
     right = await world.kkp.token(world.orders, context={"environment": "prod"})
     assert (await world.post("/envelope/decrypt", world.decrypt(token=right))).status == 200
@@ -820,6 +829,7 @@ CONTEXTS: Mapping[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
+@pytest.mark.promise(25)
 @pytest.mark.parametrize(("members", "status", "code"), CONTEXTS.values(), ids=CONTEXTS)
 async def test_the_requests_context_may_not_contradict_the_envelopes(
     world: World, members: dict[str, Any], status: int, code: str
@@ -906,21 +916,25 @@ async def invalid(world: World) -> dict[str, Any]:
     return without_ids(world.check(answer, 422, "envelope_invalid"))
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize("member", BINARY)
 async def test_no_bit_of_a_binary_member_can_be_flipped(
-    world: World, invalid: dict[str, Any], member: str
+    world: World, invalid: dict[str, Any], member: str, record_promise: Recorder
 ) -> None:
     original = _decode(world.envelope[member])
     envelopes = ({**world.envelope, member: _encode(data)} for data in _flips(original))
     assert _only_answer(await _open_all(world, envelopes)) == invalid
+    record_promise(26, "flipped bits", 8 * len(original))
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize("member", ["associated_data", "key_version"])
 async def test_no_bit_of_a_text_can_be_flipped(world: World, invalid: dict[str, Any], member: str) -> None:
     envelopes = ({**world.envelope, member: text} for text in _text_flips(world.envelope[member]))
     assert _only_answer(await _open_all(world, envelopes)) == invalid
 
 
+@pytest.mark.promise(26)
 async def test_no_bit_of_the_context_can_be_flipped(world: World, invalid: dict[str, Any]) -> None:
     contexts = [
         *({"environment": value} for value in _text_flips("prod")),
@@ -933,6 +947,7 @@ async def test_no_bit_of_the_context_can_be_flipped(world: World, invalid: dict[
     assert _only_answer(await _open_all(world, envelopes)) == invalid
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize("member", ["backend", "key_id"])
 async def test_a_changed_label_is_out_of_the_tokens_scope(world: World, member: str) -> None:
     envelopes = ({**world.envelope, member: text} for text in _text_flips(world.envelope[member]))
@@ -966,6 +981,7 @@ STRUCTURES: Mapping[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize("members", STRUCTURES.values(), ids=STRUCTURES)
 async def test_an_envelope_of_another_structure_is_invalid(
     world: World, invalid: dict[str, Any], members: dict[str, Any]
@@ -974,6 +990,7 @@ async def test_an_envelope_of_another_structure_is_invalid(
     assert without_ids(await world.post("/envelope/decrypt", document)) == invalid
 
 
+@pytest.mark.promise(26)
 async def test_every_member_of_an_envelope_is_required(world: World, invalid: dict[str, Any]) -> None:
     envelopes = (
         {name: value for name, value in world.envelope.items() if name != missing}
@@ -998,6 +1015,7 @@ async def test_an_envelopes_member_given_twice_is_refused(world: World) -> None:
     await world.refuses(400, "invalid_request", "POST", "/envelope/decrypt", twice.encode())
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize(
     ("sealed_as", "relabelled"),
     [
@@ -1032,6 +1050,7 @@ async def test_an_envelope_can_not_be_relabelled(
     assert without_ids(answer) == invalid
 
 
+@pytest.mark.promise(24)
 async def test_the_wraps_of_two_envelopes_can_not_be_exchanged(world: World, invalid: dict[str, Any]) -> None:
     other = await world.kkp.seal(world.token, context={"environment": "prod"}, associated_data="row 7")
     wrap = {name: other[name] for name in ("key_version", "encrypted_data_key", "wrap_tag")}

@@ -56,6 +56,7 @@ HOSTILE: Mapping[str, tuple[Callable[[bytes], None], bytes]] = {
 }
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_body_costs_no_more_than_a_few_copies_of_itself(name: str) -> None:
     read, raw = HOSTILE[name]
@@ -76,6 +77,7 @@ def test_a_plaintext_full_of_quotes_is_taken() -> None:
     encrypt(raw)
 
 
+@pytest.mark.promise(18)
 def test_a_large_body_of_very_many_short_strings_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(InvalidRequestError, match="too many members"):
         encrypt(HOSTILE["a context of very many pairs"][1])

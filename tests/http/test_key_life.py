@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import jwt
+import pytest
 
 from kkp.keyring.rotation import Keyring
 from kkp.ring_times import RingTimes
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, running
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-ROUNDS = int(os.environ.get("KKP_TEST_ROUNDS", "1"))
 TIMES = RingTimes()
 UNKNOWN = "A" * 43
 
@@ -33,6 +34,7 @@ async def published(kkp: KKP) -> list[str]:
     return [key["kid"] for key in answer.json["keys"]]
 
 
+@pytest.mark.promise(10)
 async def test_a_revoked_active_key_is_gone_at_once_and_next_signs(tmp_path: Path) -> None:
     clock = FakeClock()
     async with running(tmp_path, clock=clock) as kkp:
@@ -63,9 +65,12 @@ async def test_a_revoked_active_key_is_gone_at_once_and_next_signs(tmp_path: Pat
         assert (again.status, again.json) == (200, answer.json)
 
 
-async def test_a_revoked_key_is_gone_from_every_process_at_the_next_request(tmp_path: Path) -> None:
+@pytest.mark.promise(10)
+async def test_a_revoked_key_is_gone_from_every_process_at_the_next_request(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     async with running(tmp_path) as here, running(tmp_path) as there:
-        for _ in range(3 * ROUNDS):
+        for _ in range(3 * SCALE):
             token = await there.token(there.root_key)
             assert (await revoke(here, kid_of(token))).status == 200
             # The very next request, whichever it is.
@@ -79,8 +84,10 @@ async def test_a_revoked_key_is_gone_from_every_process_at_the_next_request(tmp_
             third = await there.token(there.root_key)
             assert (await revoke(here, kid_of(third))).status == 200
             assert kid_of(await there.token(there.root_key)) != kid_of(third)
+            record_promise(10, "revocations", 3)
 
 
+@pytest.mark.promise(10)
 async def test_a_revocation_survives_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as kkp:
         active = kid_of(await kkp.token(kkp.root_key))
@@ -121,12 +128,15 @@ async def test_a_body_is_refused(kkp: KKP) -> None:
 # POST /keys/rotate.
 
 
-async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_token(tmp_path: Path) -> None:
+@pytest.mark.promise(9)
+async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_token(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     clock = FakeClock()
     async with running(tmp_path, clock=clock) as kkp:
         tokens = [await kkp.token(kkp.root_key)]
         first = await published(kkp)
-        for _ in range(ROUNDS):
+        for _ in range(SCALE):
             kids = set(await published(kkp))
             answers = []
             for _ in range(20):
@@ -137,6 +147,7 @@ async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_to
             assert all(answer == answers[0] for answer in answers)
             assert len(set(await published(kkp)) | kids) <= len(kids) + 1
             assert answers[0]["activates_at"] > clock.now()
+            record_promise(9, "requests to rotate", len(answers))
         assert set(first) <= set(await published(kkp))
         document = (await kkp.get("/keys/jwks")).json
         keys = jwt.PyJWKSet.from_dict(document)
@@ -148,6 +159,7 @@ async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_to
             assert (await kkp.seal(token))["backend"] == "aws"
 
 
+@pytest.mark.promise(9)
 async def test_a_full_ring_refuses_to_rotate_and_names_the_earliest_time(tmp_path: Path) -> None:
     clock = FakeClock()
     # The task has had its turn after the first request, and has none again within the test.
@@ -176,9 +188,10 @@ async def _insert_activated(keyring: Keyring, at: float) -> None:
     await keyring.load()
 
 
+@pytest.mark.promise(12)
 async def test_revoking_again_and_again_never_leaves_kkp_without_a_key(kkp: KKP) -> None:
     revoked: set[str] = set()
-    for _ in range(10 * ROUNDS):
+    for _ in range(10 * SCALE):
         token = await kkp.token(kkp.root_key)
         assert kid_of(token) not in revoked
         answer = await revoke(kkp, kid_of(token))

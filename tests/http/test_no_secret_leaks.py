@@ -39,6 +39,8 @@ from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
 from tests.harness import KKP, Answer, Client, grant, running, settings_for
 
+pytestmark = pytest.mark.promise(31)
+
 # Which field of an audit record may hold which canary in clear.
 CLEAR: Mapping[str, str] = {
     "audience": "aud",

@@ -225,6 +225,7 @@ async def test_a_policy_that_denies_is_asked_on_every_row_and_nothing_is_reached
     assert denying.probes.fired == {}
 
 
+@pytest.mark.promise(19)
 async def test_a_policy_that_fails_stops_every_row(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +239,7 @@ async def test_a_policy_that_fails_stops_every_row(
     assert prepared.probes.fired == {}
 
 
+@pytest.mark.promise(28)
 async def test_an_audit_store_that_fails_stops_every_row(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +253,7 @@ async def test_an_audit_store_that_fails_stops_every_row(
     assert prepared.probes.fired == {}
 
 
+@pytest.mark.promise(28)
 async def test_an_audit_log_that_refuses_stops_every_row(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:

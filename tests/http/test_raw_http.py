@@ -18,8 +18,9 @@ import pytest_asyncio
 
 from kkp.web import reading
 from tests.harness import KKP, running
+from tests.promises import Recorder
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.promise(36), pytest.mark.asyncio(loop_scope="module")]
 
 # Stands in every payload, and in no answer and no log.
 MARK = "xK7mark9Qz"
@@ -196,16 +197,18 @@ async def test_the_table_is_long_enough() -> None:
 
 @pytest.mark.parametrize("payload", REFUSED.values(), ids=REFUSED)
 async def test_what_can_be_read_in_two_ways_is_refused(
-    kkp: KKP, payload: str, caplog: pytest.LogCaptureFixture
+    kkp: KKP, payload: str, caplog: pytest.LogCaptureFixture, record_promise: Recorder
 ) -> None:
     await _is_refused(kkp, _bytes(payload), caplog)
+    record_promise(36, "raw payloads", 1)
 
 
 @pytest.mark.parametrize("payload", NOT_TEXT.values(), ids=NOT_TEXT)
 async def test_what_is_not_http_is_refused(
-    kkp: KKP, payload: bytes, caplog: pytest.LogCaptureFixture
+    kkp: KKP, payload: bytes, caplog: pytest.LogCaptureFixture, record_promise: Recorder
 ) -> None:
     await _is_refused(kkp, payload, caplog)
+    record_promise(36, "raw payloads", 1)
 
 
 async def test_a_request_that_stops_half_way_gets_no_success(

@@ -116,6 +116,7 @@ async def test_a_restart_keeps_keys_tokens_identities_and_envelopes(tmp_path: Pa
             assert opened.json["plaintext"] == "hello"
 
 
+@pytest.mark.promise(12)
 async def test_the_jwks_is_cached_by_its_etag_and_holds_no_private_member(kkp: KKP) -> None:
     for path in ("/keys/jwks", "/.well-known/jwks.json"):
         answer = await kkp.get(path)

@@ -13,6 +13,8 @@ import pytest
 from kkp.web import reading, server
 from tests.harness import KKP, running
 
+pytestmark = pytest.mark.promise(36)
+
 HEAD = b"POST /token HTTP/1.1\r\nHost: kkp\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n"
 HANG_SECONDS = 10.0
 DRIP_SECONDS = 0.02

@@ -25,7 +25,6 @@ import msgspec
 from tests.harness import ISSUER, Answer, grant
 
 KKP = Path(sys.executable).with_name("kkp")
-SCALE = int(os.environ.get("KKP_TEST_SCALE", "1"))
 ORDERS = "aws:alias/orders:encrypt,decrypt"
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _HANG_SECONDS = 60.0

@@ -15,6 +15,8 @@ import pytest
 
 from tests.integration.process import Server, database, kkp, names, serving
 
+pytestmark = pytest.mark.promise(30)
+
 FLIPPED = 30
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.process import SCALE, Server, database, kkp, names, records, serving
+from tests.integration.process import Server, database, kkp, names, records, serving
+from tests.promises import Recorder
+from tests.scale import SCALE
 
 ROLLBACKS = 3 * SCALE
 FAST = {"KKP_CHECKPOINT_INTERVAL_SECS": "0.3"}
@@ -86,9 +88,10 @@ def stopped(original: Path, tmp_path: Path) -> Path:
 # A rollback.
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("ending", ["stopped", "killed"])
 async def test_a_restored_database_that_would_revive_a_disabled_identity_is_refused(
-    tmp_path: Path, ending: str
+    tmp_path: Path, ending: str, record_promise: Recorder
 ) -> None:
     async with serving(tmp_path) as server:
         assert await server.stop() == 0
@@ -116,10 +119,12 @@ async def test_a_restored_database_that_would_revive_a_disabled_identity_is_refu
             assert "Traceback" not in refused.err
         verdict = await kkp(tmp_path, "audit", "verify")
         assert verdict.code == 3, verdict
+        record_promise(11, "restored databases", 1)
         shutil.rmtree(tmp_path / ".kkp")
         newer.rename(tmp_path / ".kkp")
 
 
+@pytest.mark.promise(11)
 async def test_an_accepted_rollback_goes_on_and_is_on_record(stopped: Path) -> None:
     snapshot(stopped)
     assert (await kkp(stopped, "identity", "add", "orders", "--role", "service")).code == 0
@@ -137,6 +142,7 @@ async def test_an_accepted_rollback_goes_on_and_is_on_record(stopped: Path) -> N
     assert "accepts that what earlier ones list is gone" in verdict.out
 
 
+@pytest.mark.promise(11)
 async def test_a_database_deleted_by_hand_is_explained(stopped: Path) -> None:
     for part in database_of(stopped).parent.glob("kkp.db*"):
         part.unlink()

@@ -28,7 +28,11 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import Answer
-from tests.integration.process import SCALE, Server, serving, show
+from tests.integration.process import Server, serving, show
+from tests.promises import Recorder
+from tests.scale import SCALE
+
+pytestmark = pytest.mark.promise(28)
 
 ANSWERS = 240 * SCALE
 CLIENTS = 8
@@ -166,7 +170,9 @@ async def load(server: Server) -> list[Answer]:
 
 
 @pytest.mark.skipif(not _can_trace(), reason="strace is missing, or may not trace")
-async def test_every_answer_is_sent_after_the_sync_of_its_record(tmp_path: Path) -> None:
+async def test_every_answer_is_sent_after_the_sync_of_its_record(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     log = tmp_path / "strace.log"
     calls = "--trace=pwrite64,fdatasync,fsync,sendto,sendmsg,write,writev"
     # -y: paths instead of numbers; -s: whole pages.
@@ -187,4 +193,5 @@ async def test_every_answer_is_sent_after_the_sync_of_its_record(tmp_path: Path)
     assert recorded <= set(order.sent)
     early = recorded & set(order.too_early)
     show(f"{len(recorded)} answers, {len(early)} sent before the sync of their record")
+    record_promise(28, "answers traced", len(recorded), too_early=len(early))
     assert not early

@@ -16,8 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.process import SCALE, Server, database, serving
+from tests.integration.process import Server, database, serving
 from tests.integration.test_twelve_hours import WallClock, needs_libfaketime
+from tests.promises import Recorder
+from tests.scale import SCALE
+
+pytestmark = pytest.mark.promise(38)
 
 NOTICED_WITHIN_SECONDS = 10.0
 TIMES = 2 * SCALE
@@ -56,17 +60,25 @@ async def becomes(server: Server, status: int) -> dict[str, str]:
 
 
 async def tells_the_truth(
-    server: Server, break_it: Callable[[Server], AbstractContextManager[None]], check: str
+    server: Server,
+    break_it: Callable[[Server], AbstractContextManager[None]],
+    check: str,
+    record_promise: Recorder,
 ) -> None:
-    root_key = server.root_key
+    root_key, clock = server.root_key, asyncio.get_running_loop().time
     async with alive(server):
         for _ in range(TIMES):
             with break_it(server):
+                broken_at = clock()
                 checks = await becomes(server, 503)
+                record_promise(38, "seconds to notice or recover", clock() - broken_at)
                 assert checks[check] != "ok"
                 assert (await server.mint(root_key)).status == 503
+            mended_at = clock()
             assert set((await becomes(server, 200)).values()) == {"ok"}
+            record_promise(38, "seconds to notice or recover", clock() - mended_at)
             assert (await server.mint(root_key)).status == 200
+            record_promise(38, "breaks", 1)
 
 
 @contextmanager
@@ -143,15 +155,17 @@ BREAKS: dict[str, tuple[Callable[[Server], AbstractContextManager[None]], str]] 
 
 
 @pytest.mark.parametrize("case", BREAKS)
-async def test_unready_and_ready_again_when(tmp_path: Path, case: str) -> None:
+async def test_unready_and_ready_again_when(tmp_path: Path, case: str, record_promise: Recorder) -> None:
     break_it, check = BREAKS[case]
     async with serving(tmp_path) as server:
-        await tells_the_truth(server, break_it, check)
+        await tells_the_truth(server, break_it, check, record_promise)
         assert await server.stop() == 0
 
 
 @needs_libfaketime
-async def test_unready_and_ready_again_when_the_clock_is_stepped(tmp_path: Path) -> None:
+async def test_unready_and_ready_again_when_the_clock_is_stepped(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     wall = WallClock(tmp_path / "step")
 
     @contextmanager
@@ -161,7 +175,7 @@ async def test_unready_and_ready_again_when_the_clock_is_stepped(tmp_path: Path)
         wall.step(0)
 
     async with serving(tmp_path, environ=wall.environ) as server:
-        await tells_the_truth(server, stepped, "keyring")
+        await tells_the_truth(server, stepped, "keyring", record_promise)
         assert await server.stop() == 0
 
 
@@ -189,10 +203,12 @@ def full_disk(server: Server) -> Iterator[None]:
 
 
 @needs_mounts
-async def test_unready_and_ready_again_when_the_disk_is_full(tmp_path: Path) -> None:
+async def test_unready_and_ready_again_when_the_disk_is_full(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     async with serving(tmp_path, prefix=IN_A_SMALL_FILE_SYSTEM) as server:
         server.directory = Path(f"/proc/{server.process.pid}/root{tmp_path}")
-        await tells_the_truth(server, full_disk, "database")
+        await tells_the_truth(server, full_disk, "database", record_promise)
         assert await server.stop() == 0
 
 

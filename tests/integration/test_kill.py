@@ -24,7 +24,6 @@ from kkp.master_key import MasterKey
 from tests.harness import Answer
 from tests.integration.process import (
     PROFILE,
-    SCALE,
     Server,
     database,
     kkp,
@@ -34,6 +33,10 @@ from tests.integration.process import (
     show,
     verified,
 )
+from tests.promises import Recorder
+from tests.scale import SCALE
+
+pytestmark = pytest.mark.promise(32)
 
 ROUNDS = 5 * SCALE
 READY_SECONDS = 5.0  # the promise's bar; a start takes a second
@@ -124,7 +127,8 @@ class Load:
         await asyncio.sleep(0.05)
 
 
-async def test_kill_9_loses_nothing_that_a_client_was_told(tmp_path: Path) -> None:
+@pytest.mark.promise(28)
+async def test_kill_9_loses_nothing_that_a_client_was_told(tmp_path: Path, record_promise: Recorder) -> None:
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
     ledger, ready_seconds = Ledger(), []
@@ -139,10 +143,13 @@ async def test_kill_9_loses_nothing_that_a_client_was_told(tmp_path: Path) -> No
             await load
         verdict = await kkp(tmp_path, "audit", "verify", environ=PROFILE)
         assert verdict.code == 0, verdict
+        record_promise(28, "kills", 1)
+        record_promise(32, "kills", 1)
     async with serving(tmp_path, environ=PROFILE) as server:
         await check_kept(server, ledger, chance)
         assert await server.stop() == 0
     assert median(ready_seconds[1:]) <= READY_SECONDS
+    record_promise(32, "seconds to ready", median(ready_seconds[1:]))
     by_action = {action: list(ledger.actions.values()).count(action) for action in ledger.actions.values()}
     show(f"acknowledged: {by_action}; told to try again: {len(ledger.refusals)}")
     assert set(ledger.refusals) <= {"keyring_unavailable"}

@@ -4,8 +4,6 @@ Keys are revoked all the time, so that others are made and take over all the tim
 process at its n-th write to the database's files, or at its n-th flush of them. Afterwards every key that may
 sign can be unwrapped, no token and no JWKS names a key that was never committed, no revoked key is back, and
 no private key lies in any file in the clear.
-
-`KKP_TEST_ROUNDS` repeats it.
 """
 
 from __future__ import annotations
@@ -30,8 +28,9 @@ import rfc8785
 from kkp.data_dir import master_key
 from kkp.master_key import MasterKey
 from tests.integration.process import SHORT_PROFILE, Server, database, kkp, launched, serving, show
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-ROUNDS = int(os.environ.get("KKP_TEST_ROUNDS", "1"))
 PURPOSE = "kkp/ring-private/v1"
 # From the least on, by chance up to its double: the first ones fall into the start.
 POINTS = [("pwrite64", 20), ("pwrite64", 80), ("fdatasync", 4), ("fdatasync", 20)]
@@ -142,18 +141,22 @@ def spellings(seed: bytes) -> Iterator[bytes]:
         yield encoded.rstrip(b"=")
 
 
-async def test_kill_9_at_any_step_of_a_rotation_loses_no_key_and_shows_none(tmp_path: Path) -> None:
+@pytest.mark.promise(3)
+async def test_kill_9_at_any_step_of_a_rotation_loses_no_key_and_shows_none(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     seed = int.from_bytes(os.urandom(4))
     chance, seen = random.Random(seed), Seen()
     async with serving(tmp_path, environ=SHORT_PROFILE) as server:
         assert await server.stop() == 0
     unwrap(tmp_path, seen)
-    for _ in range(ROUNDS):
+    for _ in range(SCALE):
         for call, least in POINTS:
             await one_life(tmp_path, seen, call, least + chance.randrange(least))
             unwrap(tmp_path, seen)
             assert seen.published <= committed(tmp_path)
             assert seen.signed_with <= committed(tmp_path)
+            record_promise(3, "kills", 1)
     async with serving(tmp_path, environ=SHORT_PROFILE) as server:
         await watch(server, seen, server.root_key, seconds=1.0)
         assert await server.stop() == 0
@@ -173,6 +176,7 @@ def check_nowhere_in_the_clear(directory: Path, seen: Seen) -> None:
             assert not any(spelling in content for spelling in spellings(private)), f"{kid} in {path.name}"
 
 
+@pytest.mark.promise(3)
 def test_the_search_would_find_a_key(tmp_path: Path) -> None:
     private = bytes(range(32))
     (tmp_path / "kkp.err").write_bytes(b"log " + base64.b64encode(private))

@@ -70,6 +70,7 @@ async def test_the_list_shows_the_ring_on_a_line_of_time(tmp_path: Path) -> None
     assert [set(bar) for bar in bars] == [{".", "#"}, {"#", "-"}]
 
 
+@pytest.mark.promise(10)
 async def test_a_revoked_key_is_gone_from_the_server_at_its_next_request(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         token = await server.token()
@@ -101,6 +102,7 @@ async def test_a_revoked_key_is_gone_from_the_server_at_its_next_request(tmp_pat
     assert (await kkp(tmp_path, "audit", "verify")).code == 0
 
 
+@pytest.mark.promise(9)
 async def test_rotating_at_the_machine_again_and_again_names_the_one_key_that_waits(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         upcoming, _active = before = await published(server)

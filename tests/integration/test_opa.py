@@ -255,6 +255,7 @@ UNUSABLE = {
 }
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize("name", UNUSABLE)
 async def test_opa_is_not_ready_and_nothing_is_decided_where(name: str, blank: OPA) -> None:
     await load(blank, UNUSABLE[name])

@@ -37,8 +37,12 @@ from kkp.errors import PolicyUnavailableError
 from kkp.model import PolicyInput
 from tests.decision_cases import CASES, question
 from tests.opa import OPA, POLICY, ROOT, find_opa, readme_commands, require_opa, running, until
+from tests.promises import Recorder
 
-pytestmark = pytest.mark.skipif(find_opa() is None, reason="no OPA here: `make rego` builds one where Go is")
+pytestmark = [
+    pytest.mark.promise(22),
+    pytest.mark.skipif(find_opa() is None, reason="no OPA here: `make rego` builds one where Go is"),
+]
 
 TIMEOUT_SECONDS = 5.0
 GRANTED = next(question(case) for case in CASES if case["expect"]["allow"])
@@ -351,7 +355,7 @@ def test_there_are_enough_altered_bundles_and_each_is_another(released: Released
 
 @pytest.mark.parametrize("name", ALTERED)
 async def test_opa_never_activates_a_bundle(
-    name: str, released: Released, bundles: BundleServer, tmp_path: Path
+    name: str, released: Released, bundles: BundleServer, tmp_path: Path, record_promise: Recorder
 ) -> None:
     bundles.content = ALTERED[name](released)
     with shipped(released.directory, bundles, tmp_path) as opa:
@@ -360,6 +364,7 @@ async def test_opa_never_activates_a_bundle(
             with pytest.raises(PolicyUnavailableError):
                 await policy.ping()
             assert await verdict(policy) == "unavailable"
+    record_promise(22, "altered bundles", 1)
 
 
 async def test_the_active_bundle_outlives_altered_ones_and_a_new_release_replaces_it(

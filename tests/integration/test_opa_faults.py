@@ -1,7 +1,8 @@
 """Whatever an OPA answers, or does not: only a whole decision that says true allows.
 
-A raw socket stands in for the OPA. `KKP_TEST_ROUNDS` raises how often each fault is met; from 100 on the time
-each refusal took is judged as well, which is what an idle machine is for.
+A raw socket stands in for the OPA. Each fault is met twice, times `KKP_TEST_SCALE`. From 100 times on, which
+is a scale of 50 (`KKP_TEST_ROUNDS=100` once said so), the time each refusal took is judged as well; that is
+what an idle machine is for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -23,8 +23,12 @@ from kkp.authz.opa import OPAPolicy, Rule
 from kkp.authz.opa_client import MAX_ANSWER_BYTES
 from kkp.errors import PolicyUnavailableError
 from kkp.model import Decision, PolicyInput
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-ROUNDS = int(os.environ.get("KKP_TEST_ROUNDS", "2"))
+pytestmark = pytest.mark.promise(19)
+
+ROUNDS = 2 * SCALE
 BAR_ROUNDS = 100
 BAR_SECONDS = 0.1  # beyond the timeout
 SHORT_SECONDS = 0.15  # where waiting for it is the test
@@ -318,7 +322,9 @@ async def refusals(policy: OPAPolicy, count: int, *, answered: bool = True) -> f
     return slowest
 
 
-async def meets(opa: FaultyOPA, fault: Fault, timeout_seconds: float, *, answered: bool) -> None:
+async def meets(
+    opa: FaultyOPA, fault: Fault, timeout_seconds: float, record_promise: Recorder, *, answered: bool
+) -> None:
     """Meet a fault with an engine that has decided before and one that has not; both recover."""
     async with connected(opa, timeout_seconds) as policy, connected(opa, timeout_seconds) as fresh:
         await recovered(policy)
@@ -335,6 +341,7 @@ async def meets(opa: FaultyOPA, fault: Fault, timeout_seconds: float, *, answere
         assert policy.revision == fresh.revision == "kkp@7"
     if ROUNDS >= BAR_ROUNDS:
         assert slowest <= timeout_seconds + BAR_SECONDS
+    record_promise(19, "faulty answers", ROUNDS)
 
 
 def test_there_are_enough_faults() -> None:
@@ -342,13 +349,15 @@ def test_there_are_enough_faults() -> None:
 
 
 @pytest.mark.parametrize("name", ANSWERED)
-async def test_nothing_is_allowed_where_opa(name: str, opa: FaultyOPA) -> None:
-    await meets(opa, ANSWERED[name], LONG_SECONDS, answered=True)
+async def test_nothing_is_allowed_where_opa(name: str, opa: FaultyOPA, record_promise: Recorder) -> None:
+    await meets(opa, ANSWERED[name], LONG_SECONDS, record_promise, answered=True)
 
 
 @pytest.mark.parametrize("name", SILENT)
-async def test_nothing_is_allowed_and_nobody_waits_for_ever_where_opa(name: str, opa: FaultyOPA) -> None:
-    await meets(opa, SILENT[name], SHORT_SECONDS, answered=False)
+async def test_nothing_is_allowed_and_nobody_waits_for_ever_where_opa(
+    name: str, opa: FaultyOPA, record_promise: Recorder
+) -> None:
+    await meets(opa, SILENT[name], SHORT_SECONDS, record_promise, answered=False)
 
 
 async def test_nothing_is_allowed_where_there_is_no_opa(opa: FaultyOPA) -> None:

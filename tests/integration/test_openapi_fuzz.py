@@ -18,6 +18,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -33,7 +34,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests import described
-from tests.integration.process import SCALE, Server, serving
+from tests.integration.process import Server, serving
+from tests.promises import Recorder
+from tests.scale import SCALE
+
+pytestmark = pytest.mark.promise(36)
 
 # What a public document is asked for can't be malformed: it has no parameter and no body.
 CASES = [
@@ -121,7 +126,9 @@ KINDS = (
 UNPROVEN = {"disabled", "unknown", "forged", "none"}
 
 
-async def test_no_answer_is_undeclared_and_nothing_malformed_succeeds(tmp_path: Path) -> None:
+async def test_no_answer_is_undeclared_and_nothing_malformed_succeeds(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     async with _fuzzed(tmp_path) as fuzzed:
         for method, path, mode in CASES:
             _fuzz(fuzzed, SCHEMA[path][method], mode)
@@ -129,6 +136,7 @@ async def test_no_answer_is_undeclared_and_nothing_malformed_succeeds(tmp_path: 
         assert await fuzzed.server.token(fuzzed.credentials["admin"])
     assert re.findall(r"failed inside|Traceback", fuzzed.server.log) == []
     assert fuzzed.answered.total() >= 250 * SCALE
+    record_promise(36, "generated requests", fuzzed.answered.total())
     # A row that never succeeds here was not tried: it needs what is real for it in `Fuzzed`.
     succeeded = {operation for operation, status in fuzzed.answered if status < 300}
     assert {f"{method} {path}" for method, path, _ in CASES} - succeeded == set()

@@ -6,6 +6,8 @@ import asyncio
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.integration.process import Server, kkp, records, serving, show
 
 # By when an old policy decides nothing any more.
@@ -53,6 +55,7 @@ async def warned(server: Server) -> bool:
     return "policy" in ready.json["warnings"]
 
 
+@pytest.mark.promise(21)
 async def test_an_old_policy_is_dead_within_a_second_and_a_broken_one_never_lives(tmp_path: Path) -> None:
     path = tmp_path / "policy.rego"
     put(path, POLICY.format(allowed="orders"))
@@ -89,6 +92,7 @@ async def test_an_old_policy_is_dead_within_a_second_and_a_broken_one_never_live
     assert (await kkp(tmp_path, "audit", "verify")).code == 0
 
 
+@pytest.mark.promise(21)
 async def test_under_load_each_answer_is_one_policys_and_none_is_lost(tmp_path: Path) -> None:
     path = tmp_path / "policy.rego"
     put(path, POLICY.format(allowed="orders"))

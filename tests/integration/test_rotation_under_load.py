@@ -4,14 +4,11 @@
   another, are asked to, and one of the processes is killed again and again.
 - A process that was stopped for longer than a key lives signs nothing with the key that it knew.
 - While no key can be made, tokens get shorter, then minting ends; it comes back by itself.
-
-`KKP_TEST_ROUNDS` repeats the second; `KKP_TEST_SECONDS` is how long the first runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sqlite3
 import time
@@ -24,12 +21,14 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import jwt
+import pytest
 
 from tests.harness import Answer
 from tests.integration.process import SHORT_PROFILE, Server, database, serving, show, verified
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-ROUNDS = int(os.environ.get("KKP_TEST_ROUNDS", "1"))
-SECONDS = float(os.environ.get("KKP_TEST_SECONDS", "20"))
+SECONDS = 20.0 * SCALE
 CACHE = float(SHORT_PROFILE["KKP_VERIFIER_CACHE_SECS"])
 FETCH = float(SHORT_PROFILE["KKP_FETCH_SECS"])
 ROTATION = float(SHORT_PROFILE["KKP_KEY_ROTATION_SECS"])
@@ -137,7 +136,10 @@ async def use(ledger: Ledger, server: Server, root_key: str) -> None:
     await asyncio.gather(*map(repeat, [*minting, *others]))
 
 
-async def test_every_token_verifies_with_every_copy_that_may_be_in_use(tmp_path: Path) -> None:
+@pytest.mark.promise(1)
+async def test_every_token_verifies_with_every_copy_that_may_be_in_use(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     ledger = Ledger()
     async with replica(tmp_path, "steady") as steady:
         root_key = (tmp_path / ".kkp" / "root.key").read_text().strip()
@@ -165,6 +167,9 @@ async def test_every_token_verifies_with_every_copy_that_may_be_in_use(tmp_path:
         verified(token.text, newest[token.kid])
     assert len(kids) > SECONDS // ROTATION - 1
     assert len(ledger.tokens) > 10 * SECONDS
+    record_promise(1, "tokens", len(ledger.tokens))
+    record_promise(1, "kills", ledger.kills)
+    record_promise(1, "rotations", len(kids) - 1)
 
 
 def ring(directory: Path) -> dict[str, float]:
@@ -207,11 +212,14 @@ async def minting_again(server: Server, root_key: str) -> None:
     raise AssertionError("it does not recover by itself")
 
 
-async def test_a_process_that_was_stopped_signs_nothing_with_a_retired_key(tmp_path: Path) -> None:
+@pytest.mark.promise(6)
+async def test_a_process_that_was_stopped_signs_nothing_with_a_retired_key(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     outcomes: list[Any] = []
     async with replica(tmp_path, "stopped") as stopped, replica(tmp_path, "steady") as steady:
         root_key = (tmp_path / ".kkp" / "root.key").read_text().strip()
-        for _ in range(ROUNDS):
+        for _ in range(SCALE):
             before = jwt.get_unverified_header(await stopped.token(root_key))["kid"]
             queued = [asyncio.ensure_future(stopped.mint(root_key)) for _ in range(20)]
             await asyncio.sleep(0.005)
@@ -237,7 +245,8 @@ async def test_a_process_that_was_stopped_signs_nothing_with_a_retired_key(tmp_p
                 assert claims["iat"] >= int(resumed_at)
                 assert claims["iat"] < retired_at(tmp_path, kid)
             await minting_again(stopped, root_key)
-    show(f"{ROUNDS} stops: {outcomes.count(200)} signed with the right key, {outcomes.count(503)} refused")
+            record_promise(6, "stops", 1)
+    show(f"{SCALE} stops: {outcomes.count(200)} signed with the right key, {outcomes.count(503)} refused")
 
 
 NO_KEYS_ANY_MORE = """
@@ -274,6 +283,7 @@ def lifetimes(granted: list[Granted], begin: float, end: float) -> set[int]:
     return {each.seconds for each in granted if begin + BAR < each.sent_at and each.received_at < end - BAR}
 
 
+@pytest.mark.promise(8)
 async def test_a_rotation_that_fails_degrades_then_closes_and_heals_by_itself(tmp_path: Path) -> None:
     async with replica(tmp_path, "only") as server:
         root_key = (tmp_path / ".kkp" / "root.key").read_text().strip()

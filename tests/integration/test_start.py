@@ -53,6 +53,7 @@ async def test_it_becomes_ready_and_stays_small(tmp_path: Path) -> None:
         assert await server.stop() == 0
 
 
+@pytest.mark.promise(40)
 async def test_under_any_umask_only_the_owner_can_read_what_it_writes(tmp_path: Path) -> None:
     prefix = ["sh", "-c", 'umask 000; exec "$@"', "sh"]
     async with serving(tmp_path, prefix=prefix) as server:
@@ -66,6 +67,7 @@ async def test_under_any_umask_only_the_owner_can_read_what_it_writes(tmp_path: 
         assert await server.stop() == 0
 
 
+@pytest.mark.promise(40)
 async def test_a_crash_of_the_process_writes_no_core(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))

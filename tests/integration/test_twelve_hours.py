@@ -6,6 +6,7 @@ that is not installed.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +20,11 @@ from kkp.errors import ConfigError
 from tests.fakes.clock import FakeClock
 from tests.harness import running
 from tests.integration.process import PROFILE, Server, database, kkp, serving, verified
+from tests.promises import Recorder
+from tests.scale import SCALE
 
 HALF_A_DAY = 12 * 3600
+STEPS = (90, -90, 3600, -3600, 1, -1)  # each is more than the clock error of the profile
 LIBRARY = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
 needs_libfaketime = pytest.mark.skipif(
     not LIBRARY, reason="libfaketime, which moves a process's clock, is missing"
@@ -32,6 +36,7 @@ def shifted(seconds: int) -> dict[str, str]:
     return {"LD_PRELOAD": LIBRARY, "FAKETIME": f"{seconds:+d}"}
 
 
+@pytest.mark.promise(8)
 @needs_libfaketime
 async def test_after_twelve_hours_the_first_request_mints_and_old_envelopes_open(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
@@ -56,6 +61,7 @@ async def test_after_twelve_hours_the_first_request_mints_and_old_envelopes_open
     assert "Traceback" not in too_early.err
 
 
+@pytest.mark.promise(8)
 async def test_after_twelve_hours_of_a_fake_clock_the_first_request_mints(tmp_path: Path) -> None:
     clock = FakeClock()
     async with running(tmp_path, clock=clock) as kkp:
@@ -72,6 +78,7 @@ async def test_after_twelve_hours_of_a_fake_clock_the_first_request_mints(tmp_pa
         assert refused.status == 401
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(("behind", "starts"), [(4, True), (6, False), (HALF_A_DAY, False)])
 async def test_a_start_is_refused_once_the_clock_is_behind_by_more_than_its_error(
     tmp_path: Path,
@@ -92,6 +99,7 @@ async def test_a_start_is_refused_once_the_clock_is_behind_by_more_than_its_erro
         assert (await kkp.get("/readyz")).status == 200
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(("drift", "ready"), [(5.0, True), (5.1, False), (90.0, False)])
 async def test_a_clock_that_was_stepped_makes_it_unready_until_it_is_back(
     tmp_path: Path,
@@ -136,12 +144,15 @@ class WallClock:
         new.replace(self.file)
 
 
+@pytest.mark.promise(5)
 @needs_libfaketime
-async def test_a_step_of_the_wall_clock_stops_minting_and_spoils_no_token(tmp_path: Path) -> None:
+async def test_a_step_of_the_wall_clock_stops_minting_and_spoils_no_token(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
     wall = WallClock(tmp_path / "step")
     tokens: list[str] = []
     async with serving(tmp_path, environ={**PROFILE, **wall.environ}) as server:
-        for step in (90, -90, 3600, -3600, 1, -1):
+        for step in STEPS * SCALE:
             await mint_some(server, tokens)
             wall.step(step)
             assert (await server.get("/readyz")).status == 503
@@ -149,13 +160,49 @@ async def test_a_step_of_the_wall_clock_stops_minting_and_spoils_no_token(tmp_pa
             assert (await server.get("/keys/jwks")).problem() == "keyring_unavailable"
             wall.step(0)
             assert (await server.get("/readyz")).status == 200
+            record_promise(5, "clock steps", 1)
         await mint_some(server, tokens)
         ends = key_ends(server)
         assert await server.stop() == 0
     for token in tokens:
         claims = jwt.decode(token, options={"verify_signature": False})
         assert claims["exp"] <= ends(jwt.get_unverified_header(token)["kid"])
-    assert len(tokens) == 35
+    assert len(tokens) == 5 * (len(STEPS) * SCALE + 1)
+
+
+async def ready_again(server: Server) -> None:
+    for _ in range(100):
+        if (await server.get("/readyz")).status == 200:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it does not recover by itself")
+
+
+@needs_libfaketime
+@pytest.mark.promise(5)
+async def test_of_two_processes_the_one_whose_clock_is_off_is_unready_within_two_polls(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
+    wall = WallClock(tmp_path / "step")
+    shared = {**PROFILE, "KKP_DATA_DIR": str(tmp_path / ".kkp")}
+    for name in ("right", "stepped"):
+        (tmp_path / name).mkdir()
+    async with serving(tmp_path / "right", environ=shared) as right:
+        root_key = (tmp_path / ".kkp" / "root.key").read_text().strip()
+        async with serving(tmp_path / "stepped", environ={**shared, **wall.environ}) as stepped:
+            for step in STEPS * SCALE:
+                wall.step(step)
+                await asyncio.sleep(2 * float(PROFILE["KKP_POLL_SECS"]))
+                assert (await stepped.get("/readyz")).status == 503
+                assert (await stepped.mint(root_key)).problem() == "keyring_unavailable"
+                assert (await right.get("/readyz")).status == 200
+                token = await right.token(root_key)
+                wall.step(0)
+                await ready_again(stepped)
+                assert (await stepped.verify_offline(token))["sub"] == "root"
+                record_promise(5, "clock steps", 1)
+            assert await stepped.stop() == 0
+        assert await right.stop() == 0
 
 
 async def mint_some(server: Server, tokens: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,8 @@ from kkp.master_key import MasterKey
 from kkp.model import Action
 from tests.fakes.audit_store import Failure, FakeAuditStore
 from tests.fakes.clock import FakeClock
+
+pytestmark = pytest.mark.promise(30)
 
 Step = tuple[Failure | None, int, bool]  # how the store fails, how many records, whether a late commit lands
 

@@ -11,6 +11,8 @@ from kkp.audit.checkpoints import named_heads, read_checkpoint
 from kkp.rows import LogPosition
 from tests.fakes.logs import a_checkpoint, a_signer
 
+pytestmark = pytest.mark.promise(30)
+
 COUNTS = st.integers(0, 2**53 - 1)
 HEADS = st.lists(
     st.builds(ChainHead, st.text(max_size=40).filter(str.isprintable), st.integers(1, 2**53 - 1),

@@ -13,7 +13,6 @@ little worse than the configuration says.
 from __future__ import annotations
 
 import math
-import os
 import random
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
@@ -26,8 +25,9 @@ from hypothesis import strategies as st
 from kkp.errors import KeyringUnavailableError
 from kkp.keyring.state import Create, Promote, Ring, RingKey
 from kkp.ring_times import RingTimes
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-SCALE = int(os.environ.get("KKP_TEST_SCALE", "1"))
 EPSILON = 0.01
 STEPS = 70
 
@@ -269,15 +269,18 @@ def failures(times: RingTimes, real: RingTimes, seed: int) -> list[tuple[Token, 
     return World(times, real, random.Random(seed)).run()
 
 
+@pytest.mark.promise(2)
 @settings(max_examples=150 * SCALE, deadline=None)
 @given(times=configurations, seed=seeds)
 def test_under_every_accepted_configuration_each_token_verifies_until_its_exp(
-    times: RingTimes, seed: int
+    times: RingTimes, seed: int, record_promise: Recorder
 ) -> None:
     assert times.problems() == []
     assert failures(times, times, seed) == []
+    record_promise(2, "configurations", 1)
 
 
+@pytest.mark.promise(2)
 @settings(max_examples=150 * SCALE, deadline=None)
 @given(times=configurations, rule=st.sampled_from(["V1", "V2", "V5"]))
 def test_a_configuration_beyond_a_bound_is_refused(times: RingTimes, rule: str) -> None:
@@ -293,6 +296,7 @@ TIGHT = times_at()
 SHORT_GRACE = times_at(rotation_slack=20, grace_slack=-4)
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("times", "real"),
     [
@@ -333,6 +337,7 @@ def _granted(ring: Ring, now: float, ttl: float) -> float:
         return 0.0
 
 
+@pytest.mark.promise(8)
 @settings(max_examples=30 * SCALE, deadline=None)
 @given(times=configurations, seed=seeds)
 def test_while_nothing_fails_minting_never_stops(times: RingTimes, seed: int) -> None:
@@ -373,10 +378,11 @@ whole_configurations = st.builds(
 )
 
 
+@pytest.mark.promise(8)
 @settings(max_examples=60 * SCALE, deadline=None)
 @given(times=whole_configurations, min_ttl=st.integers(1, 90), seed=seeds)
 def test_a_rotation_that_fails_shortens_tokens_then_ends_minting_to_the_second(
-    times: RingTimes, min_ttl: int, seed: int
+    times: RingTimes, min_ttl: int, seed: int, record_promise: Recorder
 ) -> None:
     times = replace(times, min_ttl=min(min_ttl, int(times.token_ttl)))
     margin = 2 * times.clock_error + times.verifier_leeway
@@ -389,14 +395,17 @@ def test_a_rotation_that_fails_shortens_tokens_then_ends_minting_to_the_second(
             assert lifetime == before_end - margin
         else:
             assert lifetime == 0
+    record_promise(8, "modelled outages", 1)
 
 
+@pytest.mark.promise(8)
 def test_with_the_defaults_degradation_is_370_and_130_seconds_before_the_end() -> None:
     lifetimes = lifetimes_when_no_key_can_be_made(RingTimes(), 1)
     assert (lifetimes[370], lifetimes[369]) == (300, 299)
     assert (lifetimes[130], lifetimes[129]) == (60, 0)
 
 
+@pytest.mark.promise(8)
 @settings(max_examples=30 * SCALE, deadline=None)
 @given(times=configurations, seed=seeds, gone_for=st.floats(0, 3))
 def test_once_keys_can_be_made_again_minting_comes_back_by_itself(
@@ -417,6 +426,7 @@ def test_once_keys_can_be_made_again_minting_comes_back_by_itself(
     assert _granted(world.state.ring, world.now, times.token_ttl) >= times.token_ttl - 1 - EPSILON
 
 
+@pytest.mark.promise(2)
 def test_without_v1_minting_stops_at_every_rotation() -> None:
     broken = replace(times_at(cache=60, rotation_slack=-50), max_keys=20)
     assert [problem[:3] for problem in broken.problems()] == ["V1:"]

@@ -6,7 +6,6 @@ tells. A log is three boots, `a`, `b` and `c`; `b` names the head of `a`, `c` th
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -20,8 +19,12 @@ from kkp.audit.evidence import weigh
 from kkp.audit.verify import Finding, StoredRow, Verdict, verify_rows
 from tests.fakes.logs import NOW, Rows, a_chain, a_checkpoint, grown, head_of
 from tests.integration.process import show
+from tests.promises import Recorder
+from tests.scale import SCALE
 
-CLEAN_RECORDS = int(os.environ.get("KKP_TEST_ROUNDS", "5000"))
+pytestmark = pytest.mark.promise(30)
+
+CLEAN_RECORDS = 5000 * SCALE
 
 
 def a_log() -> Rows:
@@ -225,7 +228,9 @@ def test_an_accepted_rollback_takes_back_what_was_listed_before_and_demands_what
     assert found[0][:2] == ("d", 3)
 
 
-def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast() -> None:
+def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast(
+    record_promise: Recorder,
+) -> None:
     """Boots overlap, end and begin at random; each first record carries the frontier, as the store has it."""
     chance = random.Random(11)
     rows: Rows = []
@@ -254,3 +259,5 @@ def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast() 
     show(f"{len(rows)} records, {len(checkpoints)} checkpoints: {len(rows) / seconds:.0f} records/s")
     assert verdict.clean, (verdict.findings[:3], verdict.disagreements[:3])
     assert (verdict.records, verdict.evidence.count) == (len(rows), len(checkpoints))
+    record_promise(30, "clean records", len(rows))
+    record_promise(30, "records a second", len(rows) / seconds)

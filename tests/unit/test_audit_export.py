@@ -15,6 +15,8 @@ from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.verify import UnreadableError, reading, verify_sqlite
 from tests.fakes.logs import a_chain, a_checkpoint, head_of
 
+pytestmark = pytest.mark.promise(30)
+
 TABLE = """
 CREATE TABLE audit_records (
   position INTEGER PRIMARY KEY, chain TEXT, seq INTEGER, hash BLOB, body BLOB, UNIQUE (chain, seq)

@@ -83,6 +83,7 @@ async def test_a_record_is_in_the_store_when_commit_returns(log: AuditLog, store
     assert body(store, 2)["decision_id"] == "d-7"
 
 
+@pytest.mark.promise(28)
 async def test_commit_does_not_return_before_the_store_did(log: AuditLog, store: FakeAuditStore) -> None:
     store.pause()
     waiter = asyncio.create_task(log.commit(entry()))
@@ -220,6 +221,7 @@ async def test_the_queue_is_bounded(log: AuditLog, store: FakeAuditStore) -> Non
 # A failing store
 
 
+@pytest.mark.promise(29)
 async def test_a_failing_store_refuses_every_record_of_the_group(
     log: AuditLog, store: FakeAuditStore
 ) -> None:
@@ -228,6 +230,7 @@ async def test_a_failing_store_refuses_every_record_of_the_group(
     assert len(store.records) == 1
 
 
+@pytest.mark.promise(29)
 async def test_the_log_heals_as_soon_as_the_store_does(log: AuditLog, store: FakeAuditStore) -> None:
     await log.commit(entry())
     store.failure = Failure.FAIL
@@ -247,6 +250,7 @@ async def test_a_commit_that_failed_but_happened_is_followed_and_not_forked(
     assert_sound(store)
 
 
+@pytest.mark.promise(29)
 @pytest.mark.parametrize("failure", [Failure.HANG, Failure.HANG_DEAF, Failure.COMMIT_LATE])
 async def test_a_store_that_hangs_is_not_waited_for_beyond_the_deadline(
     log: AuditLog, store: FakeAuditStore, failure: Failure

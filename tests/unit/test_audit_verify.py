@@ -13,13 +13,21 @@ from kkp.audit.base import ChainedRow, ChainHead, RecordType
 from kkp.audit.chain import first_record, link, record_hash
 from kkp.audit.verify import Finding, StoredRow, UnreadableError, Verdict, verify_rows, verify_sqlite
 from tests.fakes.logs import NOW, Rows, a_chain, head_of
+from tests.promises import Recorder
+from tests.scale import SCALE
+
+pytestmark = pytest.mark.promise(30)
 
 
 def a_log() -> Rows:
     """Three boots, a, b and c: 15 + 15 + 10 records. `b` names the head of `a`, `c` that of `b`."""
-    a = a_chain("a", 15)
-    b = a_chain("b", 15, head_of(a))
-    return [*a, *b, *a_chain("c", 10, head_of(b))]
+    return three_boots(15, 15, 10)
+
+
+def three_boots(first: int, second: int, third: int, *, mark: str = "d") -> Rows:
+    a = a_chain("a", first, mark=mark)
+    b = a_chain("b", second, head_of(a), mark=mark)
+    return [*a, *b, *a_chain("c", third, head_of(b), mark=mark)]
 
 
 def verify(rows: Rows) -> Verdict:
@@ -60,8 +68,10 @@ def test_chains_that_were_written_at_the_same_time_are_clean_in_any_interleaving
         assert verify(rows).clean
 
 
-def test_every_flipped_byte_of_every_record_is_found_and_named() -> None:
-    rows = a_log()
+@pytest.mark.parametrize("number", range(SCALE))
+def test_every_flipped_byte_of_every_record_is_found_and_named(number: int, record_promise: Recorder) -> None:
+    # A first, an inner and a last record of each boot, one of them named by a later boot and one by none.
+    rows = three_boots(4, 5, 3, mark=f"{number}")
     for index, row in enumerate(rows):
         for column in ("body", "hash"):
             value = bytearray(bytes_of(getattr(row, column)))
@@ -71,6 +81,7 @@ def test_every_flipped_byte_of_every_record_is_found_and_named() -> None:
                 value[place] ^= 0x01
                 assert (row.chain, row.seq) in places(rows), (row.chain, row.seq, column, place)
         rows[index] = row
+    record_promise(30, "records of flipped bytes", len(rows))
 
 
 @pytest.mark.parametrize("seq", [7, 15])

@@ -32,6 +32,7 @@ from kkp.store.identities import IdentityStore
 from kkp.store.sql import Database
 from kkp.tokens import Actor, Claims, encode_claims, sign
 from tests.fakes.clock import FakeClock
+from tests.promises import Recorder
 
 NOW = 1_750_000_000
 CLOCK_ERROR = 5
@@ -277,7 +278,10 @@ CHANGES: tuple[tuple[str, object], ...] = (
 )
 
 
-async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_others(world: World) -> None:
+@pytest.mark.promise(21)
+async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_others(
+    world: World, record_promise: Recorder
+) -> None:
     """Far more tokens than are remembered, each asked about before and after its neighbour."""
     for number in range(5000):
         name, value = CHANGES[number % len(CHANGES)]
@@ -287,6 +291,7 @@ async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_ot
             claims = world.authenticate(token).token
             assert claims is not None
             assert (getattr(claims, name) == value) is (token == other)
+    record_promise(21, "pairs", 5000)
 
 
 async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
@@ -335,6 +340,7 @@ def verifier_of(ring: PublishedKeys, clock: FakeClock, revoked: RevokedIds | Non
     return TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
 
 
+@pytest.mark.promise(21)
 def test_a_cached_token_ends_when_it_is_revoked() -> None:
     revoked = RevokedIds()
     verifier = verifier_of(PublishedKeys("key-1"), FakeClock(NOW), revoked)
@@ -346,6 +352,7 @@ def test_a_cached_token_ends_when_it_is_revoked() -> None:
         verifier.verify(GOOD)
 
 
+@pytest.mark.promise(21)
 def test_a_cached_token_expires_to_the_second() -> None:
     clock = FakeClock(NOW)
     verifier = verifier_of(PublishedKeys("key-1"), clock)
@@ -366,6 +373,7 @@ def test_a_token_seen_too_early_is_good_once_its_time_has_come() -> None:
     assert verifier.verify(EARLY).nbf == NOW + CLOCK_ERROR + 1
 
 
+@pytest.mark.promise(21)
 def test_a_cached_token_dies_with_its_key() -> None:
     ring = PublishedKeys("key-1", "key-2")
     verifier = verifier_of(ring, FakeClock(NOW))
@@ -385,6 +393,7 @@ def test_a_refused_token_is_not_remembered_as_anything() -> None:
     assert verifier.verify(GOOD) == CLAIMS
 
 
+@pytest.mark.promise(21)
 def test_a_cached_token_vouches_for_no_other_spelling_of_itself() -> None:
     verifier = verifier_of(PublishedKeys("key-1"), FakeClock(NOW))
     verifier.verify(GOOD)

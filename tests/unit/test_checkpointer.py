@@ -308,6 +308,7 @@ def restore(path: Path) -> None:
     shutil.copy(path.with_name("old.db"), path)
 
 
+@pytest.mark.promise(11)
 async def test_an_older_copy_of_the_database_is_refused_with_what_and_how(path: Path, sink: FileSink) -> None:
     await run_once(path, sink)
     copy(path)
@@ -323,6 +324,7 @@ async def test_an_older_copy_of_the_database_is_refused_with_what_and_how(path: 
     await refusal(path, sink)
 
 
+@pytest.mark.promise(11)
 async def test_a_database_that_only_lost_a_change_of_state_is_refused(path: Path, sink: FileSink) -> None:
     async with boot(path, sink) as process:
         await process.write()
@@ -333,6 +335,7 @@ async def test_a_database_that_only_lost_a_change_of_state_is_refused(path: Path
     assert "its state is at epoch 1, not 2" in await refusal(path, sink)
 
 
+@pytest.mark.promise(11)
 async def test_a_new_database_beside_an_old_sink_is_refused(path: Path, sink: FileSink) -> None:
     await run_once(path, sink)
     for part in path.parent.glob("kkp.db*"):
@@ -358,6 +361,7 @@ TAMPERINGS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize(("tampering", "problem"), TAMPERINGS.values(), ids=TAMPERINGS)
 async def test_a_database_that_was_cut_is_refused_by_its_own_checkpoint(
     path: Path, tampering: str, problem: str
@@ -373,6 +377,7 @@ def tamper(path: Path, statement: str, *values: object) -> None:
         connection.execute(statement, values)
 
 
+@pytest.mark.promise(11)
 async def test_a_database_whose_checkpoints_were_deleted_is_refused_by_the_sink(
     path: Path, sink: FileSink
 ) -> None:
@@ -477,6 +482,7 @@ async def test_an_accepted_rollback_goes_on_and_on_record_and_is_accepted_once(
     assert "KKP_ACCEPT_ROLLBACK" in await refusal(path, sink, accept=newest.hash)
 
 
+@pytest.mark.promise(11)
 async def test_another_checkpoints_hash_accepts_nothing(path: Path, sink: FileSink) -> None:
     await rolled_back(path, sink)
     for checkpoint in read_checkpoint_file(sink.path)[:-1]:

@@ -19,6 +19,8 @@ from kkp.master_key import MasterKey
 from kkp.rows import LogPosition, Standing
 from tests.fakes.logs import NOW, a_checkpoint, a_signer
 
+pytestmark = pytest.mark.promise(30)
+
 A = ChainHead("20261122T031500Z-0000000a", 7, b"\xaa" * 32)
 B = ChainHead("20261122T031500Z-0000000b", 9, b"\xbb" * 32)
 POSITION = LogPosition(epoch=5, records=16, heads=(B, A))

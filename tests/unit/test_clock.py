@@ -46,6 +46,7 @@ def test_it_advances_with_time_since_boot(kernel: Kernel) -> None:
     assert clock.drift_seconds() == 0
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize("step", [-3600, -90, -5, 5, 90, 3600])
 def test_a_stepped_wall_clock_moves_nothing_and_shows_as_drift(kernel: Kernel, step: float) -> None:
     clock = SteadyClock()
@@ -56,6 +57,7 @@ def test_a_stepped_wall_clock_moves_nothing_and_shows_as_drift(kernel: Kernel, s
     assert clock.drift_seconds() == abs(step)
 
 
+@pytest.mark.promise(5)
 def test_steps_that_cancel_out_leave_no_drift(kernel: Kernel) -> None:
     clock = SteadyClock()
     kernel.wall += 90
@@ -63,6 +65,7 @@ def test_steps_that_cancel_out_leave_no_drift(kernel: Kernel) -> None:
     assert clock.drift_seconds() == 0
 
 
+@pytest.mark.promise(5)
 def test_two_clocks_started_around_a_step_disagree_by_the_step(kernel: Kernel) -> None:
     first = SteadyClock()
     kernel.wall -= 3600

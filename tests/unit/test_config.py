@@ -453,6 +453,7 @@ def test_two_master_keys_are_one_too_many() -> None:
     assert problem == "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them"
 
 
+@pytest.mark.promise(2)
 def test_unsafe_times_are_refused_by_the_rule_that_they_break() -> None:
     (problem,) = problems(KKP_KEY_ROTATION_SECS="674", KKP_KEY_TTL_SECS="1574")
     assert problem.startswith("V1")
@@ -484,6 +485,7 @@ def test_every_problem_is_told_at_once() -> None:
     assert all(problem.startswith(start) for problem, start in zip(told, beginnings, strict=True)), told
 
 
+@pytest.mark.promise(2)
 def test_broken_ring_rules_are_told_beside_the_other_problems() -> None:
     told = problems(KKP_POLL_SECS="21", KKP_MAX_ACTIVE_KEYS="3", KKP_ISSUER="kkp")
     assert {problem.partition(":")[0] for problem in told} == {"KKP_ISSUER", "V5", "V7"}

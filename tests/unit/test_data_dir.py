@@ -17,6 +17,8 @@ from kkp.config import decode_master_key
 from kkp.data_dir import master_key, prepare, prepare_database, read_secret, write_secret
 from kkp.errors import ConfigError
 
+pytestmark = pytest.mark.promise(40)
+
 SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3I"
 
 

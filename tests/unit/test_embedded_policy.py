@@ -61,11 +61,13 @@ async def allows(policy: EmbeddedPolicy, document: Mapping[str, Any]) -> bool:
 DOCUMENT = {"allow": True, "reasons": ["test.granted"], "public": [], "obligations": {}}
 
 
+@pytest.mark.promise(19)
 def test_only_the_literal_true_of_a_boolean_rule_allows() -> None:
     assert interpret("allow", True, "r1") == Decision(True, ("authz.allow",), revision="r1")  # noqa: FBT003  the value is the point
     assert interpret("allow", False, "r1") == Decision(False, ("authz.deny",), revision="r1")  # noqa: FBT003  the value is the point
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize(
     "value", [None, 1, 0, 1.0, "true", "", [], [True], {}, {"allow": True}, "<undefined>"]
 )
@@ -102,6 +104,7 @@ def test_a_denial_carries_no_obligation() -> None:
     )
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize(
     "value",
     [

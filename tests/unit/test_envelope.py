@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from kkp import envelope
 from kkp.envelope import Envelope, Header
 from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KMSUnavailableError
+from tests.promises import Recorder
 
 DATA_KEY = bytes(range(32))
 OTHER_DATA_KEY = bytes(range(1, 33))
@@ -156,6 +157,7 @@ def test_the_header_is_the_canonical_json_of_its_six_members() -> None:
     )
 
 
+@pytest.mark.promise(25)
 def test_context_names_sort_by_utf_16_units_so_the_astral_plane_comes_before_its_end() -> None:
     context = {"\ufb33": "1", "\U0001f600": "2", "z": "3", "\u20ac": "4"}
 
@@ -213,6 +215,7 @@ def test_a_context_within_the_limits_seals_and_opens(context: dict[str, str]) ->
     assert envelope.open(envelope.parse(encoded(seal(context=context))), DATA_KEY)
 
 
+@pytest.mark.promise(25)
 @pytest.mark.parametrize(("context", "limit"), CONTEXTS_THAT_DO_NOT.values(), ids=CONTEXTS_THAT_DO_NOT.keys())
 def test_a_context_beyond_a_limit_is_refused_naming_the_limit(context: dict[str, str], limit: str) -> None:
     with pytest.raises(InvalidRequestError, match=limit):
@@ -344,6 +347,7 @@ def test_a_version_other_than_the_integer_1_is_refused(version: str) -> None:
     assert_refused(encoded(seal()).replace(b'"v":1', b'"v":' + version.encode()))
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -455,13 +459,15 @@ def test_what_is_no_envelope_is_refused(raw: bytes) -> None:
 # Corruption
 
 
-def test_no_bit_of_the_whole_envelope_can_be_flipped() -> None:
+@pytest.mark.promise(26)
+def test_no_bit_of_the_whole_envelope_can_be_flipped(record_promise: Recorder) -> None:
     raw = encoded(seal())
 
     for bit in range(len(raw) * 8):
         flipped = bytearray(raw)
         flipped[bit // 8] ^= 1 << bit % 8
         assert_refused(bytes(flipped))
+    record_promise(26, "flipped bits", len(raw) * 8)
 
 
 def decoded_member(sealed: Envelope, member: str) -> bytes:
@@ -471,6 +477,7 @@ def decoded_member(sealed: Envelope, member: str) -> bytes:
     return value
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize("member", BINARY_MEMBERS)
 def test_no_bit_of_a_binary_member_can_be_flipped(member: str) -> None:
     sealed = seal()
@@ -482,6 +489,7 @@ def test_no_bit_of_a_binary_member_can_be_flipped(member: str) -> None:
         assert_refused(msgspec.json.encode(written | {member: b64(bytes(flipped))}))
 
 
+@pytest.mark.promise(26)
 def test_no_bit_of_the_data_key_can_be_flipped() -> None:
     raw = encoded(seal())
 
@@ -491,6 +499,7 @@ def test_no_bit_of_the_data_key_can_be_flipped() -> None:
         assert_refused(raw, bytes(flipped))
 
 
+@pytest.mark.promise(26)
 @pytest.mark.parametrize(
     "change",
     [
@@ -511,6 +520,7 @@ def test_a_replaced_member_is_refused(change: Document) -> None:
     assert_refused(msgspec.json.encode(document(seal()) | change))
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize("member", [name for name in MEMBERS if name not in {"v", "alg"}])
 def test_a_member_of_another_envelope_under_the_same_data_key_is_refused(member: str) -> None:
     other = seal(
@@ -526,6 +536,7 @@ def test_a_member_of_another_envelope_under_the_same_data_key_is_refused(member:
     assert_refused(msgspec.json.encode(document(seal()) | {member: document(other)[member]}))
 
 
+@pytest.mark.promise(26)
 def test_a_ciphertext_cut_or_lengthened_at_either_end_is_refused() -> None:
     sealed = seal()
 
@@ -541,6 +552,7 @@ def test_a_ciphertext_cut_or_lengthened_at_either_end_is_refused() -> None:
 # Labels
 
 
+@pytest.mark.promise(24)
 @pytest.mark.parametrize(
     "label",
     [
@@ -586,6 +598,7 @@ def test_a_rewrapped_envelope_opens_under_its_new_labels_with_its_payload_untouc
     assert replace(moved, wrap=sealed.wrap) == sealed
 
 
+@pytest.mark.promise(24)
 def test_an_old_wrap_tag_does_not_serve_new_labels() -> None:
     sealed = seal()
     moved = rewrapped(sealed)
@@ -684,6 +697,7 @@ def two_key_ciphertext(keys: tuple[bytes, bytes], nonce: bytes, associated_data:
     return free.to_bytes(16, "big") + tag.to_bytes(16, "big")
 
 
+@pytest.mark.promise(24)
 def test_a_ciphertext_made_for_two_keys_opens_under_one_at_most() -> None:
     fixed = {"random": lambda length: b"r" * length}
     first, second = seal(b"", **fixed), seal(b"", data_key=OTHER_DATA_KEY, **fixed)

@@ -19,6 +19,9 @@ import pytest
 from kkp import envelope, tokens
 from kkp.errors import KKPError
 from kkp.web import schemas
+from tests.promises import Recorder
+
+pytestmark = pytest.mark.promise(18)
 
 MIB = 1024 * 1024
 CPU_SECONDS = 0.050
@@ -165,7 +168,7 @@ def test_the_table_is_long_enough() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_hostile_shape_is_refused_at_little_cost(name: str) -> None:
+def test_a_hostile_shape_is_refused_at_little_cost(name: str, record_promise: Recorder) -> None:
     read, raw = SHAPES[name]
     assert min(cpu_seconds(read, raw) for _ in range(3)) <= CPU_SECONDS
     tracemalloc.start()
@@ -175,6 +178,7 @@ def test_a_hostile_shape_is_refused_at_little_cost(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak <= 16 * MIB
+    record_promise(18, "shapes", 1)
 
 
 def nested(depth: int, kind: str) -> bytes:

@@ -323,6 +323,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("statement", PLANTED.values(), ids=PLANTED.keys())
 async def test_a_row_written_by_hand_lets_nobody_in(
     directory: IdentityDirectory, path: Path, statement: str, caplog: pytest.LogCaptureFixture
@@ -374,6 +375,7 @@ async def test_rows_of_another_master_key_are_not_believed(
     assert stranger.all() == []
 
 
+@pytest.mark.promise(11)
 async def test_what_is_written_by_hand_is_noticed_at_the_next_write_too(
     directory: IdentityDirectory, path: Path
 ) -> None:
@@ -393,6 +395,7 @@ async def test_a_deleted_identity_knows_nobody_by_its_key(directory: IdentityDir
     assert directory.all() == []
 
 
+@pytest.mark.promise(11)
 async def test_the_task_notices_what_is_written_by_hand_and_that_it_was_mended(
     directory: IdentityDirectory, path: Path
 ) -> None:

@@ -113,6 +113,7 @@ async def test_the_jwks_follows_the_clock_between_two_reads(keyring: Keyring, cl
     assert keyring.jwks() != before
 
 
+@pytest.mark.promise(6)
 async def test_no_key_signs_but_the_active_one(keyring: Keyring, clock: FakeClock) -> None:
     active, upcoming = (key.kid for key in keyring.view.ring.keys)
     with pytest.raises(StaleProposalError):
@@ -125,6 +126,7 @@ async def test_no_key_signs_but_the_active_one(keyring: Keyring, clock: FakeCloc
     assert keyring.sign(upcoming, b"x")
 
 
+@pytest.mark.promise(6)
 async def test_a_process_that_was_paused_does_not_sign_with_a_retired_key(
     keyring: Keyring, clock: FakeClock
 ) -> None:
@@ -177,10 +179,12 @@ def refusals(keyring: Keyring, clock: FakeClock) -> set[str]:
 EVERYTHING = {"mint", "sign", "jwks", "ready", "verify"}
 
 
+@pytest.mark.promise(12)
 async def test_a_ring_that_was_never_read_serves_nothing(store: FakeRingStore, clock: FakeClock) -> None:
     assert refusals(replica(store, clock), clock) == EVERYTHING
 
 
+@pytest.mark.promise(12)
 async def test_an_empty_ring_is_an_error_and_never_an_empty_set(
     store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -190,6 +194,7 @@ async def test_an_empty_ring_is_an_error_and_never_an_empty_set(
     assert keyring.public_keys(clock.now()) == {}
 
 
+@pytest.mark.promise(12)
 async def test_a_ring_whose_keys_have_all_ended_is_an_error_and_never_an_empty_set(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -215,6 +220,7 @@ async def test_a_state_older_than_p_serves_nothing(
     assert refusals(keyring, clock) == refused
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(("drift", "refused"), [(5.0, set()), (5.1, EVERYTHING - {"verify"})])
 async def test_a_clock_off_by_more_than_s_signs_and_publishes_nothing(
     keyring: Keyring, clock: FakeClock, drift: float, refused: set[str]
@@ -223,6 +229,7 @@ async def test_a_clock_off_by_more_than_s_signs_and_publishes_nothing(
     assert refusals(keyring, clock) == refused
 
 
+@pytest.mark.promise(5)
 async def test_a_stepped_clock_makes_no_keys(store: FakeRingStore, clock: FakeClock) -> None:
     keyring = replica(store, clock)
     clock.drift = 5.1
@@ -231,6 +238,7 @@ async def test_a_stepped_clock_makes_no_keys(store: FakeRingStore, clock: FakeCl
     assert store.rows == {}
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(("behind", "accepted"), [(5.0, True), (5.1, False)])
 async def test_a_clock_behind_the_time_in_the_database_is_refused_at_start(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock, behind: float, *, accepted: bool
@@ -291,6 +299,7 @@ def planted(generation: int) -> RingRow:
     return RingRow(kid, generation, jwks.public_jwk(public_key), 0.0, 0.0, None, mac)
 
 
+@pytest.mark.promise(11)
 async def test_a_planted_row_is_never_published_and_stops_everything(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -318,6 +327,7 @@ async def test_removing_the_planted_row_heals_the_replica(
     assert refusals(keyring, clock) == set()
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -344,6 +354,7 @@ async def test_an_altered_row_is_refused(
     assert refusals(keyring, clock) == EVERYTHING
 
 
+@pytest.mark.promise(11)
 async def test_a_revoked_key_whose_row_is_genuine_is_not_revived_by_clearing_the_mark(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -357,6 +368,7 @@ async def test_a_revoked_key_whose_row_is_genuine_is_not_revived_by_clearing_the
         await keyring.load()
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("attack", ["swapped", "cut", "emptied", "of another type", "missing"])
 async def test_private_halves_are_bound_to_their_key(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock, attack: str
@@ -396,6 +408,7 @@ async def test_the_ring_of_another_master_key_is_refused(
         await Keyring(store, MasterKey(b"\x07" * 32), TIMES, clock).load()
 
 
+@pytest.mark.promise(3)
 async def test_the_seed_is_nowhere_in_the_store(keyring: Keyring, store: FakeRingStore) -> None:
     stored = repr(store.rows).encode() + b"".join(store.private.values())
     for signer in keyring._signers.values():
@@ -419,6 +432,7 @@ async def test_keys_take_over_one_another_and_every_token_verifies(
     assert len(signed_by) == 4
 
 
+@pytest.mark.promise(3)
 async def test_a_key_is_committed_before_it_is_published(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -432,6 +446,7 @@ async def test_a_key_is_committed_before_it_is_published(
     keyring.check_ready(clock.now())
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("hours", [0.2, 0.4, 0.48, 0.5, 0.73, 0.745, 0.76, 1, 12])
 async def test_after_any_time_off_the_first_request_mints(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock, hours: float
@@ -533,6 +548,7 @@ async def test_the_newest_key_is_never_forgotten(
 # POST /keys/rotate.
 
 
+@pytest.mark.promise(9)
 async def test_twenty_requests_to_rotate_make_one_key_and_get_one_answer(
     store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -548,6 +564,7 @@ async def test_twenty_requests_to_rotate_make_one_key_and_get_one_answer(
     assert [answer.outcome for answer in answers] == ["created"] + ["scheduled"] * 19
 
 
+@pytest.mark.promise(9)
 async def test_twenty_requests_at_once_on_five_replicas_make_one_key(
     store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -605,6 +622,7 @@ async def test_tokens_signed_before_a_promotion_verify_until_they_expire(
     assert kid in keyring.public_keys(clock.now())
 
 
+@pytest.mark.promise(9)
 async def test_a_full_ring_refuses_and_names_the_earliest_time(
     store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -649,6 +667,7 @@ async def test_a_race_lost_again_and_again_ends_in_an_answer(clock: FakeClock) -
 # POST /keys/jwks/{kid}/revoke.
 
 
+@pytest.mark.promise(10)
 async def test_revoking_the_active_key_ends_it_at_once_and_next_takes_over(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -668,6 +687,7 @@ async def test_revoking_the_active_key_ends_it_at_once_and_next_takes_over(
         keyring.sign(active, b"x")
 
 
+@pytest.mark.promise(10)
 async def test_another_replica_stops_signing_with_it_when_it_reads_the_ring(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -715,6 +735,7 @@ async def test_a_revoked_retired_key_leaves_no_gap(keyring: Keyring, clock: Fake
     assert keyring.sign(active, b"x")
 
 
+@pytest.mark.promise(10)
 async def test_a_key_that_is_gone_can_be_revoked_and_stays_as_a_tombstone(
     keyring: Keyring, clock: FakeClock
 ) -> None:
@@ -834,6 +855,7 @@ async def test_a_key_revoked_by_other_times_leaves_no_gap(
     assert found.kid == upcoming.kid
 
 
+@pytest.mark.promise(12)
 async def test_a_ring_of_revoked_keys_alone_is_an_error_and_never_an_empty_set(
     keyring: Keyring, store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -887,6 +909,7 @@ def granted(keyring: Keyring, clock: FakeClock) -> int:
         return 0
 
 
+@pytest.mark.promise(8)
 async def test_while_nothing_can_be_sealed_tokens_get_shorter_then_end_and_come_back_by_themselves(
     store: FakeRingStore, clock: FakeClock
 ) -> None:
@@ -915,6 +938,7 @@ async def test_while_nothing_can_be_sealed_tokens_get_shorter_then_end_and_come_
     keyring.check_ready(clock.now())
 
 
+@pytest.mark.promise(3)
 async def test_a_key_that_could_not_be_sealed_is_nowhere(store: FakeRingStore, clock: FakeClock) -> None:
     keyring = Keyring(store, FailingSecrets(fails=True), TIMES, clock)
     with pytest.raises(KeyringUnavailableError):

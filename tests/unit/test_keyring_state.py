@@ -177,6 +177,7 @@ def test_generations_of_revoked_keys_are_not_used_again() -> None:
     assert REVOKED_NEXT.new_generation() == 3
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize(
     ("subject", "now", "last_served_at", "activate_at"),
     [
@@ -199,6 +200,7 @@ def test_when_a_new_key_begins_to_sign(
     assert subject.activation_of_new(now, last_served_at) == activate_at
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize(
     ("now", "last_served_at", "early"),
     [
@@ -225,6 +227,7 @@ def test_next_does_not_sign_early_while_active_lasts_until_its_time() -> None:
     assert LONE.early_activation(0, NEVER) is None
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize(
     ("subject", "now", "decision"),
     [
@@ -343,6 +346,7 @@ def test_the_stored_jwk_gives_the_key_back() -> None:
     assert jwks.raw_public_key(RingKey(RFC8037_THUMBPRINT, 1, text, 0, 0)) == RFC8037_PUBLIC_KEY
 
 
+@pytest.mark.promise(12)
 def test_the_jwks_holds_the_newest_first_and_no_other_member() -> None:
     text = jwks.public_jwk(RFC8037_PUBLIC_KEY)
     document = jwks.jwks([RingKey("old", 1, text, 0, 0), RingKey("new", 2, text, 0, 0)])

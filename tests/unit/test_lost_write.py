@@ -11,6 +11,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from kkp.store.lost_write import EXIT_LOST_WRITE, is_lost_write
 
+pytestmark = pytest.mark.promise(29)
+
 
 def sqlite_error(code: int) -> sqlite3.OperationalError:
     error = sqlite3.OperationalError("disk I/O error")

@@ -170,6 +170,7 @@ async def test_disabled_holds_under_every_spelling(cloud: str, key_id: str) -> N
         await emulator(cloud).describe(key_id)
 
 
+@pytest.mark.promise(24)
 async def test_one_clouds_wrap_is_worth_nothing_in_another() -> None:
     wrapped = await emulator("gcp").wrap("orders", DATA_KEY, CONTEXT)
     in_azure_words = WrappedKey(wrapped.encrypted_data_key, VERSION)
@@ -219,6 +220,7 @@ async def test_an_azure_pin_refuses_another_version() -> None:
         await kms.unwrap(f"orders/{VERSION}", wrapped, CONTEXT)
 
 
+@pytest.mark.promise(24)
 async def test_an_envelope_relabelled_among_the_names_of_one_key_does_not_open() -> None:
     kms = emulator("aws")
     wrapped = await kms.wrap("alias/orders", DATA_KEY, CONTEXT)

@@ -171,6 +171,7 @@ async def test_an_allowed_operation_runs_once_and_leaves_one_record(road: Road) 
     assert road.records() == [{"type": "decision", "decision": "allow", "reasons": ["test.allowed"]}]
 
 
+@pytest.mark.promise(28)
 async def test_the_record_is_durable_before_the_operation_runs(road: Road) -> None:
     road.store.pause()
     walking = asyncio.ensure_future(road.walk())
@@ -211,6 +212,7 @@ async def test_the_record_names_the_policy_and_the_policy_engines_own_record(
     assert record["decision"] == ("deny" if obligations else "allow")
 
 
+@pytest.mark.promise(19)
 async def test_no_policy_answer_no_operation(road: Road) -> None:
     road.policy.answer = PolicyUnavailableError("no answer")
     with pytest.raises(PolicyUnavailableError):
@@ -226,6 +228,7 @@ async def test_no_policy_answer_no_operation(road: Road) -> None:
     ]
 
 
+@pytest.mark.promise(28)
 async def test_no_durable_record_no_operation(road: Road) -> None:
     road.store.failure = Failure.FAIL
     with pytest.raises(AuditUnavailableError):
@@ -233,6 +236,7 @@ async def test_no_durable_record_no_operation(road: Road) -> None:
     assert road.work.runs == 0
 
 
+@pytest.mark.promise(28)
 async def test_a_denial_that_can_not_be_recorded_is_not_a_denial_but_an_outage(road: Road) -> None:
     road.policy.answer, road.store.failure = DENY, Failure.FAIL
     with pytest.raises(AuditUnavailableError):
@@ -278,6 +282,7 @@ async def test_a_failure_is_told_even_if_its_outcome_can_not_be_recorded(road: R
         await road.walk()
 
 
+@pytest.mark.promise(20)
 async def test_a_stale_proposal_is_proposed_decided_and_recorded_again(road: Road) -> None:
     road.work.errors = [StaleProposalError("slow")]
     assert await road.walk() == "orders did alias/orders"
@@ -285,6 +290,7 @@ async def test_a_stale_proposal_is_proposed_decided_and_recorded_again(road: Roa
     assert [record["type"] for record in road.records()] == ["decision", "outcome", "decision"]
 
 
+@pytest.mark.promise(20)
 async def test_a_proposal_that_stays_stale_is_tried_once_more_and_refused(road: Road) -> None:
     road.work.errors = [StaleProposalError("slow")] * 9
     with pytest.raises(StaleProposalError):

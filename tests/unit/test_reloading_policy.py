@@ -88,6 +88,7 @@ async def test_the_task_puts_a_good_file_in_force_by_itself(path: Path) -> None:
         await task
 
 
+@pytest.mark.promise(21)
 def test_two_looks_and_a_load_leave_room_in_the_second_that_is_promised() -> None:
     assert 2 * POLL_SECONDS <= 0.5
 
@@ -381,6 +382,7 @@ async def test_a_directory_that_is_copied_into_place_is_left_alone_until_it_stan
 # The old one is dead.
 
 
+@pytest.mark.promise(21)
 async def test_the_former_engine_answers_nothing(path: Path) -> None:
     policy = ReloadingPolicy.load(path, {})
     former = policy._policy
@@ -415,6 +417,7 @@ allow if {
 )
 
 
+@pytest.mark.promise(21)
 async def test_of_5000_pairs_that_differ_in_one_field_none_gets_the_others_answer(tmp_path: Path) -> None:
     """And a question that was allowed by the policy of before is denied by the next one."""
     (tmp_path / "authz.rego").write_text(STRICT)

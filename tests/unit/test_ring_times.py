@@ -27,6 +27,7 @@ SHORT_PROFILE = RingTimes(
 )
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     "times", [pytest.param(RingTimes(), id="defaults"), pytest.param(SHORT_PROFILE, id="short profile")]
 )
@@ -95,6 +96,7 @@ BOUNDS = [
 ]
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(("at_bound", "beyond", "rule", "numbers"), BOUNDS)
 def test_each_rule_accepts_its_bound_and_refuses_one_step_beyond(
     at_bound: RingTimes, beyond: RingTimes, rule: str, numbers: tuple[str, str]
@@ -106,6 +108,7 @@ def test_each_rule_accepts_its_bound_and_refuses_one_step_beyond(
     assert "KKP_" in problem
 
 
+@pytest.mark.promise(2)
 def test_v6_ends_where_the_rotation_leaves_no_room_for_the_cache() -> None:
     times = RingTimes(rotation=600, key_ttl=1500)
     # V1 is broken too: every rule that does not hold is reported, not just the first.

@@ -534,6 +534,7 @@ HOSTILE: dict[str, Callable[[Document], bytes]] = {
 }
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize("path", READERS)
 @pytest.mark.parametrize("distort", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_body_is_refused_in_a_short_sentence(
@@ -543,6 +544,7 @@ def test_a_hostile_body_is_refused_in_a_short_sentence(
     assert len(refusal(read, distort(document))) <= 200
 
 
+@pytest.mark.promise(18)
 def test_there_are_enough_hostile_shapes() -> None:
     assert len(HOSTILE) >= 40
 

@@ -107,6 +107,7 @@ async def test_an_empty_database_is_laid_out_at_epoch_one(database: Database) ->
     assert (snapshot.last_served_at, snapshot.clock_high_water) == (None, 0.0)
 
 
+@pytest.mark.promise(32)
 async def test_what_was_committed_is_there_after_reopening(path: Path) -> None:
     for expected in (1, 2, 3):
         database = await Database.open(url(path), master_key_check=CHECK)
@@ -277,10 +278,53 @@ async def test_a_refused_database_leaves_no_thread_behind(database: Database, pa
 # Durability.
 
 
+@pytest.mark.promise(32)
 async def test_a_commit_survives_a_power_cut(database: Database) -> None:
     assert await pragma(database, "synchronous") == 2  # FULL
     assert await pragma(database, "journal_mode") == "wal"
     assert await pragma(database, "secure_delete") == 1
+
+
+@pytest.mark.promise(32)
+async def test_a_file_system_that_has_no_wal_is_refused_at_start(path: Path) -> None:
+    """With lock files in place of locks, SQLite stays with a rollback journal, and says nothing."""
+    without_wal = f"sqlite:///file:{path}?vfs=unix-dotfile&uri=true"
+    with pytest.raises(ConfigError, match="SQLite keeps journal_mode at delete there, not at wal"):
+        await Database.open(without_wal, master_key_check=CHECK)
+
+
+@pytest.mark.promise(32)
+@pytest.mark.parametrize(("level", "number"), [("OFF", 0), ("NORMAL", 1)])
+async def test_a_database_that_does_not_wait_for_the_disk_is_refused_at_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch, level: str, number: int
+) -> None:
+    connect = sqlite3.dbapi2.connect
+
+    def careless(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection.execute(f"PRAGMA synchronous={level}")
+        # From here on SQLite passes over whoever sets it, without an error.
+        connection.set_authorizer(lambda action, name, value, *_: (
+            sqlite3.SQLITE_IGNORE
+            if (action, name) == (sqlite3.SQLITE_PRAGMA, "synchronous") and value is not None
+            else sqlite3.SQLITE_OK
+        ))  # fmt: skip
+        return connection
+
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", careless)
+    with pytest.raises(ConfigError, match=f"SQLite keeps synchronous at {number} there, not at 2"):
+        await Database.open(url(path), master_key_check=CHECK)
+
+
+@pytest.mark.promise(32)
+@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST"])
+async def test_a_database_that_was_given_another_journal_gets_its_own_back(path: Path, mode: str) -> None:
+    await (await Database.open(url(path), master_key_check=CHECK)).close()
+    with by_hand(path) as connection:
+        assert connection.execute(f"PRAGMA journal_mode={mode}").fetchone() == (mode.lower(),)
+    database = await Database.open(url(path), master_key_check=CHECK)
+    assert await pragma(database, "journal_mode") == "wal"
+    await database.close()
 
 
 async def test_waiting_for_a_lock_is_bounded_on_both_connections(database: Database) -> None:
@@ -351,6 +395,7 @@ async def test_a_write_takes_the_lock_before_it_reads(database: Database, path: 
 # A database that does not work.
 
 
+@pytest.mark.promise(29)
 async def test_a_locked_database_refuses_writes_and_serves_reads(database: Database, path: Path) -> None:
     with locked(path):
         with pytest.raises(KeyringUnavailableError, match=r"\AThe state database is not available\.\Z"):
@@ -372,6 +417,7 @@ async def test_a_caller_that_stops_waiting_breaks_nothing(database: Database, pa
     assert await database.epoch() in {epoch + 1, epoch + 2}
 
 
+@pytest.mark.promise(29)
 async def test_a_database_that_became_read_only_refuses_every_write_and_serves_reads(
     database: Database,
 ) -> None:
@@ -461,6 +507,7 @@ async def test_a_cancelled_check_leaves_the_others_their_answer(database: Databa
         await first
 
 
+@pytest.mark.promise(29)
 async def test_a_full_disk_refuses_whole_transactions_and_heals_by_itself(database: Database) -> None:
     pages = await pragma(database, "page_count")
     await set_pragma(database, f"max_page_count={pages}")

@@ -31,6 +31,7 @@ from kkp.tokens import (
     sign,
     verify,
 )
+from tests.promises import Recorder
 
 ISSUER = "https://kkp.test"
 NOW = 1_750_000_000
@@ -117,6 +118,7 @@ def test_what_kkp_signs_it_accepts_and_reads_back_as_it_was(claims: Claims) -> N
     assert accepted(mint(claims)) == claims
 
 
+@pytest.mark.promise(13)
 def test_tokens_of_every_length_modulo_three_and_of_both_keys_are_accepted() -> None:
     for length in range(64):
         claims = replace(CLAIMS, jti="j" * length)
@@ -207,7 +209,8 @@ def rearrangements() -> Iterator[str]:
             yield ".".join(arrangement)
 
 
-def test_of_thousands_of_one_change_mutations_none_is_accepted() -> None:
+@pytest.mark.promise(13)
+def test_of_thousands_of_one_change_mutations_none_is_accepted(record_promise: Recorder) -> None:
     mutations = {
         *one_character_changes(),
         *changes_of_the_trailing_bits(),
@@ -224,6 +227,7 @@ def test_of_thousands_of_one_change_mutations_none_is_accepted() -> None:
             assert str(error) == "The token is not valid."  # noqa: PT017  one sentence for all of them
     assert believed == []
     assert len(mutations) >= 6000
+    record_promise(13, "mutations", len(mutations))
 
 
 # What a careless decoder takes for the signature: four bits of its last letter are free.
@@ -234,12 +238,14 @@ SPELLINGS = [
 ]
 
 
+@pytest.mark.promise(13)
 def test_of_the_spellings_of_one_signature_only_its_own_is_accepted() -> None:
     assert len(SPELLINGS) == 16
     head = f"{PROTECTED}.{BODY}"
     assert [spelling for spelling in SPELLINGS if is_accepted(f"{head}.{spelling}")] == [SIGNATURE]
 
 
+@pytest.mark.promise(13)
 def test_the_strict_layer_refuses_before_any_library_sees_the_token() -> None:
     head, _, signature = TOKEN.rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "==")
@@ -272,6 +278,7 @@ def is_accepted(token: str, keys: Mapping[str, bytes] = KEYS) -> bool:
 # The algorithm comes from us.
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -284,6 +291,7 @@ def test_any_other_algorithm_is_refused_even_over_a_good_signature(algorithm: ob
     assert not is_accepted(jws(to_json({**HEADER, "alg": algorithm})))
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("algorithm", ["none", "NoNe", "EdDSA"])
 @pytest.mark.parametrize(
     "signature", ["", "AA", b64(bytes(64)), b64(b"\xff" * 64)], ids=["no", "short", "zeros", "ones"]
@@ -304,6 +312,7 @@ PUBLIC_SPELLINGS = {
 }
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("secret", PUBLIC_SPELLINGS.values(), ids=PUBLIC_SPELLINGS.keys())
 @pytest.mark.parametrize(("algorithm", "digest"), [("HS256", "sha256"), ("HS512", "sha512")])
 @pytest.mark.parametrize("claimed", ["its own name", "EdDSA"])
@@ -340,12 +349,14 @@ EXTRA_MEMBERS = {
 }
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize(("member", "value"), EXTRA_MEMBERS.items(), ids=EXTRA_MEMBERS.keys())
 def test_a_header_with_any_further_member_is_refused(member: str, value: object) -> None:
     header = {**HEADER, "crit": []} if member == "empty crit" else {**HEADER, member: value}
     assert not is_accepted(jws(to_json(header)))
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("member", ["jwk", "jku", "x5u"])
 def test_a_key_that_the_header_brings_verifies_nothing(member: str) -> None:
     stranger = SigningKey(b"s" * 32)
@@ -355,6 +366,7 @@ def test_a_key_that_the_header_brings_verifies_nothing(member: str) -> None:
     assert not is_accepted(jws(to_json({**HEADER, "kid": "stranger", member: value}), signer=stranger))
 
 
+@pytest.mark.promise(13)
 def test_an_unencoded_payload_is_refused() -> None:
     header = b64(to_json({**HEADER, "b64": False, "crit": ["b64"]}))
     signature = b64(signature_of(header.encode() + b"." + PAYLOAD))
@@ -387,15 +399,18 @@ KIDS = {
 }
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("kid", KIDS.values(), ids=KIDS.keys())
 def test_a_kid_is_only_ever_looked_up_among_published_keys(kid: object) -> None:
     assert not is_accepted(jws(to_json({**HEADER, "kid": kid})))
 
 
+@pytest.mark.promise(13)
 def test_with_no_published_key_nothing_is_accepted() -> None:
     assert not is_accepted(TOKEN, {})
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     "typ",
     [
@@ -407,6 +422,7 @@ def test_another_type_is_refused(typ: object) -> None:
     assert not is_accepted(jws(to_json({**HEADER, "typ": typ})))
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("member", HEADER)
 def test_no_header_member_may_be_missing(member: str) -> None:
     header = {name: value for name, value in HEADER.items() if name != member}
@@ -427,6 +443,7 @@ def spelled_twice(document: Mapping[str, object], member: str) -> Iterator[bytes
             yield text[:-1] + b"," + pair + b"}"
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("member", HEADER)
 def test_a_header_with_a_duplicate_member_is_refused(member: str) -> None:
     assert [header for header in spelled_twice(HEADER, member) if is_accepted(jws(header))] == []
@@ -435,12 +452,14 @@ def test_a_header_with_a_duplicate_member_is_refused(member: str) -> None:
 FULL = msgspec.to_builtins(replace(CLAIMS, context={"table": "orders"}, act=Actor("root")))
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("member", FULL)
 def test_claims_with_a_duplicate_member_are_refused(member: str) -> None:
     header = to_json(HEADER)
     assert [payload for payload in spelled_twice(FULL, member) if is_accepted(jws(header, payload))] == []
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("member", ["policy_claims", "context", "act"])
 def test_a_duplicate_deep_in_the_claims_is_refused(member: str) -> None:
     nested = FULL[member]
@@ -485,6 +504,7 @@ def distorted(how: bytes | str, document: object) -> bytes:
     return how.replace(b"%s", text)
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("how", NOT_ONE_JSON_OBJECT.values(), ids=NOT_ONE_JSON_OBJECT.keys())
 def test_header_and_claims_are_each_one_json_object_in_utf_8(how: bytes | str) -> None:
     assert not is_accepted(jws(distorted(how, HEADER)))
@@ -499,6 +519,7 @@ OTHER_SERIALISATIONS = {
 }
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("document", OTHER_SERIALISATIONS.values(), ids=OTHER_SERIALISATIONS.keys())
 def test_only_the_compact_serialisation_is_read(document: object) -> None:
     assert not is_accepted(json.dumps(document))
@@ -516,6 +537,7 @@ def token_of(length: int) -> str:
     raise AssertionError(length)
 
 
+@pytest.mark.promise(18)
 def test_a_token_is_no_longer_than_8_kib() -> None:
     keys = {KID: PUBLIC, KID + "k": PUBLIC}
     assert is_accepted(token_of(MAX_TOKEN_BYTES), keys)
@@ -528,6 +550,7 @@ def test_a_token_is_no_longer_than_8_kib() -> None:
 GROUP_ORDER = 2**252 + 27742317777372353535851937790883648493
 
 
+@pytest.mark.promise(13)
 def test_a_signature_with_s_beyond_the_group_order_is_refused() -> None:
     head, _, signature = TOKEN.rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "==")
@@ -550,6 +573,7 @@ SMALL_ORDER_POINTS = [
 ]
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("point", SMALL_ORDER_POINTS)
 def test_a_small_order_public_key_verifies_nothing(point: str) -> None:
     key = bytes.fromhex(point)
@@ -572,6 +596,7 @@ OTHER_SIGNED_BYTES = {
 }
 
 
+@pytest.mark.promise(13)
 @pytest.mark.parametrize("data", OTHER_SIGNED_BYTES.values(), ids=OTHER_SIGNED_BYTES.keys())
 def test_a_signature_over_anything_else_is_refused(data: bytes) -> None:
     assert not is_accepted(f"{TOKEN.rpartition('.')[0]}.{b64(signature_of(data))}")
@@ -693,17 +718,22 @@ def payload_with(claim: str, text: str | None) -> bytes:
     return ("{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in members.items()) + "}").encode()
 
 
+@pytest.mark.promise(15)
 def test_the_matrix_starts_from_a_token_that_is_accepted() -> None:
     assert accepted(jws(to_json(HEADER), payload_with("aud", '"orders-db"'))) == CLAIMS
     assert len(MATRIX) >= 60
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(
     ("claim", "text"),
     [pytest.param(claim, text, id=f"{claim} is {name}") for claim, name, text in MATRIX],
 )
-def test_a_well_signed_token_with_a_wrong_claim_is_refused(claim: str, text: str | None) -> None:
+def test_a_well_signed_token_with_a_wrong_claim_is_refused(
+    claim: str, text: str | None, record_promise: Recorder
+) -> None:
     assert not is_accepted(jws(to_json(HEADER), payload_with(claim, text)))
+    record_promise(15, "claims", 1)
 
 
 # Time, to the second.
@@ -720,6 +750,7 @@ TIMES = {
 }
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize(("changes", "error"), TIMES.values(), ids=TIMES.keys())
 def test_times_hold_to_the_second(changes: dict[str, int], error: type[AuthenticationError] | None) -> None:
     fields = {"iat": NOW, "nbf": NOW, **changes}
@@ -734,12 +765,14 @@ def test_times_hold_to_the_second(changes: dict[str, int], error: type[Authentic
             check_times(read, now=NOW, clock_error_seconds=CLOCK_ERROR)
 
 
+@pytest.mark.promise(15)
 def test_exp_has_no_leeway_at_all() -> None:
     check_times(CLAIMS, now=NOW + 300 - 0.001, clock_error_seconds=1000)
     with pytest.raises(TokenExpiredError):
         check_times(CLAIMS, now=NOW + 300, clock_error_seconds=1000)
 
 
+@pytest.mark.promise(15)
 def test_nbf_has_the_clock_error_s_leeway_and_not_a_moment_more() -> None:
     check_times(CLAIMS, now=NOW - CLOCK_ERROR, clock_error_seconds=CLOCK_ERROR)
     with pytest.raises(TokenInvalidError):
@@ -748,6 +781,7 @@ def test_nbf_has_the_clock_error_s_leeway_and_not_a_moment_more() -> None:
         check_times(CLAIMS, now=NOW - 0.001, clock_error_seconds=0)
 
 
+@pytest.mark.promise(15)
 @pytest.mark.parametrize("claim", ["iat", "nbf"])
 def test_a_token_that_ends_before_it_starts_is_malformed(claim: str) -> None:
     assert read_unverified(mint(replace(CLAIMS, **{claim: NOW + 300}))) is not None
