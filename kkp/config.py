@@ -40,6 +40,7 @@ _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MAX_OPA_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
+_ENVIRONMENT = "the environment"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 
 
@@ -345,12 +346,14 @@ class Draft:
 
     Attributes:
         given: The texts that somebody set.
+        origins: Where each of those came from: `the environment`, or a member of the file.
         texts: All of them, with the defaults.
         values: Those that could be parsed.
         problems: What is wrong so far.
     """
 
     given: Mapping[str, str]
+    origins: Mapping[str, str]
     texts: Mapping[str, str]
     values: dict[str, object]
     problems: list[str]
@@ -434,7 +437,7 @@ def load(
     problems: list[str] = []
     given = _given(environ, problems)
     texts = {name: setting.default for name, setting in _SETTINGS.items()} | dict(way.defaults) | given
-    draft = Draft(given, texts, {}, problems)
+    draft = Draft(given, _origins(environ, given), texts, {}, problems)
     _parse(draft, unless={name for name in way.required if not given.get(name)})
     _check_given(draft, way)
     _check_database(draft)
@@ -455,9 +458,24 @@ def _given(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     """Return the texts that were set, the environment's before the file's."""
     given = _file_texts(environ.get("KKP_CONFIG", ""), problems)
     for name, setting in _SETTINGS.items():
-        if environ.get(name) or (setting.may_be_empty and name in environ):
+        if _is_set(environ, name, setting):
             given[name] = environ[name]
     return given
+
+
+def _is_set(environ: Mapping[str, str], name: str, setting: _Setting) -> bool:
+    return bool(environ.get(name)) or (setting.may_be_empty and name in environ)
+
+
+def _origins(environ: Mapping[str, str], given: Iterable[str]) -> dict[str, str]:
+    """Say where each setting came from, so that whoever reads a refusal knows where to mend it."""
+    path = environ.get("KKP_CONFIG") or "kkp.toml"
+    return {
+        name: _ENVIRONMENT
+        if _is_set(environ, name, _SETTINGS[name])
+        else f"`{name.removeprefix('KKP_').lower()}` in {path}"
+        for name in given
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,7 +501,7 @@ def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
     found = []
     for name, setting in _SETTINGS.items():
         text, source = way.defaults.get(name, setting.default), "default"
-        if environ.get(name) or (setting.may_be_empty and name in environ):
+        if _is_set(environ, name, setting):
             text, source = environ[name], "environment"
         elif name in from_file:
             text, source = from_file[name], config_path or "kkp.toml"
@@ -539,13 +557,15 @@ def _parse(draft: Draft, *, unless: Collection[str]) -> None:
             draft.values[name] = setting.parse(text)
         except (ValueError, KeyError):
             shown = "its value" if setting.secret else f"{text[:80]!r}"
-            draft.problems.append(f"{name}: {shown} can't be used; give {setting.good}")
+            origin = draft.origins.get(name, _ENVIRONMENT)  # that of a variable its name says
+            told = f" (from {origin})" if origin != _ENVIRONMENT else ""
+            draft.problems.append(f"{name}: {shown} can't be used{told}; give {setting.good}")
 
 
 def _check_given(draft: Draft, way: Way) -> None:
     for name, cure in way.refused.items():
         if draft.given.get(name):
-            draft.problems.append(f"{name}: not taken by {way.command}; {cure}")
+            draft.problems.append(f"{name}: not taken by {way.command} (from {draft.origins[name]}); {cure}")
     for name, cure in way.required.items():
         if not draft.given.get(name):
             draft.problems.append(f"{name}: {way.command} needs it; give {cure}")

@@ -91,7 +91,7 @@ async def test_init_makes_a_directory_for_its_owner_and_never_writes_over_one(tm
     assert before.keys() == {"kkp.db", "master.key", "checkpoints.jsonl"}
     again = await kkp(tmp_path, "init")
     assert again.code == 2
-    assert "KKP_DATABASE_URL: .kkp/kkp.db exists, and stays as it is" in again.err
+    assert "KKP_DATABASE_URL: .kkp/kkp.db exists, and stays as it is; serve it with `kkp serve`" in again.err
     assert {path.name: path.read_bytes() for path in data.iterdir()} == before
 
 
