@@ -155,14 +155,24 @@ async def test_without_an_opa_it_is_unready_and_mints_nothing_until_there_is_one
         aiohttp.ClientSession(await listening(process, tmp_path)) as session,
     ):
         server = Server(tmp_path, process, "", 0.0, session)
+        await until_logged(server, "ERROR kkp.web.public policy: not ready: OPA ")  # though nobody asked
         assert (await server.get("/readyz")).status == 503
         refused = await server.post("/token", LOCAL, credential=key)
         assert refused.problem() == "policy_unavailable"
         with opa.serving(tmp_path, "--bundle", str(opa.POLICY), url=url):
             await until_status(server, "/readyz", 200)
             assert (await server.post("/token", LOCAL, credential=key)).status == 200
+        assert server.log.count("policy: not ready") == 1
+        assert server.log.count("INFO kkp.web.public policy: ready again") == 1
         assert (await server.post("/token", LOCAL, credential=key)).problem() == "policy_unavailable"
         assert await server.stop() == 0
+        assert re.search("told to stop.*\n.* stopping: ", server.log)
+
+
+async def until_logged(server: Server, text: str) -> None:
+    async with asyncio.timeout(30):
+        while text not in server.log:  # noqa: ASYNC110  a file sets no event
+            await asyncio.sleep(0.02)
 
 
 async def until_status(server: Server, path: str, status: int) -> None:
