@@ -398,6 +398,7 @@ class Way:
         defaults: Those that differ from the table's.
         required: What must be given, with what to give.
         refused: What must not be given: whoever sets it relies on it, and to ignore it would be worse.
+        refused_schemes: Those of backends that are not offered; a rule tells why.
         rules: What else must hold.
     """
 
@@ -405,6 +406,7 @@ class Way:
     defaults: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    refused_schemes: frozenset[str] = frozenset()
     rules: tuple[Callable[[Draft], None], ...] = ()
 
 
@@ -444,7 +446,7 @@ def load(
     _check_master_key(draft)
     for rule in way.rules:
         rule(draft)
-    _check_backends(draft, schemes)
+    _check_backends(draft, way, schemes)
     ring_times = _ring_times(draft.values, problems)
     for check in checks:
         if draft.values.keys() >= set(check.names):
@@ -581,10 +583,10 @@ def _check_master_key(draft: Draft) -> None:
         draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
 
 
-def _check_backends(draft: Draft, schemes: Collection[str]) -> None:
+def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
         if scheme not in schemes:
-            served = ", ".join(sorted(schemes))
+            served = ", ".join(sorted(set(schemes) - way.refused_schemes))
             draft.problems.append(
                 f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}"
             )

@@ -48,7 +48,10 @@ async def _serve_production(chosen: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
     async with AsyncExitStack() as stack:
         tls = await stack.enter_async_context(_tls(chosen))
-        services = await stack.enter_async_context(app.production(chosen))
+        warnings = {"tls": tls.warning} if tls is not None else {}
+        services = await stack.enter_async_context(app.production(chosen, warnings=warnings))
+        if tls is not None and services.metrics is not None:
+            services.metrics.watch_certificate(lambda: tls.certificate.not_after)
         await stack.enter_async_context(_running(services.public.watch("policy")))
         address = await stack.enter_async_context(_listening(chosen, services, tls))
         metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))

@@ -256,6 +256,7 @@ async def over_tls(directory: Path, opa_url: str) -> AsyncIterator[tuple[asyncio
         KKP_LISTEN_ADDR="0.0.0.0:0",
         KKP_TLS_CERT_FILE="tls.crt",
         KKP_TLS_KEY_FILE="tls.key",
+        KKP_METRICS_ADDR="127.0.0.1:0",
     )
     await initialise(directory, environ)
     async with launched(directory, command="serve", environ=environ) as process:
@@ -295,7 +296,18 @@ async def test_it_takes_a_new_certificate_without_a_restart(
         (tmp_path / "tls.crt").write_bytes(OLD.cert_pem)  # without its key
         process.send_signal(signal.SIGHUP)
         await opa.until(lambda: "is refused, the old one stays" in (tmp_path / "kkp.err").read_text())
-        assert await status_over(url, NEW) == 200
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{url}/readyz", ssl=trusting(NEW)) as response:
+                assert response.status == 200
+                assert "was refused" in (await response.json())["warnings"]["tls"]
+            metrics = re.search(r"Metrics are at (\S+)", (tmp_path / "kkp.out").read_text())
+            assert metrics is not None
+            async with session.get(metrics[1]) as response:
+                end = re.search(
+                    r"^kkp_tls_certificate_not_after_seconds (.+)$", await response.text(), re.MULTILINE
+                )
+        assert end is not None
+        assert float(end[1]) == NEW.certificate.not_valid_after_utc.timestamp()
         process.terminate()
         assert await process.wait() == 0
 

@@ -759,7 +759,7 @@ def test_everything_that_is_wrong_with_serving_is_told_at_once(here: Path) -> No
         "KKP_BACKENDS: a is memory://, an emulator",
         "KKP_MASTER_KEY_FILE: .kkp/master.key does not exist",
         "KKP_DATABASE_URL: .kkp/kkp.db does not exist",
-        "KKP_BACKENDS: b has the unknown scheme",
+        "KKP_BACKENDS: b has the unknown scheme 'ftp'; served are local",
         "V7: ",
         "KKP_OPA_URL: without TLS it must be",
         "KKP_BACKENDS: backend c: ",
