@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 from sqlalchemy import URL
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 
 ROOT = "root"
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
+_NO_WARNINGS: Mapping[str, Callable[[], str | None]] = MappingProxyType({})
 
 
 def _backend_problems(uris: Mapping[str, str]) -> list[str]:
@@ -205,11 +207,21 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
 
 
 @asynccontextmanager
-async def production(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Services]:
+async def production(
+    settings: Settings,
+    *,
+    clock: Clock | None = None,
+    warnings: Mapping[str, Callable[[], str | None]] = _NO_WARNINGS,
+) -> AsyncIterator[Services]:
     """Build and run everything that `kkp serve` serves, but for the listener.
 
     No master key, identity or database is made. An OPA that does not answer yet leaves KKP unready, and is no
     reason not to start: the two are started side by side.
+
+    Args:
+        settings: As loaded.
+        clock: The clock to use; by default a new SteadyClock.
+        warnings: What the listener adds to those of /readyz.
 
     Raises:
         ConfigError: See `foundation`.
@@ -225,7 +237,7 @@ async def production(settings: Settings, *, clock: Clock | None = None) -> Async
         )
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=False))
-        yield await stack.enter_async_context(_running_services(base, policy, {}))
+        yield await stack.enter_async_context(_running_services(base, policy, warnings))
 
 
 @asynccontextmanager

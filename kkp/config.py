@@ -40,6 +40,7 @@ _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MAX_OPA_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
+_ENVIRONMENT = "the environment"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 
 
@@ -345,12 +346,14 @@ class Draft:
 
     Attributes:
         given: The texts that somebody set.
+        origins: Where each of those came from: `the environment`, or a member of the file.
         texts: All of them, with the defaults.
         values: Those that could be parsed.
         problems: What is wrong so far.
     """
 
     given: Mapping[str, str]
+    origins: Mapping[str, str]
     texts: Mapping[str, str]
     values: dict[str, object]
     problems: list[str]
@@ -395,6 +398,7 @@ class Way:
         defaults: Those that differ from the table's.
         required: What must be given, with what to give.
         refused: What must not be given: whoever sets it relies on it, and to ignore it would be worse.
+        refused_schemes: Those of backends that are not offered; a rule tells why.
         rules: What else must hold.
     """
 
@@ -402,6 +406,7 @@ class Way:
     defaults: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    refused_schemes: frozenset[str] = frozenset()
     rules: tuple[Callable[[Draft], None], ...] = ()
 
 
@@ -434,14 +439,14 @@ def load(
     problems: list[str] = []
     given = _given(environ, problems)
     texts = {name: setting.default for name, setting in _SETTINGS.items()} | dict(way.defaults) | given
-    draft = Draft(given, texts, {}, problems)
+    draft = Draft(given, _origins(environ, given), texts, {}, problems)
     _parse(draft, unless={name for name in way.required if not given.get(name)})
     _check_given(draft, way)
     _check_database(draft)
     _check_master_key(draft)
     for rule in way.rules:
         rule(draft)
-    _check_backends(draft, schemes)
+    _check_backends(draft, way, schemes)
     ring_times = _ring_times(draft.values, problems)
     for check in checks:
         if draft.values.keys() >= set(check.names):
@@ -455,9 +460,24 @@ def _given(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
     """Return the texts that were set, the environment's before the file's."""
     given = _file_texts(environ.get("KKP_CONFIG", ""), problems)
     for name, setting in _SETTINGS.items():
-        if environ.get(name) or (setting.may_be_empty and name in environ):
+        if _is_set(environ, name, setting):
             given[name] = environ[name]
     return given
+
+
+def _is_set(environ: Mapping[str, str], name: str, setting: _Setting) -> bool:
+    return bool(environ.get(name)) or (setting.may_be_empty and name in environ)
+
+
+def _origins(environ: Mapping[str, str], given: Iterable[str]) -> dict[str, str]:
+    """Say where each setting came from, so that whoever reads a refusal knows where to mend it."""
+    path = environ.get("KKP_CONFIG") or "kkp.toml"
+    return {
+        name: _ENVIRONMENT
+        if _is_set(environ, name, _SETTINGS[name])
+        else f"`{name.removeprefix('KKP_').lower()}` in {path}"
+        for name in given
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,7 +503,7 @@ def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
     found = []
     for name, setting in _SETTINGS.items():
         text, source = way.defaults.get(name, setting.default), "default"
-        if environ.get(name) or (setting.may_be_empty and name in environ):
+        if _is_set(environ, name, setting):
             text, source = environ[name], "environment"
         elif name in from_file:
             text, source = from_file[name], config_path or "kkp.toml"
@@ -539,13 +559,15 @@ def _parse(draft: Draft, *, unless: Collection[str]) -> None:
             draft.values[name] = setting.parse(text)
         except (ValueError, KeyError):
             shown = "its value" if setting.secret else f"{text[:80]!r}"
-            draft.problems.append(f"{name}: {shown} can't be used; give {setting.good}")
+            origin = draft.origins.get(name, _ENVIRONMENT)  # that of a variable its name says
+            told = f" (from {origin})" if origin != _ENVIRONMENT else ""
+            draft.problems.append(f"{name}: {shown} can't be used{told}; give {setting.good}")
 
 
 def _check_given(draft: Draft, way: Way) -> None:
     for name, cure in way.refused.items():
         if draft.given.get(name):
-            draft.problems.append(f"{name}: not taken by {way.command}; {cure}")
+            draft.problems.append(f"{name}: not taken by {way.command} (from {draft.origins[name]}); {cure}")
     for name, cure in way.required.items():
         if not draft.given.get(name):
             draft.problems.append(f"{name}: {way.command} needs it; give {cure}")
@@ -561,10 +583,10 @@ def _check_master_key(draft: Draft) -> None:
         draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
 
 
-def _check_backends(draft: Draft, schemes: Collection[str]) -> None:
+def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
         if scheme not in schemes:
-            served = ", ".join(sorted(schemes))
+            served = ", ".join(sorted(set(schemes) - way.refused_schemes))
             draft.problems.append(
                 f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}"
             )

@@ -10,7 +10,7 @@ The road is watched from outside: `policy`, `records` and `failures` wrap what t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 from typing import final
 
@@ -113,6 +113,15 @@ class Metrics:
     def watch_keyring(self, keyring: Keyring, clock: Clock) -> None:
         """Show the keyring whenever metrics are read."""
         self._registry.register(_KeyringCollector(keyring, clock))
+
+    def watch_certificate(self, not_after: Callable[[], float]) -> None:
+        """Show until when the TLS certificate in force is good, in Unix seconds."""
+        gauge = Gauge(
+            "kkp_tls_certificate_not_after_seconds",
+            "Until when the TLS certificate in force is good, in Unix seconds.",
+            registry=self._registry,
+        )
+        gauge.set_function(not_after)
 
     def policy(self, engine: PolicyEngine) -> PolicyEngine:
         """Return the engine, watched."""

@@ -109,6 +109,7 @@ SERVE = Way(
         "KKP_POLICY_PATH": "OPA owns the policy; unset it, and give OPA the bundle",
         "KKP_DEV_ALLOW_REMOTE": "it is for `kkp dev`; unset it",
     },
+    refused_schemes=frozenset({_EMULATED}),
     rules=(_check_tls, _check_no_emulator, _check_state_exists),
 )
 COMMAND = Way("a command", refused=_NOT_SERVED)

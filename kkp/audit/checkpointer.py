@@ -232,7 +232,9 @@ class Checkpointer:
         if not isinstance(self._sink, ReadableSink):
             return
         lost = await self._store.mark_undelivered(sunk.seq if sunk is not None else 0)
-        if lost:
+        if lost and sunk is None:
+            _log.info("the checkpoint sink is empty; it gets the %d checkpoints made so far", lost)
+        elif lost:
             _log.warning("the checkpoint sink lacks %d checkpoints that it had; it gets them again", lost)
 
     def _make(self, row: CheckpointRow | None, position: LogPosition) -> CheckpointRow | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from kkp.store.local_keys import LocalKeyStore
 from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
 from kkp.store.sql import Database
+from kkp.web.tls import read_certificate
 
 _PING_SECONDS = 5.0
 _EXPIRES_SOON_SECONDS = 7 * 86400
@@ -248,6 +250,20 @@ async def _audit(examined: Examined) -> Result:
     return Result(Status.OK, f"{verdict.records} records in {verdict.chains} chains, unbroken; {known}")
 
 
+async def _tls(examined: Examined) -> Result:
+    path, now = examined.settings.tls_cert_file, time.time()
+    if path is None:
+        return Result(Status.OK, "KKP has no certificate of its own")
+    certificate = read_certificate(path)
+    expiry = certificate.expiry(now)
+    if expiry is None:
+        return Result(Status.OK, f"{path} is {certificate}")
+    status = Status.FAIL if certificate.has_expired(now) else Status.WARN
+    return Result(
+        status, expiry.rstrip("."), f"put a new one into {path}; a running server takes it by itself"
+    )
+
+
 async def _policy(examined: Examined) -> Result:
     if examined.settings.opa_url is not None:
         return await _opa(examined.settings, examined.settings.opa_url)
@@ -316,6 +332,7 @@ CHECKS: tuple[Check, ...] = (
     Check("identities", _identities, _RESTORE, needs_database=True),
     Check("revoked tokens", _revoked_tokens, _RESTORE, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
+    Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
     Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),
     Check("backends", _backends, "mend KKP_BACKENDS"),
 )

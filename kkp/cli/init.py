@@ -29,7 +29,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _init(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
     chosen = settings()
     if chosen.database_path.exists() and chosen.database_path.stat().st_size:
-        raise ConfigError([f"KKP_DATABASE_URL: {chosen.database_path} exists, and stays as it is"])
+        problem = f"KKP_DATABASE_URL: {chosen.database_path} exists, and stays as it is"
+        raise ConfigError([f"{problem}; serve it with `kkp serve`, or name another KKP_DATA_DIR"])
     asyncio.run(_make(chosen))
     master_key = chosen.master_key_file if chosen.master_key is None else "in KKP_MASTER_KEY"
     print(_MADE.format(database=chosen.database_path, master_key=master_key))

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 from kkp import __version__, app
 from kkp.cli.common import OK, collect_garbage_rarely, settings
@@ -24,6 +26,8 @@ from kkp.web.metrics import serving_metrics
 from kkp.web.routes import Services, make_application
 from kkp.web.server import serving
 from kkp.web.tls import ReloadingTLS
+
+_log = logging.getLogger(__name__)
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,15 +48,21 @@ async def _serve_production(chosen: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
     async with AsyncExitStack() as stack:
         tls = await stack.enter_async_context(_tls(chosen))
-        services = await stack.enter_async_context(app.production(chosen))
+        warnings = {"tls": tls.warning} if tls is not None else {}
+        services = await stack.enter_async_context(app.production(chosen, warnings=warnings))
+        if tls is not None and services.metrics is not None:
+            services.metrics.watch_certificate(lambda: tls.certificate.not_after)
+        await stack.enter_async_context(_running(services.public.watch("policy")))
         address = await stack.enter_async_context(_listening(chosen, services, tls))
         metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
         scheme = "https" if tls is not None else "http"
         print(f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}")
         print(f"Metrics are at http://{metrics}/metrics" if metrics is not None else "No metrics", flush=True)
         await asked_to_stop.wait()
+        _log.info("told to stop: it serves for up to %g s more, unready", chosen.drain_seconds)
         services.public.stopping.set()
         await _drain(chosen.drain_seconds, asked_to_stop)
+        _log.info("stopping: no new connections; requests under way are ended")
 
 
 def _listening(
@@ -86,8 +96,15 @@ async def _tls(chosen: Settings) -> AsyncIterator[ReloadingTLS | None]:
         return
     tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file)
     loop.add_signal_handler(signal.SIGHUP, tls.reload)
-    watching = asyncio.create_task(tls.run())
-    try:
+    async with _running(tls.run()):
         yield tls
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do this beside the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
     finally:
-        watching.cancel()
+        task.cancel()

@@ -2,6 +2,9 @@
 
 These are the only routes that do not travel the pipeline. They show public keys and whether KKP can work,
 touch no private key and no backend, and change nothing.
+
+Whoever asks for readiness makes it known: the log has one line when a check begins to fail, with the cause,
+and one when it succeeds again.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from kkp.model import JSON
 
 _READY_PROBE_SECONDS = 1.0
 _UNREADY = 503
+_WATCH_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -111,7 +115,7 @@ class PublicDocuments:
     refresh: Callable[[], Awaitable[None]]
     warnings: Mapping[str, Callable[[], str | None]]
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    failing: set[str] = field(default_factory=set)
+    _failing: set[str] = field(default_factory=set, init=False)
 
     async def jwks(self, request: web.Request) -> web.Response:
         """Serve the JWKS (RFC 7517): never empty, never with a private or a revoked key."""
@@ -152,21 +156,28 @@ class PublicDocuments:
         return _json(document, status=200 if ready else _UNREADY)
 
     async def results(self) -> dict[str, str]:
-        """Ask every check; `ok`, or what is wrong, by its name. What has changed since is logged."""
-        answers = await asyncio.gather(*(_probe(check) for check in self.checks.values()))
-        results = dict(zip(self.checks, answers, strict=True))
-        for name, result in results.items():
+        """Ask every check; `ok`, or what is wrong, by its name."""
+        return await self._ask(*self.checks)
+
+    async def watch(self, name: str, every_seconds: float = _WATCH_SECONDS) -> None:
+        """Ask one check again and again until cancelled, so that the log knows though nobody asks."""
+        while True:
+            await self._ask(name)
+            await asyncio.sleep(every_seconds)
+
+    async def _ask(self, *names: str) -> dict[str, str]:
+        results = await asyncio.gather(*(_probe(self.checks[name]) for name in names))
+        for name, result in zip(names, results, strict=True):
             self._note(name, result)
-        return results
+        return dict(zip(names, results, strict=True))
 
     def _note(self, name: str, result: str) -> None:
-        # Once per outage: whoever asks often must not fill the disk.
-        if result == "ok" and name in self.failing:
-            _log.warning("%s is ready again", name)
-            self.failing.discard(name)
-        elif result != "ok" and name not in self.failing:
-            _log.warning("%s is not ready: %s", name, result)
-            self.failing.add(name)
+        if result == "ok" and name in self._failing:
+            self._failing.remove(name)
+            _log.info("%s: ready again", name)
+        elif result != "ok" and name not in self._failing:
+            self._failing.add(name)
+            _log.error("%s: not ready: %s", name, result)
 
 
 @final

@@ -6,6 +6,8 @@
 - A pair that can't be read, does not fit together, or whose key others can read, is refused and logged; the
   old one goes on serving. So a rotation that is half-way done harms nobody: the next look finds the rest.
 
+A certificate is served to its end and beyond: clients judge its dates, and `warning` tells operators in time.
+
 OpenSSL keeps one certificate for each type of key in a context, and would go on offering an old RSA one
 beside a new one of EC. So each pair gets a context of its own, and the handshake is switched to it (the
 server name callback is called with or without a name).
@@ -17,18 +19,58 @@ import asyncio
 import logging
 import ssl
 import stat
+import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias, final
+from typing import NamedTuple, TypeAlias, final
 
 from kkp.errors import ConfigError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOOK_SECONDS = 2.0
+_EXPIRES_SOON_SECONDS = 14 * 86400
+_REFUSED = "The new TLS certificate was refused, and the one before it is in force. The log says why."
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 # The last one is what OpenSSL says of a key of another type.
 _NOT_ITS_KEY = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 _log = logging.getLogger(__name__)
 _Marks: TypeAlias = tuple[tuple[int, ...] | None, ...]
+
+
+class Certificate(NamedTuple):
+    """What is told of the server's certificate.
+
+    Attributes:
+        not_after: Until when it is good, in Unix seconds.
+        fingerprint: SHA-256 of its DER, in hex.
+    """
+
+    not_after: float
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"good until {self._end}, SHA-256 {self.fingerprint}"
+
+    def expiry(self, now: float) -> str | None:
+        """Say that it has expired, or will within 14 days; None if neither."""
+        if self.has_expired(now):
+            return f"The TLS certificate expired at {self._end}."
+        if self.not_after - now <= _EXPIRES_SOON_SECONDS:
+            return f"The TLS certificate expires at {self._end}."
+        return None
+
+    def has_expired(self, now: float) -> bool:
+        """Tell whether clients refuse it by now."""
+        return now > self.not_after
+
+    @property
+    def _end(self) -> str:
+        return datetime.fromtimestamp(self.not_after, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+class _Pair(NamedTuple):
+    context: ssl.SSLContext
+    certificate: Certificate
 
 
 @final
@@ -48,8 +90,20 @@ class ReloadingTLS:
         self._key_file = key_file
         self._marks = self._look()
         self._pair = _load(cert_file, key_file)
+        self._refused = False
         self.context = _new_context()
         self.context.sni_callback = self._choose
+        self._tell()
+
+    @property
+    def certificate(self) -> Certificate:
+        """The one that new connections are shown."""
+        return self._pair.certificate
+
+    def warning(self) -> str | None:
+        """Say that the files hold another pair than is served, or that it expires; None if all is well."""
+        told = [_REFUSED if self._refused else None, self.certificate.expiry(time.time())]
+        return " ".join(filter(None, told)) or None
 
     async def run(self, look_seconds: float = _LOOK_SECONDS) -> None:
         """Take a new pair whenever the files change, until cancelled; they are looked at this often."""
@@ -64,12 +118,20 @@ class ReloadingTLS:
         try:
             self._pair = _load(self._cert_file, self._key_file)
         except ConfigError as error:
+            self._refused = True
             _log.error("the new TLS certificate is refused, the old one stays: %s", error)
             return
-        _log.info("new connections get the TLS certificate now in %s", self._cert_file)
+        self._refused = False
+        self._tell()
+
+    def _tell(self) -> None:
+        _log.info("new connections get the TLS certificate in %s: %s", self._cert_file, self.certificate)
+        expiry = self.certificate.expiry(time.time())
+        if expiry is not None:
+            _log.warning("%s Put a new one into %s.", expiry, self._cert_file)
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:  # noqa: ARG002  as ssl calls it
-        connection.context = self._pair
+        connection.context = self._pair.context
 
     def _look(self) -> _Marks:
         """Return what changes when a file does, be it rewritten, replaced, or behind a link that moved."""
@@ -104,8 +166,22 @@ def _new_context() -> ssl.SSLContext:
     return context
 
 
-def _load(cert_file: Path, key_file: Path) -> ssl.SSLContext:
-    """Return a context with this pair.
+def read_certificate(cert_file: Path) -> Certificate:
+    """Return what is told of the first certificate of a PEM file.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It is no certificate.
+    """
+    from cryptography import x509  # noqa: PLC0415  a library that `kkp dev` does not need
+    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415  likewise
+
+    found = x509.load_pem_x509_certificate(cert_file.read_bytes())
+    return Certificate(found.not_valid_after_utc.timestamp(), found.fingerprint(SHA256()).hex())
+
+
+def _load(cert_file: Path, key_file: Path) -> _Pair:
+    """Return this pair, in a context of its own.
 
     Raises:
         ConfigError: It can't be read, does not fit together, or others can read the key.
@@ -115,12 +191,15 @@ def _load(cert_file: Path, key_file: Path) -> ssl.SSLContext:
         if key_file.stat().st_mode & _OTHERS:
             raise ConfigError([f"KKP_TLS_KEY_FILE: others can read {key_file}; run: chmod 600 {key_file}"])
         context.load_cert_chain(cert_file, key_file, password=_refuse_passphrase)
+        certificate = read_certificate(cert_file)
     except ssl.SSLError as error:  # which is an OSError, too
         raise ConfigError([_cure(error, cert_file, key_file)]) from None
     except OSError as error:
         problem = f"KKP_TLS_CERT_FILE: {cert_file} or {key_file} can't be read ({error.strerror})"
         raise ConfigError([problem]) from None
-    return context
+    except ValueError:  # OpenSSL takes what is no certificate to a stricter reader
+        raise ConfigError([f"KKP_TLS_CERT_FILE: {cert_file} can't be used; give one pair in PEM"]) from None
+    return _Pair(context, certificate)
 
 
 def _refuse_passphrase() -> str:

@@ -50,7 +50,11 @@ class Pair:
         (directory / "tls.key").write_bytes(self.key_pem())
 
 
-def new_pair(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None) -> Pair:
+def new_pair(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
+    *,
+    lasts: timedelta = timedelta(days=30),
+) -> Pair:
     """Make a pair, by default with a key on P-256."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
@@ -61,8 +65,8 @@ def new_pair(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None) 
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
+        .not_valid_before(now - timedelta(days=30))
+        .not_valid_after(now + lasts)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .sign(key, SHA256())
     )

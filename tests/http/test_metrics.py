@@ -136,6 +136,23 @@ async def test_a_check_that_fails_shows(server: Measured) -> None:
     assert samples["kkp_ready"][("policy",)] == 1
 
 
+async def test_the_log_says_once_that_a_check_fails_and_once_that_it_succeeds_again(
+    server: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise AuditUnavailableError("The audit log is not open.")
+
+    caplog.set_level("INFO", "kkp.web.public")
+    public = server.kkp.services.public
+    good = public.checks["audit"]
+    for check in (good, fail, fail, good, good, fail):
+        public.checks["audit"] = check
+        await server.kkp.get("/readyz")
+    told = [(record.levelname, record.message) for record in caplog.records]
+    failing = ("ERROR", "audit: not ready: The audit log is not open.")
+    assert told == [failing, ("INFO", "audit: ready again"), failing]
+
+
 def test_a_keyring_that_nobody_could_read_is_left_out_and_breaks_nothing() -> None:
     metrics, clock = Metrics(), FakeClock()
     metrics.watch_keyring(Keyring(FakeRingStore(), MasterKey(bytes(32)), RingTimes(), clock), clock)

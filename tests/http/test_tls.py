@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -317,6 +319,59 @@ async def test_a_bad_pair_is_told_once_and_a_good_one_after_it_is_taken(
     finally:
         watching.cancel()
     assert await shown(port) == NEW.der
+
+
+# The dates.
+
+
+DATES: dict[str, tuple[timedelta, str]] = {
+    "expires a little before 14 days": (timedelta(days=14, minutes=-1), "The TLS certificate expires at "),
+    "expires within the hour": (timedelta(minutes=30), "The TLS certificate expires at "),
+    "has expired": (timedelta(minutes=-1), "The TLS certificate expired at "),
+}
+
+
+@pytest.mark.parametrize(("lasts", "beginning"), DATES.values(), ids=DATES.keys())
+async def test_a_warning_is_told_of_a_certificate_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lasts: timedelta, beginning: str
+) -> None:
+    new_pair(lasts=lasts).write(tmp_path)
+    tls = ReloadingTLS(tmp_path / "tls.crt", tmp_path / "tls.key")
+    assert (tls.warning() or "").startswith(beginning)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage().startswith(beginning)) == ("WARNING", True)
+    NEW.write(tmp_path)
+    tls.reload()
+    assert tls.warning() is None
+
+
+async def test_of_a_certificate_good_for_longer_than_14_days_nothing_is_told(tmp_path: Path) -> None:
+    new_pair(lasts=timedelta(days=14, minutes=1)).write(tmp_path)
+    assert ReloadingTLS(tmp_path / "tls.crt", tmp_path / "tls.key").warning() is None
+
+
+async def test_a_refused_pair_is_a_warning_until_a_good_one_is_taken(
+    tls: ReloadingTLS, tmp_path: Path
+) -> None:
+    assert tls.warning() is None
+    only_the_certificate_renewed(tmp_path)
+    tls.reload()
+    assert "The new TLS certificate was refused" in (tls.warning() or "")
+    NEW.write(tmp_path)
+    tls.reload()
+    assert tls.warning() is None
+
+
+async def test_the_log_names_the_certificate_taken_by_its_end_and_its_fingerprint(
+    tls: ReloadingTLS, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "kkp.web.tls")
+    NEW.write(tmp_path)
+    tls.reload()
+    end = NEW.certificate.not_valid_after_utc.strftime("%Y-%m-%d %H:%M:%SZ")
+    told = f"good until {end}, SHA-256 {hashlib.sha256(NEW.der).hexdigest()}"
+    assert caplog.records[0].getMessage().endswith(told)
+    assert tls.certificate.not_after == NEW.certificate.not_valid_after_utc.timestamp()
 
 
 async def test_nothing_is_wrong_with_no_tls_at_all() -> None:

@@ -10,6 +10,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from kkp import kms
 from kkp.cli.doctor import _doctor
 from kkp.config import _SETTINGS
+from tests.http.certificates import new_pair
 from tests.integration.process import database, environment, kkp, names, serving
 from tests.integration.test_start import (
     another_master_key,
@@ -111,7 +113,7 @@ def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
-        "revoked tokens", "audit", "policy", "backends",
+        "revoked tokens", "audit", "tls", "policy", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 
@@ -306,6 +308,31 @@ def test_what_may_not_be_entered_is_named(unprivileged: Path, doctor: Doctor) ->
     (failed,) = (check for check in report["checks"] if check["check"] == "files")
     assert failed["status"] == "FAIL"
     assert failed["detail"] == ".kkp: Permission denied"
+
+
+CERTIFICATES: dict[str, tuple[timedelta, str]] = {
+    "expired": (timedelta(minutes=-1), "FAIL"),
+    "about to expire": (timedelta(days=14, minutes=-1), "warn"),
+    "good for longer than 14 days": (timedelta(days=14, minutes=1), "ok"),
+}
+
+
+@pytest.mark.parametrize(("lasts", "status"), CERTIFICATES.values(), ids=CERTIFICATES.keys())
+def test_a_certificate_is_judged_that_is(
+    stopped: Path, doctor: Doctor, lasts: timedelta, status: str
+) -> None:
+    new_pair(lasts=lasts).write(stopped)
+    report = doctor.report(
+        stopped,
+        KKP_OPA_URL="unix:///nowhere/opa.sock",
+        KKP_BACKENDS="local=local://",
+        KKP_CHECKPOINT_SINK="command:/bin/true",
+        KKP_TLS_CERT_FILE="tls.crt",
+        KKP_TLS_KEY_FILE="tls.key",
+    )
+    (found,) = (check for check in report["checks"] if check["check"] == "tls")
+    assert found["status"] == status
+    assert ("put a new one into tls.crt" in found["cure"]) is (status != "ok")
 
 
 def test_the_table_says_what_to_do(stopped: Path, doctor: Doctor) -> None:

@@ -21,8 +21,8 @@ from kkp.errors import PolicyLoadError, PolicyUnavailableError
 from kkp.model import JSON, PolicyInput
 from tests.engine_differences import DIFFERENCES, USUAL, rego
 from tests.integration.generated_policies import policy
-from tests.integration.process import SCALE
 from tests.opa import free_port, serving
+from tests.scale import SCALE
 
 DATA = '{"own": {"list": ["x", "y"]}}'
 POLICIES = 400 * SCALE

@@ -66,14 +66,23 @@ async def shell(directory: Path, script: str, *, environ: Mapping[str, str] = NO
 
 
 async def run(directory: Path, blocks: list[str]) -> str:
-    """Run shell blocks beside a server, from where a checkout would be, and return what they print."""
+    """Run shell blocks beside a server, from where a checkout would be, and return what they print.
+
+    A reader has `KKP` and `KEY` from the first block.
+    """
     (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
     environ = {"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}
     async with serving(directory, environ=environ) as server:
-        printed = await shell(directory, "\n".join(blocks).replace(ADDRESS, address), environ=environ)
+        script = "\n".join([_first_lines(), *blocks]).replace(ADDRESS, address)
+        printed = await shell(directory, script, environ=environ)
         assert await server.stop() == 0
     return printed
+
+
+def _first_lines() -> str:
+    """Return what the round trip defines before it does anything."""
+    return commands("round trip")[0].partition("\n\n")[0]
 
 
 def content(path: Path) -> bytes:
@@ -122,11 +131,21 @@ async def test_production_starts_serves_and_ends_as_it_says(tmp_path: Path) -> N
         script = script.replace(port, free_address().rpartition(":")[2])
     # Its settings are all in the file that it writes.
     script = f"unset KKP_LISTEN_ADDR KKP_ISSUER\n{script}"
+    checkout = names(tmp_path)
     path = f"{Path(require_opa()).parent}:{os.environ['PATH']}"
     printed = await shell(tmp_path, script, environ={"PATH": path})
     assert '"policy":"ok"' in printed
-    assert re.search(r'"token":"[\w-]+\.[\w-]+\.[\w-]+"', printed)
-    assert printed.splitlines()[-1].startswith("clean: ")
+    opened, *_, verdict = printed.splitlines()[-3:]
+    assert json.loads(opened)["plaintext"] == "hello", printed
+    assert verdict.startswith("clean: ")
+    assert names(tmp_path) == {*checkout, "production"}
+
+
+async def test_what_is_no_json_is_told_in_one_line(tmp_path: Path) -> None:
+    script = f"{_first_lines()}\nprintf 'busy\nnow' | pick token 2>&1 || true"
+    (tmp_path / ".kkp").mkdir()
+    (tmp_path / ".kkp" / "root.key").touch()
+    assert await shell(tmp_path, script) == "no token in the answer: 'busy\\nnow'\n"
 
 
 async def test_the_sample_policy_keeps_to_the_grants(tmp_path: Path) -> None:

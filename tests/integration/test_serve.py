@@ -105,7 +105,7 @@ async def test_init_makes_a_directory_for_its_owner_and_never_writes_over_one(tm
     assert before.keys() == {"kkp.db", "master.key", "checkpoints.jsonl"}
     again = await kkp(tmp_path, "init")
     assert again.code == 2
-    assert "KKP_DATABASE_URL: .kkp/kkp.db exists, and stays as it is" in again.err
+    assert "KKP_DATABASE_URL: .kkp/kkp.db exists, and stays as it is; serve it with `kkp serve`" in again.err
     assert {path.name: path.read_bytes() for path in data.iterdir()} == before
 
 
@@ -169,14 +169,24 @@ async def test_without_an_opa_it_is_unready_and_mints_nothing_until_there_is_one
         aiohttp.ClientSession(await listening(process, tmp_path)) as session,
     ):
         server = Server(tmp_path, process, "", 0.0, session)
+        await until_logged(server, "ERROR kkp.web.public policy: not ready: OPA ")  # though nobody asked
         assert (await server.get("/readyz")).status == 503
         refused = await server.post("/token", LOCAL, credential=key)
         assert refused.problem() == "policy_unavailable"
         with opa.serving(tmp_path, "--bundle", str(opa.POLICY), url=url):
             await until_status(server, "/readyz", 200)
             assert (await server.post("/token", LOCAL, credential=key)).status == 200
+        assert server.log.count("policy: not ready") == 1
+        assert server.log.count("INFO kkp.web.public policy: ready again") == 1
         assert (await server.post("/token", LOCAL, credential=key)).problem() == "policy_unavailable"
         assert await server.stop() == 0
+        assert re.search("told to stop.*\n.* stopping: ", server.log)
+
+
+async def until_logged(server: Server, text: str) -> None:
+    async with asyncio.timeout(30):
+        while text not in server.log:  # noqa: ASYNC110  a file sets no event
+            await asyncio.sleep(0.02)
 
 
 async def until_status(server: Server, path: str, status: int) -> None:
@@ -260,6 +270,7 @@ async def over_tls(directory: Path, opa_url: str) -> AsyncIterator[tuple[asyncio
         KKP_LISTEN_ADDR="0.0.0.0:0",
         KKP_TLS_CERT_FILE="tls.crt",
         KKP_TLS_KEY_FILE="tls.key",
+        KKP_METRICS_ADDR="127.0.0.1:0",
     )
     await initialise(directory, environ)
     async with launched(directory, command="serve", environ=environ) as process:
@@ -299,7 +310,18 @@ async def test_it_takes_a_new_certificate_without_a_restart(
         (tmp_path / "tls.crt").write_bytes(OLD.cert_pem)  # without its key
         process.send_signal(signal.SIGHUP)
         await opa.until(lambda: "is refused, the old one stays" in (tmp_path / "kkp.err").read_text())
-        assert await status_over(url, NEW) == 200
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"{url}/readyz", ssl=trusting(NEW)) as response:
+                assert response.status == 200
+                assert "was refused" in (await response.json())["warnings"]["tls"]
+            metrics = re.search(r"Metrics are at (\S+)", (tmp_path / "kkp.out").read_text())
+            assert metrics is not None
+            async with session.get(metrics[1]) as response:
+                end = re.search(
+                    r"^kkp_tls_certificate_not_after_seconds (.+)$", await response.text(), re.MULTILINE
+                )
+        assert end is not None
+        assert float(end[1]) == NEW.certificate.not_valid_after_utc.timestamp()
         process.terminate()
         assert await process.wait() == 0
 

@@ -23,10 +23,11 @@ import pytest_asyncio
 
 from tests import opa
 from tests.harness import Answer
-from tests.integration.process import SCALE, Server, records, serving
+from tests.integration.process import Server, records, serving
 from tests.integration.test_health import alive, becomes
 from tests.integration.test_opa_faults import ANSWERED, SILENT, FaultyOPA, faulty_opa
 from tests.integration.test_serve import LOCAL, SEAL, initialise, settings
+from tests.scale import SCALE
 
 OPA_TIMEOUT_SECONDS = 2.0
 HANG_SECONDS = 30.0  # beyond OPA's time, on a machine as busy as it likes

@@ -270,14 +270,31 @@ async def test_it_turns_unready_after_three_intervals_without_success_and_ready_
 async def test_a_sink_file_that_was_emptied_or_moved_is_filled_again(
     path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     for _ in range(3):
         await run_once(path, sink)
     before = sink.path.read_bytes()
     sink.path.unlink()
     await run_once(path, sink)
     assert sink.path.read_bytes().startswith(before)
-    assert "the checkpoint sink lacks 3 checkpoints that it had; it gets them again" in caplog.text
+    (line,) = [record for record in caplog.records if "checkpoint sink" in record.message]
+    assert line.message == "the checkpoint sink is empty; it gets the 3 checkpoints made so far"
+    assert line.levelname == "INFO"  # most often it is a new one
     clean(path, sink.path)
+
+
+async def test_a_sink_that_lost_its_end_gets_it_again_and_the_log_warns(
+    path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        await run_once(path, sink)
+    before = sink.path.read_bytes()
+    sink.path.write_bytes(before.splitlines(keepends=True)[0])
+    await run_once(path, sink)
+    assert sink.path.read_bytes().startswith(before)
+    (line,) = [record for record in caplog.records if "checkpoint sink" in record.message]
+    assert line.message == "the checkpoint sink lacks 2 checkpoints that it had; it gets them again"
+    assert line.levelname == "WARNING"
 
 
 async def test_a_sink_whose_last_line_was_cut_short_is_continued(path: Path, sink: FileSink) -> None:

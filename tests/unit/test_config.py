@@ -443,9 +443,13 @@ NOT_FOR_DEV = {
 @pytest.mark.parametrize("name", NOT_FOR_DEV)
 def test_what_only_serving_knows_is_refused_and_not_ignored(name: str) -> None:
     (problem,) = problems(**{name: NOT_FOR_DEV[name]})
-    assert problem.startswith(f"{name}: not taken by `kkp dev`")
-    toml(f'{name.removeprefix("KKP_").lower()} = "{NOT_FOR_DEV[name]}"')
-    assert problems() == (problem,)
+    assert problem.startswith(f"{name}: not taken by `kkp dev` (from the environment); ")
+    member = name.removeprefix("KKP_").lower()
+    toml(f'{member} = "{NOT_FOR_DEV[name]}"')
+    assert problems() == (problem.replace("the environment", f"`{member}` in kkp.toml"),)
+    (file,) = (path for path in Path().iterdir() if path.suffix == ".toml")
+    elsewhere = problems(KKP_CONFIG=str(file.rename("other.toml")))
+    assert elsewhere == (problem.replace("the environment", f"`{member}` in other.toml"),)
 
 
 def test_two_master_keys_are_one_too_many() -> None:
@@ -544,9 +548,10 @@ BAD_MASTER_KEYS = [
 @pytest.mark.parametrize("text", BAD_MASTER_KEYS)
 def test_a_bad_master_key_is_refused_without_being_shown(text: str) -> None:
     (problem,) = problems(KKP_MASTER_KEY=text)
-    assert problem == "KKP_MASTER_KEY: its value can't be used; give 32 random bytes in base64url"
+    wrong, good = "KKP_MASTER_KEY: its value can't be used", "give 32 random bytes in base64url"
+    assert problem == f"{wrong}; {good}"
     toml(f'master_key = "{text}"')
-    assert problems() == (problem,)
+    assert problems() == (f"{wrong} (from `master_key` in kkp.toml); {good}",)
 
 
 def test_a_password_in_a_database_url_is_not_shown() -> None:
@@ -756,7 +761,7 @@ def test_everything_that_is_wrong_with_serving_is_told_at_once(here: Path) -> No
         "KKP_BACKENDS: a is memory://, an emulator",
         "KKP_MASTER_KEY_FILE: .kkp/master.key does not exist",
         "KKP_DATABASE_URL: .kkp/kkp.db does not exist",
-        "KKP_BACKENDS: b has the unknown scheme",
+        "KKP_BACKENDS: b has the unknown scheme 'ftp'; served are local",
         "V7: ",
         "KKP_OPA_URL: without TLS it must be",
         "KKP_BACKENDS: backend c: ",
