@@ -38,7 +38,7 @@ _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
-_MAX_OPA_TIMEOUT_MS = 60_000
+_MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_DRAIN_SECONDS = 600
 _ENVIRONMENT = "the environment"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
@@ -217,6 +217,23 @@ def _master_key(text: str) -> bytes | None:
     return decode_master_key(text) if text else None
 
 
+def _key_file(text: str) -> Path | None:
+    if _is_key(text):
+        raise ValueError
+    return _optional_path(text)
+
+
+def _is_key(text: str) -> bool:
+    """Tell whether a text is a key where a path to one is wanted: it must not be repeated anywhere."""
+    if "-----BEGIN" in text:
+        return True
+    try:
+        decode_master_key(text)
+    except ValueError:
+        return False
+    return True
+
+
 def decode_master_key(text: str) -> bytes:
     """Return the 32 bytes of a master key written as base64url (RFC 4648 section 5), padded or not.
 
@@ -295,7 +312,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     ),
     "KKP_DEV_ALLOW_REMOTE": _Setting("0", _flag, "1 or 0"),
     "KKP_TLS_CERT_FILE": _Setting("", _optional_path, "a PEM file with the certificate chain"),
-    "KKP_TLS_KEY_FILE": _Setting("", _optional_path, "a PEM file of mode 0600 with its private key"),
+    "KKP_TLS_KEY_FILE": _Setting("", _key_file, "the path of a PEM file of mode 0600 with its private key"),
     "KKP_TRUSTED_PROXIES": _Setting(
         "", parse_networks, "a list of addresses and networks, such as 10.0.0.7,10.1.0.0/16"
     ),
@@ -306,12 +323,12 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_DIR": _Setting("./.kkp", Path, "a directory"),
     "KKP_DATABASE_URL": _Setting("", str, "sqlite:///path/to/kkp.db"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
-    "KKP_MASTER_KEY_FILE": _Setting("", _optional_path, "a file of mode 0600"),
+    "KKP_MASTER_KEY_FILE": _Setting("", _key_file, "the path of a file of mode 0600"),
     "KKP_MASTER_KEY_KMS": _Setting("", str, "KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
-    "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 60000"),
+    "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 1000"),
     "KKP_OPA_CA_FILE": _Setting("", _optional_path, "a PEM file with certificates"),
     "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
     "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
@@ -507,7 +524,7 @@ def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
             text, source = environ[name], "environment"
         elif name in from_file:
             text, source = from_file[name], config_path or "kkp.toml"
-        found.append(Given(name, text, source, setting.secret))
+        found.append(Given(name, text, source, setting.secret or _is_key(text)))
     return tuple(found)
 
 
@@ -558,7 +575,7 @@ def _parse(draft: Draft, *, unless: Collection[str]) -> None:
         try:
             draft.values[name] = setting.parse(text)
         except (ValueError, KeyError):
-            shown = "its value" if setting.secret else f"{text[:80]!r}"
+            shown = "its value" if setting.secret or _is_key(text) else f"{text[:80]!r}"
             origin = draft.origins.get(name, _ENVIRONMENT)  # that of a variable its name says
             told = f" (from {origin})" if origin != _ENVIRONMENT else ""
             draft.problems.append(f"{name}: {shown} can't be used{told}; give {setting.good}")

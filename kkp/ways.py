@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from kkp.config import Draft, Way
+from kkp.config import Address, Draft, SinkAddress, Way
 
 _EMULATED = "memory"
 
@@ -49,7 +50,8 @@ def _check_tls(draft: Draft) -> None:
 def _check_state_exists(draft: Draft) -> None:
     """Demand what `kkp init` makes: serving makes no master key, and no database in place of a lost one."""
     key_file, database = draft.master_key_file, draft.database_path
-    if not draft.given.get("KKP_MASTER_KEY") and not key_file.exists():
+    could_be_read = "KKP_MASTER_KEY_FILE" in draft.values
+    if could_be_read and not draft.given.get("KKP_MASTER_KEY") and not key_file.exists():
         draft.problems.append(
             f"KKP_MASTER_KEY_FILE: {key_file} does not exist; give the database's master key, or run "
             "`kkp init` for a new database"
@@ -57,6 +59,26 @@ def _check_state_exists(draft: Draft) -> None:
     if database is not None and not database.exists():
         draft.problems.append(
             f"KKP_DATABASE_URL: {database} does not exist; name the database, or run `kkp init` for a new one"
+        )
+
+
+def _check_issuer(draft: Draft) -> None:
+    issuer = str(draft.values.get("KKP_ISSUER", ""))
+    if issuer.startswith("http://") and not Address(urlsplit(issuer).hostname or "", 0).is_loopback:
+        draft.problems.append(
+            f"KKP_ISSUER: {issuer} is not https, so anybody on the way could replace the keys that verify "
+            "tokens; give the https URL that callers know this KKP by"
+        )
+
+
+def _check_sink(draft: Draft) -> None:
+    sink, data_dir = draft.values.get("KKP_CHECKPOINT_SINK"), draft.values.get("KKP_DATA_DIR")
+    if not isinstance(sink, SinkAddress) or not isinstance(data_dir, Path) or sink.kind != "file":
+        return
+    if sink.path.is_relative_to(data_dir.absolute()):
+        draft.problems.append(
+            f"KKP_CHECKPOINT_SINK: {sink.path} lies in the data directory, so whoever restores that restores "
+            "both; give a file elsewhere, best on another machine's disk, or a command"
         )
 
 
@@ -110,6 +132,6 @@ SERVE = Way(
         "KKP_DEV_ALLOW_REMOTE": "it is for `kkp dev`; unset it",
     },
     refused_schemes=frozenset({_EMULATED}),
-    rules=(_check_tls, _check_no_emulator, _check_state_exists),
+    rules=(_check_tls, _check_issuer, _check_sink, _check_no_emulator, _check_state_exists),
 )
 COMMAND = Way("a command", refused=_NOT_SERVED)

@@ -4,7 +4,7 @@ Rules that hold here:
 - What is on disk is read every quarter of a second, in a thread, and compared byte by byte. It is taken once
   two readings in a row agree, so a file that is still being written is left alone; an old policy is dead
   within a second of a good one being in place. Whoever writes in pauses longer than that renames a complete
-  file into place, or swaps a link, as a mounted ConfigMap does.
+  file into place, or swaps a link, as a mounted ConfigMap does. Files that never rest are told of.
 - What was read is what is loaded, and it passes every check of a start. A policy that does not, or that can't
   be read, is refused once, loudly; the old one stays in force, and `warning` says so until that has changed.
 - Engines are made, asked and dropped on the event loop's thread. The exchange is one assignment between two
@@ -25,7 +25,9 @@ from kkp.errors import PolicyLoadError
 from kkp.model import JSON, Decision, PolicyInput
 
 POLL_SECONDS: Final = 0.25
+_MANY_CHANGES: Final = 4
 _WARNING: Final = "The policy on disk was refused, and the one before it is in force. The log says why."
+_RESTLESS: Final = "What KKP_POLICY_PATH holds does not come to rest; an older policy is in force."
 _log = logging.getLogger(__name__)
 _Reading: TypeAlias = PolicySource | str  # what stands on disk, or why it can't be read
 
@@ -44,6 +46,7 @@ class ReloadingPolicy:
         self._last_reading: _Reading = source
         self._judged: _Reading = source
         self._refused = False
+        self._changes = 0
 
     @classmethod
     def load(cls, path: Path, settings: Mapping[str, JSON]) -> ReloadingPolicy:
@@ -63,6 +66,8 @@ class ReloadingPolicy:
     @property
     def warning(self) -> str | None:
         """Say that what is on disk is not what is in force; None if it is."""
+        if self._changes >= _MANY_CHANGES:
+            return _RESTLESS
         return _WARNING if self._refused else None
 
     async def decide(self, policy_input: PolicyInput) -> Decision:
@@ -99,6 +104,9 @@ class ReloadingPolicy:
         except Exception as error:  # noqa: BLE001  nothing may end the task: the old policy would live on
             reading = f"it could not be looked at ({type(error).__name__})"
         is_settled, self._last_reading = reading == self._last_reading, reading
+        self._changes = 0 if is_settled else self._changes + 1
+        if self._changes == _MANY_CHANGES:
+            _log.error("the policy's files don't come to rest, %s stays in force", self.revision)
         if is_settled and reading != self._judged:
             self._judged = reading
             await self._judge(reading)

@@ -246,7 +246,7 @@ async def test_under_load_nothing_is_minted_but_by_an_answer_of_an_opa_that(
                 await load.goes_on()
                 assert load.statuses_since(mended_at) == {200}
         assert await server.stop() == 0
-        told = re.findall(r" policy is (not ready|ready again)", server.log)
+        told = re.findall(r" policy: (not ready|ready again)", server.log)
         assert told == ["not ready", "ready again"] * TIMES
         assert "Traceback" not in server.log
     kept = [each for each in records(tmp_path / ".kkp/kkp.db") if each.get("action") == "issue_token"]

@@ -617,14 +617,14 @@ def test_serving_takes_what_it_needs_and_has_defaults_for_the_rest(initialised: 
 
 def test_the_settings_of_serving_arrive(initialised: Path) -> None:
     chosen = served(
-        KKP_OPA_TIMEOUT_MS="60000",
+        KKP_OPA_TIMEOUT_MS="1000",
         KKP_POLICY_RULE="allow",
         KKP_CHECKPOINT_SINK="command:/usr/bin/store",
         KKP_TRUSTED_PROXIES="10.0.0.1,2001:db8::/32",
         KKP_METRICS_ADDR="[::1]:1",
         KKP_DRAIN_SECS="0.5",
     )
-    assert (chosen.opa_timeout_seconds, chosen.policy_rule) == (60, "allow")
+    assert (chosen.opa_timeout_seconds, chosen.policy_rule) == (1, "allow")
     assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/bin/store"))
     assert [str(network) for network in chosen.trusted_proxies] == ["10.0.0.1/32", "2001:db8::/32"]
     assert (chosen.metrics_listen, chosen.drain_seconds) == (Address("::1", 1), 0.5)
@@ -717,8 +717,16 @@ SERVE_REFUSALS = {
         "KKP_METRICS_ADDR: '0.0.0.0:9464'",
     ),
     "a rule of another name": ({"KKP_POLICY_RULE": "allowed"}, "KKP_POLICY_RULE: 'allowed' can't be used"),
+    "an issuer in the clear": (
+        {"KKP_ISSUER": "http://kkp.example.com"},
+        "KKP_ISSUER: http://kkp.example.com is not https",
+    ),
+    "a key instead of its path": (
+        {"KKP_MASTER_KEY_FILE": MASTER_KEY_TEXT},
+        "KKP_MASTER_KEY_FILE: its value can't be used; give the path of a file",
+    ),
     "no time to decide": ({"KKP_OPA_TIMEOUT_MS": "0"}, "KKP_OPA_TIMEOUT_MS: '0' can't be used; give milli"),
-    "too much time to decide": ({"KKP_OPA_TIMEOUT_MS": "60001"}, "KKP_OPA_TIMEOUT_MS: '60001' can't be used"),
+    "too much time to decide": ({"KKP_OPA_TIMEOUT_MS": "1001"}, "KKP_OPA_TIMEOUT_MS: '1001' can't be used"),
     "a sink of another kind": (
         {"KKP_CHECKPOINT_SINK": "s3:/x"},
         "KKP_CHECKPOINT_SINK: 's3:/x' can't be used",
@@ -734,6 +742,12 @@ SERVE_REFUSALS = {
 def test_serving_is_refused_on(initialised: Path, environ: dict[str, str], beginning: str) -> None:
     (problem,) = serve_problems(**environ)
     assert problem.startswith(beginning)
+
+
+def test_serving_is_refused_on_a_sink_that_is_restored_with_the_database(initialised: Path) -> None:
+    sink = Path(".kkp/checkpoints").absolute()
+    (problem,) = serve_problems(KKP_CHECKPOINT_SINK=f"file:{sink}")
+    assert problem.startswith(f"KKP_CHECKPOINT_SINK: {sink} lies in the data directory")
 
 
 def test_everything_that_is_wrong_with_serving_is_told_at_once(here: Path) -> None:

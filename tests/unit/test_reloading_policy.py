@@ -353,8 +353,11 @@ async def test_a_file_that_grows_is_left_alone_until_it_stands_still(path: Path)
         write(path, "".join(lines[:end]))
         await policy.look()
         assert not await allows(policy)
+    assert policy.warning is not None
+    assert "come to rest" in policy.warning
     write(path, whole)
     await settle(policy)
+    assert policy.warning is None
     assert policy.revision == EmbeddedPolicy.load(path, {}).revision
     assert not await allows(policy)
 
