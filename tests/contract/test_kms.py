@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import pytest
 
@@ -24,6 +26,7 @@ from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
 from kkp.rows import LocalKeyRow
+from tests.emulators import aws, vault
 from tests.fakes.local_keys import LocalKeysInMemory
 
 DATA_KEY = bytes(range(32))
@@ -31,15 +34,26 @@ CONTEXT = {"table": "orders", "environment": "prod"}
 MASTER_KEY = MasterKey(b"m" * 32)
 
 
+class Emulator(Protocol):
+    """A running server that speaks a vendor's wire."""
+
+    @property
+    def uri(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Backend:
-    """One implementation under the contract, and what it calls its keys."""
+    """One implementation under the contract, and what it calls its keys.
+
+    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone.
+    """
 
     uri: str
     key: str
     other_key: str
     missing_key: str
     disabled_key: str | None
+    emulator: Callable[[], AbstractAsyncContextManager[Emulator]] | None = None
 
 
 BACKENDS = (
@@ -47,6 +61,10 @@ BACKENDS = (
     Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
     Backend("memory://azure", "orders", "billing", "missing-key", "disabled-key"),
     Backend("local://", "default", "second", "third", None),
+    Backend(
+        "aws-kms://", "alias/orders", "alias/billing", "alias/missing", "alias/disabled-key", aws.emulated
+    ),
+    Backend("vault-transit://", "orders", "billing", "missing-key", "disabled-key", vault.emulated),
 )
 ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
@@ -102,8 +120,17 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-async def kms(backend: Backend, resources: Resources) -> AsyncIterator[KMS]:
-    adaptor = await connect(backend.uri, resources)
+async def uri(backend: Backend) -> AsyncIterator[str]:
+    if backend.emulator is None:
+        yield backend.uri
+        return
+    async with backend.emulator() as emulator:
+        yield emulator.uri
+
+
+@pytest.fixture
+async def kms(uri: str, resources: Resources) -> AsyncIterator[KMS]:
+    adaptor = await connect(uri, resources)
     yield adaptor
     await adaptor.close()
 
@@ -124,11 +151,12 @@ async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None
     assert await kms.unwrap(backend.key, wrapped, {}) == DATA_KEY
 
 
-async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, resources: Resources) -> None:
+async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, uri: str, resources: Resources) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
-    restarted = await connect(backend.uri, resources)
+    restarted = await connect(uri, resources)
 
     assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+    await restarted.close()
 
 
 async def test_the_same_key_is_never_wrapped_alike(kms: KMS, backend: Backend) -> None:
