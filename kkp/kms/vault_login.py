@@ -26,7 +26,7 @@ from typing import Protocol, final
 import msgspec
 
 from kkp.errors import ConfigError, KMSDeniedError, KMSError, KMSUnavailableError
-from kkp.kms.vault_client import FORBIDDEN, OK, VaultAnswer, VaultClient
+from kkp.kms.vault_client import BAD_REQUEST, FORBIDDEN, OK, VaultAnswer, VaultClient
 
 _RETRY_SECONDS = 5.0
 _LOOK_AGAIN_SECONDS = 600.0  # at what never expires
@@ -117,7 +117,9 @@ class Source(Protocol):
         """
 
 
-class _TokenFacts(msgspec.Struct, frozen=True):
+class TokenFacts(msgspec.Struct, frozen=True):
+    """What Vault says of a token, in seconds."""
+
     ttl: int
     renewable: bool = False
 
@@ -133,9 +135,8 @@ class GivenToken:
         """Read the token and look up how long it lives; see `Source.take`."""
         token = self.token.read()
         answer = await client.get("auth/token/lookup-self", token)
-        if answer.status != OK:
-            raise KMSDeniedError("Vault does not know KKP's token.")
-        facts = _convert(answer)
+        _refuse(answer, "Vault does not know KKP's token.")
+        facts = read_facts(answer)
         return Lease(token, facts.ttl, facts.renewable)
 
 
@@ -158,8 +159,7 @@ class Login:
         """Log in; see `Source.take`."""
         shown = {name: each.read() for name, each in self.credentials.items()}
         answer = await client.post(f"auth/{self.mount}/login", None, {**self.members, **shown})
-        if answer.status != OK:
-            raise KMSDeniedError("Vault refused KKP's login.")
+        _refuse(answer, "Vault refused KKP's login.")
         return _lease(answer)
 
 
@@ -213,6 +213,7 @@ class VaultTokens:
         """
         answer = await self._client.get("auth/token/lookup-self", refused)
         if answer.status != FORBIDDEN:
+            read_facts(answer)
             raise KMSDeniedError("Vault does not permit this to KKP's token.")
         return await self._take(refused)
 
@@ -266,11 +267,23 @@ class VaultTokens:
         return True
 
 
-def _convert(answer: VaultAnswer) -> _TokenFacts:
+def read_facts(answer: VaultAnswer) -> TokenFacts:
+    """Return what a look-up of a token found.
+
+    Raises:
+        KMSUnavailableError: It is not the answer to one.
+    """
     try:
-        return msgspec.json.decode(answer.data, type=_TokenFacts)
+        return msgspec.json.decode(answer.data, type=TokenFacts)
     except msgspec.MsgspecError:
         raise KMSUnavailableError("Vault's answer about a token is not of the form that it has.") from None
+
+
+def _refuse(answer: VaultAnswer, message: str) -> None:
+    if answer.status in {BAD_REQUEST, FORBIDDEN}:
+        raise KMSDeniedError(message)
+    if answer.status != OK:
+        raise KMSUnavailableError("Vault has no such login.")
 
 
 def _lease(answer: VaultAnswer) -> Lease:

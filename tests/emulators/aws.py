@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Self
 
-import boto3  # type: ignore[import-untyped]  # the wheel carries no types
 import pytest
-from botocore.config import Config  # type: ignore[import-untyped]  # the same
 from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.kms.models import kms_backends
 from moto.kms.utils import _deserialize_ciphertext_blob
@@ -35,6 +33,8 @@ NO_AMBIENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 ALIASES = ("alias/orders", "alias/billing", "alias/disabled-key")
+
+_MOTO = DomainDispatcherApplication(create_backend_app)
 
 Document = dict[str, Any]
 
@@ -99,7 +99,6 @@ class AWSEmulator:
     def __init__(self) -> None:
         self.fault: Fault | None = None
         self.operations: list[str] = []
-        self._moto = DomainDispatcherApplication(create_backend_app)
         self._let_go = threading.Event()
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -125,27 +124,19 @@ class AWSEmulator:
         """What KKP is given."""
         return f"aws-kms://{REGION}?endpoint={self.endpoint}"
 
-    def client(self) -> Any:
-        """Return a client of its administrator's."""
-        return boto3.client(
-            "kms",
-            endpoint_url=self.endpoint,
-            region_name=REGION,
-            aws_access_key_id="AKIAADMIN",
-            aws_secret_access_key="secret-of-the-administrator",
-            config=Config(proxies={}),
-        )
-
-    def add_key(self, alias: str, **parameters: Any) -> str:
+    def add_key(
+        self, alias: str, key_usage: str = "ENCRYPT_DECRYPT", key_spec: str = "SYMMETRIC_DEFAULT"
+    ) -> str:
         """Make a key with an alias and return its id."""
-        client = self.client()
-        described = client.create_key(
-            **{"KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": "SYMMETRIC_DEFAULT", **parameters}
-        )
-        identifier: str = described["KeyMetadata"]["KeyId"]
-        client.create_alias(AliasName=alias, TargetKeyId=identifier)
-        client.close()
+        backend = kms_backends[DEFAULT_ACCOUNT_ID][REGION]
+        key = backend.create_key(None, key_usage, key_spec, None, None)  # type: ignore[arg-type]  # moto fills in
+        backend.create_alias(key.id, alias)
+        identifier: str = key.id
         return identifier
+
+    def move_alias(self, alias: str, key_id: str) -> None:
+        """Point an alias at another key."""
+        kms_backends[DEFAULT_ACCOUNT_ID][REGION].update_alias(key_id, alias)
 
     def set_state(self, alias: str, state: str) -> None:
         """Put a key into a state, as `DescribeKey` spells it."""
@@ -214,7 +205,7 @@ class AWSEmulator:
     def _ask_moto(self, body: bytes, environ: Document) -> Reply:
         told: list[Any] = []
         inner = {**environ, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
-        answer = self._moto(inner, lambda *arguments: told.append(arguments))
+        answer = _MOTO(inner, lambda *arguments: told.append(arguments))
         try:
             raw = b"".join(answer)
         finally:

@@ -180,7 +180,7 @@ class VaultEmulator:
         if request.headers.get("X-Vault-Request") != "true":
             raise Refusal(412, "missing required request header")
         if request.headers.get("X-Vault-Namespace", "") != self._namespace:
-            raise Refusal(404, f'no handler for route "{request.path}". route entry not found.')
+            raise Refusal(403, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
         document = await request.json() if request.method == "POST" else {}
         path = request.path.removeprefix("/v1/")
         if path.startswith("auth/") and path.endswith("/login"):
