@@ -17,7 +17,9 @@ from kkp.kms.base import KMS, Resources
 SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
     "local": "kkp.kms.local:LocalKMS",
+    "aws-kms": "kkp.kms.aws:AWSKMS",
     "gcp-kms": "kkp.kms.gcp:GCPKMS",
+    "vault-transit": "kkp.kms.vault:VaultKMS",
 }
 
 
@@ -58,7 +60,11 @@ def _adaptor(uri: str) -> _Adaptor:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigError([f"A backend's URI has an unknown scheme; known are {known}"])
     module, _, name = SCHEMES[scheme].partition(":")
-    return cast("_Adaptor", getattr(import_module(module), name))
+    try:
+        return cast("_Adaptor", getattr(import_module(module), name))
+    except ModuleNotFoundError as error:
+        cure = "install KKP with the extra of this backend, such as kkp[aws]"
+        raise ConfigError([f"{scheme}:// needs the package {error.name}; {cure}"]) from None
 
 
 @final

@@ -22,11 +22,12 @@ from kkp.errors import (
     UnknownBackendError,
     UnknownKeyError,
 )
-from kkp.kms import SCHEMES, KMSRegistry, connect
+from kkp.kms import SCHEMES, KMSRegistry, check, connect
 from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
 from kkp.rows import LocalKeyRow
+from tests.emulators import aws, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
 
@@ -57,12 +58,28 @@ class Backend:
     emulator: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]] | None = None
 
 
+def _own(
+    emulated: Callable[[], AbstractAsyncContextManager[Emulator]],
+) -> Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]]:
+    """Take an emulator that sees to its own files and variables."""
+    return lambda _directory, _monkeypatch: emulated()
+
+
 BACKENDS = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
     Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
     Backend("memory://azure", "orders", "billing", "missing-key", "disabled-key"),
     Backend("local://", "default", "second", "third", None),
     Backend("gcp-kms://", "orders", "billing", "missing-key", "disabled-key", cloud_kms),
+    Backend(
+        "aws-kms://",
+        "alias/orders",
+        "alias/billing",
+        "alias/missing",
+        "alias/disabled-key",
+        _own(aws.emulated),
+    ),
+    Backend("vault-transit://", "orders", "billing", "missing-key", "disabled-key", _own(vault.emulated)),
 )
 ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
@@ -365,6 +382,40 @@ def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
 
     assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base"}
+
+
+def test_a_development_server_imports_no_sdk_of_a_cloud(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from pathlib import Path
+from tests.harness import running
+
+async def serve():
+    async with running(Path(sys.argv[1])) as kkp:
+        await kkp.seal(kkp.root_key)
+
+asyncio.run(serve())
+print(*sys.modules)
+"""
+    done = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    sdks = {"boto3", "botocore", "grpc", "google.cloud.kms", "google.cloud.kms_v1", "azure"}
+
+    assert "kkp.kms.memory" in loaded
+    assert not loaded & sdks
+    assert {name for name in loaded if name.startswith("kkp.kms.")} == {
+        "kkp.kms.base", "kkp.kms._aead", "kkp.kms.memory", "kkp.kms.local",
+    }  # fmt: skip
+
+
+def test_an_extra_that_is_not_installed_is_a_problem_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.delitem(sys.modules, "kkp.kms.aws", raising=False)
+
+    with pytest.raises(ConfigError, match=r"boto3.*kkp\[aws\]"):
+        check({"aws": "aws-kms://eu-west-1"})
 
 
 class ClosingKMS:

@@ -1,0 +1,85 @@
+"""What the URIs of remote backends have in common: options after a `?`, a deadline, and where a URL may lead.
+
+Nothing here reaches anything. A message never repeats the URI: it might hold what somebody took for a place
+to put a password.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Mapping
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+DEFAULT_TIMEOUT_SECONDS = 5.0
+
+_MAX_TIMEOUT_SECONDS = 60.0
+_TIMEOUT = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?")
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
+)
+
+
+def split(uri: str) -> SplitResult:
+    """Take a URI apart.
+
+    Raises:
+        ValueError: It is none, or holds a user, a fragment, or what can't be printed.
+    """
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:
+        raise ValueError("it is not a URI") from None
+    if not uri.isascii() or not uri.isprintable() or " " in uri:
+        raise ValueError("it holds characters that a URI has not")
+    if "@" in parts.netloc or "#" in uri or port == 0:
+        raise ValueError("a user, a fragment or port 0 has no place in it")
+    return parts
+
+
+def options(parts: SplitResult, known: Collection[str]) -> Mapping[str, str]:
+    """Return the options, each of them known, given once and not empty.
+
+    Raises:
+        ValueError: One is not.
+    """
+    try:
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else []
+    except ValueError:
+        raise ValueError("its options are written ?name=value&name=value") from None
+    given = dict(pairs)
+    if len(given) != len(pairs) or not all(given.values()) or not set(given) <= set(known):
+        raise ValueError(f"its options are {', '.join(sorted(known))}, each at most once and not empty")
+    return given
+
+
+def timeout_seconds(given: Mapping[str, str]) -> float:
+    """Return the option `timeout`, or the default.
+
+    Raises:
+        ValueError: It is not a number of seconds above 0 and at most 60.
+    """
+    text = given.get("timeout")
+    if text is None:
+        return DEFAULT_TIMEOUT_SECONDS
+    if not _TIMEOUT.fullmatch(text) or not 0 < float(text) <= _MAX_TIMEOUT_SECONDS:
+        raise ValueError(f"timeout is in seconds, above 0 and at most {_MAX_TIMEOUT_SECONDS:g}")
+    return float(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is a loopback address, written as a number: no resolver is asked."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_host(host: str) -> bool:
+    """Tell whether it is an address or a host name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return _HOST_NAME.fullmatch(host) is not None
+    return True

@@ -1,0 +1,396 @@
+"""`aws-kms://REGION`: AWS Key Management Service, through boto3.
+
+A wrap is `Encrypt`, an unwrap is `Decrypt`, each with the key named explicitly and the context as the
+`EncryptionContext`, pair by pair; so AWS's own policies can ask for pairs (`kms:EncryptionContext:table`),
+and CloudTrail shows them in clear.
+
+AWS tells nobody which version of a key wrapped: it rotates behind the key's id, and every version opens. What
+an envelope calls the key's version here is therefore the key's id (a UUID, or `mrk-…`). Thus an alias that
+was pointed at another key is noticed, and a wrap can't be passed off as another key's. A key of several
+regions has one id in all of them, so its wraps open in each.
+
+Rules:
+- Answers are distrusted: the key that AWS says it used must be the one that the name reaches. That is known
+  where the name holds the id; of an alias, `DescribeKey` tells, at its first wrap and whenever an answer is a
+  surprise.
+- Whatever says that AWS could not be reached, failed or is not to be trusted is KMSUnavailableError. Only an
+  answer of AWS that refuses the credentials is KMSDeniedError; to have none is not an answer.
+- One try and one deadline for each call. No proxy of the environment, and no endpoint from it or from AWS's
+  configuration files: calls go to AWS's own address of the region, or to the URI's `endpoint`.
+- boto3 blocks, so its calls run in a few threads of their own, and a hanging AWS holds on to no more than
+  these.
+
+Credentials are those of boto3's default chain (environment, shared files, web identity, container, instance).
+
+Least permissions, on the keys that grants may name:
+
+    kms:Encrypt  kms:Decrypt  kms:DescribeKey
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol, TypeVar, final
+from urllib.parse import SplitResult
+
+import boto3  # type: ignore[import-untyped]  # the wheel carries no types
+import msgspec
+from botocore.config import Config  # type: ignore[import-untyped]  # the same
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # the same
+
+from kkp.envelope import DATA_KEY_BYTES
+from kkp.errors import (
+    ConfigError,
+    KeyDisabledError,
+    KKPError,
+    KMSDeniedError,
+    KMSError,
+    KMSThrottledError,
+    KMSUnavailableError,
+    UnknownKeyError,
+)
+from kkp.kms import _address
+from kkp.kms._aead import invalid_wrap
+from kkp.kms.base import KeyDescription, Resources, WrappedKey
+
+_T = TypeVar("_T")
+
+_CURE = "write aws-kms://eu-west-1, with ?timeout=SECONDS and &endpoint=https://HOST if need be"
+_ALGORITHM = "SYMMETRIC_DEFAULT"
+_THREADS = 16
+_MAX_BLOB_BYTES = 6144  # what Decrypt takes
+_MAX_NAMES = 1024  # whose key is remembered
+# A key that need not exist: whether AWS answers, and knows who asks, is what a ping is about.
+_PING_KEY = "alias/kkp-ping"
+
+_REGION = re.compile(r"[a-z]{2,8}(-[a-z]{2,16}){1,3}-[0-9]{1,2}")
+_NAME = re.compile(
+    r"""
+    (?P<arn> arn:aws[a-z-]{0,16}:kms:(?P<region> [a-z0-9-]{1,32} ):[0-9]{12}: )?
+    (?: alias/(?!aws/)[a-zA-Z0-9/_-]{1,250}
+    |   (?P<resource> key/ )?
+        (?P<id> [0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12} | mrk-[0-9a-f]{32} )
+    )""",
+    re.VERBOSE,
+)
+
+_UNKNOWN = frozenset({"NotFoundException", "InvalidArnException", "InvalidKeyUsageException"})
+_INVALID_WRAP = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
+_THROTTLED = frozenset(
+    {"LimitExceededException", "RequestLimitExceeded", "Throttling", "ThrottlingException",
+     "ThrottledException", "TooManyRequestsException"}
+)  # fmt: skip
+_NOT_PERMITTED = frozenset({"AccessDenied", "AccessDeniedException", "NotAuthorized"})
+_DENIED = frozenset(
+    {"AuthFailure", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidClientTokenId",
+     "InvalidSignatureException", "MissingAuthenticationToken", "MissingAuthenticationTokenException",
+     "NotAuthorizedException", "OptInRequired", "RequestExpired", "SignatureDoesNotMatch",
+     "UnrecognizedClientException"}
+)  # fmt: skip
+_FORBIDDEN = frozenset({401, 403})
+_TOO_MANY = 429
+
+# The states of a key, as DescribeKey has them; in every other one it is AWS's turn to mend something.
+_USABLE = frozenset({"Enabled", "Updating"})
+_SWITCHED_OFF = frozenset({"Disabled", "PendingDeletion", "PendingReplicaDeletion", "PendingImport"})
+
+
+class _Client(Protocol):
+    """What is used of boto3's client of KMS."""
+
+    def encrypt(self, **parameters: object) -> Mapping[str, Any]: ...
+
+    def decrypt(self, **parameters: object) -> Mapping[str, Any]: ...
+
+    def describe_key(self, **parameters: object) -> Mapping[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class _Encrypted(msgspec.Struct, frozen=True, rename="pascal"):
+    key_id: str
+    ciphertext_blob: bytes
+    encryption_algorithm: Literal["SYMMETRIC_DEFAULT"]
+
+
+class _Decrypted(msgspec.Struct, frozen=True, rename="pascal"):
+    key_id: str
+    plaintext: bytes
+    encryption_algorithm: Literal["SYMMETRIC_DEFAULT"]
+
+
+class _Metadata(msgspec.Struct, frozen=True, rename="pascal"):
+    arn: str
+    key_state: str
+    key_usage: str
+    key_spec: str
+
+
+class _Described(msgspec.Struct, frozen=True, rename="pascal"):
+    key_metadata: _Metadata
+
+
+class _NotPermittedError(KMSDeniedError):
+    """AWS knows who asks, and does not let them."""
+
+
+class _InvalidStateError(KMSUnavailableError):
+    """AWS can't use the key as it is now: it is switched off, or its key store is away."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    region: str
+    timeout_seconds: float
+    endpoint: str | None
+
+
+@final
+class AWSKMS:
+    """The keys of one AWS region, in every account that lets KKP's credentials use them.
+
+    URI: `aws-kms://REGION`, with the options
+
+    - `timeout`: the most that a call takes, in seconds; 5, at most 60.
+    - `endpoint`: `https://HOST[:PORT]` to use in place of the region's own, such as a VPC endpoint's; `http`
+      on a loopback address only.
+
+    Key ids: a key's id, `alias/NAME`, or the ARN of either in this region. `alias/aws/…` are AWS's own.
+
+    Args:
+        client: boto3's client of KMS, which does not retry.
+        region: The one that the client speaks to.
+        timeout_seconds: The deadline of each call.
+    """
+
+    def __init__(self, client: _Client, region: str, timeout_seconds: float) -> None:
+        self._client = client
+        self._region = region
+        self._timeout_seconds = timeout_seconds
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aws-kms")
+        self._reached: dict[str, str] = {}
+
+    @staticmethod
+    def check(uri: str) -> None:
+        """Refuse a URI that names no region, or has options that don't exist.
+
+        Raises:
+            ConfigError: It does.
+        """
+        _read(uri)
+
+    @classmethod
+    async def connect(cls, uri: str, resources: Resources) -> AWSKMS:  # noqa: ARG003  AWS has keys of its own
+        """Make the client. AWS is not asked; where the credentials lie, may be.
+
+        Raises:
+            ConfigError: The URI can't be used, or there are no credentials.
+        """
+        address = _read(uri)
+        # Its debug level logs what is sent and what comes back: data keys.
+        logging.getLogger("botocore").setLevel(logging.INFO)
+        client = await asyncio.to_thread(_new_client, address)
+        return cls(client, address.region, address.timeout_seconds)
+
+    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
+        """Encrypt the data key; see `KMS.wrap`."""
+        answer = await self._ask(
+            key_id, _Encrypted, self._client.encrypt, Plaintext=data_key, EncryptionContext=dict(context)
+        )
+        version = self._id_in(answer.key_id)
+        if self._reached.get(key_id) != version:
+            await self._confirm(key_id, version)
+        if not len(data_key) < len(answer.ciphertext_blob) <= _MAX_BLOB_BYTES:
+            raise _untrusted()
+        return WrappedKey(answer.ciphertext_blob, version)
+
+    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
+        """Return the data key; see `KMS.unwrap`."""
+        named = self._resolve(key_id)
+        blob, version = wrapped.encrypted_data_key, wrapped.key_version
+        if not 0 < len(blob) <= _MAX_BLOB_BYTES or not _is_id(version) or named not in {None, version}:
+            raise invalid_wrap()
+        answer = await self._ask(
+            key_id, _Decrypted, self._client.decrypt, CiphertextBlob=blob, EncryptionContext=dict(context)
+        )
+        answered = self._id_in(answer.key_id)
+        if answered != version:
+            # Either the label lies, or AWS does.
+            await self._confirm(key_id, answered)
+            raise invalid_wrap()
+        if len(answer.plaintext) != DATA_KEY_BYTES:
+            raise _untrusted()
+        return answer.plaintext
+
+    async def describe(self, key_id: str) -> KeyDescription:
+        """Tell the key's ARN, and its id as the version; see `KMS.describe`."""
+        named = self._resolve(key_id)
+        answer = await self._call(_Described, self._client.describe_key, KeyId=key_id)
+        metadata = answer.key_metadata
+        identifier = self._id_in(metadata.arn)
+        if named not in {None, identifier}:
+            raise _untrusted()
+        if (metadata.key_usage, metadata.key_spec) != ("ENCRYPT_DECRYPT", _ALGORITHM):
+            raise UnknownKeyError("The backend's key of this name is not one to encrypt with.")
+        if metadata.key_state in _SWITCHED_OFF:
+            raise KeyDisabledError("The key is disabled, awaits deletion, or has no material.")
+        if metadata.key_state not in _USABLE:
+            raise KMSUnavailableError("The key is not ready to be used.")
+        return KeyDescription(metadata.arn, identifier)
+
+    async def ping(self) -> None:
+        """Ask about a key, whether there is such a key or not."""
+        try:
+            await self._call(_Described, self._client.describe_key, KeyId=_PING_KEY)
+        except (UnknownKeyError, _NotPermittedError):
+            return
+
+    async def close(self) -> None:
+        """Close the connections. Calls that hang end at their own timeouts."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    async def _ask(
+        self, key_id: str, form: type[_T], operation: Callable[..., Mapping[str, Any]], **parameters: object
+    ) -> _T:
+        """Have the key do something."""
+        self._resolve(key_id)
+        try:
+            return await self._call(
+                form, operation, KeyId=key_id, EncryptionAlgorithm=_ALGORITHM, **parameters
+            )
+        except _InvalidStateError:
+            await self.describe(key_id)  # raises, where the key itself is why
+            raise
+
+    async def _call(
+        self, form: type[_T], operation: Callable[..., Mapping[str, Any]], **parameters: object
+    ) -> _T:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                answer = await loop.run_in_executor(self._threads, partial(operation, **parameters))
+            return msgspec.convert(answer, form)
+        except ClientError as error:
+            raise _translated(error) from None
+        except TimeoutError:
+            raise KMSUnavailableError("AWS KMS did not answer in time.") from None
+        except Exception as error:  # noqa: BLE001  whatever else botocore and urllib3 raise is no answer
+            name = type(error).__name__
+            raise KMSUnavailableError(f"AWS KMS gave no usable answer ({name}).") from None
+
+    async def _confirm(self, key_id: str, answered: str) -> None:
+        """Hold the key that an answer names against the one that the name reaches."""
+        if (await self.describe(key_id)).key_version != answered:
+            raise _untrusted()
+        if len(self._reached) >= _MAX_NAMES:
+            self._reached.clear()
+        self._reached[key_id] = answered
+
+    def _resolve(self, key_id: str) -> str | None:
+        """Return the id that the name holds; an alias holds none."""
+        match = _NAME.fullmatch(key_id)
+        # `key/` stands in an ARN and nowhere else. Another region's ARN is no key of this one.
+        if (
+            match is None
+            or (match["id"] is not None and (match["arn"] is None) != (match["resource"] is None))
+            or match["region"] not in {None, self._region}
+        ):
+            raise UnknownKeyError("The backend has no such key.")
+        return match["id"]
+
+    def _id_in(self, arn: str) -> str:
+        """Return the id in the ARN that an answer gives."""
+        match = _NAME.fullmatch(arn)
+        if match is None or match["resource"] is None or match["region"] != self._region:
+            raise _untrusted()
+        return match["id"]
+
+
+def _read(uri: str) -> _Address:
+    try:
+        parts = _address.split(uri)
+        given = _address.options(parts, {"timeout", "endpoint"})
+        return _Address(_region(parts), _address.timeout_seconds(given), _endpoint(given))
+    except ValueError as error:
+        raise ConfigError([f"aws-kms://: {error}; {_CURE}"]) from None
+
+
+def _region(parts: SplitResult) -> str:
+    if not _REGION.fullmatch(parts.netloc) or parts.path:
+        raise ValueError("it names no region")
+    return parts.netloc
+
+
+def _endpoint(given: Mapping[str, str]) -> str | None:
+    url = given.get("endpoint")
+    if url is None:
+        return None
+    parts = _address.split(url)
+    host = parts.hostname or ""
+    if parts.path not in {"", "/"} or parts.query or not _address.is_host(host):
+        raise ValueError("endpoint is a scheme, a host and a port")
+    if parts.scheme != "https" and not (parts.scheme == "http" and _address.is_loopback(host)):
+        raise ValueError("endpoint is https, or http on a loopback address written as a number")
+    return url
+
+
+def _new_client(address: _Address) -> _Client:
+    config = Config(
+        connect_timeout=address.timeout_seconds,
+        read_timeout=address.timeout_seconds,
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=_THREADS,
+        proxies={},  # not None, which would mean those of the environment
+        ignore_configured_endpoint_urls=True,
+    )
+    try:
+        session = boto3.session.Session(region_name=address.region)
+        if session.get_credentials() is None:
+            raise ConfigError(["aws-kms://: AWS's chain found no credentials; give the process a role"])
+        client: _Client = session.client("kms", endpoint_url=address.endpoint, config=config)
+    except (BotoCoreError, ClientError, ValueError) as error:
+        # The text may tell what stands in a file of credentials.
+        problem = f"aws-kms://: AWS's credentials or configuration can't be used ({type(error).__name__})"
+        raise ConfigError([f"{problem}; see whether `aws kms` works for this user"]) from None
+    return client
+
+
+def _translated(error: ClientError) -> KKPError:
+    """Return what an answer of AWS's means. Its text may name keys and principals, so it goes no further."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if code in _UNKNOWN:
+        return UnknownKeyError("The backend has no such key, or none to encrypt with.")
+    if code in _INVALID_WRAP:
+        return invalid_wrap()
+    if code == "DisabledException":
+        return KeyDisabledError("The key is disabled.")
+    if code == "KMSInvalidStateException":
+        return _InvalidStateError("The key is not ready to be used.")
+    if code in _THROTTLED or status == _TOO_MANY:
+        return KMSThrottledError("AWS KMS asks for fewer requests.")
+    return _refused(code, status)
+
+
+def _refused(code: str, status: object) -> KMSError:
+    if code in _NOT_PERMITTED:
+        return _NotPermittedError("AWS KMS does not permit this to KKP's credentials.")
+    if code in _DENIED or status in _FORBIDDEN:
+        return KMSDeniedError("AWS KMS refused KKP's credentials.")
+    return KMSUnavailableError("AWS KMS failed.")
+
+
+def _is_id(text: str) -> bool:
+    match = _NAME.fullmatch(text)
+    return match is not None and match["id"] == text
+
+
+def _untrusted() -> KMSUnavailableError:
+    return KMSUnavailableError("AWS KMS's answer is about another key, or not of the form that it has.")
