@@ -63,7 +63,7 @@ def _adaptor(uri: str) -> _Adaptor:
     try:
         return cast("_Adaptor", getattr(import_module(module), name))
     except ModuleNotFoundError as error:
-        cure = "install KKP with the extra of this backend, such as kkp[aws]"
+        cure = "install KKP with the extra of this backend, kkp[aws] or kkp[gcp]"
         raise ConfigError([f"{scheme}:// needs the package {error.name}; {cure}"]) from None
 
 

@@ -322,7 +322,9 @@ async def test_a_version_below_the_minimum_is_disabled(
 
 
 @pytest.mark.parametrize(
-    "key", [Key(type="rsa-4096"), Key(type="ed25519"), Key(type="aes128-gcm96"), Key(derived=True)], ids=repr
+    "key",
+    [Key(type="rsa-4096"), Key(type="ed25519"), Key(type="aes128-gcm96"), Key(derived=True)],
+    ids=lambda key: f"{key.type}, derived={key.derived}",
 )
 async def test_a_key_of_another_kind_is_no_key_to_wrap_with(
     vault: VaultEmulator, kms: VaultKMS, key: Key
