@@ -41,8 +41,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verify = verbs.add_parser(
         "verify",
         help="find any change in the log",
-        epilog="Exit codes: 0 clean; 1 tampered; 2 the log or the checkpoints can't be read; 3 the log is behind "
-        "a checkpoint or other than it says; 4 the newest checkpoint is older than --max-age.",
+        epilog="Exit codes: 0 clean; 1 tampered; 2 the log or the checkpoints can't be read; 3 the log is "
+        "behind a checkpoint or other than it says; 4 the newest checkpoint is older than --max-age.",
     )
     verify.add_argument(
         "files", nargs="*", type=Path, metavar="FILE", help="a database, or the parts of an export in order"
