@@ -169,6 +169,20 @@ async def test_a_command_that_is_not_whole_names_its_help(tmp_path: Path, comman
     assert finished.err.endswith(f"see {' '.join(['kkp', *command])} --help\n")
 
 
+async def test_a_log_verified_without_a_checkpoint_is_not_said_to_be_whole(tmp_path: Path) -> None:
+    doubt = "no checkpoints were given: a log cut at its end can't be told from a whole one\n"
+    async with serving(tmp_path) as server:
+        assert await server.stop() == 0
+    exported = await kkp(tmp_path, "audit", "export")
+    (tmp_path / "audit.jsonl").write_text(exported.out)
+    cut = await kkp(tmp_path, "audit", "verify", "audit.jsonl")
+    assert (cut.code, cut.out.startswith(f"{doubt}clean: ")) == (0, True)
+    whole = await kkp(tmp_path, "audit", "verify")
+    assert (whole.code, doubt in whole.out) == (0, False)
+    told = (await kkp(tmp_path, "audit", "verify", "--help")).out
+    assert re.findall(r"\b([0-9])\s", told.partition("Exit codes: ")[2]) == ["0", "1", "2", "3", "4"]
+
+
 @pytest.mark.parametrize(
     "verb", [["list"], ["disable", "orders"], ["add", "orders", "--role", "service"]], ids=" ".join
 )
