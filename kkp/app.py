@@ -7,6 +7,7 @@ opened.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from kkp.metrics import Metrics
 
 ROOT = "root"
+_log = logging.getLogger(__name__)
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
 _NO_WARNINGS: Mapping[str, Callable[[], str | None]] = MappingProxyType({})
 
@@ -363,11 +365,8 @@ def _readiness(
 def _master_key(settings: Settings, *, create: bool) -> bytes:
     if create:
         data_dir.prepare(settings.data_dir)
-    elif settings.data_dir.is_dir():
-        data_dir.check(settings.data_dir)
     else:
-        problem = f"{settings.data_dir} does not exist; start `kkp dev` there first, or run `kkp init`"
-        raise ConfigError([f"KKP_DATA_DIR: {problem}"])
+        data_dir.check(settings.data_dir)
     if settings.master_key is not None:
         return settings.master_key
     may_create = create and settings.master_key_file.parent == settings.data_dir
@@ -431,11 +430,19 @@ async def _ensure_root(base: Foundation) -> None:
     if not is_service_key(service_key):
         raise ConfigError([f"root.key: {path} holds no service key; give it back its own, or remove it"])
     if is_known:
+        if not opens_root(base.directory, service_key):
+            _log.warning("%s is no working key of %s; put the present one into it", path, ROOT)
         return
     request = IdentityRequest(id=ROOT, roles=("admin",), service_key=service_key)
     origin = Origin(request_id=secrets.token_hex(16))
     operation = AddIdentity(base.directory, base.clock)
     await base.operator_pipeline().run(operation, request, Credentials(), origin)
+
+
+def opens_root(directory: IdentityDirectory, unverified_key: str) -> bool:
+    """Tell whether this is a working service key of the identity `root`."""
+    holder = directory.by_service_key(unverified_key)
+    return holder is not None and holder.id == ROOT
 
 
 @asynccontextmanager

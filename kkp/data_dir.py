@@ -42,6 +42,9 @@ def check(directory: Path) -> None:
     """
     try:
         mode = directory.stat().st_mode
+    except FileNotFoundError:
+        problem = f"KKP_DATA_DIR: {directory} does not exist; start `kkp dev` there first, or run `kkp init`"
+        raise ConfigError([problem]) from None
     except OSError as error:
         raise ConfigError([f"KKP_DATA_DIR: {directory} can't be used ({error.strerror})"]) from error
     if mode & _OTHERS:

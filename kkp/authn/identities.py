@@ -20,7 +20,7 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol, final
 
 import msgspec
@@ -86,6 +86,20 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Holder(NamedTuple):
     identity_id: str
     key: _StoredKey
+
+
+class KeyChange(NamedTuple):
+    """What became of an identity's keys as a new one was made.
+
+    Attributes:
+        new: The new key's times.
+        former: Those of the one before it, if that is still alive.
+        dropped: Those of an older one that was to live on, and is dead now.
+    """
+
+    new: KeyTimes
+    former: KeyTimes | None
+    dropped: KeyTimes | None
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -190,7 +204,7 @@ class IdentityDirectory:
         at: float,
         overlap_seconds: float,
         ttl_seconds: float | None = None,
-    ) -> tuple[KeyTimes, ...]:
+    ) -> KeyChange:
         """Give an identity a new key; the one before it dies after the overlap, any older one at once.
 
         Args:
@@ -201,7 +215,7 @@ class IdentityDirectory:
             ttl_seconds: How long the new key lives; by default as long as the one before it was made to.
 
         Returns:
-            The times of the new key, and of the one before it if that is still alive.
+            The times of the new key and of those before it.
 
         Raises:
             NotFoundError: There is no such identity.
@@ -217,7 +231,10 @@ class IdentityDirectory:
             keys = (new, left) if left.is_alive(at) else (new,)
             return row._replace(document=_text(msgspec.structs.replace(document, service_keys=keys)))
 
-        return _identity(await self._change(identity_id, change)).service_keys
+        before, after = await self._change(identity_id, change)
+        new, *left = _times(_document(after).service_keys)
+        dropped = _times(key for key in _document(before).service_keys[1:] if key.is_alive(at))
+        return KeyChange(new, next(iter(left), None), next(iter(dropped), None))
 
     async def disable(self, identity_id: str, *, at: float) -> None:
         """Disable an identity: its keys and its tokens stop at the next request.
@@ -239,8 +256,10 @@ class IdentityDirectory:
             except Exception as error:  # noqa: BLE001  nothing may end the task
                 _log.warning("identities could not be read: %s", type(error).__name__)
 
-    async def _change(self, identity_id: str, change: Callable[[IdentityRow], IdentityRow]) -> IdentityRow:
-        """Write what `change` makes of an identity's row, anew if another replica was faster; return it."""
+    async def _change(
+        self, identity_id: str, change: Callable[[IdentityRow], IdentityRow]
+    ) -> tuple[IdentityRow, IdentityRow]:
+        """Write what `change` makes of an identity's row, anew if another replica was faster; return both."""
         for _attempt in range(_CHANGE_ATTEMPTS):
             row = self._view.rows.get(identity_id)
             if row is None:
@@ -250,7 +269,7 @@ class IdentityDirectory:
             changed = self._sign(change(row))
             if await self._store.replace_identity(changed, former_mac=row.mac):
                 await self._load_what_was_written()
-                return changed
+                return row, changed
             await self.load()
         raise ConflictError("The identity keeps changing; try again.")
 
@@ -346,8 +365,12 @@ def _identity(row: IdentityRow) -> Identity:
         attributes=document.attributes,
         created_at=row.created_at,
         disabled_at=row.disabled_at,
-        service_keys=tuple(KeyTimes(key.created_at, key.expires_at) for key in document.service_keys),
+        service_keys=_times(document.service_keys),
     )
+
+
+def _times(keys: Iterable[_StoredKey]) -> tuple[KeyTimes, ...]:
+    return tuple(KeyTimes(key.created_at, key.expires_at) for key in keys)
 
 
 def _identity_bytes(row: IdentityRow) -> bytes:

@@ -124,12 +124,12 @@ class ReloadingPolicy:
         if isinstance(source, str):
             raise PolicyLoadError(source)
         if source == self._source:  # the refused one was taken back
-            _log.warning("policy %s, which is in force, is what is on disk again", self.revision)
+            _log.info("policy %s, which is in force, is what is on disk again", self.revision)
             return
         former, policy = self._policy, EmbeddedPolicy.build(source, self._settings)
         self._source, self._policy = source, policy
         await former.close()
-        _log.warning("policy %s is in force, %s no longer is", policy.revision, former.revision)
+        _log.info("policy %s is in force, %s no longer is", policy.revision, former.revision)
 
 
 def _read(path: Path) -> _Reading:

@@ -20,6 +20,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from kkp import __version__
 from kkp.cli import audit, dev, doctor, identity, init, keys, serve, token
@@ -47,8 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says where help is when it refuses; its commands are of its kind."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kkp", description="The keyless KMS proxy.")
+    parser = _Parser(prog="kkp", description="The keyless KMS proxy.")
     parser.add_argument("--version", action="version", version=f"kkp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:

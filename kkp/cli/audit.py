@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from kkp import app
+from kkp import app, data_dir
 from kkp.audit.checkpoints import Checkpoint, read_public_key
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.verify import (
@@ -26,6 +26,7 @@ from kkp.audit.verify import (
     verify_sqlite,
 )
 from kkp.cli.common import OK, REFUSED, UNUSABLE, settings, with_foundation
+from kkp.config import Settings
 from kkp.errors import ConfigError
 
 BEHIND: Final = 3
@@ -37,7 +38,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     verbs = commands.add_parser("audit", help="check, export and vouch for the audit log").add_subparsers(
         required=True, metavar="VERB"
     )
-    verify = verbs.add_parser("verify", help="find any change in the log")
+    verify = verbs.add_parser(
+        "verify",
+        help="find any change in the log",
+        epilog="Exit codes: 0 clean; 1 tampered; 2 the log or the checkpoints can't be read; 3 the log is "
+        "behind a checkpoint or other than it says; 4 the newest checkpoint is older than --max-age.",
+    )
     verify.add_argument(
         "files", nargs="*", type=Path, metavar="FILE", help="a database, or the parts of an export in order"
     )
@@ -69,6 +75,8 @@ def _verify(options: argparse.Namespace) -> int:
     if newest is not None:
         pinned = "pinned" if options.public_key else "not pinned: compare it with `kkp audit key`"
         print(f"checkpoints: {verdict.evidence.count}, the last is {newest}, by key {newest.key} ({pinned})")
+    else:
+        print("no checkpoints were given: a log cut at its end can't be told from a whole one")
     code, word = _judge(verdict, options.max_age)
     print(f"{word}: records: {verdict.records}, chains: {verdict.chains}")
     return code
@@ -79,7 +87,7 @@ def _verdict(options: argparse.Namespace) -> Verdict:
     paths: Sequence[Path] = options.files
     checkpoint_path: Path | None = options.checkpoints
     if not paths:
-        chosen = settings()
+        chosen = _settings()
         paths = [chosen.database_path]
         sink = chosen.checkpoint_sink
         if checkpoint_path is None and sink.kind == "file" and sink.path.exists():
@@ -88,6 +96,14 @@ def _verdict(options: argparse.Namespace) -> Verdict:
     if len(paths) == 1 and is_database(paths[0]):
         return verify_sqlite(paths[0], found, public_key=options.public_key)
     return verify_export(paths, found, public_key=options.public_key)
+
+
+def _settings() -> Settings:
+    """Return the settings; where there is no database, look first whether there is a data directory."""
+    chosen = settings()
+    if not chosen.database_path.exists():
+        data_dir.check(chosen.data_dir)
+    return chosen
 
 
 def _judge(verdict: Verdict, max_age: float | None) -> tuple[int, str]:
@@ -112,7 +128,7 @@ def _export(options: argparse.Namespace) -> int:
     left_out, last = 0, options.after
     try:
         after = read_cursor(options.after) if options.after is not None else None
-        with reading(settings().database_path) as connection:
+        with reading(_settings().database_path) as connection:
             for record in export(connection, after):
                 if record.line is None:
                     left_out += 1

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, final
 
-from kkp import data_dir, kms
+from kkp import app, data_dir, kms
 from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
@@ -209,8 +209,23 @@ async def _identities(examined: Examined) -> list[Result]:
     results = [Result(Status.OK, f"{len(identities)} rows, all of them genuine")]
     if ending:
         detail = f"expired, or within 7 days to be, are the service keys of {', '.join(ending)}"
-        results.append(Result(Status.WARN, detail, "run: kkp identity rotate-key NAME --overlap TIME"))
+        cure = "run: kkp identity rotate-key NAME, with --overlap TIME if its key still works"
+        results.append(Result(Status.WARN, detail, cure))
     return results
+
+
+async def _root_key(examined: Examined) -> Result:
+    path = examined.settings.data_dir / "root.key"
+    if not path.exists():
+        return Result(Status.OK, f"{path} is not kept here")
+    directory = IdentityDirectory(
+        IdentityStore(_database_of(examined)), _master_key_of(examined), SteadyClock()
+    )
+    await directory.load()
+    if app.opens_root(directory, data_dir.read_secret(path, "root.key")):
+        return Result(Status.OK, f"{path} is a working key of {app.ROOT}")
+    cure = f"put the present key into it; if that is lost: kkp identity rotate-key {app.ROOT}"
+    return Result(Status.WARN, f"{path} is no working key of {app.ROOT}", cure)
 
 
 def _ends_soon(identity: Identity, now: float) -> bool:
@@ -330,6 +345,7 @@ CHECKS: tuple[Check, ...] = (
     Check("clock", _clock, _RESTORE, needs_database=True),
     Check("signing keys", _signing_keys, "delete the rows that KKP did not write", needs_database=True),
     Check("identities", _identities, _RESTORE, needs_database=True),
+    Check("root key", _root_key, "give the file back its mode 0600 and its content", needs_database=True),
     Check("revoked tokens", _revoked_tokens, _RESTORE, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),

@@ -18,7 +18,9 @@ _BANNER = """\
 KKP {version}: a development server. Its KMS backends are emulated and its keys lie in {data_dir}.
 Do not put real secrets into it, and do not let other machines reach it.
 
-Listening on {url}. It decides by {policy}. Try, from this directory:
+Listening on {url}. It decides by {policy}.{trial}
+"""
+_TRIAL = """ Try, from this directory:
 
   KEY=$(cat {root_key})
   TOKEN=$(curl -sS {url}/token -H "Authorization: Bearer $KEY" --json \\
@@ -27,8 +29,7 @@ Listening on {url}. It decides by {policy}. Try, from this directory:
   curl -sS {url}/envelope/encrypt -H "Authorization: Bearer $TOKEN" --json \\
     '{{"backend":"aws","key_id":"alias/orders","plaintext":"hello"}}' > sealed.json
   curl -sS {url}/envelope/decrypt -H "Authorization: Bearer $TOKEN" --json @sealed.json
-  curl -sS {url}/keys/jwks
-"""
+  curl -sS {url}/keys/jwks"""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -61,11 +62,13 @@ async def _serve_development(chosen: Settings) -> None:
 
 
 def _print_banner(chosen: Settings, address: Address) -> None:
+    url = f"http://{address}"
+    trial = _TRIAL.format(url=url, root_key=chosen.data_dir / "root.key")
     text = _BANNER.format(
         version=__version__,
         data_dir=chosen.data_dir,
-        url=f"http://{address}",
-        root_key=chosen.data_dir / "root.key",
+        url=url,
         policy=chosen.policy_path or "the bundled policy",
+        trial=trial if chosen.policy_path is None else "",  # another policy may well refuse root
     )
     print(text, flush=True)

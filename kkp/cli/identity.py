@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -16,7 +16,7 @@ from kkp.config import Settings
 from kkp.errors import ConfigError, PolicyLoadError
 from kkp.model import Credentials, Grant, Identity, KeyTimes
 from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities, RotateServiceKey
-from kkp.web.schemas import IdentityBody, RotateKeyBody
+from kkp.web.schemas import MAX_OVERLAP_SECONDS, IdentityBody, RotateKeyBody, TokenOp
 
 _EXPIRES_HELP = "how long the service key lives, such as 3600 or 30d"
 
@@ -82,7 +82,10 @@ def _identity_add(options: argparse.Namespace) -> int:
 
 
 def _identity_rotate_key(options: argparse.Namespace) -> int:
-    document = {"overlap_seconds": seconds(options.overlap), **_key_ttl(options)}
+    overlap_seconds = seconds(options.overlap)
+    if overlap_seconds > MAX_OVERLAP_SECONDS:
+        raise ConfigError([f"--overlap {options.overlap}: give {MAX_OVERLAP_SECONDS // 86400}d at most"])
+    document = {"overlap_seconds": overlap_seconds, **_key_ttl(options)}
     try:
         body = msgspec.convert(document, RotateKeyBody)
     except msgspec.ValidationError as error:
@@ -94,8 +97,14 @@ def _identity_rotate_key(options: argparse.Namespace) -> int:
             operation, body.request()(options.name), Credentials(), origin()
         )
         end = f"works until {_moment(answer.former_expires_at)}" if body.overlap_seconds else "is dead"
+        if answer.dropped_expires_at is not None:
+            promised = _moment(answer.dropped_expires_at)
+            print(f"The key before it, which was to work until {promised}, is dead now.", file=sys.stderr)
         print(f"The key that {answer.id} had {end}. The new one is shown this once:", file=sys.stderr)
         print(answer.service_key)
+        root_key = base.settings.data_dir / "root.key"
+        if answer.id == app.ROOT and root_key.exists():
+            print(f"Put it into {root_key}, which still holds the one before it.", file=sys.stderr)
         return OK
 
     return with_foundation(rotate)
@@ -166,6 +175,10 @@ def _grant(
         raise ConfigError(
             [f"--grant {text}: give BACKEND:KEY:OP[,OP], such as aws:alias/orders:encrypt,decrypt"]
         )
+    known = get_args(TokenOp)
+    for op in ops.split(","):
+        if op not in known:
+            raise ConfigError([f"--grant {text}: there is no operation {op!r}; there are {', '.join(known)}"])
     grant = {
         "backend": backend,
         "key_id": key_id,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -43,11 +44,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     listing.set_defaults(command=_list)
     rotate = verbs.add_parser("rotate", help="let the next key take over, or say when it will")
     rotate.set_defaults(command=_rotate)
-    # One kid in 64 begins with a hyphen: it must not be taken for an option.
+    # One kid in 64 begins with a hyphen: it must not be taken for an option; nor is -h then.
     ending = "end a key at once, and every token that it signed"
     revoke = verbs.add_parser("revoke", help=ending, prefix_chars="+", add_help=False)
     revoke.add_argument("kid", metavar="KID")
-    revoke.set_defaults(command=_revoke)
+    revoke.set_defaults(command=partial(_revoke, revoke))
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -139,7 +140,10 @@ def _rotate(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
     return with_foundation(rotate)
 
 
-def _revoke(options: argparse.Namespace) -> int:
+def _revoke(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.kid in {"-h", "--help"}:
+        parser.print_help()
+        return OK
     if not is_kid(options.kid):
         raise ConfigError(["keys revoke KID: a kid has 43 characters; `kkp keys list` shows them"])
 

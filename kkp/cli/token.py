@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from kkp import app, tokens
+from kkp.authn.identities import IdentityDirectory
 from kkp.cli.common import OK, REFUSED, settings
 from kkp.cli.moments import both
 from kkp.clock import Clock, SteadyClock
@@ -123,18 +124,36 @@ def _local_problem(token: str, clock: Clock) -> str | None:
             await keyring.load()
             await revoked.load()
             keys = keyring.public_keys(clock.now())
+            unverified_kid, claims = tokens.read_unverified(token)
+            named = keyring.view.ring.find(unverified_kid)
+            if named is not None and named.revoked_at is not None:
+                return f"the key that it names was revoked {both(named.revoked_at, clock.now()).strip()}"
             problem = _problem(token, keys, clock, chosen.ring_times.clock_error)
             if problem is not None:
                 return problem
-            if revoked.is_revoked(tokens.read_unverified(token)[1].jti):
+            if revoked.is_revoked(claims.jti):
                 return "it was revoked"
             try:
                 base.authenticator(keyring, revoked).accepted(token)
             except AuthenticationError:
-                return "its issuer is not KKP_ISSUER, or its subject or who asked for it is not enabled"
+                return _refusal(claims, chosen.issuer, base.directory)
             return None
 
     return asyncio.run(ask())
+
+
+def _refusal(claims: Claims, issuer: str, directory: IdentityDirectory) -> str:
+    """Say why a token that verifies is refused all the same."""
+    if claims.iss != issuer:
+        return f"its issuer is {json.dumps(claims.iss)}, and KKP_ISSUER is {json.dumps(issuer)}"
+    known = {identity.id: identity for identity in directory.all()}
+    asker = [] if claims.act is None else [("who asked for it", claims.act.sub)]
+    for role, name in (("its subject", claims.sub), *asker):
+        if name not in known:
+            return f"{role}, {json.dumps(name)}, is unknown here"
+        if known[name].disabled_at is not None:
+            return f"{role}, {json.dumps(name)}, is disabled"
+    return "KKP does not accept it"
 
 
 def _described(kid: str, claims: Claims, now: float) -> list[str]:

@@ -53,6 +53,7 @@ class _Cloud(Protocol):
     """A cloud's naming rules. A pattern matches ASCII only, so that no look-alike letter is taken."""
 
     versions: ClassVar[re.Pattern[str]]
+    naming: ClassVar[str]  # as people are told
 
     def resolve(self, key_id: str) -> _Key | None:
         """Return what the name means, or None where it breaks the rules."""
@@ -67,6 +68,7 @@ _COUNTED = re.compile(r"[1-9][0-9]{0,5}")
 @final
 class _AWS:
     versions: ClassVar = _COUNTED
+    naming: ClassVar = "alias/NAME, a key id, or an ARN"
     _names: ClassVar = re.compile(
         r"""
         (?P<arn> arn:aws[a-z-]*:kms:[a-z0-9-]{1,32}:[0-9]{12}: )?
@@ -99,6 +101,7 @@ class _AWS:
 @final
 class _GCP:
     versions: ClassVar = _COUNTED
+    naming: ClassVar = "NAME, or projects/…/cryptoKeys/NAME"
     _names: ClassVar = re.compile(
         r"""
         (?P<ring> projects/[a-z0-9][a-z0-9.:-]{0,62}/locations/[a-z0-9-]{1,63}
@@ -121,6 +124,7 @@ class _GCP:
 @final
 class _Azure:
     versions: ClassVar = re.compile(r"[0-9a-f]{32}")
+    naming: ClassVar = "NAME, NAME/VERSION, or a key's URL"
     _names: ClassVar = re.compile(
         r"""
         (?P<vault> https://[a-z][a-z0-9-]{1,22}[a-z0-9]\.vault\.azure\.net/keys/ )?
@@ -213,7 +217,7 @@ class MemoryKMS:
     def _resolve(self, key_id: str) -> _Key:
         key = self._cloud.resolve(key_id)
         if key is None or key.short_name.startswith("missing"):
-            raise UnknownKeyError("The backend has no such key.")
+            raise UnknownKeyError(f"The backend has no such key. Its names are {self._cloud.naming}.")
         if key.short_name.startswith("disabled"):
             raise KeyDisabledError("The key is disabled.")
         return key

@@ -9,7 +9,7 @@ from typing import ClassVar, final
 from kkp.authn.base import Authenticated
 from kkp.authn.identities import IdentityDirectory, check_name, new_service_key
 from kkp.clock import Clock
-from kkp.model import Action, Grant, Identity
+from kkp.model import Action, Grant, Identity, KeyTimes
 from kkp.operations.base import Operation, Proposal
 
 
@@ -55,12 +55,18 @@ class RotateKeyRequest:
 
 @dataclass(frozen=True, slots=True)
 class RotatedKey:
-    """The new service key, shown once and stored nowhere; when it dies, and when the one before it does."""
+    """The new service key, shown once and stored nowhere; when it dies, and when the one before it does.
+
+    Attributes:
+        dropped_expires_at: Until when an older key was to live that is dead now, because only two may; None
+            if there was none.
+    """
 
     id: str
     service_key: str = field(repr=False)
     expires_at: float | None
     former_expires_at: float
+    dropped_expires_at: float | None
 
 
 @final
@@ -122,15 +128,25 @@ class RotateServiceKey(Operation[Proposal, RotateKeyRequest, RotatedKey]):
     async def run(self, proposal: Proposal, request: RotateKeyRequest) -> RotatedKey:  # noqa: ARG002  all is in the request
         """Make the new key, and let the one before it end."""
         service_key, now = new_service_key(), self._clock.now()
-        times, *former = await self._directory.rotate_key(
+        change = await self._directory.rotate_key(
             request.id,
             service_key,
             at=now,
             overlap_seconds=request.overlap_seconds,
             ttl_seconds=request.key_ttl_seconds,
         )
-        dead_from = max((key.expires_at for key in former if key.expires_at is not None), default=now)
-        return RotatedKey(request.id, service_key, times.expires_at, dead_from)
+        dead_from = _end(change.former)
+        return RotatedKey(
+            request.id,
+            service_key,
+            change.new.expires_at,
+            now if dead_from is None else dead_from,
+            _end(change.dropped),
+        )
+
+
+def _end(key: KeyTimes | None) -> float | None:
+    return None if key is None else key.expires_at
 
 
 @final

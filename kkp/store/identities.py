@@ -47,7 +47,8 @@ class IdentityStore:
             await self._database.write(work)
         except IntegrityError:
             raise ConflictError(
-                "An identity of this name exists or existed; names are never reused."
+                "An identity of this name exists or existed; names are never reused. For a new service key: "
+                f"kkp identity rotate-key {row.id}"
             ) from None
 
     async def replace_identity(self, row: IdentityRow, *, former_mac: bytes) -> bool:

@@ -101,13 +101,15 @@ class NewIdentityAnswer(Answer, frozen=True):
 class RotatedKeyAnswer(Answer, frozen=True):
     """Answers `POST /identities/{id}/rotate-key`; times in Unix seconds.
 
-    The service key is shown this once.
+    The service key is shown this once. `dropped_key_expires_at` is until when an older key was to work that
+    is dead now, because at most two work at a time; null if there was none.
     """
 
     id: str
     service_key: str
     expires_at: int | None
     former_key_expires_at: int
+    dropped_key_expires_at: int | None
 
 
 class IdentitiesAnswer(Answer, frozen=True):
@@ -175,8 +177,8 @@ def new_identity(answer: NewIdentity, _request: object) -> NewIdentityAnswer:
 
 def rotated_key(answer: RotatedKey, _request: object) -> RotatedKeyAnswer:
     """Return the body that answers `POST /identities/{id}/rotate-key`."""
-    former = int(answer.former_expires_at)
-    return RotatedKeyAnswer(answer.id, answer.service_key, _whole(answer.expires_at), former)
+    former, dropped = int(answer.former_expires_at), _whole(answer.dropped_expires_at)
+    return RotatedKeyAnswer(answer.id, answer.service_key, _whole(answer.expires_at), former, dropped)
 
 
 def _whole(seconds: float | None) -> int | None:

@@ -31,6 +31,8 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
         return Credentials()
     if len(values) > 1:
         raise InvalidRequestError("There is more than one Authorization header.")
+    if values[0].strip().lower() == "bearer":
+        raise UnauthenticatedError("The bearer credential is empty.")
     found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")

@@ -49,8 +49,8 @@ Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
-_MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
-Overlap = Annotated[int, msgspec.Meta(ge=0, le=_MAX_OVERLAP_SECONDS)]
+MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
+Overlap = Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_SECONDS)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200

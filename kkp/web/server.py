@@ -199,7 +199,8 @@ async def serving(  # noqa: PLR0913  each with a default that a small server kee
         try:
             await site.start()
         except OSError as error:
-            raise ConfigError([f"{setting}: can't listen on {address} ({error.strerror})"]) from error
+            problem = f"{setting}: can't listen on {address} ({error.strerror})"
+            raise ConfigError([f"{problem}; give {setting} another host:port"]) from error
         host, port = runner.addresses[0][:2]
         yield Address(host, port)
     finally:

@@ -467,6 +467,14 @@ async def test_a_header_that_is_not_a_bearer_credential_is_refused(
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="kkp"'
 
 
+@pytest.mark.parametrize("value", ["Bearer", "bearer  "])
+async def test_an_empty_bearer_credential_is_called_so(world: World, value: str) -> None:
+    answer = await world.kkp.request("GET", "/audit", headers={"Authorization": value})
+    assert (answer.problem(), answer.json["detail"]) == (
+        "unauthenticated", "The bearer credential is empty.",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("method", "path"), ALL_ENDPOINTS)
 async def test_two_authorization_headers_are_refused_even_when_equal(
     world: World, method: str, path: str

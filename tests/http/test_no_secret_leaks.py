@@ -565,7 +565,7 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "a token": IssuedToken(scene.token, 0, "kid"),
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
         "a new identity": NewIdentity("a", scene.orders, None),
-        "a new key": RotatedKey("a", scene.orders, None, 0.0),
+        "a new key": RotatedKey("a", scene.orders, None, 0.0, None),
         "the keyring": kkp.services.public.keyring,
         "the master key": MasterKey(master),
         "an adaptor's resources": Resources(MasterKey(master), None),  # type: ignore[arg-type]  # not used

@@ -50,7 +50,12 @@ async def test_by_default_a_rotated_key_is_dead_at_once(kkp: KKP, clock: FakeClo
     assert answer.status == 201
     assert answer.headers["Cache-Control"] == "no-store"
     second = answer.json.pop("service_key")
-    assert answer.json == {"id": "orders", "expires_at": None, "former_key_expires_at": int(clock.now())}
+    assert answer.json == {
+        "id": "orders",
+        "expires_at": None,
+        "former_key_expires_at": int(clock.now()),
+        "dropped_key_expires_at": None,
+    }
     assert await status(kkp, first, second) == [401, 200]
 
 
@@ -63,6 +68,12 @@ async def test_an_overlap_ends_at_the_second_that_was_stated(kkp: KKP, clock: Fa
     assert await status(kkp, first, second) == [200, 200]
     clock.advance(1)
     assert await status(kkp, first, second) == [401, 200]
+
+
+async def test_a_key_that_was_promised_a_longer_life_is_told_of(kkp: KKP, clock: FakeClock) -> None:
+    await add(kkp)
+    assert (await rotate(kkp, overlap_seconds=60)).json["dropped_key_expires_at"] is None
+    assert (await rotate(kkp, overlap_seconds=30)).json["dropped_key_expires_at"] == int(clock.now()) + 60
 
 
 async def test_at_most_two_keys_work_at_a_time(kkp: KKP) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ async def test_a_name_is_never_used_twice(tmp_path: Path) -> None:
         refused = await identity(tmp_path, *again)
         assert (refused.code, refused.out) == (1, "")
         assert "conflict" in refused.err
+        assert "kkp identity rotate-key orders" in refused.err
         assert (await server.mint(key)).status == 200
 
         await identity(tmp_path, "disable", "orders")
@@ -130,7 +132,7 @@ BAD_FLAGS = {
     "a grant without ops": (["orders", "--role", "service", "--grant", "aws:alias/orders"], "--grant"),
     "an op that there is not": (
         ["orders", "--role", "service", "--grant", "aws:alias/orders:destroy"],
-        "$.grants[0].ops[0]",
+        "there are encrypt, decrypt, rewrap",
     ),
     "a claim without a value": (["orders", "--role", "service", "--claim", "environment"], "environment"),
     "an attribute without a value": (["orders", "--role", "service", "--attribute", "team"], "team"),
@@ -151,6 +153,34 @@ async def test_a_bad_flag_is_named_and_nothing_is_touched(tmp_path: Path, case: 
     assert named in finished.err
     assert finished.out == ""
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("verb", [["audit", "verify"], ["audit", "export"], ["keys", "list"]], ids=" ".join)
+async def test_in_a_wrong_directory_every_command_says_the_same(tmp_path: Path, verb: list[str]) -> None:
+    finished = await kkp(tmp_path, *verb)
+    assert (finished.code, finished.out) == (2, "")
+    assert "KKP_DATA_DIR: .kkp does not exist; start `kkp dev` there first" in finished.err
+
+
+@pytest.mark.parametrize("command", [[], ["keys"]], ids=["kkp", "kkp keys"])
+async def test_a_command_that_is_not_whole_names_its_help(tmp_path: Path, command: list[str]) -> None:
+    finished = await kkp(tmp_path, *command)
+    assert finished.code == 2
+    assert finished.err.endswith(f"see {' '.join(['kkp', *command])} --help\n")
+
+
+async def test_a_log_verified_without_a_checkpoint_is_not_said_to_be_whole(tmp_path: Path) -> None:
+    doubt = "no checkpoints were given: a log cut at its end can't be told from a whole one\n"
+    async with serving(tmp_path) as server:
+        assert await server.stop() == 0
+    exported = await kkp(tmp_path, "audit", "export")
+    (tmp_path / "audit.jsonl").write_text(exported.out)
+    cut = await kkp(tmp_path, "audit", "verify", "audit.jsonl")
+    assert (cut.code, cut.out.startswith(f"{doubt}clean: ")) == (0, True)
+    whole = await kkp(tmp_path, "audit", "verify")
+    assert (whole.code, doubt in whole.out) == (0, False)
+    told = (await kkp(tmp_path, "audit", "verify", "--help")).out
+    assert re.findall(r"\b([0-9])\s", told.partition("Exit codes: ")[2]) == ["0", "1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +218,8 @@ async def test_a_rotated_key_works_at_once_and_the_old_one_for_as_long_as_it_was
 
         rotated = await identity(tmp_path, "rotate-key", "orders", "--expires-in", "30d")
         third = rotated.out.strip()
-        assert "is dead" in rotated.err
+        assert "is dead." in rotated.err
+        assert re.search(r"The key before it, which was to work until .*Z, is dead now", rotated.err)
         assert [(await server.mint(key)).status for key in (first, second, third)] == [401, 401, 200]
         (key_times,) = (await listed(tmp_path))["orders"]["service_keys"]
         assert key_times["expires_at"] == pytest.approx(key_times["created_at"] + 30 * 86400)
@@ -196,7 +227,7 @@ async def test_a_rotated_key_works_at_once_and_the_old_one_for_as_long_as_it_was
 
         for arguments, code, named in (
             (("nobody",), 1, "not_found"),
-            (("orders", "--overlap", "31d"), 2, "$.overlap_seconds"),
+            (("orders", "--overlap", "31d"), 2, "--overlap 31d: give 30d at most"),
             (("orders", "--overlap", "-1"), 2, "-1"),
             (("orders", "--overlap", "a while"), 2, "a while"),
         ):
@@ -204,6 +235,23 @@ async def test_a_rotated_key_works_at_once_and_the_old_one_for_as_long_as_it_was
             assert (refused.code, refused.out) == (code, "")
             assert named in refused.err
         assert (await server.mint(third)).status == 200
+        assert await server.stop() == 0
+
+
+async def test_a_root_key_that_was_rotated_is_to_be_put_into_its_file(tmp_path: Path) -> None:
+    complaint = "root.key is no working key of root"
+    async with serving(tmp_path) as server:
+        assert complaint not in server.log
+        rotated = await identity(tmp_path, "rotate-key", "root")
+        assert "Put it into .kkp/root.key" in rotated.err
+        assert await server.stop() == 0
+    async with serving(tmp_path) as server:
+        assert f"WARNING kkp.app .kkp/{complaint}" in server.log
+        told = await kkp(tmp_path, "doctor")
+        assert (told.code, complaint in told.out) == (0, True)
+        (server.data_dir / "root.key").write_text(rotated.out)
+        assert complaint not in (await kkp(tmp_path, "doctor")).out
+        assert (await server.mint(server.root_key)).status == 200
         assert await server.stop() == 0
 
 

@@ -65,7 +65,7 @@ async def shell(directory: Path, script: str, *, environ: Mapping[str, str] = NO
     return out.decode()
 
 
-async def run(directory: Path, blocks: list[str]) -> str:
+async def run(directory: Path, blocks: list[str], settings: Mapping[str, str] = NO_SETTINGS) -> str:
     """Run shell blocks beside a server, from where a checkout would be, and return what they print.
 
     A reader has `KKP` and `KEY` from the first block.
@@ -73,7 +73,7 @@ async def run(directory: Path, blocks: list[str]) -> str:
     (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
     environ = {"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}
-    async with serving(directory, environ=environ) as server:
+    async with serving(directory, environ={**environ, **settings}) as server:
         script = "\n".join([_first_lines(), *blocks]).replace(ADDRESS, address)
         printed = await shell(directory, script, environ=environ)
         assert await server.stop() == 0
@@ -148,10 +148,34 @@ async def test_what_is_no_json_is_told_in_one_line(tmp_path: Path) -> None:
     assert await shell(tmp_path, script) == "no token in the answer: 'busy\\nnow'\n"
 
 
-async def test_the_sample_policy_keeps_to_the_grants(tmp_path: Path) -> None:
+async def test_an_export_verifies_with_its_checkpoints(tmp_path: Path) -> None:
+    checkpoints, verdict = (await run(tmp_path, commands("round trip") + commands("export"))).splitlines()[
+        -2:
+    ]
+    assert checkpoints.startswith("checkpoints: ")
+    assert verdict.startswith("clean: ")
+
+
+def save_sample(directory: Path) -> None:
     sample = re.search(r"^```rego\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
     assert sample is not None
-    (tmp_path / "sample.rego").write_text(sample[1])
+    (directory / "sample.rego").write_text(sample[1])
+
+
+async def test_the_sample_policy_decides_as_its_lines_say(tmp_path: Path) -> None:
+    save_sample(tmp_path)
+    opened, refused = (
+        await run(tmp_path, commands("own policy"), {"KKP_POLICY_PATH": "sample.rego"})
+    ).splitlines()
+    assert opened == "hello"
+    assert json.loads(refused)["code"] == "policy_denied"
+    banner = content(tmp_path / "kkp.out").decode()
+    assert "decides by sample.rego." in banner
+    assert "Try, " not in banner  # as root, whom this policy refuses
+
+
+async def test_the_sample_policy_keeps_to_the_grants(tmp_path: Path) -> None:
+    save_sample(tmp_path)
     wish = {
         "audience": "orders-db",
         "backend": "aws",

@@ -227,6 +227,7 @@ async def test_a_second_server_on_the_port_is_refused_by_name(tmp_path: Path) ->
         finished = await kkp(tmp_path / "second", "dev", environ={"KKP_LISTEN_ADDR": address})
         assert finished.code == 2
         assert f"KKP_LISTEN_ADDR: can't listen on {address}" in finished.err
+        assert "; give KKP_LISTEN_ADDR another host:port\n" in finished.err
         assert "Traceback" not in finished.err
         assert (await server.get("/readyz")).status == 200
         assert await server.stop() == 0

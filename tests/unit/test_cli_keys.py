@@ -116,9 +116,19 @@ def test_rotating_and_revoking_say_what_they_did(world: World, capsys: pytest.Ca
 def test_what_is_no_key_is_refused(world: World) -> None:
     with pytest.raises(NotFoundError):
         command("keys", "revoke", "-" + "A" * 42)
-    for text in ("nope", "--help", "A" * 42, "A" * 44):
+    with pytest.raises(NotFoundError):
+        command("keys", "revoke", "--", "-" + "A" * 42)
+    for text in ("nope", "--nope", "A" * 42, "A" * 44):
         with pytest.raises(ConfigError, match="a kid has 43 characters"):
             command("keys", "revoke", text)
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_revoking_has_a_help_although_a_kid_may_begin_with_a_hyphen(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    assert command("keys", "revoke", flag) == 0
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 def test_keys_that_left_by_themselves_are_counted_and_shown_on_request(
@@ -181,12 +191,30 @@ def test_the_local_database_knows_why_a_token_is_not_good(
     head, _, signature = good.rpartition(".")
     assert told(f"{head}.{'A' * 10}{signature[10:]}") == "NOT VERIFIED: its signature is wrong"
     assert told(revoked) == "NOT VERIFIED: it was revoked"
-    assert told(world.mint(iss="https://elsewhere.test")).startswith("NOT VERIFIED: its issuer is not")
-    assert told(world.mint(sub="nobody")).startswith("NOT VERIFIED: its issuer is not")
+    assert told(world.mint(iss="https://elsewhere.test")) == (
+        f'NOT VERIFIED: its issuer is "https://elsewhere.test", and KKP_ISSUER is "{ISSUER}"'
+    )
+    assert told(world.mint(sub="nobody")) == 'NOT VERIFIED: its subject, "nobody", is unknown here'
     assert told(world.mint(lifetime=0)) == "NOT VERIFIED: it has expired"
     later = int(time.time()) + 100
     assert told(world.mint(nbf=later)) == "NOT VERIFIED: it is not valid yet"
     assert told("nonsense").endswith("not a token of the form that KKP mints")
+
+
+def test_a_token_of_a_disabled_subject_or_of_a_revoked_key_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = world.mint()
+
+    async def disable(base: app.Foundation) -> None:
+        await base.directory.disable("orders", at=time.time())
+
+    world.do(disable)
+    assert verdict(monkeypatch, capsys, token) == 'NOT VERIFIED: its subject, "orders", is disabled'
+    (active,) = (key["kid"] for key in listed(capsys) if key["state"] == "active")
+    assert command("keys", "revoke", active) == 0
+    told = verdict(monkeypatch, capsys, token)
+    assert re.match(r"NOT VERIFIED: the key that it names was revoked (now|\d+ s ago)  2\d{3}-", told)
 
 
 def test_other_keys_can_be_given(

@@ -15,6 +15,7 @@ import pytest
 from kkp.authn.identities import (
     SERVICE_KEY_PREFIX,
     IdentityDirectory,
+    KeyChange,
     caller_of,
     check_name,
     is_service_key,
@@ -465,8 +466,8 @@ def working(directory: IdentityDirectory) -> set[str]:
 async def test_without_an_overlap_the_old_key_is_dead_at_once(
     rotating: IdentityDirectory, clock: FakeClock
 ) -> None:
-    times = await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=0)
-    assert times == (KeyTimes(NOW),)
+    change = await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=0)
+    assert change == KeyChange(KeyTimes(NOW), None, None)
     assert working(rotating) == {SECOND_KEY}
 
 
@@ -477,8 +478,8 @@ async def test_without_an_overlap_the_old_key_is_dead_at_once(
 async def test_both_keys_work_until_the_overlap_ends(
     rotating: IdentityDirectory, clock: FakeClock, later: float, alive: set[str]
 ) -> None:
-    times = await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=60)
-    assert times == (KeyTimes(NOW), KeyTimes(NOW, NOW + 60))
+    change = await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=60)
+    assert change == KeyChange(KeyTimes(NOW), KeyTimes(NOW, NOW + 60), None)
     clock.advance(later)
     assert working(rotating) == alive
 
@@ -488,10 +489,20 @@ async def test_rotating_again_within_the_overlap_kills_the_oldest_at_once(
 ) -> None:
     await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=60)
     clock.advance(1)
-    await rotating.rotate_key("orders", THIRD_KEY, at=clock.now(), overlap_seconds=60)
+    change = await rotating.rotate_key("orders", THIRD_KEY, at=clock.now(), overlap_seconds=60)
+    assert change.dropped == KeyTimes(NOW, NOW + 60)  # which is told, because it was promised
     assert working(rotating) == {SECOND_KEY, THIRD_KEY}
     (orders,) = rotating.all()
     assert orders.service_keys == (KeyTimes(NOW + 1), KeyTimes(NOW, NOW + 61))
+
+
+async def test_rotating_again_once_the_overlap_has_ended_breaks_no_promise(
+    rotating: IdentityDirectory, clock: FakeClock
+) -> None:
+    await rotating.rotate_key("orders", SECOND_KEY, at=clock.now(), overlap_seconds=60)
+    clock.advance(60)
+    change = await rotating.rotate_key("orders", THIRD_KEY, at=clock.now(), overlap_seconds=0)
+    assert change == KeyChange(KeyTimes(NOW + 60), None, None)
 
 
 async def test_an_overlap_lengthens_no_key(rotating: IdentityDirectory, clock: FakeClock) -> None:

@@ -241,3 +241,14 @@ async def test_an_envelope_relabelled_among_the_names_of_one_key_does_not_open()
         with pytest.raises(EnvelopeInvalidError):
             envelope.open(replace(sealed, wrap=replace(sealed.wrap, key_id=name)), data_key)
     assert envelope.open(sealed, DATA_KEY) == b""
+
+
+@pytest.mark.parametrize(
+    ("cloud", "rule"), [("aws", "alias/NAME"), ("gcp", "cryptoKeys/NAME"), ("azure", "NAME/VERSION")]
+)
+@pytest.mark.parametrize("key_id", ["missing", "orders!"])
+async def test_a_name_that_reaches_no_key_is_refused_with_how_keys_are_named(
+    cloud: str, rule: str, key_id: str
+) -> None:
+    with pytest.raises(UnknownKeyError, match=f"has no such key. Its names are .*{rule}"):
+        await emulator(cloud).describe(key_id if cloud != "aws" else f"alias/{key_id}")

@@ -267,6 +267,7 @@ async def test_a_bundle_of_which_a_part_may_not_be_read_is_refused(unprivileged:
 async def test_a_broken_file_that_is_taken_back_leaves_no_warning(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     policy = ReloadingPolicy.load(path, {})
     empty(path)
     await settle(policy)
@@ -274,6 +275,7 @@ async def test_a_broken_file_that_is_taken_back_leaves_no_warning(
     await settle(policy)
     assert policy.warning is None
     assert "is what is on disk again" in caplog.records[-1].getMessage()
+    assert caplog.records[-1].levelname == "INFO"
 
 
 async def test_each_new_fault_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:

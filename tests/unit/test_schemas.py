@@ -847,13 +847,15 @@ def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
         "expires_at": None,
     }
     assert answered(answers.new_identity(NewIdentity("orders", "kkp_sk_x", 2.9), None))["expires_at"] == 2
-    assert answered(answers.rotated_key(RotatedKey("orders", "kkp_sk_y", None, 3.9), None)) == {
+    assert answered(answers.rotated_key(RotatedKey("orders", "kkp_sk_y", None, 3.9, None), None)) == {
         "id": "orders",
         "service_key": "kkp_sk_y",
         "expires_at": None,
         "former_key_expires_at": 3,
+        "dropped_key_expires_at": None,
     }
-    assert answered(answers.rotated_key(RotatedKey("orders", "kkp_sk_y", 2.9, 3.9), None))["expires_at"] == 2
+    rotated = answered(answers.rotated_key(RotatedKey("orders", "kkp_sk_y", 2.9, 3.9, 4.9), None))
+    assert (rotated["expires_at"], rotated["dropped_key_expires_at"]) == (2, 4)
     assert answered(answers.rotation(Rotation("kid", 1.9, 2.9, "created"), None)) == {
         "kid": "kid",
         "activates_at": 1,

@@ -22,6 +22,11 @@ def test_a_configuration_that_can_not_be_used_is_not_tried_for_ever() -> None:
     assert re.search(r"^RestartPreventExitStatus=2$", UNIT, re.MULTILINE)
 
 
+def test_attack_nothing_is_installed_by_a_name_that_anybody_could_take() -> None:
+    installs = re.findall(r"pip install (.*)$", UNIT, re.MULTILINE)
+    assert installs == ["--require-hashes -r requirements.lock", "--no-deps --no-build-isolation ."]
+
+
 def test_what_it_sets_is_a_setting() -> None:
     names = set(re.findall(r"\bKKP_[A-Z_]+", UNIT))
     assert (
