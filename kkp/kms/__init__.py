@@ -17,6 +17,7 @@ from kkp.kms.base import KMS, Resources
 SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
     "local": "kkp.kms.local:LocalKMS",
+    "azure-keyvault": "kkp.kms.azure:AzureKeyVaultKMS",
 }
 
 

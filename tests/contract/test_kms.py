@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,7 @@ from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
 from kkp.rows import LocalKeyRow
+from tests.emulators import azure
 from tests.fakes.local_keys import LocalKeysInMemory
 
 DATA_KEY = bytes(range(32))
@@ -31,15 +34,21 @@ CONTEXT = {"table": "orders", "environment": "prod"}
 MASTER_KEY = MasterKey(b"m" * 32)
 
 
+def in_this_process(_directory: Path, _monkeypatch: pytest.MonkeyPatch) -> AbstractAsyncContextManager[None]:
+    """Emulate nothing: the backend needs nobody else."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Backend:
-    """One implementation under the contract, and what it calls its keys."""
+    """One implementation under the contract, what it calls its keys, and what emulates its other end."""
 
     uri: str
     key: str
     other_key: str
     missing_key: str
     disabled_key: str | None
+    emulated: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[object]] = in_this_process
 
 
 BACKENDS = (
@@ -47,6 +56,7 @@ BACKENDS = (
     Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
     Backend("memory://azure", "orders", "billing", "missing-key", "disabled-key"),
     Backend("local://", "default", "second", "third", None),
+    Backend(azure.URI, "orders", "billing", "missing-key", "disabled-key", azure.running),
 )
 ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
@@ -102,10 +112,13 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-async def kms(backend: Backend, resources: Resources) -> AsyncIterator[KMS]:
-    adaptor = await connect(backend.uri, resources)
-    yield adaptor
-    await adaptor.close()
+async def kms(
+    backend: Backend, resources: Resources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[KMS]:
+    async with backend.emulated(tmp_path, monkeypatch):
+        adaptor = await connect(backend.uri, resources)
+        yield adaptor
+        await adaptor.close()
 
 
 def test_every_scheme_in_the_table_is_under_the_contract() -> None:
@@ -129,6 +142,7 @@ async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, resources: 
     restarted = await connect(backend.uri, resources)
 
     assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+    await restarted.close()
 
 
 async def test_the_same_key_is_never_wrapped_alike(kms: KMS, backend: Backend) -> None:
