@@ -18,6 +18,7 @@ SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
     "local": "kkp.kms.local:LocalKMS",
     "aws-kms": "kkp.kms.aws:AWSKMS",
+    "azure-keyvault": "kkp.kms.azure:AzureKeyVaultKMS",
     "gcp-kms": "kkp.kms.gcp:GCPKMS",
     "vault-transit": "kkp.kms.vault:VaultKMS",
 }
@@ -63,7 +64,7 @@ def _adaptor(uri: str) -> _Adaptor:
     try:
         return cast("_Adaptor", getattr(import_module(module), name))
     except ModuleNotFoundError as error:
-        cure = "install KKP with the extra of this backend, kkp[aws] or kkp[gcp]"
+        cure = "install KKP with the extra of this backend, kkp[aws], kkp[azure] or kkp[gcp]"
         raise ConfigError([f"{scheme}:// needs the package {error.name}; {cure}"]) from None
 
 

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import pytest
 
@@ -27,7 +27,7 @@ from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
 from kkp.rows import LocalKeyRow
-from tests.emulators import aws, vault
+from tests.emulators import aws, azure, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
 
@@ -65,6 +65,16 @@ def _own(
     return lambda _directory, _monkeypatch: emulated()
 
 
+class _At(NamedTuple):
+    uri: str
+
+
+@asynccontextmanager
+async def _azure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
+    async with azure.running(directory, monkeypatch):
+        yield _At(azure.URI)
+
+
 BACKENDS = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
     Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
@@ -80,6 +90,7 @@ BACKENDS = (
         _own(aws.emulated),
     ),
     Backend("vault-transit://", "orders", "billing", "missing-key", "disabled-key", _own(vault.emulated)),
+    Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure),
 )
 ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
