@@ -27,6 +27,7 @@ from kkp.audit.verify import (
 )
 from kkp.cli.common import OK, REFUSED, UNUSABLE, settings, with_foundation
 from kkp.errors import ConfigError
+from kkp.store.layout import foreign_parts_of_this_version
 
 BEHIND: Final = 3
 TOO_OLD: Final = 4
@@ -63,6 +64,8 @@ def _verify(options: argparse.Namespace) -> int:
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE
+    for part in verdict.alterations:
+        print(f"the layout of the database was altered: {part}")
     for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes):
         print(line)
     newest = verdict.evidence.newest
@@ -86,12 +89,14 @@ def _verdict(options: argparse.Namespace) -> Verdict:
             checkpoint_path = sink.path
     found: list[Checkpoint] = [] if checkpoint_path is None else read_checkpoint_file(checkpoint_path)
     if len(paths) == 1 and is_database(paths[0]):
-        return verify_sqlite(paths[0], found, public_key=options.public_key)
+        return verify_sqlite(
+            paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
+        )
     return verify_export(paths, found, public_key=options.public_key)
 
 
 def _judge(verdict: Verdict, max_age: float | None) -> tuple[int, str]:
-    if verdict.findings:
+    if verdict.findings or verdict.alterations:
         return REFUSED, "tampered"
     if verdict.disagreements:
         return BEHIND, "behind or inconsistent with a checkpoint"
