@@ -223,9 +223,23 @@ class Checkpointer:
         if sunk is None:
             return []
         row = await self._store.at(sunk.seq)
-        if row is None:
-            return [f"it has no checkpoint {sunk.seq}"]
-        return [] if row.line == sunk.line else [f"its checkpoint {sunk.seq} is another one"]
+        if row is not None and row.line == sunk.line:
+            return []
+        if await self._is_accepted_as_lost(sunk):
+            return []
+        what = (
+            f"it has no checkpoint {sunk.seq}" if row is None else f"its checkpoint {sunk.seq} is another one"
+        )
+        return [what]
+
+    async def _is_accepted_as_lost(self, sunk: Checkpoint) -> bool:
+        """Tell whether the next checkpoint accepts that, and only did not reach the sink before a crash."""
+        row = await self._store.at(sunk.seq + 1)
+        try:
+            following = self._believed(row.line) if row is not None else None
+        except ValueError:
+            return False
+        return following is not None and following.rollback and following.prev == sunk.hash
 
     async def _renew_sink(self, sunk: Checkpoint | None) -> None:
         """Hand a sink that lost checkpoints, or is a new one, all that it lacks."""

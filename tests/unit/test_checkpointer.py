@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -501,3 +501,58 @@ async def test_an_accepted_rollback_that_crashed_before_its_checkpoint_is_asked_
     assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in await refusal(path, sink)
     await run_once(path, sink, accept=newest.hash)
     await run_once(path, sink)
+
+
+@dataclass(frozen=True, slots=True)
+class UnwritableSink:
+    """A sink that tells what it took, and takes nothing more."""
+
+    taken: FileSink
+
+    async def put(self, line: bytes) -> None:
+        raise AuditUnavailableError(f"The sink is full, it did not take {len(line)} bytes.")
+
+    async def tail(self) -> Sequence[bytes]:
+        return await self.taken.tail()
+
+
+@pytest.mark.parametrize("boots", [1, 3])
+async def test_an_accepted_rollback_that_never_reached_the_sink_is_not_asked_for_again(
+    path: Path, sink: FileSink, boots: int
+) -> None:
+    newest = await rolled_back(path, sink)
+    for _ in range(boots):  # the setting may well stand until the sink works again
+        await run_once(path, UnwritableSink(sink), accept=newest.hash)
+    assert read_checkpoint_file(sink.path)[-1] == newest
+    await run_once(path, sink)
+    taken = read_checkpoint_file(sink.path)
+    assert [checkpoint.rollback for checkpoint in taken[3:]] == [True, *[False] * boots]
+    clean(path, sink.path)
+
+
+async def test_an_accepted_rollback_that_is_rolled_back_itself_is_refused(path: Path, sink: FileSink) -> None:
+    newest = await rolled_back(path, sink)
+    await run_once(path, UnwritableSink(sink), accept=newest.hash)
+    restore(path)
+    assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in await refusal(path, sink)
+
+
+async def test_an_accepted_rollback_excuses_no_other_checkpoint_of_the_sink(
+    path: Path, sink: FileSink
+) -> None:
+    newest = await rolled_back(path, sink)
+    await run_once(path, UnwritableSink(sink), accept=newest.hash)
+    other = a_checkpoint(after=read_checkpoint_file(sink.path)[-2])
+    assert other.seq == newest.seq
+    sink.path.write_bytes(other.line + b"\n")
+    assert f"it has no checkpoint {newest.seq}" in await refusal(path, sink)
+
+
+async def test_a_following_checkpoint_that_accepts_nothing_excuses_nothing(
+    path: Path, sink: FileSink
+) -> None:
+    for _ in range(2):
+        await run_once(path, sink)
+    sink.path.write_bytes(sink.path.read_bytes().splitlines(keepends=True)[0])
+    tamper(path, "DELETE FROM checkpoints WHERE seq = 1")
+    assert "it has no checkpoint 1" in await refusal(path, sink)
