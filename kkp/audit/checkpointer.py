@@ -34,6 +34,10 @@ _ROLLBACK = """\
 KKP_DATABASE_URL: the database is not the one that {newest} was made of: {problem}. It was deleted, restored \
 from an older copy, or altered, and what was revoked or disabled since would be valid again. Put the newer \
 database back. If this is meant, start once with KKP_ACCEPT_ROLLBACK={accept}, which goes on record"""
+_NO_CHECKPOINT = (
+    "the audit log has %d records, and no checkpoint is in the database or in the sink: they were deleted, "
+    "or KKP was killed before its first; a log cut at its end can't be told from a whole one"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -117,6 +121,7 @@ class Checkpointer:
         newest = max(filter(None, (sunk, stored)), key=lambda checkpoint: checkpoint.seq, default=None)
         self._newest = newest
         if newest is None:
+            await self._note_lack()
             return None
         problems = disagreements(newest, await self._store.standing(named_heads(newest)))
         problems += await self._missing(sunk)
@@ -217,6 +222,12 @@ class Checkpointer:
         if checkpoint.key != self._signer.public_key:
             raise ValueError(f"it is signed by another key, {checkpoint.kid}")
         return checkpoint
+
+    async def _note_lack(self) -> None:
+        """Tell of a log that has records and no checkpoint; a new database has neither."""
+        records = (await self._store.standing([])).records
+        if records:
+            _log.error(_NO_CHECKPOINT, records)
 
     async def _missing(self, sunk: Checkpoint | None) -> list[str]:
         """Tell whether the database lacks the checkpoint that the sink took last."""

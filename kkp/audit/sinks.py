@@ -64,6 +64,11 @@ def open_sink(address: SinkAddress) -> CheckpointSink:
     return FileSink(address.path) if address.kind == "file" else CommandSink(address.path)
 
 
+def is_gone(address: SinkAddress) -> bool:
+    """Tell whether the file of a sink that was set is not there."""
+    return address.kind == "file" and not address.is_default and not address.path.exists()
+
+
 @final
 class FileSink:
     """Appends to a file of mode 0600.

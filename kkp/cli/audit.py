@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from kkp import app
 from kkp.audit.checkpoints import Checkpoint, read_public_key
 from kkp.audit.export import export, is_database, read_cursor, verify_export
+from kkp.audit.sinks import is_gone
 from kkp.audit.verify import (
     UnreadableError,
     Verdict,
@@ -26,6 +28,7 @@ from kkp.audit.verify import (
     verify_sqlite,
 )
 from kkp.cli.common import OK, REFUSED, UNUSABLE, settings, with_foundation
+from kkp.config import Settings
 from kkp.errors import ConfigError
 from kkp.store.layout import foreign_parts_of_this_version
 
@@ -59,8 +62,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _verify(options: argparse.Namespace) -> int:
     if options.public_key is not None:
         _check_public_key(options.public_key)
+    chosen = None if options.files else settings()
     try:
-        verdict = _verdict(options)
+        verdict = _verdict(options, chosen)
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE
@@ -72,35 +76,43 @@ def _verify(options: argparse.Namespace) -> int:
     if newest is not None:
         pinned = "pinned" if options.public_key else "not pinned: compare it with `kkp audit key`"
         print(f"checkpoints: {verdict.evidence.count}, the last is {newest}, by key {newest.key} ({pinned})")
-    code, word = _judge(verdict, options.max_age)
+    elif verdict.records:
+        print("no checkpoints were given: a log cut at its end can't be told from a whole one")
+    is_sink_set = chosen is not None and not chosen.checkpoint_sink.is_default
+    code, word = _judge(verdict, options.max_age, is_sink_set=is_sink_set)
     print(f"{word}: records: {verdict.records}, chains: {verdict.chains}")
     return code
 
 
-def _verdict(options: argparse.Namespace) -> Verdict:
+def _verdict(options: argparse.Namespace, chosen: Settings | None) -> Verdict:
     """Verify what is asked for. Checkpoints are read first: the log can only have grown since."""
     paths: Sequence[Path] = options.files
     checkpoint_path: Path | None = options.checkpoints
-    if not paths:
-        chosen = settings()
+    sink = chosen.checkpoint_sink if chosen is not None and checkpoint_path is None else None
+    if chosen is not None:
         paths = [chosen.database_path]
-        sink = chosen.checkpoint_sink
-        if checkpoint_path is None and sink.kind == "file" and sink.path.exists():
-            checkpoint_path = sink.path
+    if sink is not None and sink.kind == "file" and sink.path.exists():
+        checkpoint_path = sink.path
     found: list[Checkpoint] = [] if checkpoint_path is None else read_checkpoint_file(checkpoint_path)
-    if len(paths) == 1 and is_database(paths[0]):
-        return verify_sqlite(
-            paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
-        )
-    return verify_export(paths, found, public_key=options.public_key)
+    if len(paths) > 1 or not is_database(paths[0]):
+        return verify_export(paths, found, public_key=options.public_key)
+    verdict = verify_sqlite(
+        paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
+    )
+    if sink is not None and is_gone(sink):
+        problem = f"KKP_CHECKPOINT_SINK: {sink.path} does not exist; it was deleted, or KKP never wrote to it"
+        return replace(verdict, disagreements=(*verdict.disagreements, problem))
+    return verdict
 
 
-def _judge(verdict: Verdict, max_age: float | None) -> tuple[int, str]:
+def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tuple[int, str]:
     if verdict.findings or verdict.alterations:
         return REFUSED, "tampered"
     if verdict.disagreements:
         return BEHIND, "behind or inconsistent with a checkpoint"
     newest = verdict.evidence.newest
+    if newest is None and is_sink_set:
+        return TOO_OLD, "clean, but there is no checkpoint"
     if max_age is not None and (newest is None or time.time() - newest.time > max_age):
         return TOO_OLD, "clean, but no checkpoint is recent enough"
     return OK, "clean"

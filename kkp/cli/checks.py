@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from kkp import data_dir, kms
+from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
@@ -241,6 +242,11 @@ async def _audit(examined: Examined) -> Result:
     if verdict.findings:
         detail = f"{len(verdict.findings)} findings, the first: {verdict.findings[0]}"
         return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")
+    if is_gone(sink):
+        detail = f"the checkpoint sink {sink.path} does not exist; it was deleted, or KKP never wrote to it"
+        return Result(
+            Status.FAIL, detail, "put it back; if nobody of yours deleted it, treat it as an intrusion"
+        )
     if verdict.disagreements:
         detail = f"it disagrees with a checkpoint: {verdict.disagreements[0]}"
         return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")

@@ -381,6 +381,29 @@ async def test_a_database_whose_checkpoints_were_deleted_is_refused_by_the_sink(
     assert "it has no checkpoint 1" in await refusal(path, sink)
 
 
+NO_CHECKPOINT = "the audit log has 3 records, and no checkpoint is in the database or in the sink"
+
+
+async def test_a_log_whose_checkpoints_were_all_deleted_is_told_of_as_an_error(
+    path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_once(path, sink)
+    tamper(path, "DELETE FROM checkpoints")
+    sink.path.unlink()
+    await run_once(path, sink)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].startswith(NO_CHECKPOINT)
+
+
+async def test_a_new_database_lacks_no_checkpoint(
+    path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_once(path, sink)
+    await run_once(path, sink)
+    assert not caplog.records
+
+
 async def test_a_checkpoint_exchanged_for_another_of_our_own_is_refused_by_the_sink(
     path: Path, sink: FileSink, tmp_path: Path
 ) -> None:
