@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from kkp.audit.base import AuditEntry, RollbackAccepted
 from kkp.audit.checkpointer import Checkpointer
@@ -287,6 +288,25 @@ async def test_a_sink_whose_last_line_was_cut_short_is_continued(path: Path, sin
     await run_once(path, sink)
     assert [checkpoint.seq for checkpoint in read_checkpoint_file(sink.path)] == [1, 2, 3]
     clean(path, sink.path)
+
+
+async def test_what_is_undelivered_is_found_without_searching_what_was_delivered(path: Path) -> None:
+    work: list[None] = []
+
+    def count_work(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.set_progress_handler(lambda: work.append(None), 100)  # called every 100 instructions
+
+    rows = [(seq, b"line", seq < 1999) for seq in range(1, 2001)]
+    async with boot(path, None) as process:
+        store = CheckpointStore(process.database)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.executemany("INSERT INTO checkpoints VALUES (?, ?, ?)", rows)
+        await process.database.read(count_work)
+        assert [row.seq for row in await store.undelivered(100)] == [1999, 2000]
+        assert len(work) < 3
+        tamper(path, "DELETE FROM checkpoints")
 
 
 # A database that is not the one that was vouched for.
