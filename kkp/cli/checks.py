@@ -7,7 +7,6 @@ that it raises is a failure, whose cure is the one in the table unless the error
 from __future__ import annotations
 
 import asyncio
-import stat
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ from kkp.store.sql import Database
 
 _PING_SECONDS = 5.0
 _EXPIRES_SOON_SECONDS = 7 * 86400
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
 
 
@@ -142,7 +140,7 @@ def _open_to_others(paths: Iterable[Path], mode: int) -> list[Result]:
     return [
         Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
         for path in sorted(paths)
-        if path.stat().st_mode & _OTHERS
+        if data_dir.is_open_to_others(path.stat().st_mode)
     ]
 
 

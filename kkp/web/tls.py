@@ -16,13 +16,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import stat
 from pathlib import Path
 from typing import TypeAlias, final
 
+from kkp.data_dir import is_open_to_others
 from kkp.errors import ConfigError
 
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOOK_SECONDS = 2.0
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 # The last one is what OpenSSL says of a key of another type.
@@ -112,7 +111,7 @@ def _load(cert_file: Path, key_file: Path) -> ssl.SSLContext:
     """
     context = _new_context()
     try:
-        if key_file.stat().st_mode & _OTHERS:
+        if is_open_to_others(key_file.stat().st_mode):
             raise ConfigError([f"KKP_TLS_KEY_FILE: others can read {key_file}; run: chmod 600 {key_file}"])
         context.load_cert_chain(cert_file, key_file, password=_refuse_passphrase)
     except ssl.SSLError as error:  # which is an OSError, too
