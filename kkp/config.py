@@ -72,10 +72,12 @@ class SinkAddress(NamedTuple):
     Attributes:
         kind: A file that they are appended to, or a program that is handed each.
         path: Of either; absolute.
+        is_default: Whether it was not set.
     """
 
     kind: Literal["file", "command"]
     path: Path
+    is_default: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -655,7 +657,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]
-        or SinkAddress("file", values["KKP_DATA_DIR"].absolute() / "checkpoints.jsonl"),
+        or SinkAddress("file", values["KKP_DATA_DIR"].absolute() / "checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],
         accept_rollback=values["KKP_ACCEPT_ROLLBACK"],
         warnings=warnings,

@@ -18,7 +18,31 @@ from kkp.config import decode_master_key
 from kkp.errors import ConfigError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite gives those that it makes the database's mode
+
+
+def is_open_to_others(mode: int) -> bool:
+    """Tell whether anybody but the owner can read, write or enter what has this mode."""
+    return bool(mode & _OTHERS)
+
+
+def is_writable_by_others(mode: int) -> bool:
+    """Tell whether anybody but the owner can write what has this mode."""
+    return bool(mode & _OTHERS_WRITE)
+
+
+def flush_directory(directory: Path) -> None:
+    """Make the names in a directory durable: a file's own fsync doesn't keep its name.
+
+    Raises:
+        OSError: It can't be opened or flushed.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def prepare(directory: Path) -> None:
@@ -47,7 +71,7 @@ def check(directory: Path) -> None:
         raise ConfigError([problem]) from None
     except OSError as error:
         raise ConfigError([f"KKP_DATA_DIR: {directory} can't be used ({error.strerror})"]) from error
-    if mode & _OTHERS:
+    if is_open_to_others(mode):
         raise ConfigError([f"KKP_DATA_DIR: others can enter {directory}; run: chmod 700 {directory}"])
 
 
@@ -76,7 +100,7 @@ def read_secret(path: Path, name: str) -> str:
         text = path.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{name}: {path} can't be read ({type(error).__name__})"]) from None
-    if mode & _OTHERS:
+    if is_open_to_others(mode):
         raise ConfigError([_open_to_others(name, path)])
     return text.rstrip("\n")
 
@@ -102,12 +126,12 @@ def prepare_database(path: Path, *, create: bool = True) -> None:
             raise ConfigError([f"KKP_DATABASE_URL: {path} is no file; give sqlite:///path/to/kkp.db"])
         if not create and not found.st_size:  # it would be laid out anew, in place of whatever was lost
             raise ConfigError([f"KKP_DATABASE_URL: {path} is empty; name the database, or run `kkp init`"])
-        if mode & _OTHERS:
+        if is_open_to_others(mode):
             problems.append(_open_to_others("KKP_DATABASE_URL", path))
         real = path.resolve()  # SQLite follows a link before it names them
         for companion in (real.with_name(real.name + suffix) for suffix in _SQLITE_COMPANIONS):
             with suppress(FileNotFoundError):  # it comes and goes with whoever uses the database
-                if companion.stat().st_mode & _OTHERS:
+                if is_open_to_others(companion.stat().st_mode):
                     problems.append(_open_to_others("KKP_DATABASE_URL", companion))
     except OSError as error:
         raise ConfigError(
@@ -152,10 +176,6 @@ def write_secret(path: Path, text: str) -> None:
             os.link(unnamed, path)  # unlike a rename, it never overwrites
         finally:
             unnamed.unlink()
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(path.parent)
     except OSError as error:
         raise ConfigError([f"{path} can't be written ({error.strerror})"]) from error

@@ -34,6 +34,10 @@ _ROLLBACK = """\
 KKP_DATABASE_URL: the database is not the one that {newest} was made of: {problem}. It was deleted, restored \
 from an older copy, or altered, and what was revoked or disabled since would be valid again. Put the newer \
 database back. If this is meant, start once with KKP_ACCEPT_ROLLBACK={accept}, which goes on record"""
+_NO_CHECKPOINT = (
+    "the audit log has %d records, and no checkpoint is in the database or in the sink: they were deleted, "
+    "or KKP was killed before its first; a log cut at its end can't be told from a whole one"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -117,6 +121,7 @@ class Checkpointer:
         newest = max(filter(None, (sunk, stored)), key=lambda checkpoint: checkpoint.seq, default=None)
         self._newest = newest
         if newest is None:
+            await self._note_lack()
             return None
         problems = disagreements(newest, await self._store.standing(named_heads(newest)))
         problems += await self._missing(sunk)
@@ -218,14 +223,34 @@ class Checkpointer:
             raise ValueError(f"it is signed by another key, {checkpoint.kid}")
         return checkpoint
 
+    async def _note_lack(self) -> None:
+        """Tell of a log that has records and no checkpoint; a new database has neither."""
+        records = (await self._store.standing([])).records
+        if records:
+            _log.error(_NO_CHECKPOINT, records)
+
     async def _missing(self, sunk: Checkpoint | None) -> list[str]:
         """Tell whether the database lacks the checkpoint that the sink took last."""
         if sunk is None:
             return []
         row = await self._store.at(sunk.seq)
-        if row is None:
-            return [f"it has no checkpoint {sunk.seq}"]
-        return [] if row.line == sunk.line else [f"its checkpoint {sunk.seq} is another one"]
+        if row is not None and row.line == sunk.line:
+            return []
+        if await self._is_accepted_as_lost(sunk):
+            return []
+        what = (
+            f"it has no checkpoint {sunk.seq}" if row is None else f"its checkpoint {sunk.seq} is another one"
+        )
+        return [what]
+
+    async def _is_accepted_as_lost(self, sunk: Checkpoint) -> bool:
+        """Tell whether the next checkpoint accepts that, and only did not reach the sink before a crash."""
+        row = await self._store.at(sunk.seq + 1)
+        try:
+            following = self._believed(row.line) if row is not None else None
+        except ValueError:
+            return False
+        return following is not None and following.rollback and following.prev == sunk.hash
 
     async def _renew_sink(self, sunk: Checkpoint | None) -> None:
         """Hand a sink that lost checkpoints, or is a new one, all that it lacks."""

@@ -52,6 +52,7 @@ from kkp.model import JSON
 MAX_QUEUED: Final = 4096
 MAX_BATCH: Final = 256
 DEADLINE_SECONDS: Final = 1.0
+PROBE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 _Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | Probe
@@ -106,6 +107,8 @@ class AuditLog:
         self._in_flight: Sequence[_Pending] = ()
         self._writer: asyncio.Task[None] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
+        self._probe: asyncio.Future[Receipt] | None = None
+        self._probed_at = 0.0
         self._on_commit: Callable[[int, float], None] | None = None
 
     def watch(self, on_commit: Callable[[int, float], None]) -> None:
@@ -171,11 +174,19 @@ class AuditLog:
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
 
+        Whoever asks within a second of another shares its record: anybody may ask, at any rate.
+
         Raises:
             AuditUnavailableError: They can't.
         """
-        if self._failing or not self._accepting:
-            await self._enqueue(Probe())
+        if not self._accepting:
+            raise AuditUnavailableError("The audit log is not open.")
+        if not self._failing:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._probe is None or now - self._probed_at >= PROBE_SECONDS:
+            self._probe, self._probed_at = self._enqueue(Probe()), now
+        await asyncio.shield(self._probe)
 
     async def close(self) -> None:
         """Accept no more records, and write or refuse those that are queued."""
@@ -310,6 +321,7 @@ class AuditLog:
             _log.error(
                 "the audit store fails, no operation is possible: %s: %.200s", type(error).__name__, error
             )
+            self._probe = None  # one that succeeded says nothing of this outage
         self._failing = True
 
     def _note_success(self) -> None:

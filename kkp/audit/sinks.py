@@ -23,12 +23,11 @@ from typing import Final, Protocol, final, runtime_checkable
 
 from kkp.audit.checkpoints import MAX_LINE_BYTES
 from kkp.config import SinkAddress
+from kkp.data_dir import flush_directory, is_open_to_others, is_writable_by_others
 from kkp.errors import AuditUnavailableError, ConfigError
 
 DEADLINE_SECONDS: Final = 10.0
 
-_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _TAIL_BYTES: Final = 2 * MAX_LINE_BYTES  # holds at least one whole line
 
 
@@ -62,6 +61,11 @@ def open_sink(address: SinkAddress) -> CheckpointSink:
         ConfigError: It can't be trusted with a checkpoint.
     """
     return FileSink(address.path) if address.kind == "file" else CommandSink(address.path)
+
+
+def is_gone(address: SinkAddress) -> bool:
+    """Tell whether the file of a sink that was set is not there."""
+    return address.kind == "file" and not address.is_default and not address.path.exists()
 
 
 @final
@@ -106,7 +110,7 @@ class FileSink:
         finally:
             os.close(descriptor)
         if is_new:
-            _flush_directory(self.path.parent)
+            flush_directory(self.path.parent)
 
     def _tail(self) -> Sequence[bytes]:
         try:
@@ -137,7 +141,7 @@ class FileSink:
             problem = "is no file"
         elif status.st_uid != os.geteuid():
             problem = "belongs to somebody else"
-        elif status.st_mode & _OTHERS:
+        elif is_open_to_others(status.st_mode):
             problem = f"can be touched by others; run: chmod 600 {self.path}"
         if problem:
             os.close(descriptor)
@@ -162,7 +166,7 @@ class CommandSink:
         self._deadline_seconds = deadline_seconds
         if not path.is_file() or not os.access(path, os.X_OK):
             raise ConfigError([f"KKP_CHECKPOINT_SINK: {path} is no program that can be run"])
-        if path.stat().st_mode & _OTHERS_WRITE:
+        if is_writable_by_others(path.stat().st_mode):
             raise ConfigError([f"KKP_CHECKPOINT_SINK: others can change {path}; run: chmod go-w {path}"])
 
     async def put(self, line: bytes) -> None:
@@ -195,11 +199,3 @@ class CommandSink:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         return await process.wait()
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

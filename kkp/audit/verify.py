@@ -18,7 +18,7 @@ stands there.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from kkp.audit.chain import FIRST_SEQ, GENESIS_HASH, Body, read_body, record_has
 from kkp.audit.checkpoints import MAX_LINE_BYTES, Checkpoint, read_checkpoint
 from kkp.audit.evidence import Evidence, NotCheckpointsError, read_lines, weigh
 from kkp.data_dir import read_only_uri
+from kkp.sqlite_guard import deny_planted_code
 
 _NO_EVIDENCE: Final = Evidence()
 
@@ -70,6 +71,7 @@ class Verdict:
         disagreements: Where they are behind the checkpoints or other than they say, and what is wrong with
             the checkpoints.
         evidence: The checkpoints.
+        alterations: What the database has that KKP did not lay out, such as a trigger, or lacks.
     """
 
     records: int
@@ -77,11 +79,12 @@ class Verdict:
     findings: tuple[Finding, ...]
     disagreements: tuple[Finding | str, ...] = ()
     evidence: Evidence = _NO_EVIDENCE
+    alterations: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
         """Tell whether nothing is wrong."""
-        return not self.findings and not self.disagreements
+        return not (self.findings or self.disagreements or self.alterations)
 
 
 @dataclass(slots=True)
@@ -263,6 +266,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
             # Text that is not UTF-8 is a finding, not a crash.
             connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+            deny_planted_code(connection)
             connection.execute("PRAGMA trusted_schema=OFF")  # the file may have been prepared for its reader
             connection.execute("BEGIN")  # all queries see one state of the database
             yield connection
@@ -271,7 +275,11 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def verify_sqlite(
-    path: Path, checkpoints: Sequence[Checkpoint] = (), *, public_key: str | None = None
+    path: Path,
+    checkpoints: Sequence[Checkpoint] = (),
+    *,
+    public_key: str | None = None,
+    foreign_parts: Callable[[sqlite3.Connection], Sequence[str]] | None = None,
 ) -> Verdict:
     """Verify the audit log of a database file, also while it is being written to.
 
@@ -279,11 +287,13 @@ def verify_sqlite(
         path: The file.
         checkpoints: Some from elsewhere, read before this is called; they are taken with the database's own.
         public_key: The key that must have signed them all; None: whichever signed the first.
+        foreign_parts: Tells what the file has that KKP did not lay out; None: its layout is not looked at.
 
     Raises:
         UnreadableError: There is nothing there that could be verified.
     """
     with reading(path) as connection:
+        altered = tuple(foreign_parts(connection)) if foreign_parts is not None else ()
         own, problems = _own_checkpoints(connection)
         weighed = weigh([*checkpoints, *own], public_key)
         evidence = replace(
@@ -291,7 +301,8 @@ def verify_sqlite(
         )
         firsts = connection.execute(_FIRST_ROWS, (FIRST_SEQ,))
         records = connection.execute(_ALL_ROWS)
-        return verify_rows(map(StoredRow._make, records), map(StoredRow._make, firsts), evidence)
+        verdict = verify_rows(map(StoredRow._make, records), map(StoredRow._make, firsts), evidence)
+        return replace(verdict, alterations=altered)
 
 
 def read_checkpoint_file(path: Path) -> list[Checkpoint]:

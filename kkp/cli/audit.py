@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from kkp import app, data_dir
 from kkp.audit.checkpoints import Checkpoint, read_public_key
 from kkp.audit.export import export, is_database, read_cursor, verify_export
+from kkp.audit.sinks import is_gone
 from kkp.audit.verify import (
     UnreadableError,
     Verdict,
@@ -28,6 +30,7 @@ from kkp.audit.verify import (
 from kkp.cli.common import OK, REFUSED, UNUSABLE, settings, with_foundation
 from kkp.config import Settings
 from kkp.errors import ConfigError
+from kkp.store.layout import foreign_parts_of_this_version
 
 BEHIND: Final = 3
 TOO_OLD: Final = 4
@@ -64,38 +67,47 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _verify(options: argparse.Namespace) -> int:
     if options.public_key is not None:
         _check_public_key(options.public_key)
+    chosen = None if options.files else _settings()
     try:
-        verdict = _verdict(options)
+        verdict = _verdict(options, chosen)
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE
+    for part in verdict.alterations:
+        print(f"the layout of the database was altered: {part}")
     for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes):
         print(line)
     newest = verdict.evidence.newest
     if newest is not None:
         pinned = "pinned" if options.public_key else "not pinned: compare it with `kkp audit key`"
         print(f"checkpoints: {verdict.evidence.count}, the last is {newest}, by key {newest.key} ({pinned})")
-    else:
+    elif verdict.records:
         print("no checkpoints were given: a log cut at its end can't be told from a whole one")
-    code, word = _judge(verdict, options.max_age)
+    is_sink_set = chosen is not None and not chosen.checkpoint_sink.is_default
+    code, word = _judge(verdict, options.max_age, is_sink_set=is_sink_set)
     print(f"{word}: records: {verdict.records}, chains: {verdict.chains}")
     return code
 
 
-def _verdict(options: argparse.Namespace) -> Verdict:
+def _verdict(options: argparse.Namespace, chosen: Settings | None) -> Verdict:
     """Verify what is asked for. Checkpoints are read first: the log can only have grown since."""
     paths: Sequence[Path] = options.files
     checkpoint_path: Path | None = options.checkpoints
-    if not paths:
-        chosen = _settings()
+    sink = chosen.checkpoint_sink if chosen is not None and checkpoint_path is None else None
+    if chosen is not None:
         paths = [chosen.database_path]
-        sink = chosen.checkpoint_sink
-        if checkpoint_path is None and sink.kind == "file" and sink.path.exists():
-            checkpoint_path = sink.path
+    if sink is not None and sink.kind == "file" and sink.path.exists():
+        checkpoint_path = sink.path
     found: list[Checkpoint] = [] if checkpoint_path is None else read_checkpoint_file(checkpoint_path)
-    if len(paths) == 1 and is_database(paths[0]):
-        return verify_sqlite(paths[0], found, public_key=options.public_key)
-    return verify_export(paths, found, public_key=options.public_key)
+    if len(paths) > 1 or not is_database(paths[0]):
+        return verify_export(paths, found, public_key=options.public_key)
+    verdict = verify_sqlite(
+        paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
+    )
+    if sink is not None and is_gone(sink):
+        problem = f"KKP_CHECKPOINT_SINK: {sink.path} does not exist; it was deleted, or KKP never wrote to it"
+        return replace(verdict, disagreements=(*verdict.disagreements, problem))
+    return verdict
 
 
 def _settings() -> Settings:
@@ -106,12 +118,14 @@ def _settings() -> Settings:
     return chosen
 
 
-def _judge(verdict: Verdict, max_age: float | None) -> tuple[int, str]:
-    if verdict.findings:
+def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tuple[int, str]:
+    if verdict.findings or verdict.alterations:
         return REFUSED, "tampered"
     if verdict.disagreements:
         return BEHIND, "behind or inconsistent with a checkpoint"
     newest = verdict.evidence.newest
+    if newest is None and is_sink_set:
+        return TOO_OLD, "clean, but there is no checkpoint"
     if max_age is not None and (newest is None or time.time() - newest.time > max_age):
         return TOO_OLD, "clean, but no checkpoint is recent enough"
     return OK, "clean"

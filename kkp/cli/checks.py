@@ -7,7 +7,6 @@ that it raises is a failure, whose cure is the one in the table unless the error
 from __future__ import annotations
 
 import asyncio
-import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from kkp import app, data_dir, kms
+from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
@@ -38,7 +38,6 @@ from kkp.web.tls import read_certificate
 
 _PING_SECONDS = 5.0
 _EXPIRES_SOON_SECONDS = 7 * 86400
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
 
 
@@ -143,7 +142,7 @@ def _open_to_others(paths: Iterable[Path], mode: int) -> list[Result]:
     return [
         Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
         for path in sorted(paths)
-        if path.stat().st_mode & _OTHERS
+        if data_dir.is_open_to_others(path.stat().st_mode)
     ]
 
 
@@ -258,6 +257,11 @@ async def _audit(examined: Examined) -> Result:
     if verdict.findings:
         detail = f"{len(verdict.findings)} findings, the first: {verdict.findings[0]}"
         return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")
+    if is_gone(sink):
+        detail = f"the checkpoint sink {sink.path} does not exist; it was deleted, or KKP never wrote to it"
+        return Result(
+            Status.FAIL, detail, "put it back; if nobody of yours deleted it, treat it as an intrusion"
+        )
     if verdict.disagreements:
         detail = f"it disagrees with a checkpoint: {verdict.disagreements[0]}"
         return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")

@@ -9,6 +9,7 @@ from typing import final
 from sqlalchemy import Connection, Dialect, bindparam, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 
+from kkp.errors import KeyringUnavailableError
 from kkp.rows import ChainedRow, ChainHead
 from kkp.store import schema
 from kkp.store.sql import SELECT_EPOCH, Database, read_epoch
@@ -57,6 +58,9 @@ class AuditStore:
 
         Every request waits for this, so it is two statements, compiled once and given to the driver as they
         are. Each one more would cost the thread a wait for the interpreter, and a switch.
+
+        Raises:
+            KeyringUnavailableError: They are not all kept, or the chain is unknown.
         """
 
         def work(connection: Connection) -> int:
@@ -64,9 +68,12 @@ class AuditStore:
             records = [value for row in rows for value in (chain, *row)]
             cursor.execute(_insert_sql(connection.dialect, len(rows)), records)
             head = (rows[-1].seq, rows[-1].hash, chain)
+            inserted = cursor.rowcount
             cursor.execute(_move_head_sql(connection.dialect), head)
-            [(epoch,)] = cursor.fetchall()
-            return int(epoch)
+            moved = cursor.fetchall()
+            if (inserted, len(moved)) != (len(rows), 1):  # a table put in ours' place may ignore them
+                raise KeyringUnavailableError("The state database did not keep the audit records.")
+            return int(moved[0][0])
 
         return await self._database.write(work)
 

@@ -11,7 +11,8 @@ Rules that hold here:
 - A failed fsync ends the process (`kkp.store.lost_write`).
 - Waiting for the lock ends before a request's patience does.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
-- A file is written only once it is known to be empty, or KKP's own of this layout and master key.
+- A file is written only once it is known to be empty, or KKP's own of this layout, to the letter, and master
+  key. What is planted in it later, a trigger above all, is not run (`kkp.sqlite_guard`).
 - A file that was removed or replaced is written no more: SQLite would go on with it, and all of it be lost.
 """
 
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Self, TypeVar, final
+from typing import Any, Self, TypeVar, cast, final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -31,7 +32,9 @@ from sqlalchemy.pool import StaticPool
 
 from kkp.data_dir import read_only_uri
 from kkp.errors import ConfigError, KeyringUnavailableError
+from kkp.sqlite_guard import deny_planted_code
 from kkp.store import schema
+from kkp.store.layout import check_version, foreign_parts
 from kkp.store.lost_write import end_process, is_lost_write
 
 ResultT = TypeVar("ResultT")
@@ -47,14 +50,15 @@ _WRITER_PRAGMAS: Pragmas = {
     "secure_delete": 1,  # what is deleted, a spent private half above all, is overwritten
 }
 _READER_PRAGMAS: Pragmas = {"busy_timeout": _BUSY_TIMEOUT_MS, "query_only": 1}
-_OTHER_LAYOUT = (
-    "KKP_DATABASE_URL: the database has layout {} and this release reads {}; run the release that wrote it"
-)
 _OTHER_MASTER_KEY = (
     "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
 )
 _NO_LAYOUT = "KKP_DATABASE_URL: the file has nothing in it yet; start KKP once"
 _ANOTHER_PROGRAMS = "KKP_DATABASE_URL: the file is another program's database; name another file"
+_ALTERED = (
+    "KKP_DATABASE_URL: the layout of the database was altered ({}); treat it as an intrusion, "
+    "and restore a backup taken before that"
+)
 SELECT_EPOCH = select(schema.state.c.epoch)
 _WRITE_NOTHING_NEW = update(schema.state).values(epoch=schema.state.c.epoch)
 # SQLite writes no page whose bytes stay the same, so only a change tells whether the disk takes one.
@@ -130,6 +134,7 @@ def _engine(url: str | URL, pragmas: Pragmas, begin: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: object) -> None:  # noqa: ANN401  the driver's own type
         connection.isolation_level = None  # transactions begin where we say, not where sqlite3 guesses
+        deny_planted_code(connection)
         cursor = connection.cursor()
         for name, value in pragmas.items():
             cursor.execute(f"PRAGMA {name}={value}")
@@ -273,10 +278,12 @@ def _recognise(master_key_check: bytes) -> Work[bool]:
         if schema.state.name not in names:
             raise ConfigError([_ANOTHER_PROGRAMS])
         version, stored_check = connection.execute(_SELECT_MARKS).one()
-        if version != schema.SCHEMA_VERSION:
-            raise ConfigError([_OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)])
+        check_version(version)
         if stored_check != master_key_check:
             raise ConfigError([_OTHER_MASTER_KEY])
+        altered = foreign_parts(cast("sqlite3.Connection", connection.connection.driver_connection))
+        if altered:
+            raise ConfigError([_ALTERED.format("; ".join(altered[:3]))])
         return True
 
     return work

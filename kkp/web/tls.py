@@ -18,15 +18,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import stat
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, final
 
+from kkp.data_dir import is_open_to_others
 from kkp.errors import ConfigError
 
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _LOOK_SECONDS = 2.0
 _EXPIRES_SOON_SECONDS = 14 * 86400
 _REFUSED = "The new TLS certificate was refused, and the one before it is in force. The log says why."
@@ -188,7 +187,7 @@ def _load(cert_file: Path, key_file: Path) -> _Pair:
     """
     context = _new_context()
     try:
-        if key_file.stat().st_mode & _OTHERS:
+        if is_open_to_others(key_file.stat().st_mode):
             raise ConfigError([f"KKP_TLS_KEY_FILE: others can read {key_file}; run: chmod 600 {key_file}"])
         context.load_cert_chain(cert_file, key_file, password=_refuse_passphrase)
         certificate = read_certificate(cert_file)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -241,12 +242,57 @@ async def test_a_newest_checkpoint_that_is_too_old_is_4(stopped: Path) -> None:
     assert "no checkpoint is recent enough" in finished.out
 
 
-async def test_without_any_checkpoint_none_is_recent_enough(stopped: Path) -> None:
-    sink_of(stopped).unlink()
-    with database(database_of(stopped), "rw") as connection:
+def forget_checkpoints(directory: Path) -> None:
+    sink_of(directory).unlink()
+    with database(database_of(directory), "rw") as connection:
         connection.execute("DELETE FROM checkpoints")
-    assert (await kkp(stopped, "audit", "verify")).code == 0
-    assert (await kkp(stopped, "audit", "verify", "--max-age", "999999999")).code == 4
+
+
+NOTHING_GIVEN = "no checkpoints were given: a log cut at its end can't be told from a whole one\n"
+
+
+async def test_without_any_checkpoint_verify_says_what_it_can_not_tell(stopped: Path) -> None:
+    assert NOTHING_GIVEN not in (await kkp(stopped, "audit", "verify")).out
+    forget_checkpoints(stopped)
+    finished = await kkp(stopped, "audit", "verify")
+    assert finished.code == 0
+    assert NOTHING_GIVEN in finished.out
+
+
+async def test_without_any_checkpoint_none_is_recent_enough(stopped: Path) -> None:
+    forget_checkpoints(stopped)
+    finished = await kkp(stopped, "audit", "verify", "--max-age", "999999999")
+    assert finished.code == 4
+    assert NOTHING_GIVEN in finished.out
+
+
+async def test_without_any_checkpoint_though_a_program_keeps_them_is_4(stopped: Path) -> None:
+    environ = {"KKP_CHECKPOINT_SINK": "command:/bin/true"}
+    assert (await kkp(stopped, "audit", "verify", environ=environ)).code == 0
+    forget_checkpoints(stopped)
+    finished = await kkp(stopped, "audit", "verify", environ=environ)
+    assert finished.code == 4
+    assert NOTHING_GIVEN in finished.out
+
+
+def nothing(_directory: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("change", [nothing, forget_checkpoints])
+async def test_a_sink_s_file_that_was_deleted_is_3(stopped: Path, change: Callable[[Path], None]) -> None:
+    environ = {"KKP_CHECKPOINT_SINK": f"file:{stopped}/elsewhere.jsonl"}
+    shutil.copy(sink_of(stopped), stopped / "elsewhere.jsonl")
+    assert (await kkp(stopped, "audit", "verify", environ=environ)).code == 0
+    (stopped / "elsewhere.jsonl").unlink()
+    change(stopped)
+    finished = await kkp(stopped, "audit", "verify", environ=environ)
+    assert finished.code == 3
+    assert f"KKP_CHECKPOINT_SINK: {stopped}/elsewhere.jsonl does not exist; it was deleted" in finished.out
+    checked = await kkp(stopped, "doctor", environ=environ)
+    assert "elsewhere.jsonl does not exist; it was deleted" in " ".join(checked.out.split())
+    given = await kkp(stopped, "audit", "verify", str(database_of(stopped)), environ=environ)
+    assert given.code == 0  # the sink of this machine says nothing about a file that was named
 
 
 async def test_an_export_verifies_like_the_database_whole_and_in_parts(stopped: Path) -> None:

@@ -212,6 +212,10 @@ def damaged_header(directory: Path) -> None:
     (directory / ".kkp/kkp.db").write_bytes(content)
 
 
+def garbage_checkpoints(directory: Path) -> None:
+    (directory / ".kkp/checkpoints.jsonl").write_bytes(b"garbage\n")
+
+
 FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
     "a setting that can't be read": (nothing, {"KKP_POLL_SECS": "soon"}, "settings", "a number of seconds"),
     "times that do not fit": (nothing, {"KKP_POLL_SECS": "30"}, "settings", ""),
@@ -252,8 +256,20 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
         "audit",
         "kkp audit verify",
     ),
-    "an audit log that can't be read": (
+    "an audit log that is gone": (
         by_hand("DROP TABLE audit_records", rows=-1),
+        {},
+        "database",
+        "restore a backup",
+    ),
+    "a trigger": (
+        by_hand("CREATE TRIGGER t AFTER INSERT ON audit_records BEGIN SELECT RAISE(IGNORE); END", rows=-1),
+        {},
+        "database",
+        "treat it as an intrusion, and restore a backup",
+    ),
+    "checkpoints that can't be read": (
+        garbage_checkpoints,
         {},
         "audit",
         "restore a backup",

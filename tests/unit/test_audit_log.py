@@ -496,3 +496,65 @@ async def test_records_of_a_day_whose_key_was_destroyed_still_verify(
     await log.commit(entry(policy_input=b"{}"))
     store.input_keys.clear()
     assert_sound(store)
+
+
+# Readiness.
+
+
+async def is_ready(log: AuditLog) -> bool:
+    try:
+        await log.check_ready()
+    except AuditUnavailableError:
+        return False
+    return True
+
+
+async def test_whoever_asks_for_readiness_while_the_store_fails_shares_one_record(
+    log: AuditLog, store: FakeAuditStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.failure = Failure.FAIL_AFTER_COMMIT
+    await commit_all(log, 1)
+    before = len(store.records)
+    assert not any(await asyncio.gather(*(is_ready(log) for _ in range(100))))
+    for _ in range(100):
+        assert not await is_ready(log)
+    assert len(store.records) == before + 1
+    monkeypatch.setattr("kkp.audit.log.PROBE_SECONDS", 0.0)
+    assert not await is_ready(log)
+    assert len(store.records) == before + 2
+    store.failure = None
+    assert await is_ready(log)
+    assert len(store.records) == before + 3
+    assert await is_ready(log)
+    assert len(store.records) == before + 3
+    assert_sound(store)
+
+
+async def test_readiness_of_one_outage_says_nothing_of_the_next(log: AuditLog, store: FakeAuditStore) -> None:
+    store.failure = Failure.FAIL
+    await commit_all(log, 1)
+    store.failure = None
+    assert await is_ready(log)  # by a record
+    store.failure = Failure.FAIL
+    await commit_all(log, 1)
+    assert not await is_ready(log)
+
+
+async def test_who_stops_waiting_for_readiness_leaves_the_others_their_answer(
+    log: AuditLog, store: FakeAuditStore
+) -> None:
+    store.failure = Failure.FAIL
+    await commit_all(log, 1)
+    store.failure = None
+    first, second = (asyncio.create_task(is_ready(log)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_a_log_that_is_closed_is_not_ready(log: AuditLog) -> None:
+    assert await is_ready(log)
+    await log.close()
+    assert not await is_ready(log)

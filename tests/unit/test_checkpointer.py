@@ -6,12 +6,13 @@ import asyncio
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from kkp.audit.base import AuditEntry, RollbackAccepted
 from kkp.audit.checkpointer import Checkpointer
@@ -306,6 +307,25 @@ async def test_a_sink_whose_last_line_was_cut_short_is_continued(path: Path, sin
     clean(path, sink.path)
 
 
+async def test_what_is_undelivered_is_found_without_searching_what_was_delivered(path: Path) -> None:
+    work: list[None] = []
+
+    def count_work(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.set_progress_handler(lambda: work.append(None), 100)  # called every 100 instructions
+
+    rows = [(seq, b"line", seq < 1999) for seq in range(1, 2001)]
+    async with boot(path, None) as process:
+        store = CheckpointStore(process.database)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.executemany("INSERT INTO checkpoints VALUES (?, ?, ?)", rows)
+        await process.database.read(count_work)
+        assert [row.seq for row in await store.undelivered(100)] == [1999, 2000]
+        assert len(work) < 3
+        tamper(path, "DELETE FROM checkpoints")
+
+
 # A database that is not the one that was vouched for.
 
 
@@ -401,6 +421,29 @@ async def test_a_database_whose_checkpoints_were_deleted_is_refused_by_the_sink(
     await run_once(path, sink)
     tamper(path, "DELETE FROM checkpoints")
     assert "it has no checkpoint 1" in await refusal(path, sink)
+
+
+NO_CHECKPOINT = "the audit log has 3 records, and no checkpoint is in the database or in the sink"
+
+
+async def test_a_log_whose_checkpoints_were_all_deleted_is_told_of_as_an_error(
+    path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_once(path, sink)
+    tamper(path, "DELETE FROM checkpoints")
+    sink.path.unlink()
+    await run_once(path, sink)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert errors[0].startswith(NO_CHECKPOINT)
+
+
+async def test_a_new_database_lacks_no_checkpoint(
+    path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_once(path, sink)
+    await run_once(path, sink)
+    assert not caplog.records
 
 
 async def test_a_checkpoint_exchanged_for_another_of_our_own_is_refused_by_the_sink(
@@ -524,3 +567,58 @@ async def test_an_accepted_rollback_that_crashed_before_its_checkpoint_is_asked_
     assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in await refusal(path, sink)
     await run_once(path, sink, accept=newest.hash)
     await run_once(path, sink)
+
+
+@dataclass(frozen=True, slots=True)
+class UnwritableSink:
+    """A sink that tells what it took, and takes nothing more."""
+
+    taken: FileSink
+
+    async def put(self, line: bytes) -> None:
+        raise AuditUnavailableError(f"The sink is full, it did not take {len(line)} bytes.")
+
+    async def tail(self) -> Sequence[bytes]:
+        return await self.taken.tail()
+
+
+@pytest.mark.parametrize("boots", [1, 3])
+async def test_an_accepted_rollback_that_never_reached_the_sink_is_not_asked_for_again(
+    path: Path, sink: FileSink, boots: int
+) -> None:
+    newest = await rolled_back(path, sink)
+    for _ in range(boots):  # the setting may well stand until the sink works again
+        await run_once(path, UnwritableSink(sink), accept=newest.hash)
+    assert read_checkpoint_file(sink.path)[-1] == newest
+    await run_once(path, sink)
+    taken = read_checkpoint_file(sink.path)
+    assert [checkpoint.rollback for checkpoint in taken[3:]] == [True, *[False] * boots]
+    clean(path, sink.path)
+
+
+async def test_an_accepted_rollback_that_is_rolled_back_itself_is_refused(path: Path, sink: FileSink) -> None:
+    newest = await rolled_back(path, sink)
+    await run_once(path, UnwritableSink(sink), accept=newest.hash)
+    restore(path)
+    assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in await refusal(path, sink)
+
+
+async def test_an_accepted_rollback_excuses_no_other_checkpoint_of_the_sink(
+    path: Path, sink: FileSink
+) -> None:
+    newest = await rolled_back(path, sink)
+    await run_once(path, UnwritableSink(sink), accept=newest.hash)
+    other = a_checkpoint(after=read_checkpoint_file(sink.path)[-2])
+    assert other.seq == newest.seq
+    sink.path.write_bytes(other.line + b"\n")
+    assert f"it has no checkpoint {newest.seq}" in await refusal(path, sink)
+
+
+async def test_a_following_checkpoint_that_accepts_nothing_excuses_nothing(
+    path: Path, sink: FileSink
+) -> None:
+    for _ in range(2):
+        await run_once(path, sink)
+    sink.path.write_bytes(sink.path.read_bytes().splitlines(keepends=True)[0])
+    tamper(path, "DELETE FROM checkpoints WHERE seq = 1")
+    assert "it has no checkpoint 1" in await refusal(path, sink)

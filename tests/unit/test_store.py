@@ -874,6 +874,32 @@ async def test_what_stands_open_after_a_failure_does_not_outlive_it(database: Da
     assert await database.epoch() == 2
 
 
+SWALLOWED = {
+    "a record": "INSERT ON audit_records WHEN NEW.seq = 3",
+    "all records": "INSERT ON audit_records",
+    "the head": "UPDATE ON audit_chains",
+}
+
+
+@pytest.mark.parametrize("event", SWALLOWED.values(), ids=SWALLOWED)
+async def test_a_batch_of_which_anything_is_swallowed_is_refused_whole(
+    database: Database, path: Path, event: str
+) -> None:
+    def allow_triggers(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.set_authorizer(None)
+
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    await database.write(allow_triggers)
+    with by_hand(path) as connection:
+        connection.execute(f"CREATE TRIGGER t BEFORE {event} BEGIN SELECT RAISE(IGNORE); END")
+    with pytest.raises(KeyringUnavailableError, match="did not keep the audit records"):
+        await store.append("a", [record(2), record(3)])
+    assert await store.chain_head("a") == ChainHead("a", 1, b"hash a1")
+
+
 async def test_a_record_is_never_written_twice_and_a_batch_is_whole_or_not_at_all(database: Database) -> None:
     store = AuditStore(database)
     await open_chain(store, "a")
