@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kkp.errors import ConfigError, KKPError
+from kkp.errors import KKPError
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, running
 from tests.integration.process import database
@@ -122,14 +122,3 @@ async def test_a_ring_that_was_emptied_by_hand_is_refused_and_not_to_be_cached(k
     await kkp.services.public.keyring.ensure_keys()
     await kkp.services.public.keyring._note_served()
     assert judged(await kkp.get("/keys/jwks")) > 0
-
-
-async def test_a_start_without_a_key_and_with_no_way_to_make_one_is_refused(tmp_path: Path) -> None:
-    async with running(tmp_path) as kkp:
-        path = kkp.settings.database_path
-    with database(path, "rw") as connection:
-        connection.execute(NO_KEYS_ANY_MORE)
-        connection.execute("DELETE FROM ring_keys")
-    with pytest.raises(ConfigError, match="keyring: "):
-        async with running(tmp_path):
-            pass

@@ -210,5 +210,5 @@ async def test_what_is_no_audit_log_exits_2(tmp_path: Path, make: Callable[[Path
 async def test_without_a_data_directory_there_is_nothing_to_verify(tmp_path: Path) -> None:
     finished = await kkp(tmp_path, "audit", "verify")
     assert finished.code == 2
-    assert "kkp.db" in finished.err
+    assert "KKP_DATA_DIR: .kkp does not exist" in finished.err
     assert not names(tmp_path)

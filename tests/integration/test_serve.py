@@ -73,7 +73,7 @@ async def serving_with_root(directory: Path, opa_url: str, **environ: str) -> As
 
     OPA has time enough, because who fails here is somebody else.
     """
-    chosen = settings(opa_url, KKP_BACKENDS="aws=local://", KKP_OPA_TIMEOUT_MS="5000", **environ)
+    chosen = settings(opa_url, KKP_BACKENDS="aws=local://", KKP_OPA_TIMEOUT_MS="1000", **environ)
     root_key = directory / ".kkp/root.key"
     if not root_key.exists():
         root_key.write_text(await initialise(directory, chosen))

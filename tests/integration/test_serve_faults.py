@@ -29,7 +29,7 @@ from tests.integration.test_opa_faults import ANSWERED, SILENT, FaultyOPA, fault
 from tests.integration.test_serve import LOCAL, SEAL, initialise, settings
 from tests.scale import SCALE
 
-OPA_TIMEOUT_SECONDS = 2.0
+OPA_TIMEOUT_SECONDS = 1.0
 HANG_SECONDS = 30.0  # beyond OPA's time, on a machine as busy as it likes
 TIMES = 2 * SCALE
 AT_ONCE = 4

@@ -300,15 +300,21 @@ async def test_a_database_that_does_not_wait_for_the_disk_is_refused_at_start(
 ) -> None:
     connect = sqlite3.dbapi2.connect
 
+    class Careless(sqlite3.Connection):
+        """Passes over whoever sets how it waits for the disk, without an error."""
+
+        def set_authorizer(self, callback: Any) -> None:
+            super().set_authorizer(
+                lambda action, name, value, *rest: (
+                    sqlite3.SQLITE_IGNORE
+                    if (action, name) == (sqlite3.SQLITE_PRAGMA, "synchronous") and value is not None
+                    else callback(action, name, value, *rest)
+                )
+            )
+
     def careless(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*arguments, **options)
+        connection: sqlite3.Connection = connect(*arguments, **options, factory=Careless)
         connection.execute(f"PRAGMA synchronous={level}")
-        # From here on SQLite passes over whoever sets it, without an error.
-        connection.set_authorizer(lambda action, name, value, *_: (
-            sqlite3.SQLITE_IGNORE
-            if (action, name) == (sqlite3.SQLITE_PRAGMA, "synchronous") and value is not None
-            else sqlite3.SQLITE_OK
-        ))  # fmt: skip
         return connection
 
     monkeypatch.setattr(sqlite3.dbapi2, "connect", careless)
