@@ -238,7 +238,7 @@ def _opa(binary: str) -> Iterator[_Server]:
     options = ["--addr", f"{_HOST}:{port}", "--skip-version-check", "--log-level", "error"]
     command = [binary, "run", "--server", *options, "--bundle", str(_HERE.parent / "policy")]
     environ = {**os.environ, "GOGC": "400"}
-    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  OPA
+    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  the OPA that the tests build
         try:
             _wait_for(port)
             yield _Server(process, port)
@@ -252,7 +252,7 @@ def _wait_for(port: int) -> None:
         with socket.socket() as probe:
             if probe.connect_ex((_HOST, port)) == 0:
                 return
-        time.sleep(0.05)
+        time.sleep(0.05)  # before any measurement
     raise RuntimeError(f"nothing listens on port {port}")
 
 

@@ -280,17 +280,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring)
-    pipeline = Pipeline(
-        state=state,
-        authenticator=authenticator,
-        policy=policy if metrics is None else metrics.policy(policy),
-        audit=base.audit if metrics is None else metrics.records(base.audit),
-        failures=failures if metrics is None else metrics.failures(failures),
-        clock=clock,
-        limits=CallerLimits(
-            settings.caller_rate_per_second, settings.caller_burst, time.monotonic, limited.count
-        ),
-    )
+    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics)
     return Services(
         pipeline=pipeline,
         public=PublicDocuments(
@@ -322,6 +312,28 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         metrics=metrics,
+    )
+
+
+def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the foundation's
+    base: Foundation,
+    state: LiveState,
+    authenticator: Authenticator,
+    policy: PolicyEngine,
+    failures: FailedAuthentications,
+    limited: RateLimitedRequests,
+    metrics: Metrics | None,
+) -> Pipeline:
+    """Return the road of requests, watched where metrics are wanted."""
+    rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
+    return Pipeline(
+        state=state,
+        authenticator=authenticator,
+        policy=policy if metrics is None else metrics.policy(policy),
+        audit=base.audit if metrics is None else metrics.records(base.audit),
+        failures=failures if metrics is None else metrics.failures(failures),
+        clock=base.clock,
+        limits=CallerLimits(rate, burst, time.monotonic, limited.count),
     )
 
 

@@ -150,7 +150,7 @@ class Checkpointer:
             except KKPError as error:
                 self._note_failure(error)
                 raise AuditUnavailableError(str(error)) from error
-            except Exception as error:
+            except Exception as error:  # of whatever kind: readiness must tell of it
                 self._note_failure(error)
                 raise AuditUnavailableError("No checkpoint could be signed.") from error
             self._note_success()

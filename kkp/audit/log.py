@@ -127,7 +127,7 @@ class AuditLog:
 
         try:
             await self._store.open_chain(self._chain, make_first)
-        except Exception as error:
+        except Exception as error:  # of whatever kind: without a chain there is no record
             raise AuditUnavailableError("The audit log could not be opened.") from error
         self._accepting = True
 
@@ -206,9 +206,7 @@ class AuditLog:
         loop = asyncio.get_running_loop()
         pending = _Pending(record, loop.create_future(), loop.time() + self._deadline_seconds)
         self._queue.append(pending)
-        if (
-            self._watchdog is None
-        ):  # one timer for all of them: a timer for each would cost more than its hash
+        if self._watchdog is None:  # one timer for all: one for each would cost more than the record's hash
             self._watchdog = loop.call_at(pending.deadline, self._refuse_overdue)
         if self._writer is None:
             self._writer = loop.create_task(self._write_queued())

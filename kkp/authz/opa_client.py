@@ -5,8 +5,7 @@ what is not JSON, and knows neither Unix sockets nor private authorities. Here t
 is the one method through which all of its requests go. These rules hold:
 
 - One session without proxy, cookies, redirects or decompression; connections are kept and used again.
-- A connection that has something to say before it is asked is thrown away: what it says would be taken for
-  the answer to the next question, which is another caller's.
+- A connection that speaks before it is asked is thrown away (`kkp.outbound`).
 - An answer is 200, `application/json`, without a content coding and at most 64 KiB, or it is none. It is read
   as strict JSON: no NaN, no second member of a name, UTF-8 without a byte order mark.
 - Whatever goes wrong becomes `PolicyUnavailableError`. Its text names the kind of failure and nothing else:
@@ -19,26 +18,23 @@ The policy's path is a constant: no part of a request's URL comes from a request
 
 from __future__ import annotations
 
-import select
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import final
 
 import aiohttp
 import msgspec
-from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.connector import Connection
-from aiohttp.tracing import Trace
 from opa_client import AsyncOpaClient  # type: ignore[import-untyped]  # the wheel carries no stubs
 
 from kkp.authz.opa_address import OPAAddress, tls_context
 from kkp.errors import PolicyUnavailableError
 from kkp.model import JSON
+from kkp.outbound import NotPlainJSONError, QuietTCPConnector, QuietUnixConnector, read_json
 from kkp.strict_json import refuse_duplicates
 
 PACKAGE = "kkp.authz"
-MAX_ANSWER_BYTES = 64 * 1024
 
 _HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
 # Without the first, an error in a built-in would be undefined, which a `not` turns into an allow.
@@ -123,10 +119,10 @@ class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without typ
 
     def _new_connector(self) -> aiohttp.BaseConnector:
         if self._address.socket_path is not None:
-            return _QuietUnixConnector(self._address.socket_path)
+            return QuietUnixConnector(self._address.socket_path)
         if self._ca_file is not None:
-            return _QuietTCPConnector(ssl=tls_context(self._ca_file))
-        return _QuietTCPConnector()
+            return QuietTCPConnector(ssl=tls_context(self._ca_file))
+        return QuietTCPConnector()
 
     @asynccontextmanager
     async def _request(self, method: str, url: str, *, json: Mapping[str, JSON]) -> AsyncIterator[_Document]:
@@ -175,42 +171,9 @@ class _Document:
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     """Return the body, if it is one to be read at all."""
-    if response.status != 200:  # noqa: PLR2004  OK
+    if response.status != HTTPStatus.OK:
         raise PolicyUnavailableError(f"OPA answered with status {response.status}.")
-    if response.content_type != "application/json" or "Content-Encoding" in response.headers:
-        raise PolicyUnavailableError("OPA's answer is not plain JSON.")
-    body = bytearray()
-    async for part in response.content.iter_any():
-        body += part
-        if len(body) > MAX_ANSWER_BYTES:
-            raise PolicyUnavailableError(f"OPA's answer is larger than {MAX_ANSWER_BYTES} bytes.")
-    return bytes(body)
-
-
-class _QuietConnector(aiohttp.BaseConnector):
-    """Uses a connection again only while it is silent.
-
-    aiohttp does not look: bytes that come in while a connection waits would be read as the answer to the next
-    question. A connection whose other end is gone is found as well, so a restarted OPA costs no request.
-    """
-
-    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
-        while (connection := await super()._get(key, traces)) is not None and not _is_silent(connection):
-            connection.close()
-        return connection
-
-
-class _QuietTCPConnector(_QuietConnector, aiohttp.TCPConnector): ...
-
-
-class _QuietUnixConnector(_QuietConnector, aiohttp.UnixConnector): ...
-
-
-def _is_silent(connection: Connection) -> bool:
-    protocol, transport = connection.protocol, connection.transport
-    if protocol is None or transport is None or protocol.should_close:
-        return False
-    # What lies in the kernel the loop has not seen yet.
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return not poll.poll(0)
+    try:
+        return await read_json(response)
+    except NotPlainJSONError as error:
+        raise PolicyUnavailableError(f"OPA's answer {error}.") from None

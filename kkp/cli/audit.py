@@ -172,7 +172,7 @@ def _write_new(path: Path, lines: Sequence[object]) -> None:
         file.writelines(line + b"\n" for line in lines if isinstance(line, bytes))
 
 
-def _checkpoint(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+def _checkpoint(_options: argparse.Namespace) -> int:
     async def write(base: app.Foundation) -> int:
         signed = await base.checkpoints.write()
         if signed is not None:  # always: this command's own first record is new
@@ -182,6 +182,6 @@ def _checkpoint(options: argparse.Namespace) -> int:  # noqa: ARG001  it has non
     return with_foundation(write)
 
 
-def _key(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+def _key(_options: argparse.Namespace) -> int:
     print(app.checkpoint_signer(settings()).public_key)
     return OK

@@ -38,7 +38,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     dev.set_defaults(command=_dev)
 
 
-def _dev(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+def _dev(_options: argparse.Namespace) -> int:
     asyncio.run(_serve_development(settings(DEV)))
     return OK
 

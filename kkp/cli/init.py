@@ -26,7 +26,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     init.set_defaults(command=_init)
 
 
-def _init(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+def _init(_options: argparse.Namespace) -> int:
     chosen = settings()
     if chosen.database_path.exists() and chosen.database_path.stat().st_size:
         problem = f"KKP_DATABASE_URL: {chosen.database_path} exists, and stays as it is"

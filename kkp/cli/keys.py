@@ -127,7 +127,7 @@ def _mark(found: SigningKey, moment: float) -> str:
     return "#" if found.retires_at is None or moment < found.retires_at else "-"
 
 
-def _rotate(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+def _rotate(_options: argparse.Namespace) -> int:
     async def rotate(base: app.Foundation) -> int:
         operation = RotateSigningKey(base.keyring())
         answer = await base.operator_pipeline().run(operation, None, Credentials(), origin())

@@ -36,7 +36,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     serve.set_defaults(command=_serve)
 
 
-def _serve(options: argparse.Namespace) -> int:  # noqa: ARG001  it has none
+def _serve(_options: argparse.Namespace) -> int:
     asyncio.run(_serve_production(settings(SERVE, app.PRODUCTION_CHECKS)))
     return OK
 

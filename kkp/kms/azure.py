@@ -61,6 +61,7 @@ from kkp.errors import (
 )
 from kkp.kms._aead import invalid_wrap, label
 from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
+from kkp.outbound import QuietTCPConnector
 
 _URI = re.compile(
     r"""
@@ -253,7 +254,7 @@ class AzureKeyVaultKMS:
         logging.getLogger("azure").setLevel(logging.WARNING)
         # The context is made once: given a path, the transport would make one for each request. Without
         # `trust_env`, no proxy of the environment is asked.
-        connector = aiohttp.TCPConnector(ssl=ssl.create_default_context())
+        connector = QuietTCPConnector(ssl=ssl.create_default_context())
         session = aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )

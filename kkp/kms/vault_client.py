@@ -1,6 +1,7 @@
 """Speaking to a HashiCorp Vault or an OpenBao over HTTP: one request, one checked answer.
 
-- One session without proxy, cookies, redirects, retries or decompression.
+- One session without proxy, cookies, redirects, retries or decompression. A connection that speaks before it
+  is asked is thrown away (`kkp.outbound`): another caller's data key could be the answer.
 - TLS 1.2 or newer, and the host proves its name: by the authorities of the system, or by those of a file and
   no others. Without TLS only where the URI says so, which it may of a loopback address alone.
 - An answer is plain JSON of at most 64 KiB, in Vault's form. What is not, whatever its status, does not come
@@ -22,9 +23,9 @@ import aiohttp
 import msgspec
 
 from kkp.errors import ConfigError, KMSThrottledError, KMSUnavailableError
+from kkp.outbound import NotPlainJSONError, QuietTCPConnector, read_json
 from kkp.strict_json import refuse_duplicates
 
-MAX_ANSWER_BYTES = 64 * 1024
 OK, BAD_REQUEST, FORBIDDEN, NOT_FOUND = 200, 400, 403, 404
 
 _TOO_MANY = 429
@@ -97,7 +98,7 @@ class VaultClient:
         headers = {**_HEADERS, "X-Vault-Namespace": address.namespace} if address.namespace else _HEADERS
         self._url = f"{'https' if address.is_tls else 'http'}://{address.host}/v1/"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_tls_context(address.ca_file)),
+            connector=QuietTCPConnector(ssl=_tls_context(address.ca_file)),
             headers=headers,
             skip_auto_headers=("User-Agent",),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -142,14 +143,10 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         raise KMSThrottledError("Vault asks for fewer requests.")
     if response.status not in {OK, BAD_REQUEST, FORBIDDEN, NOT_FOUND}:
         raise KMSUnavailableError(f"Vault answered with status {response.status}.")
-    if response.content_type != "application/json" or "Content-Encoding" in response.headers:
-        raise KMSUnavailableError("Vault's answer is not plain JSON.")
-    body = bytearray()
-    async for part in response.content.iter_any():
-        body += part
-        if len(body) > MAX_ANSWER_BYTES:
-            raise KMSUnavailableError(f"Vault's answer is larger than {MAX_ANSWER_BYTES} bytes.")
-    return bytes(body)
+    try:
+        return await read_json(response)
+    except NotPlainJSONError as error:
+        raise KMSUnavailableError(f"Vault's answer {error}.") from None
 
 
 def _checked(status: int, body: bytes) -> VaultAnswer:

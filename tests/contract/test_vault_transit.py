@@ -28,8 +28,8 @@ from kkp.errors import (
 from kkp.kms import check, connect
 from kkp.kms.base import Resources, WrappedKey
 from kkp.kms.vault import VaultKMS
-from kkp.kms.vault_client import MAX_ANSWER_BYTES
 from kkp.master_key import MasterKey
+from kkp.outbound import MAX_ANSWER_BYTES
 from tests.emulators.vault import (
     Answer,
     Document,

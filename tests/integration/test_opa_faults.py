@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from kkp.authz.opa import OPAPolicy, Rule
-from kkp.authz.opa_client import MAX_ANSWER_BYTES
 from kkp.errors import PolicyUnavailableError
 from kkp.model import Decision, PolicyInput
+from kkp.outbound import MAX_ANSWER_BYTES
 from tests.promises import Recorder
 from tests.scale import SCALE
 

@@ -1,0 +1,68 @@
+"""What KKP's own HTTP clients share: connections that can't mix up answers, and bodies that can't grow.
+
+Rules that hold here:
+- A connection that has something to say before it is asked is thrown away: aiohttp does not look, and what
+  lies there would be taken for the answer to the next question, which is another caller's. One whose other
+  end is gone is found as well, so a restarted server costs no request.
+- A body is plain JSON, without a content coding, and bounded; it is not decoded here.
+
+Who calls out where, and what becomes of a failure, is each client's own.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Final
+
+import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+
+MAX_ANSWER_BYTES: Final = 64 * 1024
+
+
+class NotPlainJSONError(Exception):
+    """An answer is not JSON as it is, or is larger than MAX_ANSWER_BYTES; the text says which."""
+
+
+async def read_json(response: aiohttp.ClientResponse) -> bytes:
+    """Return an answer's body, undecoded.
+
+    Raises:
+        NotPlainJSONError: It is not to be read.
+        aiohttp.ClientError: It did not arrive whole.
+    """
+    if response.content_type != "application/json" or "Content-Encoding" in response.headers:
+        raise NotPlainJSONError("is not plain JSON")
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > MAX_ANSWER_BYTES:
+            raise NotPlainJSONError(f"is larger than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
+
+
+class _QuietConnector(aiohttp.BaseConnector):
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None and not _is_silent(connection):
+            connection.close()
+        return connection
+
+
+class QuietTCPConnector(_QuietConnector, aiohttp.TCPConnector):
+    """Uses a TCP or TLS connection again only while it is silent."""
+
+
+class QuietUnixConnector(_QuietConnector, aiohttp.UnixConnector):
+    """Uses a Unix socket's connection again only while it is silent."""
+
+
+def _is_silent(connection: Connection) -> bool:
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or protocol.should_close:
+        return False
+    # What lies in the kernel the loop has not seen yet.
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return not poll.poll(0)
