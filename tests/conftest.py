@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import privileges
 from tests.harness import KKP, running
 from tests.promises import PROMISES, Recorder
-
-NOBODY = 65534
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,15 +49,10 @@ async def kkp(tmp_path: Path) -> AsyncIterator[KKP]:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A directory of a user to whom a file's mode means something."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        if os.geteuid() != 0:
-            yield directory
-            return
-        os.chown(directory, NOBODY, NOBODY)
-        os.seteuid(NOBODY)
-        try:
-            yield directory
-        finally:
-            os.seteuid(0)
+    """A directory, and a file's mode that means something: to root as well, until the test is over.
+
+    Root stays root and gives up what lets it pass over modes. As another user the tests could not read the
+    checkout, which may lie under a directory that is root's alone.
+    """
+    with tempfile.TemporaryDirectory() as name, privileges.without_passing_over_modes():
+        yield Path(name)
