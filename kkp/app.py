@@ -204,7 +204,7 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         await _ensure_root(base)
         warnings = {"policy": lambda: policy.warning}
         services = await stack.enter_async_context(_running_services(base, policy, warnings))
-        await stack.enter_async_context(_running(policy.run()))
+        await stack.enter_async_context(running(policy.run()))
         yield services
 
 
@@ -262,7 +262,7 @@ async def _running_services(
         services = _services(base, state, policy, registry, keyring, revoked, failures, limited, warnings)
         identities = base.directory.run(base.settings.ring_times.poll)
         background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
-        await stack.enter_async_context(_running(*background))
+        await stack.enter_async_context(running(*background))
         yield services
 
 
@@ -458,7 +458,7 @@ def opens_root(directory: IdentityDirectory, unverified_key: str) -> bool:
 
 
 @asynccontextmanager
-async def _running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def running(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run background tasks for the duration of the block."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:

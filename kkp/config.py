@@ -425,7 +425,7 @@ class Way:
     defaults: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
-    refused_schemes: frozenset[str] = frozenset()
+    refused_schemes: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[Callable[[Draft], None], ...] = ()
 
 
@@ -604,8 +604,10 @@ def _check_master_key(draft: Draft) -> None:
 
 def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
-        if scheme not in schemes:
-            served = ", ".join(sorted(set(schemes) - way.refused_schemes))
+        if scheme in way.refused_schemes:
+            draft.problems.append(f"KKP_BACKENDS: {name} is {scheme}://, {way.refused_schemes[scheme]}")
+        elif scheme not in schemes:
+            served = ", ".join(sorted(set(schemes) - way.refused_schemes.keys()))
             draft.problems.append(
                 f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}"
             )

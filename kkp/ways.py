@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 from kkp.config import Address, Draft, SinkAddress, Way
 
-_EMULATED = "memory"
-
 
 def _check_dev_listener(draft: Draft) -> None:
     address = draft.listen
@@ -90,14 +88,6 @@ def _check_policy_path(draft: Draft) -> None:
         )
 
 
-def _check_no_emulator(draft: Draft) -> None:
-    for name, scheme in draft.schemes():
-        if scheme == _EMULATED:
-            draft.problems.append(
-                f"KKP_BACKENDS: {name} is memory://, an emulator for development; give a real backend's URI"
-            )
-
-
 _NOT_SERVED = {"KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"}
 _DECIDES_IN_PROCESS = "it decides with the policy in process; unset it"
 _FOR_SERVE = "it is for `kkp serve`; unset it"
@@ -131,7 +121,7 @@ SERVE = Way(
         "KKP_POLICY_PATH": "OPA owns the policy; unset it, and give OPA the bundle",
         "KKP_DEV_ALLOW_REMOTE": "it is for `kkp dev`; unset it",
     },
-    refused_schemes=frozenset({_EMULATED}),
-    rules=(_check_tls, _check_issuer, _check_sink, _check_no_emulator, _check_state_exists),
+    refused_schemes={"memory": "an emulator for development; give a real backend's URI"},
+    rules=(_check_tls, _check_issuer, _check_sink, _check_state_exists),
 )
 COMMAND = Way("a command", refused=_NOT_SERVED)

@@ -13,9 +13,8 @@ import argparse
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Any
 
 from kkp import __version__, app
 from kkp.cli.common import OK, collect_garbage_rarely, settings
@@ -52,7 +51,7 @@ async def _serve_production(chosen: Settings) -> None:
         services = await stack.enter_async_context(app.production(chosen, warnings=warnings))
         if tls is not None and services.metrics is not None:
             services.metrics.watch_certificate(lambda: tls.certificate.not_after)
-        await stack.enter_async_context(_running(services.public.watch("policy")))
+        await stack.enter_async_context(app.running(services.public.watch("policy")))
         address = await stack.enter_async_context(_listening(chosen, services, tls))
         metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
         scheme = "https" if tls is not None else "http"
@@ -96,15 +95,5 @@ async def _tls(chosen: Settings) -> AsyncIterator[ReloadingTLS | None]:
         return
     tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file)
     loop.add_signal_handler(signal.SIGHUP, tls.reload)
-    async with _running(tls.run()):
+    async with app.running(tls.run()):
         yield tls
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do this beside the block."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()

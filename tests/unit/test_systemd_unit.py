@@ -24,7 +24,7 @@ def test_a_configuration_that_can_not_be_used_is_not_tried_for_ever() -> None:
 
 def test_attack_nothing_is_installed_by_a_name_that_anybody_could_take() -> None:
     installs = re.findall(r"pip install (.*)$", UNIT, re.MULTILINE)
-    assert installs == ["--require-hashes -r requirements.lock", "--no-deps --no-build-isolation ."]
+    assert installs == ["--require-hashes --no-deps -r requirements.lock", "--no-deps --no-build-isolation ."]
 
 
 def test_what_it_sets_is_a_setting() -> None:
