@@ -1,14 +1,13 @@
-"""Something that speaks AWS KMS's wire for one key, and one that only listens: `kms_server.py well | hung`.
+"""Something that speaks AWS KMS's wire for one key, and hangs while it is told to.
 
-The first answers every wrap with the same bytes, so that it costs next to nothing. The second reads each
-request and never answers it.
+It answers every wrap with the same bytes, so that it costs next to nothing. From `POST /hang` until
+`POST /heal` it reads requests and never answers them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import sys
 
 from aiohttp import web
 
@@ -32,21 +31,30 @@ _ANSWERS = {
 }
 
 
+_hanging = asyncio.Event()
+
+
 async def _answer(request: web.Request) -> web.StreamResponse:
     await request.read()
+    if _hanging.is_set():
+        await asyncio.Event().wait()
     return web.json_response(_ANSWERS[request.headers["X-Amz-Target"].rpartition(".")[2]])
 
 
-async def _hang(request: web.Request) -> web.StreamResponse:
-    await request.read()
-    await asyncio.Event().wait()
+async def _hang(_request: web.Request) -> web.StreamResponse:
+    _hanging.set()
     return web.Response()
 
 
-async def main(state: str) -> None:
+async def _heal(_request: web.Request) -> web.StreamResponse:
+    _hanging.clear()
+    return web.Response()
+
+
+async def main() -> None:
     """Serve until killed."""
     app = web.Application()
-    app.router.add_post("/", {"well": _answer, "hung": _hang}[state])
+    app.add_routes([web.post("/", _answer), web.post("/hang", _hang), web.post("/heal", _heal)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -56,4 +64,4 @@ async def main(state: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    asyncio.run(main())
