@@ -24,6 +24,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.auth.transport import requests as google_requests
 
 from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
+from kkp.kms._futures import look_at
 
 _REQUEST_SECONDS = 5.0
 # What google-auth's errors begin with where the issuer said that it is us.
@@ -116,7 +117,7 @@ class AccessTokens:
     def _renew(self) -> asyncio.Task[None]:
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._refresh())
-            self._renewal.add_done_callback(_retrieve)
+            self._renewal.add_done_callback(look_at)  # the next call tries again
         return self._renewal
 
     async def _refresh(self) -> None:
@@ -126,12 +127,6 @@ class AccessTokens:
             # Chained to nothing: an error of google-auth may hold all that the issuer answered.
             raise _translated(error) from None
         self._refused = False
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Look at the result of a renewal that nobody may have waited for; the next call tries again."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _translated(error: Exception) -> KMSDeniedError | KMSUnavailableError:

@@ -58,6 +58,7 @@ from kkp.errors import (
 )
 from kkp.kms import _address
 from kkp.kms._aead import invalid_wrap
+from kkp.kms._futures import look_at
 from kkp.kms.base import KeyDescription, Resources, WrappedKey
 from kkp.model import BackendLimits
 
@@ -282,12 +283,11 @@ class AWSKMS:
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         """Call it in a thread, and last as long as the thread does, also when cancelled."""
         call = asyncio.get_running_loop().run_in_executor(self._threads, function)
+        call.add_done_callback(look_at)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
             await asyncio.wait((call,))
-            if not call.cancelled():
-                call.exception()  # nobody is left to hear of it
             raise
 
     async def _confirm(self, key_id: str, answered: str) -> None:

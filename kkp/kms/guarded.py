@@ -41,6 +41,7 @@ from kkp.envelope import (
 )
 from kkp.errors import KeyNotReadyError, KKPError, KMSUnavailableError
 from kkp.kms._breaker import Breaker, Period
+from kkp.kms._futures import look_at
 from kkp.kms.base import KMS, KeyDescription, RotatesKeys, WrappedKey
 from kkp.model import BackendLimits
 
@@ -221,8 +222,7 @@ class Guarded:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._slots.release()
-        if not task.cancelled():
-            task.exception()  # looked at, so that asyncio does not write into the log what nobody waited for
+        look_at(task)
 
     def _checked(self, task: asyncio.Task[_T], is_good: Callable[[object], bool]) -> _T:
         """Return what the task did, if it is to be believed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import logging
 import threading
@@ -434,6 +435,35 @@ async def test_a_call_that_is_cancelled_lasts_as_long_as_its_thread(aws: AWSEmul
     let_go.set()
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def test_how_a_call_ends_that_even_the_loop_gave_up_is_not_told_to_the_log(
+    aws: AWSEmulator, kms: AWSKMS, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, let_go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hold(_operation: str, _answer: Callable[[], Reply]) -> Reply:
+        loop.call_soon_threadsafe(asked.set)
+        let_go.wait()
+        return error("AccessDeniedException")
+
+    aws.fault = hold
+    call = asyncio.create_task(kms.wrap("alias/orders", DATA_KEY, CONTEXT))
+    await asked.wait()
+    for _ in range(2):  # as when the process ends
+        call.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    let_go.set()
+    aws.fault = None
+    await kms.describe("alias/orders")
+    await asyncio.to_thread(kms._threads.shutdown)
+    await asyncio.sleep(0)
+    gc.collect()
+
+    assert "never retrieved" not in caplog.text
 
 
 async def test_it_works_again_after_it_hung(aws: AWSEmulator) -> None:
