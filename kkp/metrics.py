@@ -24,6 +24,7 @@ from kkp.clock import Clock
 from kkp.errors import KeyringUnavailableError
 from kkp.keyring.rotation import Keyring
 from kkp.keyring.state import KeyState
+from kkp.kms.caching import Use
 from kkp.model import Decision, PolicyInput
 from kkp.pipeline import CountsFailures, Records
 
@@ -60,6 +61,12 @@ class Metrics:
         )
         self._failures = self._counter(
             "kkp_failed_authentications", "Failed authentications, by the error's code.", "reason"
+        )
+        self._data_keys = self._counter(
+            "kkp_data_keys",
+            "Data keys of cached backends, by use and by where each came from.",
+            "use",
+            "from",
         )
         self._ready = Gauge(
             "kkp_ready", "Whether a check of /readyz succeeds.", ("check",), registry=self._registry
@@ -104,6 +111,10 @@ class Metrics:
     def failed_authentication(self, reason: str) -> None:
         """Count one failed authentication, by the error's code."""
         self._failures.labels(reason).inc()
+
+    def data_key(self, use: Use, is_cached: bool) -> None:  # noqa: FBT001  called back
+        """Count one data key that was looked for in the cache."""
+        self._data_keys.labels(use, "cache" if is_cached else "backend").inc()
 
     def readiness(self, results: Mapping[str, bool]) -> None:
         """Note which checks succeed."""

@@ -13,6 +13,7 @@ from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms.base import KMS, Resources
+from kkp.kms.caching import Caching, DataKeyCache
 
 SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
@@ -74,13 +75,17 @@ class KMSRegistry:
 
     Args:
         backends: Every backend; the registry closes them.
+        cache: Where callers' data keys are kept; None for nowhere.
     """
 
-    def __init__(self, backends: Mapping[str, KMS]) -> None:
+    def __init__(self, backends: Mapping[str, KMS], cache: DataKeyCache | None = None) -> None:
         self._backends = dict(backends)
+        self._cache = cache
 
     @classmethod
-    async def connect(cls, uris: Mapping[str, str], resources: Resources) -> KMSRegistry:
+    async def connect(
+        cls, uris: Mapping[str, str], resources: Resources, cache: DataKeyCache | None = None
+    ) -> KMSRegistry:
         """Make every configured backend, from name to URI; those already made are closed if one fails.
 
         Raises:
@@ -93,10 +98,10 @@ class KMSRegistry:
                 backends[name] = await connect(uri, resources)
                 opened.push_async_callback(backends[name].close)
             opened.pop_all()
-        return cls(backends)
+        return cls(backends, cache)
 
     def get(self, name: str) -> KMS:
-        """Return the backend.
+        """Return the backend itself: nothing that it is asked for is kept, or comes from before.
 
         Raises:
             UnknownBackendError: None has this name.
@@ -105,6 +110,22 @@ class KMSRegistry:
             return self._backends[name]
         except KeyError:
             raise UnknownBackendError("No backend has this name.") from None
+
+    def for_caller(self, name: str, caller_id: str, *, plaintext_bytes: int) -> KMS:
+        """Return the backend as a caller uses it for one message: with data keys of before, if any are kept.
+
+        Args:
+            name: The backend's.
+            caller_id: Whose message it is; nobody else's data key serves it.
+            plaintext_bytes: How long the message is.
+
+        Raises:
+            UnknownBackendError: None has this name.
+        """
+        kms = self.get(name)
+        if self._cache is None:
+            return kms
+        return Caching(kms, self._cache, backend=name, caller_id=caller_id, plaintext_bytes=plaintext_bytes)
 
     async def close(self) -> None:
         """Close every backend, even where another one fails to."""

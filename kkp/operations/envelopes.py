@@ -1,12 +1,12 @@
 """Sealing and opening envelopes.
 
-The data key is made here, wrapped by the backend and forgotten; it never leaves the process. A plaintext is
-returned only after every check of `kkp.envelope` has passed.
+A data key comes from the backend or is wrapped by it, and never leaves the process. It is forgotten after its
+message, unless data keys are cached for the caller (`kkp.kms.caching`). A plaintext is returned only after
+every check of `kkp.envelope` has passed.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, final
@@ -22,7 +22,7 @@ from kkp.errors import (
     UnauthenticatedError,
 )
 from kkp.kms import KMSRegistry
-from kkp.kms.base import WrappedKey
+from kkp.kms.base import WrappedKey, data_key_from
 from kkp.model import JSON, Action
 from kkp.operations.base import EnvelopeFacts, Operation, Proposal
 from kkp.tokens import Claims
@@ -38,6 +38,12 @@ class EncryptRequest:
     context: Mapping[str, str]
     associated_data: str | None
     policy_context: Mapping[str, JSON]
+
+    @property
+    def plaintext_bytes(self) -> int:
+        """How long the plaintext is; a lone surrogate, which sealing refuses, counts as well."""
+        plaintext = self.plaintext
+        return len(plaintext.encode(errors="surrogatepass") if isinstance(plaintext, str) else plaintext)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,20 +96,21 @@ class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
             ),
         )
 
-    async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:  # noqa: ARG002  all is in the request
-        """Wrap a fresh data key and seal the plaintext under it."""
-        kms = self._registry.get(request.backend)
-        data_key = os.urandom(envelopes.DATA_KEY_BYTES)
-        wrapped = await kms.wrap(request.key_id, data_key, request.context)
+    async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:
+        """Take a data key and seal the plaintext under it."""
+        kms = self._registry.for_caller(
+            request.backend, proposal.caller.id, plaintext_bytes=request.plaintext_bytes
+        )
+        data_key = await data_key_from(kms, request.key_id, request.context)
         return envelopes.seal(
             request.plaintext,
-            data_key=data_key,
+            data_key=data_key.plaintext,
             context=request.context,
             associated_data=request.associated_data,
             backend=request.backend,
             key_id=request.key_id,
-            key_version=wrapped.key_version,
-            encrypted_data_key=wrapped.encrypted_data_key,
+            key_version=data_key.wrapped.key_version,
+            encrypted_data_key=data_key.wrapped.encrypted_data_key,
         )
 
 
@@ -146,7 +153,9 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
             EnvelopeInvalidError: Anything at all did not fit; always the same answer.
         """
         header, wrap = request.envelope.header, request.envelope.wrap
-        kms = self._registry.get(wrap.backend)
+        kms = self._registry.for_caller(
+            wrap.backend, proposal.caller.id, plaintext_bytes=request.envelope.plaintext_bytes
+        )
         wrapped = WrappedKey(wrap.encrypted_data_key, wrap.key_version)
         try:
             data_key = await kms.unwrap(wrap.key_id, wrapped, header.context)

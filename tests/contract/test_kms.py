@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import pytest
 
 from kkp.clock import SteadyClock
+from kkp.config import DataKeyCacheLimits
 from kkp.errors import (
     ConfigError,
     InvalidWrapError,
@@ -23,7 +24,16 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms import SCHEMES, KMSRegistry, check, connect
-from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
+from kkp.kms.base import (
+    KMS,
+    GeneratesDataKeys,
+    KeyDescription,
+    Resources,
+    RotatesKeys,
+    WrappedKey,
+    data_key_from,
+)
+from kkp.kms.caching import Caching, DataKeyCache
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
 from kkp.rows import LocalKeyRow
@@ -47,7 +57,8 @@ class Emulator(Protocol):
 class Backend:
     """One implementation under the contract, and what it calls its keys.
 
-    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone.
+    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone. `around` is
+    what wraps the adaptor.
     """
 
     uri: str
@@ -56,6 +67,11 @@ class Backend:
     missing_key: str
     disabled_key: str | None
     emulator: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]] | None = None
+    around: Callable[[KMS], KMS] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.uri if self.around is None else f"{self.around.__name__} {self.uri}"
 
 
 def _own(
@@ -75,6 +91,19 @@ async def _azure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield _At(azure.URI)
 
 
+def cached(kms: KMS) -> KMS:
+    """Let data keys serve again, for sealing as well."""
+    limits = DataKeyCacheLimits(
+        age_seconds=300, entries=100, messages=100, plaintext_bytes=100_000, encrypts=True
+    )
+
+    async def epoch() -> int:
+        return 0
+
+    cache = DataKeyCache(limits, SteadyClock(), epoch)
+    return Caching(kms, cache, backend="backend", caller_id="orders", plaintext_bytes=100)
+
+
 BACKENDS = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
     Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
@@ -91,8 +120,21 @@ BACKENDS = (
     ),
     Backend("vault-transit://", "orders", "billing", "missing-key", "disabled-key", _own(vault.emulated)),
     Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure),
+    Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key", around=cached),
+    Backend(
+        "aws-kms://",
+        "alias/orders",
+        "alias/billing",
+        "alias/missing",
+        "alias/disabled-key",
+        _own(aws.emulated),
+        cached,
+    ),
 )
-ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
+ROTATING = tuple(
+    backend for backend in BACKENDS if backend.uri.startswith("memory") and backend.around is None
+)
+GENERATING = tuple(backend for backend in BACKENDS if backend.uri == "aws-kms://" or backend.around is cached)
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
 
 # No backend takes these, whatever its naming rules.
@@ -139,7 +181,7 @@ async def resources() -> Resources:
     return Resources(master_key=MASTER_KEY, local_keys=store)
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.uri)
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
 def backend(request: pytest.FixtureRequest) -> Backend:
     assert isinstance(request.param, Backend)
     return request.param
@@ -155,9 +197,9 @@ async def uri(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-async def kms(uri: str, resources: Resources) -> AsyncIterator[KMS]:
+async def kms(uri: str, backend: Backend, resources: Resources) -> AsyncIterator[KMS]:
     adaptor = await connect(uri, resources)
-    yield adaptor
+    yield adaptor if backend.around is None else backend.around(adaptor)
     await adaptor.close()
 
 
@@ -169,6 +211,28 @@ async def test_a_wrapped_key_unwraps(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
 
     assert await kms.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+
+
+async def test_a_data_key_opens_by_its_wrap(kms: KMS, backend: Backend) -> None:
+    made = await data_key_from(kms, backend.key, CONTEXT)
+
+    assert len(made.plaintext) == 32
+    assert made.wrapped.key_version == (await kms.describe(backend.key)).key_version
+    assert await kms.unwrap(backend.key, made.wrapped, CONTEXT) == made.plaintext
+
+
+async def test_no_two_contexts_or_keys_get_one_data_key(kms: KMS, backend: Backend) -> None:
+    asked = [(backend.key, CONTEXT), (backend.key, {}), (backend.other_key, CONTEXT)]
+    made = [await data_key_from(kms, key_id, context) for key_id, context in asked]
+
+    assert len({data_key.plaintext for data_key in made}) == 3
+    for key_id, context in asked[1:]:
+        with pytest.raises(InvalidWrapError):
+            await kms.unwrap(key_id, made[0].wrapped, context)
+
+
+async def test_the_backends_that_make_data_keys_are_known(kms: KMS, backend: Backend) -> None:
+    assert isinstance(kms, GeneratesDataKeys) == (backend in GENERATING)
 
 
 async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None:
@@ -273,6 +337,8 @@ async def assert_every_use_raises(kms: KMS, key_id: str, wrapped: WrappedKey, er
     with pytest.raises(error):
         await kms.wrap(key_id, DATA_KEY, CONTEXT)
     with pytest.raises(error):
+        await data_key_from(kms, key_id, CONTEXT)
+    with pytest.raises(error):
         await kms.unwrap(key_id, wrapped, CONTEXT)
     with pytest.raises(error):
         await kms.describe(key_id)
@@ -293,7 +359,7 @@ async def test_a_name_that_breaks_the_rules_is_unknown(kms: KMS, backend: Backen
     await assert_every_use_raises(kms, key_id, wrapped, UnknownKeyError)
 
 
-@pytest.mark.parametrize("backend", DISABLING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", DISABLING, ids=lambda backend: backend.name, indirect=True)
 async def test_a_disabled_key_is_refused(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
 
@@ -332,7 +398,7 @@ async def test_the_backends_that_rotate_are_the_ones_under_the_rotation_contract
     assert isinstance(kms, RotatesKeys) == (backend in ROTATING)
 
 
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.name, indirect=True)
 async def test_old_versions_still_open_after_rotations(kms: KMS, backend: Backend) -> None:
     wraps = [await kms.wrap(backend.key, DATA_KEY, CONTEXT)]
     for _ in range(5):
@@ -346,7 +412,7 @@ async def test_old_versions_still_open_after_rotations(kms: KMS, backend: Backen
 
 
 @pytest.mark.promise(24)
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.name, indirect=True)
 async def test_a_wrap_relabelled_with_a_real_version_opens_nothing(kms: KMS, backend: Backend) -> None:
     old = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     new = await rotating(kms).rotate(backend.key)
@@ -355,7 +421,7 @@ async def test_a_wrap_relabelled_with_a_real_version_opens_nothing(kms: KMS, bac
         await kms.unwrap(backend.key, WrappedKey(old.encrypted_data_key, new.key_version), CONTEXT)
 
 
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.name, indirect=True)
 async def test_rotating_one_key_leaves_the_others_alone(kms: KMS, backend: Backend) -> None:
     before = await kms.describe(backend.other_key)
     await rotating(kms).rotate(backend.key)
@@ -363,7 +429,7 @@ async def test_rotating_one_key_leaves_the_others_alone(kms: KMS, backend: Backe
     assert await kms.describe(backend.other_key) == before
 
 
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.name, indirect=True)
 async def test_a_missing_key_does_not_rotate(kms: KMS, backend: Backend) -> None:
     with pytest.raises(UnknownKeyError):
         await rotating(kms).rotate(backend.missing_key)
@@ -392,7 +458,7 @@ def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     program = "import sys, kkp.kms; print(*(name for name in sys.modules if name.startswith('kkp.kms')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
 
-    assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base"}
+    assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base", "kkp.kms.caching"}
 
 
 def test_a_development_server_imports_no_sdk_of_a_cloud(tmp_path: Path) -> None:
@@ -417,7 +483,7 @@ print(*sys.modules)
     assert "kkp.kms.memory" in loaded
     assert not loaded & sdks
     assert {name for name in loaded if name.startswith("kkp.kms.")} == {
-        "kkp.kms.base", "kkp.kms._aead", "kkp.kms.memory", "kkp.kms.local",
+        "kkp.kms.base", "kkp.kms.caching", "kkp.kms._aead", "kkp.kms.memory", "kkp.kms.local",
     }  # fmt: skip
 
 

@@ -70,6 +70,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         max_plaintext_bytes=1024 * 1024,
         caller_rate_per_second=500,
         caller_burst=1000,
+        data_key_cache=None,
         ring_times=RingTimes(
             token_ttl=300,
             min_ttl=60,
