@@ -194,6 +194,21 @@ async def test_a_key_serves_as_many_messages_as_it_may_and_not_one_more(
     assert len(set(keys)) == 3
 
 
+@pytest.mark.promise(23)
+@pytest.mark.parametrize("counter", ["messages_left", "plaintext_bytes_left"])
+async def test_at_the_end_of_the_largest_limits_the_next_message_gets_a_new_key(
+    message: Message, counter: str
+) -> None:
+    world = World(LIMITS._replace(messages=2**32, plaintext_bytes=2**36))
+    message = replace(message, plaintext_bytes=1)
+    first = await world.key(message)
+    (entry,) = world.cache._entries.values()
+    setattr(entry, counter, 1)
+
+    assert await world.key(message) == first
+    assert await world.key(message) != first
+
+
 async def test_a_key_that_may_serve_one_message_is_not_kept(message: Message) -> None:
     world = World(LIMITS._replace(messages=1))
 
