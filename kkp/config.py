@@ -380,7 +380,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     ),
     "KKP_DATA_KEY_CACHE_ENTRIES": _Setting("1000", _count_up_to(_MAX_CACHED_DATA_KEYS), "from 1 to 100000"),
     "KKP_DATA_KEY_CACHE_MESSAGES": _Setting(
-        "1000", _count_up_to(_MAX_DATA_KEY_MESSAGES), "from 1 to 4294967296"
+        "10000", _count_up_to(_MAX_DATA_KEY_MESSAGES), "from 1 to 4294967296"
     ),
     "KKP_DATA_KEY_CACHE_BYTES": _Setting(
         "1073741824", _count_up_to(_MAX_DATA_KEY_BYTES), "bytes, from 1 to 68719476736"

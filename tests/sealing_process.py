@@ -1,7 +1,7 @@
 """Seals with cached data keys, then forks, and goes on in both processes: `sealing_process DIRECTORY COUNT`.
 
-Each of the two writes a file of its own with every pair of key and nonce that AES-GCM was given. The exit code
-is 0 only if nearly all messages shared a data key, the child's first with the parent's.
+Each of the two writes a file of its own with every pair of key and nonce that AES-GCM was given. The exit
+code is 0 only if nearly all messages shared a data key, the child's first with the parent's.
 """
 
 from __future__ import annotations
