@@ -12,7 +12,7 @@ Rules that hold here:
   backend was asked before that, and answers after it, serves its own request and is not kept.
 - Errors are not kept. Callers that ask at the same time for the same key each ask the backend: none waits
   for another's call, so none fails or is cancelled with it.
-- Bytes wrapped by `wrap` are never the cache's: whoever needs a new wrap gets one.
+- `wrap` always asks the backend.
 
 Encrypting takes part only if it is switched on. Then one data key, with one and the same wrap, serves several
 messages of one caller under one context. Each has keys of its own all the same, because its random
@@ -20,8 +20,9 @@ messages of one caller under one context. Each has keys of its own all the same,
 limits bound is how much one data key opens, should it ever become known. KKP does not fork; if it did, both
 processes would go on with the data keys of before, and each message would still have keys of its own.
 
-What it does not do: erase a key from memory. Python can't; a key that was dropped is gone when its memory is
-used again.
+What it does not do: it does not share its room out among callers, so a busy one makes others ask the backend
+more often; and it erases no key from memory, because Python can't. A key that was dropped is gone when its
+memory is used again.
 """
 
 from __future__ import annotations

@@ -206,6 +206,18 @@ async def test_any_change_of_the_state_empties_the_cache(world: World) -> None:
     assert world.asked() == before + 1
 
 
+async def test_a_change_by_another_process_empties_the_cache_before_the_next_opening(
+    world: World, tmp_path: Path
+) -> None:
+    """Two servers on one database, each with a state of its own in memory."""
+    envelope = await world.warm()
+    before = world.asked()
+    async with running(tmp_path, clock=world.clock, KKP_BACKENDS="local=local://") as other:
+        await other.add_identity("billing")
+    await world.open(envelope)
+    assert world.asked() == before + 1
+
+
 async def test_a_key_that_its_cloud_disabled_opens_until_the_age_and_not_longer(world: World) -> None:
     envelope = await world.warm()
     world.emulator.set_state("alias/orders", "Disabled")
