@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -316,6 +318,39 @@ async def test_of_5000_pairs_of_messages_that_differ_in_one_field_none_gets_the_
         assert keys[:2] == keys[2:]
     record_promise(21, "pairs", 5000, crossed=crossed)
     assert crossed == 0
+
+
+# Each says with other fields what APART says, where the fields are run together.
+APART = Message(caller_id="ab", backend="cd", key_id="ef", context={}, encrypted_data_key=b"23")
+MOVED_BOUNDARIES: Mapping[str, dict[str, Any]] = {
+    "caller and backend": {"caller_id": "abc", "backend": "d"},
+    "backend and key": {"backend": "cde", "key_id": "f"},
+    "caller and key, around the backend": {"caller_id": "abcd", "backend": "", "key_id": "ef"},
+    "all in the caller": {"caller_id": "abcdef", "backend": "", "key_id": ""},
+    "all in the key": {"caller_id": "", "backend": "", "key_id": "abcdef"},
+    "key version and wrapped key": {"key_version": "12", "encrypted_data_key": b"3"},
+}
+
+
+@pytest.mark.promise(21)
+@pytest.mark.parametrize(
+    ("use", "change"),
+    [
+        pytest.param(use, change, id=f"{use}, {name}")
+        for use in USES
+        for name, change in MOVED_BOUNDARIES.items()
+        if change.keys() <= set(FIELDS[use])
+    ],
+)
+async def test_a_boundary_that_moved_between_fields_makes_another_message(
+    world: World, use: Use, change: dict[str, Any]
+) -> None:
+    one = replace(APART, use=use)
+    moved = replace(one, **change)
+    first, second = await world.key(one), await world.key(moved)
+
+    assert first != second
+    assert [await world.key(one), await world.key(moved)] == [first, second]
 
 
 @pytest.mark.promise(21)
