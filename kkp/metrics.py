@@ -66,7 +66,7 @@ class Metrics:
             "kkp_data_keys",
             "Data keys of cached backends, by use and by where each came from.",
             "use",
-            "from",
+            "source",
         )
         self._ready = Gauge(
             "kkp_ready", "Whether a check of /readyz succeeds.", ("check",), registry=self._registry

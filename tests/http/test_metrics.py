@@ -104,6 +104,7 @@ async def test_data_keys_are_counted_by_use_and_by_where_they_came_from(tmp_path
         envelopes = [await kkp.seal(token) for _ in range(3)]
         for _ in range(4):
             await kkp.post("/envelope/decrypt", {"envelope": envelopes[0], "token": token})
+        assert 'kkp_data_keys_total{source="cache",use="decrypt"} 3.0' in await server.text()
         assert (await server.samples())["kkp_data_keys_total"] == {
             ("backend", "encrypt"): 1,
             ("cache", "encrypt"): 2,

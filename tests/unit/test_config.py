@@ -851,8 +851,8 @@ def test_data_keys_are_cached_only_when_they_are_given_an_age() -> None:
     given = {"KKP_DATA_KEY_CACHE_ENTRIES": "7", "KKP_DATA_KEY_CACHE_MESSAGES": "8"}
     assert settings(**given).data_key_cache is None
     assert settings(**given, KKP_DATA_KEY_CACHE_SECS="0").data_key_cache is None
-    assert settings(**given, KKP_DATA_KEY_CACHE_SECS="2.5").data_key_cache == DataKeyCacheLimits(
-        age_seconds=2.5, entries=7, messages=8, plaintext_bytes=2**30, encrypts=False
+    assert settings(KKP_DATA_KEY_CACHE_SECS="2.5").data_key_cache == DataKeyCacheLimits(
+        age_seconds=2.5, entries=1000, messages=10_000, plaintext_bytes=2**30, encrypts=False
     )
 
 
