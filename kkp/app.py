@@ -288,7 +288,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
-    metrics = _metrics(base, keyring)
+    metrics = _metrics(base, keyring, registry)
     pipeline = _road(base, state, authenticator, policy, failures, limited, metrics)
     return Services(
         pipeline=pipeline,
@@ -299,7 +299,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
-            warnings=warnings,
+            warnings={**warnings, "backends": registry.warning},
         ),
         issue_token=IssueToken(
             keyring,
@@ -346,13 +346,14 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     )
 
 
-def _metrics(base: Foundation, keyring: Keyring) -> Metrics | None:
+def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metrics | None:
     if base.settings.metrics_listen is None:
         return None
     from kkp.metrics import Metrics  # noqa: PLC0415  a library that most runs of `kkp dev` do not need
 
     metrics = Metrics()
     metrics.watch_keyring(keyring, base.clock)
+    metrics.watch_backends(registry.guards)
     base.audit.watch(metrics.audit_commit)
     return metrics
 
@@ -434,7 +435,7 @@ def _data_key_cache(base: Foundation) -> DataKeyCache | None:
 async def _backends(base: Foundation, data_keys: DataKeyCache | None) -> KMSRegistry:
     local_keys = LocalKeyStore(base.database)
     await ensure_default_key(local_keys, base.master_key, base.clock)
-    resources = Resources(base.master_key, local_keys)
+    resources = Resources(base.master_key, local_keys, base.settings.backend_limits)
     return await KMSRegistry.connect(base.settings.backends, resources, data_keys)
 
 

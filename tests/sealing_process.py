@@ -59,7 +59,7 @@ def _note_use(_use: Use, is_cached: bool) -> None:  # noqa: FBT001  as it is cal
 def _operation() -> Encrypt:
     cache = DataKeyCache(LIMITS, SteadyClock(), _epoch)
     cache.watch(_note_use)
-    return Encrypt(KMSRegistry({"aws": MemoryKMS("aws", MasterKey(b"m" * 32))}, cache))
+    return Encrypt(KMSRegistry({"aws": MemoryKMS("aws", MasterKey(b"m" * 32))}, cache=cache))
 
 
 async def _seal(operation: Encrypt, count: int) -> None:

@@ -1,7 +1,8 @@
 """The backends: which URI scheme means which adaptor, and which configured name means which backend.
 
 An adaptor's module, and with it its vendor's SDK, is imported only when its scheme is configured. To add
-one: a file in this package, a line in `SCHEMES`, a line in the contract suite.
+one: a file in this package, a line in `SCHEMES`, a line in the contract suite. What the registry hands out is
+never a bare adaptor: each stands behind a guard of its own (`kkp.kms.guarded`).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from importlib import import_module
+from types import MappingProxyType
 from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms.base import KMS, Resources
 from kkp.kms.caching import Caching, DataKeyCache
+from kkp.kms.guarded import Guarded
 
 SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
@@ -23,6 +26,9 @@ SCHEMES: Mapping[str, str] = {
     "gcp-kms": "kkp.kms.gcp:GCPKMS",
     "vault-transit": "kkp.kms.vault:VaultKMS",
 }
+
+
+_NO_GUARDS: Mapping[str, Guarded] = MappingProxyType({})
 
 
 class _Adaptor(Protocol):
@@ -48,7 +54,7 @@ def check(uris: Mapping[str, str]) -> None:
 
 
 async def connect(uri: str, resources: Resources) -> KMS:
-    """Make the backend that a URI names.
+    """Make the backend that a URI names, without a guard.
 
     Raises:
         ConfigError: No adaptor has this scheme, or the adaptor refused the rest.
@@ -75,30 +81,37 @@ class KMSRegistry:
 
     Args:
         backends: Every backend; the registry closes them.
+        guards: Those that guard them.
         cache: Where callers' data keys are kept; None for nowhere.
     """
 
-    def __init__(self, backends: Mapping[str, KMS], cache: DataKeyCache | None = None) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, KMS],
+        guards: Mapping[str, Guarded] = _NO_GUARDS,
+        cache: DataKeyCache | None = None,
+    ) -> None:
         self._backends = dict(backends)
+        self.guards: Mapping[str, Guarded] = dict(guards)
         self._cache = cache
 
     @classmethod
     async def connect(
         cls, uris: Mapping[str, str], resources: Resources, cache: DataKeyCache | None = None
     ) -> KMSRegistry:
-        """Make every configured backend, from name to URI; those already made are closed if one fails.
+        """Make and guard every configured backend, from name to URI; those made are closed if one fails.
 
         Raises:
             ConfigError: URIs that name no backend, all of them.
         """
         check(uris)
-        backends: dict[str, KMS] = {}
+        guards: dict[str, Guarded] = {}
         async with AsyncExitStack() as opened:
             for name, uri in uris.items():
-                backends[name] = await connect(uri, resources)
-                opened.push_async_callback(backends[name].close)
+                guards[name] = Guarded(await connect(uri, resources), name, resources.limits)
+                opened.push_async_callback(guards[name].close)
             opened.pop_all()
-        return cls(backends, cache)
+        return cls(guards, guards, cache)
 
     def get(self, name: str) -> KMS:
         """Return the backend itself: nothing that it is asked for is kept, or comes from before.
@@ -126,6 +139,13 @@ class KMSRegistry:
         if self._cache is None:
             return kms
         return Caching(kms, self._cache, backend=name, caller_id=caller_id, plaintext_bytes=plaintext_bytes)
+
+    def warning(self) -> str | None:
+        """Say how many backends are left alone at the moment, for a reader who must not learn their names."""
+        away = sum(guard.is_left_alone() for guard in self.guards.values())
+        if not away:
+            return None
+        return f"{away} of {len(self.guards)} backends can't be used at the moment; the log says which"
 
     async def close(self) -> None:
         """Close every backend, even where another one fails to."""

@@ -522,7 +522,7 @@ def test_no_answer_of_the_backend_serves_beyond_any_limit(
 
 
 async def test_the_registry_gives_a_caller_keys_of_before_and_others_the_backend_itself(world: World) -> None:
-    registry = KMSRegistry({"aws": world.kms}, world.cache)
+    registry = KMSRegistry({"aws": world.kms}, cache=world.cache)
     wrapped = WrappedKey(b"wrapped", "1")
 
     async def opened(caller_id: str) -> bytes:
@@ -542,7 +542,7 @@ def test_without_a_cache_a_caller_gets_the_backend_itself(world: World) -> None:
 
 @pytest.mark.parametrize("has_cache", [False, True])
 def test_a_backend_that_is_not_there_is_unknown_to_a_caller(world: World, *, has_cache: bool) -> None:
-    registry = KMSRegistry({"aws": world.kms}, world.cache if has_cache else None)
+    registry = KMSRegistry({"aws": world.kms}, cache=world.cache if has_cache else None)
     with pytest.raises(UnknownBackendError):
         registry.for_caller("gcp", "orders", plaintext_bytes=10)
 
