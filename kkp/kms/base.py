@@ -19,11 +19,12 @@ every backend has are Protocols of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kkp.envelope import context_bytes
+from kkp.errors import UnknownBackendError
 from kkp.master_key import MasterKey
 
 if TYPE_CHECKING:
@@ -48,12 +49,24 @@ class KeyDescription:
     key_version: str
 
 
+def _no_other_backend(_name: str) -> KMS:
+    raise UnknownBackendError("No backend has this name.")
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What adaptors are handed besides their URI; each takes what it needs."""
+    """What adaptors are handed besides their URI; each takes what it needs.
+
+    Attributes:
+        master_key: The root of every subkey.
+        local_keys: The store's.
+        backend: Returns a connected backend by its configured name, or raises UnknownBackendError. Composites
+            find their members by it; the members belong to whoever connected them.
+    """
 
     master_key: MasterKey = field(repr=False)
     local_keys: LocalKeyStore
+    backend: Callable[[str], KMS] = field(default=_no_other_backend, repr=False)
 
 
 class KMS(Protocol):
