@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import pytest
@@ -31,6 +33,8 @@ from tests.emulators import aws, azure, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
 
+Start = Callable[[], Awaitable[KMS]]
+
 DATA_KEY = bytes(range(32))
 CONTEXT = {"table": "orders", "environment": "prod"}
 MASTER_KEY = MasterKey(b"m" * 32)
@@ -47,7 +51,8 @@ class Emulator(Protocol):
 class Backend:
     """One implementation under the contract, and what it calls its keys.
 
-    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone.
+    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone. `members` are
+    the backends that it is made of.
     """
 
     uri: str
@@ -56,6 +61,7 @@ class Backend:
     missing_key: str
     disabled_key: str | None
     emulator: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]] | None = None
+    members: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def _own(
@@ -67,6 +73,7 @@ def _own(
 
 class _At(NamedTuple):
     uri: str
+    members: Mapping[str, str] = MappingProxyType({})
 
 
 @asynccontextmanager
@@ -74,6 +81,19 @@ async def _azure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     async with azure.running(directory, monkeypatch):
         yield _At(azure.URI)
 
+
+@asynccontextmanager
+async def _any_of_two(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
+    async with cloud_kms(directory, monkeypatch) as google, vault.emulated() as running_vault:
+        keys = "".join(f"&key.{name}=google:{name}&key.{name}=vault:{name}" for name in ("orders", "billing"))
+        yield _At(f"any-of://?{keys[1:]}", {"google": google.uri, "vault": running_vault.uri})
+
+
+EMULATED_CLOUDS = {"aws": "memory://aws", "gcp": "memory://gcp", "azure": "memory://azure"}
+KEYS_OF_THREE = "&".join(
+    f"key.{name}=aws:alias/{name}&key.{name}=gcp:{name}&key.{name}=azure:{name}"
+    for name in ("orders", "billing")
+)
 
 BACKENDS = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
@@ -91,6 +111,10 @@ BACKENDS = (
     ),
     Backend("vault-transit://", "orders", "billing", "missing-key", "disabled-key", _own(vault.emulated)),
     Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure),
+    # A wrap is for the members of its logical key alone: another key that is disabled has none to refuse.
+    Backend(f"any-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend(f"all-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend("any-of://two", "orders", "billing", "missing", None, _any_of_two),
 )
 ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
@@ -139,24 +163,31 @@ async def resources() -> Resources:
     return Resources(master_key=MASTER_KEY, local_keys=store)
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.uri)
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.uri.partition("?")[0])
 def backend(request: pytest.FixtureRequest) -> Backend:
     assert isinstance(request.param, Backend)
     return request.param
 
 
 @pytest.fixture
-async def uri(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def place(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
     if backend.emulator is None:
-        yield backend.uri
+        yield _At(backend.uri, backend.members)
         return
     async with backend.emulator(tmp_path, monkeypatch) as emulator:
-        yield emulator.uri
+        yield emulator if isinstance(emulator, _At) else _At(emulator.uri)
 
 
 @pytest.fixture
-async def kms(uri: str, resources: Resources) -> AsyncIterator[KMS]:
-    adaptor = await connect(uri, resources)
+async def start(place: _At, resources: Resources) -> AsyncIterator[Start]:
+    registry = await KMSRegistry.connect(place.members, resources)
+    yield partial(connect, place.uri, replace(resources, backend=registry.get))
+    await registry.close()
+
+
+@pytest.fixture
+async def kms(start: Start) -> AsyncIterator[KMS]:
+    adaptor = await start()
     yield adaptor
     await adaptor.close()
 
@@ -177,10 +208,10 @@ async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None
     assert await kms.unwrap(backend.key, wrapped, {}) == DATA_KEY
 
 
-async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, uri: str, resources: Resources) -> None:
+async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, start: Start) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     await kms.close()
-    restarted = await connect(uri, resources)
+    restarted = await start()
 
     assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
     await restarted.close()

@@ -225,6 +225,51 @@ def test_backends_are_a_list_or_tables_and_the_environment_replaces_them_whole()
     assert settings().backends == {"azure": "memory://azure"}
 
 
+COMPOSITE_TABLES: dict[str, tuple[str, str]] = {
+    "members and former ones": (
+        """[backends.multi]
+uri = "any-of://?hedge_ms=9"
+[backends.multi.keys.orders]
+members = ["aws:alias/orders", "gcp:orders"]
+former = ["azure:orders"]
+""",
+        "any-of://?hedge_ms=9&key.orders=aws:alias/orders&key.orders=gcp:orders&former.orders=azure:orders",
+    ),
+    "several keys and no option": (
+        """[backends.multi]
+uri = "all-of://"
+keys.orders = { members = ["aws:a", "gcp:b"] }
+keys."team/billing" = { members = ["aws:c", "gcp:d"] }
+""",
+        "all-of://?key.orders=aws:a&key.orders=gcp:b&key.team/billing=aws:c&key.team/billing=gcp:d",
+    ),
+    "characters that a URI, or the list of backends, has another use for": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = ["aws:a,b=c&d#e+f%20 é?"] }
+""",
+        "any-of://?key.orders=aws:a%2Cb%3Dc%26d%23e%2Bf%2520%20%C3%A9%3F",
+    ),
+    "a key that has nobody": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = [] }
+""",
+        "any-of://?key.orders=",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "uri"), COMPOSITE_TABLES.values(), ids=COMPOSITE_TABLES)
+def test_the_tables_of_a_composite_become_its_uri(text: str, uri: str) -> None:
+    toml(text + '[backends.aws]\nuri = "memory://aws"')
+    served = (*SCHEMES, "any-of", "all-of")
+    assert load({}, DEV, schemes=served).backends == {"multi": uri, "aws": "memory://aws"}
+    assert (
+        load({"KKP_BACKENDS": f"aws=memory://aws, multi={uri}"}, DEV, schemes=served).backends["multi"] == uri
+    )
+
+
 UNKNOWN_IN_THE_FILE = {
     "a misspelt name": ("token_ttl_sec = 1", "token_ttl_sec"),
     "upper case": ("TOKEN_TTL_SECS = 1", "TOKEN_TTL_SECS"),
@@ -250,6 +295,12 @@ def test_an_unknown_name_in_the_file_is_refused(text: str, name: str) -> None:
         '[backends.aws]\nuri = "memory://aws"\nregion = "x"',
         "[backends.aws]\nuri = 1",
         "[backends]\naws = 'memory://aws'",
+        '[backends.a]\nuri = "any-of://"\nkeys.b = ["aws:c"]',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = "aws:c" }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = [1] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { former = ["aws:c"] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c"], min_members = 1 }',
+        '[backends.a]\nkeys.b = { members = ["aws:c"] }',
         "backends = 1",
         "backends = ['aws=memory://aws']",
     ],
