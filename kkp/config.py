@@ -29,7 +29,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from kkp.errors import ConfigError
-from kkp.model import JSON
+from kkp.model import JSON, BackendLimits
 from kkp.peers import Network, parse_networks
 from kkp.ring_times import SETTINGS as RING_SETTINGS
 from kkp.ring_times import RingTimes
@@ -40,6 +40,7 @@ _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
+_MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _ENVIRONMENT = "the environment"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
@@ -103,6 +104,7 @@ class Settings:
         opa_ca_file: PEM certificates that sign an https OPA's.
         policy_rule: The rule that is asked; None to find out.
         backends: Backend name to URI, in the order given.
+        backend_limits: What each of them may take.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
@@ -131,6 +133,7 @@ class Settings:
     policy_rule: Literal["decision", "allow"] | None
     checkpoint_sink: SinkAddress
     backends: Mapping[str, str]
+    backend_limits: BackendLimits
     max_plaintext_bytes: int
     caller_rate_per_second: int
     caller_burst: int
@@ -188,11 +191,19 @@ def _loopback_address(text: str) -> Address | None:
     return address
 
 
-def _milliseconds(text: str) -> float:
-    value = _count(text)
-    if value > _MAX_OPA_TIMEOUT_MS:
-        raise ValueError
-    return value / 1000
+def _count_up_to(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = _count(text)
+        if value > most:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _milliseconds_up_to(most: int) -> Callable[[str], float]:
+    count = _count_up_to(most)
+    return lambda text: count(text) / 1000
 
 
 def _drain_seconds(text: str) -> float:
@@ -267,13 +278,6 @@ def _issuer(text: str) -> str:
     return text.rstrip("/")
 
 
-def _plaintext_limit(text: str) -> int:
-    value = _count(text)
-    if value > _MAX_PLAINTEXT_CEILING:
-        raise ValueError
-    return value
-
-
 def _backends(text: str) -> dict[str, str]:
     backends: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -331,14 +335,25 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
-    "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 1000"),
+    "KKP_OPA_TIMEOUT_MS": _Setting(
+        "500", _milliseconds_up_to(_MAX_OPA_TIMEOUT_MS), "milliseconds, from 1 to 1000"
+    ),
     "KKP_OPA_CA_FILE": _Setting("", _optional_path, "a PEM file with certificates"),
     "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
     "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
     "KKP_BACKENDS": _Setting(
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
-    "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
+    "KKP_KMS_TIMEOUT_MS": _Setting(
+        "5000", _milliseconds_up_to(_MAX_KMS_TIMEOUT_MS), "milliseconds, from 1 to 60000"
+    ),
+    "KKP_KMS_ATTEMPTS": _Setting("3", _count_up_to(10), "a whole number from 1 to 10"),
+    "KKP_KMS_CONCURRENCY": _Setting("32", _count_up_to(256), "a whole number from 1 to 256"),
+    "KKP_KMS_BREAKER_FAILURES": _Setting("10", _count_up_to(1000), "a whole number from 1 to 1000"),
+    "KKP_KMS_BREAKER_SECS": _Setting("5", _interval, "a number of seconds up to 3600"),
+    "KKP_MAX_PLAINTEXT_BYTES": _Setting(
+        "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
+    ),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
@@ -679,6 +694,13 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         opa_ca_file=values["KKP_OPA_CA_FILE"],
         policy_rule=values["KKP_POLICY_RULE"],
         backends=values["KKP_BACKENDS"],
+        backend_limits=BackendLimits(
+            timeout_seconds=values["KKP_KMS_TIMEOUT_MS"],
+            attempts=values["KKP_KMS_ATTEMPTS"],
+            concurrency=values["KKP_KMS_CONCURRENCY"],
+            breaker_failures=values["KKP_KMS_BREAKER_FAILURES"],
+            breaker_seconds=values["KKP_KMS_BREAKER_SECS"],
+        ),
         max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],

@@ -14,6 +14,7 @@ import rfc8785
 from kkp.kms import connect
 from kkp.kms.base import KMS, Resources, WrappedKey
 from kkp.master_key import MasterKey
+from kkp.model import BackendLimits
 from tests.fakes.local_keys import LocalKeysInMemory
 from tests.fakes.moody_kms import MoodyKMS
 
@@ -48,9 +49,10 @@ class Clouds:
         for cloud in CLOUDS:
             self[cloud].calls.clear()
 
-    async def composite(self, uri: str) -> KMS:
+    async def composite(self, uri: str, *, timeout_seconds: float = 60) -> KMS:
         """Connect a composite."""
-        return await connect(uri, Resources(MASTER_KEY, LocalKeysInMemory(), self.__getitem__))
+        limits = BackendLimits(timeout_seconds)
+        return await connect(uri, Resources(MASTER_KEY, LocalKeysInMemory(), limits, self.__getitem__))
 
 
 def document(wrapped: WrappedKey) -> Document:

@@ -315,7 +315,8 @@ async def _backends(examined: Examined) -> list[Result]:
     connected: dict[str, KMS] = {}
     registry = kms.KMSRegistry(connected)
     store = LocalKeyStore(_database_of(examined))
-    resources = Resources(_master_key_of(examined), store, registry.get)
+    limits = examined.settings.backend_limits
+    resources = Resources(_master_key_of(examined), store, limits, registry.get)
     # Composites last: their members have to be connected before them.
     names = sorted(uris, key=lambda name: kms.is_composite(uris[name]))
     try:

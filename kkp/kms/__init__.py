@@ -1,7 +1,8 @@
 """The backends: which URI scheme means which adaptor, and which configured name means which backend.
 
 An adaptor's module, and with it its vendor's SDK, is imported only when its scheme is configured. To add
-one: a file in this package, a line in `SCHEMES`, a line in the contract suite.
+one: a file in this package, a line in `SCHEMES`, a line in the contract suite. What the registry hands out is
+never a bare adaptor: each stands behind a guard of its own (`kkp.kms.guarded`).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib import import_module
+from types import MappingProxyType
 from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms.base import KMS, Resources
+from kkp.kms.guarded import Guarded
 
 SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
@@ -26,6 +29,9 @@ SCHEMES: Mapping[str, str] = {
     "all-of": "kkp.kms.all_of:AllOfKMS",
 }
 _COMPOSITES = frozenset({"any-of", "all-of"})
+
+
+_NO_GUARDS: Mapping[str, Guarded] = MappingProxyType({})
 
 
 class _Adaptor(Protocol):
@@ -87,7 +93,7 @@ def _member_problems(uri: str, uris: Mapping[str, str], others: Collection[str])
 
 
 async def connect(uri: str, resources: Resources) -> KMS:
-    """Make the backend that a URI names.
+    """Make the backend that a URI names, without a guard.
 
     Raises:
         ConfigError: No adaptor has this scheme, or the adaptor refused the rest.
@@ -118,25 +124,30 @@ class KMSRegistry:
 
     Args:
         backends: Every backend, now or later; the registry closes them.
+        guards: Those that guard them; a composite's members have their own.
     """
 
-    def __init__(self, backends: Mapping[str, KMS]) -> None:
+    def __init__(self, backends: Mapping[str, KMS], guards: Mapping[str, Guarded] = _NO_GUARDS) -> None:
         self._backends = backends
+        self.guards = guards
 
     @classmethod
     async def connect(cls, uris: Mapping[str, str], resources: Resources) -> KMSRegistry:
-        """Make every configured backend, from name to URI; those already made are closed if one fails.
+        """Make and guard every configured backend, from name to URI; those made are closed if one fails.
 
         Raises:
             ConfigError: URIs that name no backend, all of them.
         """
         check(uris)
         backends: dict[str, KMS] = {}
-        registry = cls(backends)
+        guards: dict[str, Guarded] = {}
+        registry = cls(backends, guards)
         resources = replace(resources, backend=registry.get)
         async with AsyncExitStack() as opened:
             for name in sorted(uris, key=lambda name: is_composite(uris[name])):
                 backends[name] = await connect(uris[name], resources)
+                if not is_composite(uris[name]):
+                    backends[name] = guards[name] = Guarded(backends[name], name, resources.limits)
                 opened.push_async_callback(backends[name].close)
             opened.pop_all()
         return registry
@@ -151,6 +162,13 @@ class KMSRegistry:
             return self._backends[name]
         except KeyError:
             raise UnknownBackendError("No backend has this name.") from None
+
+    def warning(self) -> str | None:
+        """Say how many backends are left alone at the moment, for a reader who must not learn their names."""
+        away = sum(guard.is_left_alone() for guard in self.guards.values())
+        if not away:
+            return None
+        return f"{away} of {len(self.guards)} backends can't be used at the moment; the log says which"
 
     async def close(self) -> None:
         """Close every backend, even where another one fails to."""

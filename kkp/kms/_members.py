@@ -6,11 +6,11 @@ any-of://?key.NAME=BACKEND:KEY_ID&key.NAME=BACKEND:KEY_ID&former.NAME=BACKEND:KE
 
 `key.NAME` gives the logical key NAME a member, `former.NAME` one that is asked to unwrap and never to
 wrap; at most 8 in all. BACKEND is the configured name of a backend that is not itself a composite, KEY_ID a
-key's name there. `timeout` is how long a member may take, in seconds; `min_members` and `hedge_ms` are
-any-of's. As in any URI's query, `%`, `&`, `#`, `+` and, in a list of backends, `,` are percent-encoded.
+key's name there. The options `min_members` and `hedge_ms` are any-of's. As in any URI's query, `%`, `&`, `#`,
+`+` and, in a list of backends, `,` are percent-encoded.
 
-Each call to a member has a deadline of its own, so that a backend that hangs can't hold up a composite for
-longer, whatever else guards it.
+Each call to a member has a deadline of its own, the one of every backend, so that a composite is held up no
+longer by a backend that hangs, whether or not that is guarded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import re
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from kkp.errors import (
     ConfigError,
@@ -51,10 +51,7 @@ _GRAVEST_FIRST: Final = (
     InvalidWrapError,
 )
 
-_OPTIONS: Mapping[Kind, frozenset[str]] = {
-    "any-of": frozenset({"timeout", "min_members", "hedge_ms"}),
-    "all-of": frozenset({"timeout"}),
-}
+_OPTIONS: Mapping[Kind, tuple[str, ...]] = {"any-of": ("min_members", "hedge_ms"), "all-of": ()}
 _DEFAULT_HEDGE_MS = 300
 _MAX_HEDGE_MS = 60_000
 
@@ -82,13 +79,11 @@ class Composition:
         keys: By logical name.
         min_members: How many current members must do their part; None for all.
         hedge_seconds: How long one member is waited for before the next is asked.
-        timeout_seconds: How long a member may take.
     """
 
     keys: Mapping[str, Names]
     min_members: int | None
     hedge_seconds: float
-    timeout_seconds: float
 
 
 def backends(uri: str, kind: Kind) -> frozenset[str]:
@@ -108,12 +103,15 @@ def parse(uri: str, kind: Kind) -> Composition:
     Raises:
         ConfigError: Everything that is wrong with it.
     """
-    listed, given = _taken_apart(uri, kind)
+    listed, others = _taken_apart(uri, kind)
+    given = dict(others)
     problems = [problem for name, texts in listed.items() for problem in _key_problems(kind, name, *texts)]
     if not listed:
         problems.append(f"{kind}:// has no key; {_cure(kind)}")
+    if len(given) != len(others) or not given.keys() <= set(_OPTIONS[kind]):
+        options = " and ".join(_OPTIONS[kind]) or "no options"
+        problems.append(f"besides key.NAME and former.NAME {kind}:// takes {options}, each at most once")
     fewest = min((len(current) for current, _ in listed.values() if current), default=MAX_PARTS)
-    timeout_seconds = _timeout_seconds(given, problems)
     min_members = _whole_number(given, "min_members", range(1, fewest + 1), problems)
     hedge_ms = _whole_number(given, "hedge_ms", range(_MAX_HEDGE_MS + 1), problems)
     if problems:
@@ -122,7 +120,6 @@ def parse(uri: str, kind: Kind) -> Composition:
         keys={name: Names(_labels(current), _labels(former)) for name, (current, former) in listed.items()},
         min_members=min_members,
         hedge_seconds=(_DEFAULT_HEDGE_MS if hedge_ms is None else hedge_ms) / 1000,
-        timeout_seconds=timeout_seconds,
     )
 
 
@@ -130,25 +127,23 @@ def _cure(kind: Kind) -> str:
     return f"write {kind}://?key.NAME=BACKEND:KEY_ID&key.NAME=BACKEND:KEY_ID"
 
 
-def _taken_apart(uri: str, kind: Kind) -> tuple[_Listed, Mapping[str, str]]:
+def _taken_apart(uri: str, kind: Kind) -> tuple[_Listed, list[tuple[str, str]]]:
     """Return each key's members as they are written, and all other options."""
     try:
         parts = _address.split(uri)
-        listed, others = _sorted_out(parse_qsl(parts.query, keep_blank_values=True))
-        given = _address.options(parts._replace(query=urlencode(others)), _OPTIONS[kind])
     except ValueError as error:
         raise ConfigError([f"{kind}://: {error}; {_cure(kind)}"]) from None
     if parts.netloc or parts.path:
         raise ConfigError([f"{kind}:// has its members behind a ?; {_cure(kind)}"])
-    return listed, given
-
-
-def _timeout_seconds(given: Mapping[str, str], problems: list[str]) -> float:
-    try:
-        return _address.timeout_seconds(given)
-    except ValueError as error:
-        problems.append(str(error))
-        return _address.DEFAULT_TIMEOUT_SECONDS
+    listed: _Listed = {}
+    others: list[tuple[str, str]] = []
+    for option, text in parse_qsl(parts.query, keep_blank_values=True):
+        role, dot, name = option.partition(".")
+        if dot and role in {"key", "former"}:
+            listed.setdefault(name, ([], []))[role == "former"].append(text)
+        else:
+            others.append((option, text))
+    return listed, others
 
 
 def _whole_number(given: Mapping[str, str], name: str, limits: range, problems: list[str]) -> int | None:
@@ -159,18 +154,6 @@ def _whole_number(given: Mapping[str, str], name: str, limits: range, problems: 
         problems.append(f"{name} is a whole number from {limits.start} to {limits.stop - 1} here")
         return None
     return int(text)
-
-
-def _sorted_out(pairs: Iterable[tuple[str, str]]) -> tuple[_Listed, list[tuple[str, str]]]:
-    listed: _Listed = {}
-    others: list[tuple[str, str]] = []
-    for option, text in pairs:
-        role, dot, name = option.partition(".")
-        if dot and role in {"key", "former"}:
-            listed.setdefault(name, ([], []))[role == "former"].append(text)
-        else:
-            others.append((option, text))
-    return listed, others
 
 
 def _key_problems(kind: Kind, name: str, current: Sequence[str], former: Sequence[str]) -> Iterator[str]:
@@ -261,7 +244,7 @@ class Keys:
         """
 
         def bound(labels: Iterable[Label]) -> tuple[Member, ...]:
-            seconds = composition.timeout_seconds
+            seconds = resources.limits.timeout_seconds
             return tuple(Member(label, resources.backend(label.backend), seconds) for label in labels)
 
         keys = {name: Key(bound(key.current), bound(key.former)) for name, key in composition.keys.items()}

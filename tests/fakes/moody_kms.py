@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 from kkp.kms.base import KeyDescription, WrappedKey
 from kkp.kms.memory import MemoryKMS
 from kkp.master_key import MasterKey
-
-Instead = Callable[[], Awaitable[Any]]
+from tests.fakes.scripted_kms import Step, hanging, raising, saying
 
 
 @final
@@ -19,7 +18,7 @@ class MoodyKMS:
 
     Attributes:
         calls: The methods that were called, in order.
-        instead: Awaited instead of every answer.
+        mood: Taken instead of every answer.
         before: Awaited before every answer.
         cancelled: How many calls were given up while they waited.
         closed: Whether somebody closed it.
@@ -28,52 +27,47 @@ class MoodyKMS:
     def __init__(self, cloud: str, master_key: MasterKey) -> None:
         self.kms = MemoryKMS(cloud, master_key)
         self.calls: list[str] = []
-        self.instead: Instead | None = None
-        self.before: Instead | None = None
+        self.mood: Step | None = None
+        self.before: Callable[[], Awaitable[Any]] | None = None
         self.cancelled = 0
         self.closed = False
 
     def refuse(self, error: Exception) -> None:
         """Raise this from now on."""
-
-        async def refuse() -> NoReturn:
-            raise error
-
-        self.instead = refuse
+        self.mood = raising(error)
 
     def hang(self) -> None:
-        """Never answer."""
-        self.instead = asyncio.Event().wait
+        """Never answer from now on."""
+        self.mood = hanging
 
-    def say(self, answer: object) -> None:
-        """Answer with this, whatever is asked."""
-
-        async def say() -> object:
-            return answer
-
-        self.instead = say
+    def say(self, lie: object) -> None:
+        """Answer with this from now on, whatever is asked."""
+        self.mood = saying(lie)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
-        return await self._answer("wrap", lambda: self.kms.wrap(key_id, data_key, context))
+        wrapped: WrappedKey = await self._do("wrap", lambda: self.kms.wrap(key_id, data_key, context))
+        return wrapped
 
     async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
-        return await self._answer("unwrap", lambda: self.kms.unwrap(key_id, wrapped, context))
+        data_key: bytes = await self._do("unwrap", lambda: self.kms.unwrap(key_id, wrapped, context))
+        return data_key
 
     async def describe(self, key_id: str) -> KeyDescription:
-        return await self._answer("describe", lambda: self.kms.describe(key_id))
+        description: KeyDescription = await self._do("describe", lambda: self.kms.describe(key_id))
+        return description
 
     async def ping(self) -> None:
-        await self._answer("ping", self.kms.ping)
+        await self._do("ping", self.kms.ping)
 
     async def close(self) -> None:
         self.closed = True
 
-    async def _answer(self, method: str, answer: Instead) -> Any:
+    async def _do(self, method: str, answer: Callable[[], Awaitable[Any]]) -> Any:
         self.calls.append(method)
         try:
             if self.before is not None:
                 await self.before()
-            return await (self.instead or answer)()
+            return await answer() if self.mood is None else await self.mood(None)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise

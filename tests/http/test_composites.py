@@ -143,7 +143,7 @@ async def test_a_first_cloud_that_hangs_is_overtaken_by_the_next(
 ) -> None:
     members = MEMBERS.split("&")
     members.sort(key=lambda member: first not in member)
-    backends = sky.backends(multi=f"any-of://?{'&'.join(members)}&hedge_ms=20&timeout=60")
+    backends = sky.backends(multi=f"any-of://?{'&'.join(members)}&hedge_ms=20")
     async with running(tmp_path, KKP_BACKENDS=backends) as kkp:
         token = await token_for(kkp, "multi")
         envelope = await seal(kkp, token, "multi")

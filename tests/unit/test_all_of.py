@@ -117,13 +117,13 @@ async def test_nothing_works_without_any_one_of_them(clouds: Clouds, kms: KMS, a
         await kms.describe("orders")
     with pytest.raises(KMSUnavailableError):
         await kms.ping()
-    clouds[away].instead = None
+    clouds[away].mood = None
     assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
 
 
 @pytest.mark.parametrize("away", CLOUDS)
 async def test_a_member_that_hangs_ends_at_its_deadline(clouds: Clouds, away: str) -> None:
-    kms = await clouds.composite(f"all-of://?{THREE}&timeout=0.05")
+    kms = await clouds.composite(f"all-of://?{THREE}", timeout_seconds=0.05)
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds[away].hang()
 

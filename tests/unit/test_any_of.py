@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 
@@ -42,6 +42,13 @@ async def kms(clouds: Clouds) -> KMS:
 
 def parts_of(wrapped: object) -> list[str]:
     return [one["backend"] for one in document(wrapped)["parts"]]  # type: ignore[arg-type]  # a wrapped key
+
+
+def telling(event: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    async def tell() -> None:
+        event.set()
+
+    return tell
 
 
 # Wrapping.
@@ -102,7 +109,7 @@ async def test_so_many_must_wrap_as_are_configured_and_by_default_all(
 
 
 async def test_a_member_that_hangs_is_left_out_at_its_deadline(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&min_members=2&timeout=0.05")
+    kms = await clouds.composite(f"any-of://?{THREE}&min_members=2", timeout_seconds=0.05)
     clouds.aws.hang()
 
     assert parts_of(await kms.wrap("orders", DATA_KEY, CONTEXT)) == ["gcp", "azure"]
@@ -140,7 +147,7 @@ async def test_the_next_is_asked_at_once_when_one_fails(clouds: Clouds, kms: KMS
 
 @pytest.mark.parametrize("hedge_ms", [0, 1])
 async def test_a_member_that_keeps_silent_is_overtaken_and_given_up(clouds: Clouds, hedge_ms: int) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms={hedge_ms}&timeout=60")
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms={hedge_ms}")
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds.aws.hang()
     clouds.gcp.hang()
@@ -150,24 +157,21 @@ async def test_a_member_that_keeps_silent_is_overtaken_and_given_up(clouds: Clou
 
 
 async def test_an_answer_that_comes_after_the_next_was_asked_still_counts(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0&timeout=60")
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0")
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     others_asked = asyncio.Event()
     clouds.aws.before = others_asked.wait
     clouds.gcp.hang()
 
-    async def hang_and_tell() -> None:
-        others_asked.set()
-        await asyncio.Event().wait()
-
-    clouds.azure.instead = hang_and_tell
+    clouds.azure.before = telling(others_asked)
+    clouds.azure.hang()
 
     assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
     assert (clouds.gcp.cancelled, clouds.azure.cancelled) == (1, 1)
 
 
 async def test_when_all_hang_it_ends_at_their_deadlines(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0&timeout=0.05")
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0", timeout_seconds=0.05)
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     for cloud in CLOUDS:
         clouds[cloud].hang()
@@ -178,17 +182,13 @@ async def test_when_all_hang_it_ends_at_their_deadlines(clouds: Clouds) -> None:
 
 
 async def test_who_gives_up_waiting_leaves_no_member_waiting(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0&timeout=60")
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0")
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     asked = asyncio.Event()
     for cloud in CLOUDS:
         clouds[cloud].hang()
 
-    async def hang_and_tell() -> None:
-        asked.set()
-        await asyncio.Event().wait()
-
-    clouds.azure.instead = hang_and_tell
+    clouds.azure.before = telling(asked)
     opening = asyncio.create_task(kms.unwrap("orders", wrapped, CONTEXT))
     await asked.wait()
     opening.cancel()
@@ -198,7 +198,7 @@ async def test_who_gives_up_waiting_leaves_no_member_waiting(clouds: Clouds) -> 
 
 
 async def test_a_fault_in_an_adaptor_is_not_passed_over(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0&timeout=60")
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0")
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds.aws.hang()
     clouds.gcp.refuse(ZeroDivisionError())
@@ -326,7 +326,7 @@ async def test_a_member_that_fails_is_told_once_and_once_that_it_works_again(
     kms = await clouds.composite(f"any-of://?{THREE}&min_members=2")
     clouds.gcp.refuse(DENIED)
     wraps = [await kms.wrap("orders", DATA_KEY, CONTEXT) for _ in range(3)]
-    clouds.gcp.instead = None
+    clouds.gcp.mood = None
     wraps += [await kms.wrap("orders", DATA_KEY, CONTEXT) for _ in range(3)]
 
     assert caplog.messages == [

@@ -11,6 +11,7 @@ import pytest
 from kkp.app import PRODUCTION_CHECKS
 from kkp.config import Address, Settings, SinkAddress, load
 from kkp.errors import ConfigError
+from kkp.model import BackendLimits
 from kkp.ring_times import RingTimes
 from kkp.ways import COMMAND, DEV, SERVE
 
@@ -67,6 +68,9 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
             "azure": "memory://azure",
             "local": "local://",
         },
+        backend_limits=BackendLimits(
+            timeout_seconds=5, attempts=3, concurrency=32, breaker_failures=10, breaker_seconds=5
+        ),
         max_plaintext_bytes=1024 * 1024,
         caller_rate_per_second=500,
         caller_burst=1000,
@@ -392,6 +396,13 @@ BAD_VALUES = {
         ["0", "-1", "1.5", "1e3", "67108865", "9" * 13, "\u0661", "1_0", "0x10", "10\n"],
         "give bytes, from 1 to 67108864",
     ),
+    "KKP_KMS_TIMEOUT_MS": (["0", "-1", "0.5", "60001", "5s"], "give milliseconds, from 1 to 60000"),
+    "KKP_KMS_ATTEMPTS": (["0", "-1", "1.5", "11", "many"], "give a whole number from 1 to 10"),
+    "KKP_KMS_CONCURRENCY": (["0", "-1", "1.5", "257", "all"], "give a whole number from 1 to 256"),
+    "KKP_KMS_BREAKER_FAILURES": (["0", "-1", "1.5", "1001", "off"], "give a whole number from 1 to 1000"),
+    "KKP_KMS_BREAKER_SECS": (
+        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
+    ),
     "KKP_CHECKPOINT_SINK": (
         ["/srv/c", "file:", "file:c", "file://", "file:///c", "command:sh", "https://sink", "file:/a\nb"],
         "give file:/path or command:/path/to/program",
@@ -443,6 +454,20 @@ def test_a_port_left_open_needs_an_issuer() -> None:
 @pytest.mark.parametrize("text", ["1", "67108864"])
 def test_the_plaintext_limit_has_both_ends(text: str) -> None:
     assert settings(KKP_MAX_PLAINTEXT_BYTES=text).max_plaintext_bytes == int(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "limits"),
+    [
+        (("1", "1", "1", "1", "0.1"), BackendLimits(0.001, 1, 1, 1, 0.1)),
+        (("60000", "10", "256", "1000", "3600"), BackendLimits(60, 10, 256, 1000, 3600)),
+    ],
+    ids=["the least", "the most"],
+)
+def test_what_a_backend_may_take_has_both_ends(texts: tuple[str, ...], limits: BackendLimits) -> None:
+    names = ("TIMEOUT_MS", "ATTEMPTS", "CONCURRENCY", "BREAKER_FAILURES", "BREAKER_SECS")
+    given = {f"KKP_KMS_{name}": text for name, text in zip(names, texts, strict=True)}
+    assert settings(**given).backend_limits == limits
 
 
 def test_a_backend_name_has_32_characters_at_most() -> None:
