@@ -6,11 +6,12 @@ any-of://?key.NAME=BACKEND:KEY_ID&key.NAME=BACKEND:KEY_ID&former.NAME=BACKEND:KE
 
 `key.NAME` gives the logical key NAME a member, `former.NAME` one that is asked to unwrap and never to
 wrap; at most 8 in all. BACKEND is the configured name of a backend that is not itself a composite, KEY_ID a
-key's name there. The options `min_members` and `hedge_ms` are any-of's. As in any URI's query, `%`, `&`, `#`,
-`+` and, in a list of backends, `,` are percent-encoded.
+key's name there. The options `min_members` and `hedge_ms` are any-of's. As in any URI's query, `%`, `&`,
+`#`, `+` and, in a list of backends, `,` are percent-encoded.
 
-Each call to a member has a deadline of its own, the one of every backend, so that a composite is held up no
-longer by a backend that hangs, whether or not that is guarded.
+Each call to a member has a deadline of its own, so that a backend that hangs holds up no composite, guarded
+or not. It comes a little after the backend's own: whoever guards that is to hear of the hang, and not of a
+call that somebody gave up.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ _GRAVEST_FIRST: Final = (
 )
 
 _OPTIONS: Mapping[Kind, tuple[str, ...]] = {"any-of": ("min_members", "hedge_ms"), "all-of": ()}
+_BACKSTOP = 1.25
 _DEFAULT_HEDGE_MS = 300
 _MAX_HEDGE_MS = 60_000
 
@@ -244,7 +246,7 @@ class Keys:
         """
 
         def bound(labels: Iterable[Label]) -> tuple[Member, ...]:
-            seconds = resources.limits.timeout_seconds
+            seconds = resources.limits.timeout_seconds * _BACKSTOP
             return tuple(Member(label, resources.backend(label.backend), seconds) for label in labels)
 
         keys = {name: Key(bound(key.current), bound(key.former)) for name, key in composition.keys.items()}

@@ -8,7 +8,8 @@ format. Least permissions are the members' own.
   an envelope is opened for years, and a part that is missing is missing for all of them. At least
   `min_members` must succeed, by default every one.
 - To unwrap, members are asked in the configured order: the first, and the next as soon as one fails or
-  `hedge_ms` have passed without an answer. The first good answer wins and the others are cancelled. An answer
+  `hedge_ms` have passed without an answer. The first good answer wins and the others are cancelled. Who was
+  overtaken is asked last for some seconds, so that a cloud that hangs does not delay every request. An answer
   that the check value does not fit is no good one, so that a member that lies or is confused is passed over.
 - A part that no member is configured for is passed over as well, never asked: a cloud whose line had to leave
   the configuration does not take the others with it. It can't be planted, since the check value covers it.
@@ -24,7 +25,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, final
 
 from kkp.errors import InvalidWrapError, KKPError, KMSThrottledError
@@ -54,11 +56,14 @@ class AnyOfKMS:
     Args:
         keys: They and their members.
         hedge_seconds: How long an answer is waited for before the next member is asked too.
+        overtaken_seconds: For how long a member that was overtaken is asked last.
     """
 
-    def __init__(self, keys: Keys, *, hedge_seconds: float) -> None:
+    def __init__(self, keys: Keys, *, hedge_seconds: float, overtaken_seconds: float) -> None:
         self._keys = keys
         self._hedge_seconds = hedge_seconds
+        self._overtaken_seconds = overtaken_seconds
+        self._asked_last_until: dict[Label, float] = {}
         self._failing: set[Label] = set()
 
     @staticmethod
@@ -88,7 +93,11 @@ class AnyOfKMS:
             UnknownBackendError: A member's backend is not there.
         """
         composition = parse(uri, _KIND)
-        return cls(Keys.bind(_KIND, composition, resources), hedge_seconds=composition.hedge_seconds)
+        return cls(
+            Keys.bind(_KIND, composition, resources),
+            hedge_seconds=composition.hedge_seconds,
+            overtaken_seconds=resources.limits.breaker_seconds,
+        )
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Have every current member wrap the data key; see `KMS.wrap`."""
@@ -104,14 +113,15 @@ class AnyOfKMS:
         key = self._keys.get(key_id)
         sealed = read(_KIND, wrapped)
         parts = {part.label: part for part in sealed.parts}
-
-        def asking(member: Member) -> Callable[[], Coroutine[Any, Any, bytes]]:
-            return lambda: self._open(member, parts[member.label], sealed, key_id, context)
-
         holders = [member for member in key.current + key.former if member.label in parts]
         if not holders:
             raise invalid_wrap()
-        return await _first_good([asking(member) for member in holders], self._hedge_seconds)
+        return await self._first_good(
+            {
+                member.label: partial(self._open, member, parts[member.label], sealed, key_id, context)
+                for member in self._overtaken_last(holders)
+            }
+        )
 
     async def describe(self, key_id: str) -> KeyDescription:
         """Tell the version that would wrap now; see `KMS.describe`."""
@@ -123,6 +133,43 @@ class AnyOfKMS:
 
     async def close(self) -> None:
         """Hold nothing: the members belong to whoever connected them."""
+
+    async def _first_good(self, attempts: Mapping[Label, Callable[[], Coroutine[Any, Any, bytes]]]) -> bytes:
+        """Return the first answer, starting the next attempt when one fails or keeps silent for too long.
+
+        Raises:
+            KKPError: None succeeded; it is the gravest of their errors.
+        """
+        waiting = deque(attempts)
+        running: dict[asyncio.Task[bytes | KKPError], Label] = {}
+        errors: list[KKPError] = []
+        try:
+            while waiting or running:
+                if waiting:
+                    label = waiting.popleft()
+                    running[asyncio.create_task(outcome(attempts[label]()))] = label
+                patience = self._hedge_seconds if waiting else None
+                done, _ = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del running[task]
+                for answer in [task.result() for task in done]:
+                    if not isinstance(answer, KKPError):
+                        self._overtake(running.values())
+                        return answer
+                    errors.append(answer)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        raise gravest(errors)
+
+    def _overtake(self, labels: Iterable[Label]) -> None:
+        until = asyncio.get_running_loop().time() + self._overtaken_seconds
+        self._asked_last_until.update(dict.fromkeys(labels, until))
+
+    def _overtaken_last(self, members: Sequence[Member]) -> Sequence[Member]:
+        now = asyncio.get_running_loop().time()
+        return sorted(members, key=lambda member: self._asked_last_until.get(member.label, now) > now)
 
     async def _open(
         self, member: Member, part: Part, sealed: Sealed, key_id: str, context: Mapping[str, str]
@@ -147,31 +194,3 @@ class AnyOfKMS:
         elif label not in self._failing:
             self._failing.add(label)
             _log.error("any-of: member %s:%s is passed over (%s): %s", *label, result.code, result)
-
-
-async def _first_good(
-    attempts: Iterable[Callable[[], Coroutine[Any, Any, bytes]]], hedge_seconds: float
-) -> bytes:
-    """Return the first answer, starting the next attempt when one fails or keeps silent for too long.
-
-    Raises:
-        KKPError: None succeeded; it is the gravest of their errors.
-    """
-    waiting = deque(attempts)
-    errors: list[KKPError] = []
-    running: set[asyncio.Task[bytes | KKPError]] = set()
-    try:
-        while waiting or running:
-            if waiting:
-                running.add(asyncio.create_task(outcome(waiting.popleft()())))
-            patience = hedge_seconds if waiting else None
-            done, running = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            for answer in [task.result() for task in done]:
-                if not isinstance(answer, KKPError):
-                    return answer
-                errors.append(answer)
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-    raise gravest(errors)

@@ -17,8 +17,12 @@ from kkp.errors import (
     KMSUnavailableError,
     UnknownKeyError,
 )
-from kkp.kms.base import KMS
-from tests.composites import CLOUDS, CONTEXT, DATA_KEY, THREE, Clouds, document, forged, part
+from kkp.kms import connect
+from kkp.kms.base import KMS, Resources
+from kkp.kms.guarded import Guarded
+from kkp.model import BackendLimits
+from tests.composites import CLOUDS, CONTEXT, DATA_KEY, MASTER_KEY, THREE, Clouds, document, forged, part
+from tests.fakes.local_keys import LocalKeysInMemory
 
 OUTAGE = KMSUnavailableError("away")
 THROTTLED = KMSThrottledError("busy")
@@ -116,6 +120,18 @@ async def test_a_member_that_hangs_is_left_out_at_its_deadline(clouds: Clouds) -
     assert clouds.aws.cancelled == 1
 
 
+async def test_the_guard_of_a_member_that_hangs_hears_of_it(clouds: Clouds) -> None:
+    limits = BackendLimits(timeout_seconds=0.05, breaker_failures=1, breaker_seconds=60)
+    guard = Guarded(clouds.aws, "aws", limits)
+    clouds.aws.hang()
+    by_name = {"aws": guard, "gcp": clouds.gcp, "azure": clouds.azure}
+    resources = Resources(MASTER_KEY, LocalKeysInMemory(), limits, by_name.__getitem__)
+    kms = await connect(f"any-of://?{THREE}&min_members=2", resources)
+
+    assert parts_of(await kms.wrap("orders", DATA_KEY, CONTEXT)) == ["gcp", "azure"]
+    assert guard.is_left_alone()
+
+
 async def test_one_backend_is_pinged_once_however_many_members_it_has(clouds: Clouds) -> None:
     kms = await clouds.composite("any-of://?key.a=aws:alias/a&key.a=aws:alias/b&key.c=aws:alias/c")
     await kms.ping()
@@ -154,6 +170,30 @@ async def test_a_member_that_keeps_silent_is_overtaken_and_given_up(clouds: Clou
 
     assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
     assert (clouds.aws.cancelled, clouds.gcp.cancelled, clouds.azure.cancelled) == (1, 1, 0)
+
+
+async def test_who_was_overtaken_is_asked_last_for_a_while_and_then_again_in_its_turn(
+    clouds: Clouds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=1")
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    clouds.forget()
+    clouds.aws.hang()
+    for _ in range(3):
+        assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+    assert clouds.calls == {"aws": ["unwrap"], "gcp": ["unwrap"] * 3, "azure": []}
+
+    clouds.gcp.refuse(OUTAGE)
+    clouds.azure.refuse(OUTAGE)
+    clouds.aws.mood = None
+    assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+
+    clouds.forget()
+    loop = asyncio.get_running_loop()
+    later = loop.time() + 5
+    monkeypatch.setattr(loop, "time", lambda: later)
+    assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+    assert clouds.calls == {"aws": ["unwrap"], "gcp": [], "azure": []}
 
 
 async def test_an_answer_that_comes_after_the_next_was_asked_still_counts(clouds: Clouds) -> None:

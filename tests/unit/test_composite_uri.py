@@ -176,4 +176,6 @@ async def test_the_registry_connects_members_first_wherever_they_stand_and_close
     for name in ("any", "all"):
         wrapped = await registry.get(name).wrap("orders", DATA_KEY, CONTEXT)
         assert await registry.get(name).unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+    # A composite of guarded backends has no guard of its own: it would try again what was tried again.
+    assert registry.guards.keys() == {"aws", "gcp"}
     await registry.close()
