@@ -124,7 +124,7 @@ async def test_the_guard_of_a_member_that_hangs_hears_of_it(clouds: Clouds) -> N
     limits = BackendLimits(timeout_seconds=0.05, breaker_failures=1, breaker_seconds=60)
     guard = Guarded(clouds.aws, "aws", limits)
     clouds.aws.hang()
-    by_name = {"aws": guard, "gcp": clouds.gcp, "azure": clouds.azure}
+    by_name: dict[str, KMS] = {"aws": guard, "gcp": clouds.gcp, "azure": clouds.azure}
     resources = Resources(MASTER_KEY, LocalKeysInMemory(), limits, by_name.__getitem__)
     kms = await connect(f"any-of://?{THREE}&min_members=2", resources)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
 from kkp.config import Address, Settings, SinkAddress, load
 from kkp.errors import ConfigError
@@ -670,6 +671,23 @@ def initialised(here: Path) -> Path:
 
 def served(**environ: str) -> Settings:
     return load({**SERVED, **environ}, SERVE, schemes=SCHEMES, checks=PRODUCTION_CHECKS)
+
+
+def test_a_composite_is_judged_together_with_the_backends_that_it_is_made_of(initialised: Path) -> None:
+    members = "key.a=local:default&key.a=far:x&key.a=gone:x&key.a=memory:x&key.a=itself:x"
+    backends = f"itself=any-of://?{members},local=local://,far=far://x,memory=memory://aws"
+    with pytest.raises(ConfigError) as refusal:
+        load({**SERVED, "KKP_BACKENDS": backends}, SERVE, schemes=kms.SCHEMES, checks=PRODUCTION_CHECKS)
+
+    beginnings = [
+        "KKP_BACKENDS: far has the unknown scheme 'far'",
+        "KKP_BACKENDS: memory is memory://, an emulator for development",
+        "KKP_BACKENDS: backend itself: no backend is called gone",
+        "KKP_BACKENDS: backend itself: its member itself is itself a composite",
+    ]
+    assert len(refusal.value.problems) == len(beginnings)
+    for problem, beginning in zip(refusal.value.problems, beginnings, strict=True):
+        assert problem.startswith(beginning)
 
 
 def serve_problems(**environ: str) -> tuple[str, ...]:
