@@ -84,7 +84,7 @@ _NO_WARNINGS: Mapping[str, Callable[[], str | None]] = MappingProxyType({})
 def _backend_problems(uris: Mapping[str, str]) -> list[str]:
     known = {name: uri for name, uri in uris.items() if uri.partition("://")[0] in kms.SCHEMES}
     try:
-        kms.check(known)
+        kms.check(known, others=uris)
     except ConfigError as error:
         return [f"KKP_BACKENDS: {problem}" for problem in error.problems]
     return []

@@ -3,7 +3,8 @@
 Every setting stands in one table with its default, its parser and what a good value looks like. Loading
 reports every problem at once, each with its cure; nothing starts on a half-good configuration. In
 `kkp.toml` a setting carries its name in lower case without the prefix (`token_ttl_secs = 300`), and
-backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`).
+backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`), those of a composite with
+a table for each key (`[backends.both.keys.orders]` with `members = ["aws:alias/orders", "gcp:orders"]`).
 
 What a setting must be depends on the `Way` that KKP is run (`kkp.ways`). Rules that only a room above can
 judge come in as `Check`s. All are told in one breath.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -617,15 +618,39 @@ def _file_backends(backends: JSON, path: Path, texts: dict[str, str], problems: 
     try:
         tables = msgspec.convert(backends, str | dict[str, _BackendTable])
     except msgspec.ValidationError:
-        problems.append(f"{path}: [backends.<name>] takes one string member, `uri`")
+        problems.append(
+            f"{path}: [backends.<name>] takes a string, `uri`, and [backends.<name>.keys.<key>] two lists of "
+            "strings, `members` and `former`"
+        )
         return
     if not isinstance(tables, str):
-        tables = ",".join(f"{name}={table.uri}" for name, table in tables.items())
+        tables = ",".join(f"{name}={_backend_uri(table)}" for name, table in tables.items())
     texts["KKP_BACKENDS"] = tables
+
+
+class _KeyTable(msgspec.Struct, forbid_unknown_fields=True):
+    members: list[str]
+    former: list[str] = []
 
 
 class _BackendTable(msgspec.Struct, forbid_unknown_fields=True):
     uri: str
+    keys: dict[str, _KeyTable] = {}
+
+
+def _backend_uri(table: _BackendTable) -> str:
+    """Write a table as the URI that says the same: the keys of a composite are options of it."""
+    options = [
+        (f"{role}.{name}", member)
+        for name, key in table.keys.items()
+        # A key that has nobody keeps its name, for its refusal to tell.
+        for role, members in (("key", key.members or [""]), ("former", key.former))
+        for member in members
+    ]
+    if not options:
+        return table.uri
+    separator = "&" if "?" in table.uri else "?"
+    return table.uri + separator + urlencode(options, quote_via=quote, safe=":/")
 
 
 def _parse(draft: Draft, *, unless: Collection[str]) -> None:

@@ -25,11 +25,12 @@ every backend has are Protocols of their own.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kkp.envelope import DATA_KEY_BYTES, context_bytes
+from kkp.errors import UnknownBackendError
 from kkp.master_key import MasterKey
 from kkp.model import BackendLimits
 
@@ -73,6 +74,10 @@ class KeyDescription:
     key_version: str
 
 
+def _no_other_backend(_name: str) -> KMS:
+    raise UnknownBackendError("No backend has this name.")
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """What adaptors are handed besides their URI; each takes what it needs.
@@ -82,11 +87,14 @@ class Resources:
         local_keys: Where those of `local://` are.
         limits: What a call may take. `kkp.kms.guarded` sees to it; an adaptor says it to what can't be
             cancelled, such as the sockets of a thread, and keeps to it where nobody guards it.
+        backend: Returns a connected backend by its configured name, or raises UnknownBackendError. Composites
+            find their members by it, which belong to whoever connected them.
     """
 
     master_key: MasterKey = field(repr=False)
     local_keys: LocalKeyStore
     limits: BackendLimits = field(default_factory=BackendLimits)
+    backend: Callable[[str], KMS] = field(default=_no_other_backend, repr=False)
 
 
 class KMS(Protocol):

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import pytest
@@ -46,6 +48,8 @@ from tests.emulators import aws, azure, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
 
+Start = Callable[[], Awaitable[KMS]]
+
 DATA_KEY = bytes(range(32))
 CONTEXT = {"table": "orders", "environment": "prod"}
 MASTER_KEY = MasterKey(b"m" * 32)
@@ -63,7 +67,8 @@ class Backend:
     """One implementation under the contract, and what it calls its keys.
 
     Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone. The
-    `signing_key` is there, and can't wrap. A `wrapper` stands between the backend and its callers.
+    `signing_key` is there, and can't wrap. A `wrapper` stands between the backend and its callers. `members`
+    are what a composite is made of.
     """
 
     uri: str
@@ -74,9 +79,11 @@ class Backend:
     emulator: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]] | None = None
     signing_key: str | None = None
     wrapper: type | None = None
+    members: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        return self.uri if self.wrapper is None else f"{self.wrapper.__name__}({self.uri})"
+        name = self.uri.partition("?")[0]
+        return name if self.wrapper is None else f"{self.wrapper.__name__}({name})"
 
     async def connect(self, uri: str, resources: Resources) -> KMS:
         """Make it, for this URI."""
@@ -112,6 +119,7 @@ def _own(
 
 class _At(NamedTuple):
     uri: str
+    members: Mapping[str, str] = MappingProxyType({})
 
 
 @asynccontextmanager
@@ -119,6 +127,19 @@ async def _azure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     async with azure.running(directory, monkeypatch):
         yield _At(azure.URI)
 
+
+@asynccontextmanager
+async def _any_of_two(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
+    async with cloud_kms(directory, monkeypatch) as google, vault.emulated() as running_vault:
+        keys = "".join(f"&key.{name}=google:{name}&key.{name}=vault:{name}" for name in ("orders", "billing"))
+        yield _At(f"any-of://?{keys[1:]}", {"google": google.uri, "vault": running_vault.uri})
+
+
+EMULATED_CLOUDS = {"aws": "memory://aws", "gcp": "memory://gcp", "azure": "memory://azure"}
+KEYS_OF_THREE = "&".join(
+    f"key.{name}=aws:alias/{name}&key.{name}=gcp:{name}&key.{name}=azure:{name}"
+    for name in ("orders", "billing")
+)
 
 BARE = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
@@ -145,6 +166,10 @@ BARE = (
         "signing-key",
     ),
     Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure, "signing-key"),
+    # A wrap is for the members of its logical key alone: another key that is disabled has none to refuse.
+    Backend(f"any-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend(f"all-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend("any-of://two", "orders", "billing", "missing", None, _any_of_two),
 )
 # Each wrapper around an emulator in memory and around a real adaptor.
 WRAPPED = tuple(
@@ -214,17 +239,24 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-async def uri(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def place(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
     if backend.emulator is None:
-        yield backend.uri
+        yield _At(backend.uri, backend.members)
         return
     async with backend.emulator(tmp_path, monkeypatch) as emulator:
-        yield emulator.uri
+        yield emulator if isinstance(emulator, _At) else _At(emulator.uri)
 
 
 @pytest.fixture
-async def kms(backend: Backend, uri: str, resources: Resources) -> AsyncIterator[KMS]:
-    adaptor = await backend.connect(uri, resources)
+async def start(backend: Backend, place: _At, resources: Resources) -> AsyncIterator[Start]:
+    registry = await KMSRegistry.connect(place.members, resources)
+    yield partial(backend.connect, place.uri, replace(resources, backend=registry.get))
+    await registry.close()
+
+
+@pytest.fixture
+async def kms(start: Start) -> AsyncIterator[KMS]:
+    adaptor = await start()
     yield adaptor
     await adaptor.close()
 
@@ -283,10 +315,10 @@ async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None
     assert await kms.unwrap(backend.key, wrapped, {}) == DATA_KEY
 
 
-async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, uri: str, resources: Resources) -> None:
+async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, start: Start) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     await kms.close()
-    restarted = await backend.connect(uri, resources)
+    restarted = await start()
 
     assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
     await restarted.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
 from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load
 from kkp.errors import ConfigError
@@ -230,6 +231,51 @@ def test_backends_are_a_list_or_tables_and_the_environment_replaces_them_whole()
     assert settings().backends == {"azure": "memory://azure"}
 
 
+COMPOSITE_TABLES: dict[str, tuple[str, str]] = {
+    "members and former ones": (
+        """[backends.multi]
+uri = "any-of://?hedge_ms=9"
+[backends.multi.keys.orders]
+members = ["aws:alias/orders", "gcp:orders"]
+former = ["azure:orders"]
+""",
+        "any-of://?hedge_ms=9&key.orders=aws:alias/orders&key.orders=gcp:orders&former.orders=azure:orders",
+    ),
+    "several keys and no option": (
+        """[backends.multi]
+uri = "all-of://"
+keys.orders = { members = ["aws:a", "gcp:b"] }
+keys."team/billing" = { members = ["aws:c", "gcp:d"] }
+""",
+        "all-of://?key.orders=aws:a&key.orders=gcp:b&key.team/billing=aws:c&key.team/billing=gcp:d",
+    ),
+    "characters that a URI, or the list of backends, has another use for": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = ["aws:a,b=c&d#e+f%20 é?"] }
+""",
+        "any-of://?key.orders=aws:a%2Cb%3Dc%26d%23e%2Bf%2520%20%C3%A9%3F",
+    ),
+    "a key that has nobody": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = [] }
+""",
+        "any-of://?key.orders=",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "uri"), COMPOSITE_TABLES.values(), ids=COMPOSITE_TABLES)
+def test_the_tables_of_a_composite_become_its_uri(text: str, uri: str) -> None:
+    toml(text + '[backends.aws]\nuri = "memory://aws"')
+    served = (*SCHEMES, "any-of", "all-of")
+    assert load({}, DEV, schemes=served).backends == {"multi": uri, "aws": "memory://aws"}
+    assert (
+        load({"KKP_BACKENDS": f"aws=memory://aws, multi={uri}"}, DEV, schemes=served).backends["multi"] == uri
+    )
+
+
 UNKNOWN_IN_THE_FILE = {
     "a misspelt name": ("token_ttl_sec = 1", "token_ttl_sec"),
     "upper case": ("TOKEN_TTL_SECS = 1", "TOKEN_TTL_SECS"),
@@ -255,6 +301,12 @@ def test_an_unknown_name_in_the_file_is_refused(text: str, name: str) -> None:
         '[backends.aws]\nuri = "memory://aws"\nregion = "x"',
         "[backends.aws]\nuri = 1",
         "[backends]\naws = 'memory://aws'",
+        '[backends.a]\nuri = "any-of://"\nkeys.b = ["aws:c"]',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = "aws:c" }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = [1] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { former = ["aws:c"] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c"], min_members = 1 }',
+        '[backends.a]\nkeys.b = { members = ["aws:c"] }',
         "backends = 1",
         "backends = ['aws=memory://aws']",
     ],
@@ -622,6 +674,23 @@ def initialised(here: Path) -> Path:
 
 def served(**environ: str) -> Settings:
     return load({**SERVED, **environ}, SERVE, schemes=SCHEMES, checks=PRODUCTION_CHECKS)
+
+
+def test_a_composite_is_judged_together_with_the_backends_that_it_is_made_of(initialised: Path) -> None:
+    members = "key.a=local:default&key.a=far:x&key.a=gone:x&key.a=memory:x&key.a=itself:x"
+    backends = f"itself=any-of://?{members},local=local://,far=far://x,memory=memory://aws"
+    with pytest.raises(ConfigError) as refusal:
+        load({**SERVED, "KKP_BACKENDS": backends}, SERVE, schemes=kms.SCHEMES, checks=PRODUCTION_CHECKS)
+
+    beginnings = [
+        "KKP_BACKENDS: far has the unknown scheme 'far'",
+        "KKP_BACKENDS: memory is memory://, an emulator for development",
+        "KKP_BACKENDS: backend itself: no backend is called gone",
+        "KKP_BACKENDS: backend itself: its member itself is itself a composite",
+    ]
+    assert len(refusal.value.problems) == len(beginnings)
+    for problem, beginning in zip(refusal.value.problems, beginnings, strict=True):
+        assert problem.startswith(beginning)
 
 
 def serve_problems(**environ: str) -> tuple[str, ...]:
