@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from kkp.config import DataKeyCacheLimits
 from kkp.errors import InvalidWrapError, KeyringUnavailableError, KMSUnavailableError, UnknownBackendError
 from kkp.kms import KMSRegistry
-from kkp.kms.base import WrappedKey, data_key_from
+from kkp.kms.base import Resources, WrappedKey, data_key_from
 from kkp.kms.caching import Caching, DataKeyCache, Use
+from kkp.master_key import MasterKey
 from kkp.pipeline import LiveState
 from tests.fakes.clock import FakeClock
+from tests.fakes.local_keys import LocalKeysInMemory
 from tests.fakes.random_kms import RandomKMS
 from tests.promises import Recorder
 from tests.scale import SCALE
@@ -555,3 +557,23 @@ async def test_each_key_is_counted_by_its_use_and_by_where_it_came_from(
     await world.keys(message, 2)
 
     assert counted == [(message.use, False), (message.use, True)]
+
+
+async def test_a_composite_is_cached_as_a_whole_and_its_members_are_not(world: World) -> None:
+    uris = {
+        "aws": "memory://aws",
+        "gcp": "memory://gcp",
+        "both": "any-of://?key.orders=aws:alias/orders&key.orders=gcp:orders",
+    }
+    resources = Resources(MasterKey(b"m" * 32), LocalKeysInMemory())
+    registry = await KMSRegistry.connect(uris, resources, world.cache)
+    kms = registry.for_caller("both", "orders", plaintext_bytes=10)
+    made = await data_key_from(kms, "orders", {})
+    for _ in range(3):
+        assert await kms.unwrap("orders", made.wrapped, {}) == made.plaintext
+
+    assert [(asked.use, asked.backend) for asked in world.cache._entries] == [
+        ("encrypt", "both"),
+        ("decrypt", "both"),
+    ]
+    await registry.close()
