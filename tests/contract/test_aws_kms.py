@@ -24,6 +24,7 @@ from kkp.errors import (
     ConfigError,
     InvalidWrapError,
     KeyDisabledError,
+    KeyNotReadyError,
     KKPError,
     KMSDeniedError,
     KMSThrottledError,
@@ -146,9 +147,9 @@ STATES: Mapping[str, type[KKPError]] = {
     "PendingDeletion": KeyDisabledError,
     "PendingReplicaDeletion": KeyDisabledError,
     "PendingImport": KeyDisabledError,
-    "Creating": KMSUnavailableError,
-    "Unavailable": KMSUnavailableError,
-    "a state that nobody knows": KMSUnavailableError,
+    "Creating": KeyNotReadyError,
+    "Unavailable": KeyNotReadyError,
+    "a state that nobody knows": KeyNotReadyError,
 }
 
 
