@@ -32,6 +32,7 @@ from kkp.authn.operator import LocalOperator
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
+from kkp.authz.grouping import GroupingPolicy
 from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
@@ -199,11 +200,12 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
     """
     async with AsyncExitStack() as stack:
         policy = _policy(settings)
-        stack.push_async_callback(policy.close)
+        engine = GroupingPolicy(policy)
+        stack.push_async_callback(engine.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
         await _ensure_root(base)
         warnings = {"policy": lambda: policy.warning}
-        services = await stack.enter_async_context(_running_services(base, policy, warnings))
+        services = await stack.enter_async_context(_running_services(base, engine, warnings))
         await stack.enter_async_context(running(policy.run()))
         yield services
 

@@ -14,10 +14,10 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import pytest
@@ -405,10 +405,14 @@ def _works(_patches: pytest.MonkeyPatch) -> None:
     """Break nothing."""
 
 
+def _raise(names: Sequence[str], arguments: Sequence[object]) -> NoReturn:
+    told = "".join(repr(_innards(argument)) for argument in arguments)
+    raise RuntimeError(f"{names} {told}")
+
+
 def _raising(*names: str) -> Callable[..., Any]:
     async def fail(*arguments: Any) -> None:
-        told = "".join(repr(_innards(argument)) for argument in arguments)
-        raise RuntimeError(f"{names} {told}")
+        _raise(names, arguments)
 
     return fail
 
@@ -441,14 +445,17 @@ def _outcomes_fail(patches: pytest.MonkeyPatch) -> None:
 
 
 def _policy_raises(patches: pytest.MonkeyPatch) -> None:
-    patches.setattr(EmbeddedPolicy, "decide", _raising("decide"))
+    def fail(*arguments: Any) -> None:
+        _raise(("answer",), arguments)
+
+    patches.setattr(EmbeddedPolicy, "answer", fail)
 
 
 def _policy_has_no_answer(patches: pytest.MonkeyPatch) -> None:
-    async def fail(_policy: object, question: PolicyInput) -> None:
+    def fail(_policy: object, question: PolicyInput) -> None:
         raise PolicyUnavailableError("The policy gave no usable answer.") from ValueError(question.encoded)
 
-    patches.setattr(EmbeddedPolicy, "decide", fail)
+    patches.setattr(EmbeddedPolicy, "answer", fail)
 
 
 def _audit_store_fails(patches: pytest.MonkeyPatch) -> None:

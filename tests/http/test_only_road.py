@@ -229,10 +229,10 @@ async def test_a_policy_that_denies_is_asked_on_every_row_and_nothing_is_reached
 async def test_a_policy_that_fails_stops_every_row(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise PolicyUnavailableError("The policy gave no usable answer.")
 
-    monkeypatch.setattr("kkp.authz.embedded.EmbeddedPolicy.decide", fail)
+    monkeypatch.setattr("kkp.authz.embedded.EmbeddedPolicy.answer", fail)
     for (method, path), walk in prepared.walks().items():
         answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
         assert (answer.status, answer.problem()) == (503, "policy_unavailable"), path
