@@ -48,7 +48,8 @@ from kkp.limits import CallerLimits
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
-from kkp.operations.envelopes import Decrypt, Encrypt
+from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
+from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -303,6 +304,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         ),
         encrypt=Encrypt(registry),
         decrypt=Decrypt(registry),
+        rewrap=Rewrap(registry),
+        generate_data_key=GenerateDataKey(registry),
+        release_data_key=ReleaseDataKey(registry),
         rotate_signing_key=RotateSigningKey(keyring),
         revoke_signing_key=RevokeSigningKey(keyring),
         introspect_token=IntrospectToken(authenticator),
