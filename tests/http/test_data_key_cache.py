@@ -269,3 +269,22 @@ async def test_what_a_data_key_may_still_seal_counts_a_text_in_utf_8(
         sealed = [await world.seal("\N{EURO SIGN}" * length) for _ in range(2)]
 
         assert len({envelope["encrypted_data_key"] for envelope in sealed}) == calls
+
+
+async def test_message_keys_and_new_wraps_pass_the_cache_by(tmp_path: Path) -> None:
+    async with serving(tmp_path, **SEALING_TOO) as world:
+        envelope = await world.warm()
+        asking = {"backend": "cloud", "key_id": world.key_id, "context": {"environment": "prod"}}
+        given = [
+            (await world.kkp.post("/envelope/data-key", asking, credential=world.service_key)).json
+            for _ in range(2)
+        ]
+        wrapped = {answer["envelope"]["encrypted_data_key"] for answer in given}
+        assert len(wrapped | {envelope["encrypted_data_key"]}) == 3
+
+        token = await world.mint(world.kkp.root_key, ops=["rewrap", "decrypt"])
+        moving = {"token": token, "envelope": envelope, "backend": "cloud", "key_id": world.key_id}
+        for _ in range(2):
+            before = world.asked()
+            moved = await world.kkp.post("/envelope/rewrap", moving)
+            assert (moved.status, world.asked()) == (200, before + 2)  # unwrapped, and wrapped
