@@ -349,7 +349,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     ),
     "KKP_KMS_ATTEMPTS": _Setting("3", _count_up_to(10), "a whole number from 1 to 10"),
     "KKP_KMS_CONCURRENCY": _Setting("32", _count_up_to(256), "a whole number from 1 to 256"),
-    "KKP_KMS_BREAKER_FAILURES": _Setting("10", _count_up_to(1000), "a whole number from 1 to 1000"),
+    "KKP_KMS_BREAKER_FAILURES": _Setting("10", _count_up_to(1_000_000), "a whole number from 1 to 1000000"),
     "KKP_KMS_BREAKER_SECS": _Setting("5", _interval, "a number of seconds up to 3600"),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting(
         "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"

@@ -169,6 +169,16 @@ async def test_an_outage_of_the_login_is_an_outage(
             await kms.describe("orders")
 
 
+async def test_nothing_is_tried_twice(vault: VaultEmulator, kms: VaultKMS) -> None:
+    await kms.describe("orders")
+    vault.paths.clear()
+    vault.fault = refusing(429)
+    with pytest.raises(KMSThrottledError):
+        await kms.describe("orders")
+
+    assert vault.paths == ["/v1/transit/keys/orders"]
+
+
 async def test_a_hanging_vault_is_an_outage_at_the_deadline(vault: VaultEmulator) -> None:
     async with connected(vault.uri, timeout_seconds=0.3) as kms:
         wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)

@@ -400,7 +400,9 @@ BAD_VALUES = {
     "KKP_KMS_TIMEOUT_MS": (["0", "-1", "0.5", "60001", "5s"], "give milliseconds, from 1 to 60000"),
     "KKP_KMS_ATTEMPTS": (["0", "-1", "1.5", "11", "many"], "give a whole number from 1 to 10"),
     "KKP_KMS_CONCURRENCY": (["0", "-1", "1.5", "257", "all"], "give a whole number from 1 to 256"),
-    "KKP_KMS_BREAKER_FAILURES": (["0", "-1", "1.5", "1001", "off"], "give a whole number from 1 to 1000"),
+    "KKP_KMS_BREAKER_FAILURES": (
+        ["0", "-1", "1.5", "1000001", "off"], "give a whole number from 1 to 1000000",
+    ),
     "KKP_KMS_BREAKER_SECS": (
         ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
     ),
@@ -461,7 +463,7 @@ def test_the_plaintext_limit_has_both_ends(text: str) -> None:
     ("texts", "limits"),
     [
         (("1", "1", "1", "1", "0.1"), BackendLimits(0.001, 1, 1, 1, 0.1)),
-        (("60000", "10", "256", "1000", "3600"), BackendLimits(60, 10, 256, 1000, 3600)),
+        (("60000", "10", "256", "1000000", "3600"), BackendLimits(60, 10, 256, 1_000_000, 3600)),
     ],
     ids=["the least", "the most"],
 )
