@@ -137,6 +137,7 @@ async def test_a_member_that_hangs_ends_at_its_deadline(clouds: Clouds, away: st
     assert clouds[away].cancelled == 1
 
 
+@pytest.mark.promise(27)
 @pytest.mark.parametrize(
     ("errors", "told"),
     [

@@ -302,6 +302,7 @@ ERRORS: Mapping[str, tuple[tuple[KKPError, KKPError, KKPError], KKPError]] = {
 }
 
 
+@pytest.mark.promise(27)
 @pytest.mark.parametrize(("errors", "told"), ERRORS.values(), ids=ERRORS)
 async def test_if_nobody_does_it_the_error_is_the_one_that_says_most(
     clouds: Clouds, kms: KMS, errors: tuple[KKPError, ...], told: KKPError
