@@ -179,12 +179,10 @@ class Guarded:
 
     def _judge(self, period: Period, error: BaseException | None) -> None:
         was_open = self._breaker.is_open
-        if isinstance(error, KMSUnavailableError) and not isinstance(
-            error, _NotAskedError | KeyNotReadyError
-        ):
-            self._breaker.failed(period)
-        elif isinstance(error, _NotAskedError) or not isinstance(error, KKPError | None):
+        if isinstance(error, _NotAskedError) or not isinstance(error, KKPError | None):
             self._breaker.abandoned(period)
+        elif isinstance(error, KMSUnavailableError) and not isinstance(error, KeyNotReadyError):
+            self._breaker.failed(period)
         else:
             self._breaker.succeeded(period)
         if self._breaker.is_open and not was_open:

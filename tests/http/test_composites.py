@@ -78,6 +78,7 @@ async def assert_is_away(kkp: KKP, token: str, envelope: Envelope) -> None:
     assert (answer.status, answer.problem()) == (503, "kms_unavailable")
 
 
+@pytest.mark.promise(27)
 async def test_an_any_of_three_clouds_opens_with_any_two_of_them_down(sky: Sky, tmp_path: Path) -> None:
     backends = sky.backends(multi=f"any-of://?{MEMBERS}")
     async with running(tmp_path, KKP_BACKENDS=backends) as kkp:
@@ -93,6 +94,7 @@ async def test_an_any_of_three_clouds_opens_with_any_two_of_them_down(sky: Sky, 
         await assert_opens(kkp, token, envelope)
 
 
+@pytest.mark.promise(27)
 async def test_an_all_of_three_clouds_opens_only_if_every_one_answers(sky: Sky, tmp_path: Path) -> None:
     backends = sky.backends(vault=f"all-of://?{MEMBERS}")
     async with running(tmp_path, KKP_BACKENDS=backends) as kkp:

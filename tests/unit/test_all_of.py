@@ -12,7 +12,7 @@ import pytest
 
 from kkp.errors import InvalidWrapError, KKPError, KMSDeniedError, KMSUnavailableError, UnknownKeyError
 from kkp.kms.all_of import join, split
-from kkp.kms.base import KMS
+from kkp.kms.base import KMS, WrappedKey
 from tests.composites import CLOUDS, CONTEXT, DATA_KEY, THREE, Clouds, document, wrapped_in
 
 OUTAGE = KMSUnavailableError("away")
@@ -74,12 +74,17 @@ def test_what_all_but_one_see_is_equally_likely_whatever_the_data_key_is(
     assert len(seen_for[0]) == 16 ** (number - 1)
 
 
-async def test_each_member_is_handed_a_share_and_none_the_data_key(clouds: Clouds, kms: KMS) -> None:
-    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
-    shares = [
+async def shares_in(clouds: Clouds, wrapped: WrappedKey) -> list[bytes]:
+    """Return what each member holds, as it would tell whoever has its credentials."""
+    return [
         await clouds[part["backend"]].kms.unwrap(part["key_id"], wrapped_in(part), CONTEXT)
         for part in document(wrapped)["parts"]
     ]
+
+
+async def test_each_member_is_handed_a_share_and_none_the_data_key(clouds: Clouds, kms: KMS) -> None:
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    shares = await shares_in(clouds, wrapped)
 
     assert len({*shares, DATA_KEY}) == 4
     assert join(shares) == DATA_KEY
@@ -132,6 +137,7 @@ async def test_a_member_that_hangs_ends_at_its_deadline(clouds: Clouds, away: st
     assert clouds[away].cancelled == 1
 
 
+@pytest.mark.promise(27)
 @pytest.mark.parametrize(
     ("errors", "told"),
     [
@@ -160,6 +166,16 @@ async def test_the_error_is_the_one_that_says_most(
 async def test_a_wrong_share_opens_nothing(clouds: Clouds, kms: KMS, liar: str, lie: bytes) -> None:
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds[liar].say(lie)
+
+    with pytest.raises(InvalidWrapError):
+        await kms.unwrap("orders", wrapped, CONTEXT)
+
+
+async def test_shares_between_which_the_boundary_was_moved_open_nothing(clouds: Clouds, kms: KMS) -> None:
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    first, second, _ = await shares_in(clouds, wrapped)
+    clouds.aws.say(first + second[:1])
+    clouds.gcp.say(second[1:])
 
     with pytest.raises(InvalidWrapError):
         await kms.unwrap("orders", wrapped, CONTEXT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from typing import NoReturn
 
 import pytest
 
@@ -210,6 +211,27 @@ async def test_an_answer_that_comes_after_the_next_was_asked_still_counts(clouds
     assert (clouds.gcp.cancelled, clouds.azure.cancelled) == (1, 1)
 
 
+async def test_a_failure_after_all_were_asked_leaves_it_to_the_others(clouds: Clouds) -> None:
+    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0")
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    all_asked, one_failed = asyncio.Event(), asyncio.Event()
+
+    async def fail(_: object) -> NoReturn:
+        one_failed.set()
+        raise OUTAGE
+
+    async def tell_and_wait() -> None:
+        all_asked.set()
+        await one_failed.wait()
+        await asyncio.sleep(0.01)
+
+    clouds.aws.hang()
+    clouds.gcp.before, clouds.gcp.mood = all_asked.wait, fail
+    clouds.azure.before = tell_and_wait
+
+    assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+
+
 async def test_when_all_hang_it_ends_at_their_deadlines(clouds: Clouds) -> None:
     kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0", timeout_seconds=0.05)
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
@@ -280,6 +302,7 @@ ERRORS: Mapping[str, tuple[tuple[KKPError, KKPError, KKPError], KKPError]] = {
 }
 
 
+@pytest.mark.promise(27)
 @pytest.mark.parametrize(("errors", "told"), ERRORS.values(), ids=ERRORS)
 async def test_if_nobody_does_it_the_error_is_the_one_that_says_most(
     clouds: Clouds, kms: KMS, errors: tuple[KKPError, ...], told: KKPError

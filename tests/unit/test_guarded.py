@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import pytest
@@ -386,9 +386,10 @@ async def test_no_refusal_and_no_mistake_of_a_caller_closes_a_backend_to_others(
 @in_no_time
 async def test_a_call_whose_own_failures_open_the_breaker_does_not_try_again() -> None:
     kms = ScriptedKMS(always=raising(AWAY))
-    await error_of(use(guarded(kms, breaker_failures=2)))
 
-    assert len(kms.calls) == 2
+    assert await error_of(use(guarded(kms, breaker_failures=1, random=1))) is AWAY
+    assert len(kms.calls) == 1
+    assert now() == 0
 
 
 @pytest.mark.parametrize("probe", ["wrap", "unwrap", "describe", "ping"])
@@ -457,6 +458,19 @@ async def test_who_waited_for_a_slot_while_the_breaker_opened_is_not_let_through
     assert {isinstance(error, KMSUnavailableError) for error in errors} == {True}
     assert len(kms.calls) == 1
     assert now() == 1
+
+
+@in_no_time
+async def test_who_is_refused_because_too_many_wait_says_nothing_about_the_backend() -> None:
+    waiting = LIMITS.concurrency + WAITING
+    guard = guarded(ScriptedKMS(raising(AWAY), always=hanging), attempts=1, breaker_failures=1 + waiting)
+    await error_of(use(guard))
+    calls = [asyncio.ensure_future(error_of(use(guard))) for _ in range(waiting)]
+    await asyncio.sleep(1)
+    await error_of(use(guard))  # neither a failure, nor a success that would start the count anew
+    await asyncio.gather(*calls)
+
+    assert guard.is_left_alone()
 
 
 @in_no_time
@@ -626,7 +640,6 @@ async def test_the_registry_warns_of_backends_left_alone_and_names_none() -> Non
     assert registry.warning() is None
 
 
-Fault = Callable[[], Step]
 ISOLATED: Mapping[str, Step] = {
     "hangs": hanging,
     "hangs and can't be cancelled": not_to_be_cancelled(3600),
