@@ -14,8 +14,8 @@ secret   any-of: the data key, which every part wraps; all-of: the shares, one a
 key_version  SHA-256(RFC 8785 of [kind, [backend, key_id, key_version], …]) in lowercase hex
 ```
 
-`key_id` beside `context` is the composite's own, a logical name that does not stand in the object. The
-`key_version` below the line of the secret is what the composite reports for it.
+Under `check`, `key_id` is the composite's own, a logical name that does not stand in the object. The last
+line is the version that the composite reports for it.
 
 Rules:
 - A label in a part is nobody's word: it is compared with the configuration, and never asked or followed.

@@ -1,8 +1,8 @@
 """`all-of://`: a data key shared out among several backends, all of which it takes to open it.
 
 It is there for those who want no single cloud, and nobody with one cloud's credentials, to open anything.
-Docs/kms/composites.md has the options; `kkp.kms._members` the URI, `kkp.kms._parts` the format. Least
-permissions are the members' own.
+The options are in docs/kms/composites.md, the URI in `kkp.kms._members`, the format in `kkp.kms._parts`.
+Least permissions are the members' own.
 
 Of n members, the first n - 1 are given 32 random bytes each, and the last one the data key XOR all of these.
 Any n - 1 of the shares are uniformly random whatever the data key is: without the last one they are the

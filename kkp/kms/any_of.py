@@ -1,8 +1,8 @@
 """`any-of://`: one data key wrapped by several backends, each of which can open it alone.
 
 It is there for the day on which a cloud is away, or gone: an envelope opens as long as one of those that
-wrapped it answers. Docs/kms/composites.md has the options; `kkp.kms._members` the URI, `kkp.kms._parts` the
-format. Least permissions are the members' own.
+wrapped it answers. The options are in docs/kms/composites.md, the URI in `kkp.kms._members`, the format in
+`kkp.kms._parts`. Least permissions are the members' own.
 
 - To wrap, all current members are asked at the same time, and all are waited for, each until its deadline:
   an envelope is opened for years, and a part that is missing is missing for all of them. At least
