@@ -3,7 +3,8 @@
 Every setting stands in one table with its default, its parser and what a good value looks like. Loading
 reports every problem at once, each with its cure; nothing starts on a half-good configuration. In
 `kkp.toml` a setting carries its name in lower case without the prefix (`token_ttl_secs = 300`), and
-backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`).
+backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`), those of a composite with
+a table for each key (`[backends.both.keys.orders]` with `members = ["aws:alias/orders", "gcp:orders"]`).
 
 What a setting must be depends on the `Way` that KKP is run (`kkp.ways`). Rules that only a room above can
 judge come in as `Check`s. All are told in one breath.
@@ -23,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -38,6 +39,11 @@ _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
+_MAX_DATA_KEY_AGE_SECONDS = 3600
+_MAX_CACHED_DATA_KEYS = 100_000
+# What SP 800-38D lets a single AES-GCM key do, although the messages of a data key have a key each.
+_MAX_DATA_KEY_MESSAGES = 2**32
+_MAX_DATA_KEY_BYTES = 2**36
 _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
@@ -81,6 +87,24 @@ class SinkAddress(NamedTuple):
     is_default: bool = False
 
 
+class DataKeyCacheLimits(NamedTuple):
+    """How long and how often a data key serves, once a backend gave it.
+
+    Attributes:
+        age_seconds: For so long.
+        entries: So many are kept, of all callers.
+        messages: So many messages.
+        plaintext_bytes: So much plaintext, of all its messages together.
+        encrypts: Whether one may also seal more than one message.
+    """
+
+    age_seconds: float
+    entries: int
+    messages: int
+    plaintext_bytes: int
+    encrypts: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, checked.
@@ -105,6 +129,7 @@ class Settings:
         backends: Backend name to URI, in the order given.
         backend_limits: What each of them may take.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
+        data_key_cache: How data keys are cached; None for not at all.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
@@ -134,6 +159,7 @@ class Settings:
     backends: Mapping[str, str]
     backend_limits: BackendLimits
     max_plaintext_bytes: int
+    data_key_cache: DataKeyCacheLimits | None
     caller_rate_per_second: int
     caller_burst: int
     ring_times: RingTimes
@@ -277,6 +303,13 @@ def _issuer(text: str) -> str:
     return text.rstrip("/")
 
 
+def _data_key_age_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _MAX_DATA_KEY_AGE_SECONDS:
+        raise ValueError
+    return value
+
+
 def _backends(text: str) -> dict[str, str]:
     backends: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -353,6 +386,17 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_MAX_PLAINTEXT_BYTES": _Setting(
         "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
     ),
+    "KKP_DATA_KEY_CACHE_SECS": _Setting(
+        "0", _data_key_age_seconds, "seconds, up to 3600, or 0 to cache no data keys"
+    ),
+    "KKP_DATA_KEY_CACHE_ENTRIES": _Setting("1000", _count_up_to(_MAX_CACHED_DATA_KEYS), "from 1 to 100000"),
+    "KKP_DATA_KEY_CACHE_MESSAGES": _Setting(
+        "10000", _count_up_to(_MAX_DATA_KEY_MESSAGES), "from 1 to 4294967296"
+    ),
+    "KKP_DATA_KEY_CACHE_BYTES": _Setting(
+        "1073741824", _count_up_to(_MAX_DATA_KEY_BYTES), "bytes, from 1 to 68719476736"
+    ),
+    "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
@@ -478,6 +522,7 @@ def load(
     _check_given(draft, way)
     _check_database(draft)
     _check_master_key(draft)
+    _check_data_key_cache(draft)
     for rule in way.rules:
         rule(draft)
     _check_backends(draft, way, schemes)
@@ -573,15 +618,39 @@ def _file_backends(backends: JSON, path: Path, texts: dict[str, str], problems: 
     try:
         tables = msgspec.convert(backends, str | dict[str, _BackendTable])
     except msgspec.ValidationError:
-        problems.append(f"{path}: [backends.<name>] takes one string member, `uri`")
+        problems.append(
+            f"{path}: [backends.<name>] takes a string, `uri`, and [backends.<name>.keys.<key>] two lists of "
+            "strings, `members` and `former`"
+        )
         return
     if not isinstance(tables, str):
-        tables = ",".join(f"{name}={table.uri}" for name, table in tables.items())
+        tables = ",".join(f"{name}={_backend_uri(table)}" for name, table in tables.items())
     texts["KKP_BACKENDS"] = tables
+
+
+class _KeyTable(msgspec.Struct, forbid_unknown_fields=True):
+    members: list[str]
+    former: list[str] = []
 
 
 class _BackendTable(msgspec.Struct, forbid_unknown_fields=True):
     uri: str
+    keys: dict[str, _KeyTable] = {}
+
+
+def _backend_uri(table: _BackendTable) -> str:
+    """Write a table as the URI that says the same: the keys of a composite are options of it."""
+    options = [
+        (f"{role}.{name}", member)
+        for name, key in table.keys.items()
+        # A key that has nobody keeps its name, for its refusal to tell.
+        for role, members in (("key", key.members or [""]), ("former", key.former))
+        for member in members
+    ]
+    if not options:
+        return table.uri
+    separator = "&" if "?" in table.uri else "?"
+    return table.uri + separator + urlencode(options, quote_via=quote, safe=":/")
 
 
 def _parse(draft: Draft, *, unless: Collection[str]) -> None:
@@ -617,6 +686,13 @@ def _check_master_key(draft: Draft) -> None:
         draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
 
 
+def _check_data_key_cache(draft: Draft) -> None:
+    if draft.values.get("KKP_DATA_KEY_CACHE_ENCRYPT") and draft.values.get("KKP_DATA_KEY_CACHE_SECS") == 0:
+        draft.problems.append(
+            "KKP_DATA_KEY_CACHE_ENCRYPT: no data keys are cached; give KKP_DATA_KEY_CACHE_SECS, or unset it"
+        )
+
+
 def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
         if scheme in way.refused_schemes:
@@ -637,6 +713,18 @@ def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
     times = RingTimes(**known)
     problems.extend(times.problems(unknown=RING_SETTINGS.keys() - known.keys()))
     return times
+
+
+def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
+    if not values["KKP_DATA_KEY_CACHE_SECS"]:
+        return None
+    return DataKeyCacheLimits(
+        age_seconds=values["KKP_DATA_KEY_CACHE_SECS"],
+        entries=values["KKP_DATA_KEY_CACHE_ENTRIES"],
+        messages=values["KKP_DATA_KEY_CACHE_MESSAGES"],
+        plaintext_bytes=values["KKP_DATA_KEY_CACHE_BYTES"],
+        encrypts=values["KKP_DATA_KEY_CACHE_ENCRYPT"],
+    )
 
 
 def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -677,6 +765,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
             breaker_seconds=values["KKP_KMS_BREAKER_SECS"],
         ),
         max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
+        data_key_cache=_data_key_cache(values),
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,

@@ -26,7 +26,7 @@ from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
 from kkp.keyring.rotation import Keyring
-from kkp.kms.base import Resources
+from kkp.kms.base import KMS, Resources
 from kkp.master_key import MasterKey
 from kkp.model import Identity
 from kkp.store.identities import IdentityStore
@@ -311,17 +311,26 @@ async def _backends(examined: Examined) -> list[Result]:
     kms.check(examined.settings.backends)
     if examined.database is None:
         return [Result(Status.WARN, "not asked, because the database could not be opened")]
-    resources = Resources(_master_key_of(examined), LocalKeyStore(_database_of(examined)))
-    return [await _backend(name, uri, resources) for name, uri in examined.settings.backends.items()]
+    uris = examined.settings.backends
+    connected: dict[str, KMS] = {}
+    registry = kms.KMSRegistry(connected)
+    store = LocalKeyStore(_database_of(examined))
+    limits = examined.settings.backend_limits
+    resources = Resources(_master_key_of(examined), store, limits, registry.get)
+    # Composites last: their members have to be connected before them.
+    names = sorted(uris, key=lambda name: kms.is_composite(uris[name]))
+    try:
+        return [await _backend(name, uris[name], resources, connected) for name in names]
+    finally:
+        await registry.close()
 
 
-async def _backend(name: str, uri: str, resources: Resources) -> Result:
+async def _backend(name: str, uri: str, resources: Resources, connected: dict[str, KMS]) -> Result:
     scheme = uri.partition("://")[0]  # what follows may hold a credential
     try:
-        async with asyncio.timeout(_PING_SECONDS), AsyncExitStack() as stack:
-            backend = await kms.connect(uri, resources)
-            stack.push_async_callback(backend.close)
-            await backend.ping()
+        async with asyncio.timeout(_PING_SECONDS):
+            connected[name] = await kms.connect(uri, resources)
+            await connected[name].ping()
     except KKPError as error:
         cure = "see whether it is up, reachable and open to KKP's credentials"
         return Result(Status.FAIL, f"{name} ({scheme}) does not answer: {error}", cure)

@@ -7,14 +7,16 @@ never a bare adaptor: each stands behind a guard of its own (`kkp.kms.guarded`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms.base import KMS, Resources
+from kkp.kms.caching import Caching, DataKeyCache
 from kkp.kms.guarded import Guarded
 
 SCHEMES: Mapping[str, str] = {
@@ -24,7 +26,10 @@ SCHEMES: Mapping[str, str] = {
     "azure-keyvault": "kkp.kms.azure:AzureKeyVaultKMS",
     "gcp-kms": "kkp.kms.gcp:GCPKMS",
     "vault-transit": "kkp.kms.vault:VaultKMS",
+    "any-of": "kkp.kms.any_of:AnyOfKMS",
+    "all-of": "kkp.kms.all_of:AllOfKMS",
 }
+_COMPOSITES = frozenset({"any-of", "all-of"})
 
 
 _NO_GUARDS: Mapping[str, Guarded] = MappingProxyType({})
@@ -36,20 +41,56 @@ class _Adaptor(Protocol):
     async def connect(self, uri: str, resources: Resources) -> KMS: ...
 
 
-def check(uris: Mapping[str, str]) -> None:
+class _Composite(_Adaptor, Protocol):
+    """An adaptor whose backends are made of others."""
+
+    def member_backends(self, uri: str) -> Collection[str]: ...
+
+
+def check(uris: Mapping[str, str], *, others: Collection[str] = ()) -> None:
     """Check every URI, from name to URI, without reaching a backend.
 
+    Args:
+        uris: The backends.
+        others: Names of backends that are judged elsewhere.
+
     Raises:
-        ConfigError: URIs that name no backend, all of them.
+        ConfigError: URIs that name no backend, or members that are none, all of them.
     """
-    problems: list[str] = []
-    for name, uri in uris.items():
-        try:
-            _adaptor(uri).check(uri)
-        except ConfigError as error:
-            problems += [f"backend {name}: {problem}" for problem in error.problems]
+    problems = [
+        f"backend {name}: {problem}"
+        for name, uri in uris.items()
+        for problem in (*_problems(uri), *_member_problems(uri, uris, others))
+    ]
     if problems:
         raise ConfigError(problems)
+
+
+def is_composite(uri: str) -> bool:
+    """Tell whether a backend is made of others, which have to be connected before it."""
+    return _scheme(uri) in _COMPOSITES
+
+
+def _problems(uri: str) -> Sequence[str]:
+    try:
+        _adaptor(uri).check(uri)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _member_problems(uri: str, uris: Mapping[str, str], others: Collection[str]) -> Iterator[str]:
+    if not is_composite(uri):
+        return
+    try:
+        members = cast("_Composite", _adaptor(uri)).member_backends(uri)
+    except ConfigError:
+        return  # told already
+    for member in sorted(members):
+        if is_composite(uris.get(member, "")):
+            yield f"its member {member} is itself a composite; name that one's own members instead"
+        elif member not in uris and member not in others:
+            yield f"no backend is called {member}; configure it, or take its members out"
 
 
 async def connect(uri: str, resources: Resources) -> KMS:
@@ -61,8 +102,12 @@ async def connect(uri: str, resources: Resources) -> KMS:
     return await _adaptor(uri).connect(uri, resources)
 
 
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0]
+
+
 def _adaptor(uri: str) -> _Adaptor:
-    scheme = uri.partition("://")[0]
+    scheme = _scheme(uri)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigError([f"A backend's URI has an unknown scheme; known are {known}"])
@@ -79,32 +124,46 @@ class KMSRegistry:
     """The configured backends by name.
 
     Args:
-        backends: Every backend; the registry closes them.
-        guards: Those that guard them.
+        backends: Every backend, now or later; the registry closes them.
+        guards: Those that guard them; a composite's members have their own.
+        cache: Where callers' data keys are kept; None for nowhere.
     """
 
-    def __init__(self, backends: Mapping[str, KMS], guards: Mapping[str, Guarded] = _NO_GUARDS) -> None:
-        self._backends = dict(backends)
-        self.guards: Mapping[str, Guarded] = dict(guards)
+    def __init__(
+        self,
+        backends: Mapping[str, KMS],
+        guards: Mapping[str, Guarded] = _NO_GUARDS,
+        cache: DataKeyCache | None = None,
+    ) -> None:
+        self._backends = backends
+        self.guards = guards
+        self._cache = cache
 
     @classmethod
-    async def connect(cls, uris: Mapping[str, str], resources: Resources) -> KMSRegistry:
+    async def connect(
+        cls, uris: Mapping[str, str], resources: Resources, cache: DataKeyCache | None = None
+    ) -> KMSRegistry:
         """Make and guard every configured backend, from name to URI; those made are closed if one fails.
 
         Raises:
             ConfigError: URIs that name no backend, all of them.
         """
         check(uris)
+        backends: dict[str, KMS] = {}
         guards: dict[str, Guarded] = {}
+        registry = cls(backends, guards, cache)
+        resources = replace(resources, backend=registry.get)
         async with AsyncExitStack() as opened:
-            for name, uri in uris.items():
-                guards[name] = Guarded(await connect(uri, resources), name, resources.limits)
-                opened.push_async_callback(guards[name].close)
+            for name in sorted(uris, key=lambda name: is_composite(uris[name])):
+                backends[name] = await connect(uris[name], resources)
+                if not is_composite(uris[name]):
+                    backends[name] = guards[name] = Guarded(backends[name], name, resources.limits)
+                opened.push_async_callback(backends[name].close)
             opened.pop_all()
-        return cls(guards, guards)
+        return registry
 
     def get(self, name: str) -> KMS:
-        """Return the backend.
+        """Return the backend itself: nothing that it is asked for is kept, or comes from before.
 
         Raises:
             UnknownBackendError: None has this name.
@@ -113,6 +172,22 @@ class KMSRegistry:
             return self._backends[name]
         except KeyError:
             raise UnknownBackendError("No backend has this name.") from None
+
+    def for_caller(self, name: str, caller_id: str, *, plaintext_bytes: int) -> KMS:
+        """Return the backend as a caller uses it for one message: with data keys of before, if any are kept.
+
+        Args:
+            name: The backend's.
+            caller_id: Whose message it is; nobody else's data key serves it.
+            plaintext_bytes: How long the message is.
+
+        Raises:
+            UnknownBackendError: None has this name.
+        """
+        kms = self.get(name)
+        if self._cache is None:
+            return kms
+        return Caching(kms, self._cache, backend=name, caller_id=caller_id, plaintext_bytes=plaintext_bytes)
 
     def warning(self) -> str | None:
         """Say how many backends are left alone at the moment, for a reader who must not learn their names."""

@@ -6,18 +6,21 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import pytest
 
 from kkp import kms as package
 from kkp.clock import SteadyClock
+from kkp.config import DataKeyCacheLimits
 from kkp.errors import (
     ConfigError,
     InvalidWrapError,
@@ -26,7 +29,16 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms import SCHEMES, KMSRegistry, check, connect
-from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
+from kkp.kms.base import (
+    KMS,
+    GeneratesDataKeys,
+    KeyDescription,
+    Resources,
+    RotatesKeys,
+    WrappedKey,
+    data_key_from,
+)
+from kkp.kms.caching import Caching, DataKeyCache
 from kkp.kms.guarded import Guarded
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
@@ -35,6 +47,8 @@ from kkp.rows import LocalKeyRow
 from tests.emulators import aws, azure, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
+
+Start = Callable[[], Awaitable[KMS]]
 
 DATA_KEY = bytes(range(32))
 CONTEXT = {"table": "orders", "environment": "prod"}
@@ -53,7 +67,8 @@ class Backend:
     """One implementation under the contract, and what it calls its keys.
 
     Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone. The
-    `signing_key` is there, and can't wrap. A `wrapper` stands between the backend and its callers.
+    `signing_key` is there, and can't wrap. A `wrapper` stands between the backend and its callers. `members`
+    are what a composite is made of.
     """
 
     uri: str
@@ -64,9 +79,11 @@ class Backend:
     emulator: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]] | None = None
     signing_key: str | None = None
     wrapper: type | None = None
+    members: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
-        return self.uri if self.wrapper is None else f"{self.wrapper.__name__}({self.uri})"
+        name = self.uri.partition("?")[0]
+        return name if self.wrapper is None else f"{self.wrapper.__name__}({name})"
 
     async def connect(self, uri: str, resources: Resources) -> KMS:
         """Make it, for this URI."""
@@ -74,8 +91,22 @@ class Backend:
         return kms if self.wrapper is None else WRAPPERS[self.wrapper](kms)
 
 
+def cached(kms: KMS) -> KMS:
+    """Let data keys serve again, for sealing as well."""
+    limits = DataKeyCacheLimits(
+        age_seconds=300, entries=100, messages=100, plaintext_bytes=100_000, encrypts=True
+    )
+
+    async def epoch() -> int:
+        return 0
+
+    cache = DataKeyCache(limits, SteadyClock(), epoch)
+    return Caching(kms, cache, backend="backend", caller_id="orders", plaintext_bytes=100)
+
+
 WRAPPERS: Mapping[type, Callable[[KMS], KMS]] = {
     Guarded: lambda kms: Guarded(kms, "guarded", BackendLimits()),
+    Caching: cached,
 }
 
 
@@ -88,6 +119,7 @@ def _own(
 
 class _At(NamedTuple):
     uri: str
+    members: Mapping[str, str] = MappingProxyType({})
 
 
 @asynccontextmanager
@@ -95,6 +127,19 @@ async def _azure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     async with azure.running(directory, monkeypatch):
         yield _At(azure.URI)
 
+
+@asynccontextmanager
+async def _any_of_two(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
+    async with cloud_kms(directory, monkeypatch) as google, vault.emulated() as running_vault:
+        keys = "".join(f"&key.{name}=google:{name}&key.{name}=vault:{name}" for name in ("orders", "billing"))
+        yield _At(f"any-of://?{keys[1:]}", {"google": google.uri, "vault": running_vault.uri})
+
+
+EMULATED_CLOUDS = {"aws": "memory://aws", "gcp": "memory://gcp", "azure": "memory://azure"}
+KEYS_OF_THREE = "&".join(
+    f"key.{name}=aws:alias/{name}&key.{name}=gcp:{name}&key.{name}=azure:{name}"
+    for name in ("orders", "billing")
+)
 
 BARE = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
@@ -121,16 +166,25 @@ BARE = (
         "signing-key",
     ),
     Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure, "signing-key"),
+    # A wrap is for the members of its logical key alone: another key that is disabled has none to refuse.
+    Backend(f"any-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend(f"all-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend("any-of://two", "orders", "billing", "missing", None, _any_of_two),
 )
 # Each wrapper around an emulator in memory and around a real adaptor.
 WRAPPED = tuple(
     replace(backend, wrapper=wrapper)
     for wrapper in WRAPPERS
     for backend in BARE
-    if backend.uri in {"memory://aws", "vault-transit://"}
+    if backend.uri in {"memory://aws", "aws-kms://", "vault-transit://"}
 )
 BACKENDS = BARE + WRAPPED
-ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
+ROTATING = tuple(
+    backend for backend in BACKENDS if backend.uri.startswith("memory") and backend.wrapper is not Caching
+)
+GENERATING = tuple(
+    backend for backend in BACKENDS if backend.uri == "aws-kms://" or backend.wrapper is Caching
+)
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
 SIGNING = tuple(backend for backend in BACKENDS if backend.signing_key is not None)
 
@@ -185,17 +239,24 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
-async def uri(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def place(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
     if backend.emulator is None:
-        yield backend.uri
+        yield _At(backend.uri, backend.members)
         return
     async with backend.emulator(tmp_path, monkeypatch) as emulator:
-        yield emulator.uri
+        yield emulator if isinstance(emulator, _At) else _At(emulator.uri)
 
 
 @pytest.fixture
-async def kms(backend: Backend, uri: str, resources: Resources) -> AsyncIterator[KMS]:
-    adaptor = await backend.connect(uri, resources)
+async def start(backend: Backend, place: _At, resources: Resources) -> AsyncIterator[Start]:
+    registry = await KMSRegistry.connect(place.members, resources)
+    yield partial(backend.connect, place.uri, replace(resources, backend=registry.get))
+    await registry.close()
+
+
+@pytest.fixture
+async def kms(start: Start) -> AsyncIterator[KMS]:
+    adaptor = await start()
     yield adaptor
     await adaptor.close()
 
@@ -226,16 +287,38 @@ async def test_a_wrapped_key_unwraps(kms: KMS, backend: Backend) -> None:
     assert await kms.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
 
 
+async def test_a_data_key_opens_by_its_wrap(kms: KMS, backend: Backend) -> None:
+    made = await data_key_from(kms, backend.key, CONTEXT)
+
+    assert len(made.plaintext) == 32
+    assert made.wrapped.key_version == (await kms.describe(backend.key)).key_version
+    assert await kms.unwrap(backend.key, made.wrapped, CONTEXT) == made.plaintext
+
+
+async def test_no_two_contexts_or_keys_get_one_data_key(kms: KMS, backend: Backend) -> None:
+    asked = [(backend.key, CONTEXT), (backend.key, {}), (backend.other_key, CONTEXT)]
+    made = [await data_key_from(kms, key_id, context) for key_id, context in asked]
+
+    assert len({data_key.plaintext for data_key in made}) == 3
+    for key_id, context in asked[1:]:
+        with pytest.raises(InvalidWrapError):
+            await kms.unwrap(key_id, made[0].wrapped, context)
+
+
+async def test_the_backends_that_make_data_keys_are_known(kms: KMS, backend: Backend) -> None:
+    assert isinstance(kms, GeneratesDataKeys) == (backend in GENERATING)
+
+
 async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, {})
 
     assert await kms.unwrap(backend.key, wrapped, {}) == DATA_KEY
 
 
-async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, uri: str, resources: Resources) -> None:
+async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, start: Start) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     await kms.close()
-    restarted = await backend.connect(uri, resources)
+    restarted = await start()
 
     assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
     await restarted.close()
@@ -327,6 +410,8 @@ async def test_another_version_opens_nothing(kms: KMS, backend: Backend, version
 async def assert_every_use_raises(kms: KMS, key_id: str, wrapped: WrappedKey, error: type[Exception]) -> None:
     with pytest.raises(error):
         await kms.wrap(key_id, DATA_KEY, CONTEXT)
+    with pytest.raises(error):
+        await data_key_from(kms, key_id, CONTEXT)
     with pytest.raises(error):
         await kms.unwrap(key_id, wrapped, CONTEXT)
     with pytest.raises(error):
@@ -456,7 +541,8 @@ def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
 
     assert set(done.stdout.split()) == {
-        "kkp.kms", "kkp.kms.base", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._futures",
+        "kkp.kms", "kkp.kms.base", "kkp.kms.caching", "kkp.kms.guarded", "kkp.kms._breaker",
+        "kkp.kms._futures",
     }  # fmt: skip
 
 
@@ -482,8 +568,8 @@ print(*sys.modules)
     assert "kkp.kms.memory" in loaded
     assert not loaded & sdks
     assert {name for name in loaded if name.startswith("kkp.kms.")} == {
-        "kkp.kms.base", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._futures", "kkp.kms._aead",
-        "kkp.kms.memory", "kkp.kms.local",
+        "kkp.kms.base", "kkp.kms.caching", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._futures",
+        "kkp.kms._aead", "kkp.kms.memory", "kkp.kms.local",
     }  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
-from kkp.config import Address, Settings, SinkAddress, load
+from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load
 from kkp.errors import ConfigError
 from kkp.model import BackendLimits
 from kkp.ring_times import RingTimes
@@ -74,6 +75,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         max_plaintext_bytes=1024 * 1024,
         caller_rate_per_second=500,
         caller_burst=1000,
+        data_key_cache=None,
         ring_times=RingTimes(
             token_ttl=300,
             min_ttl=60,
@@ -229,6 +231,51 @@ def test_backends_are_a_list_or_tables_and_the_environment_replaces_them_whole()
     assert settings().backends == {"azure": "memory://azure"}
 
 
+COMPOSITE_TABLES: dict[str, tuple[str, str]] = {
+    "members and former ones": (
+        """[backends.multi]
+uri = "any-of://?hedge_ms=9"
+[backends.multi.keys.orders]
+members = ["aws:alias/orders", "gcp:orders"]
+former = ["azure:orders"]
+""",
+        "any-of://?hedge_ms=9&key.orders=aws:alias/orders&key.orders=gcp:orders&former.orders=azure:orders",
+    ),
+    "several keys and no option": (
+        """[backends.multi]
+uri = "all-of://"
+keys.orders = { members = ["aws:a", "gcp:b"] }
+keys."team/billing" = { members = ["aws:c", "gcp:d"] }
+""",
+        "all-of://?key.orders=aws:a&key.orders=gcp:b&key.team/billing=aws:c&key.team/billing=gcp:d",
+    ),
+    "characters that a URI, or the list of backends, has another use for": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = ["aws:a,b=c&d#e+f%20 é?"] }
+""",
+        "any-of://?key.orders=aws:a%2Cb%3Dc%26d%23e%2Bf%2520%20%C3%A9%3F",
+    ),
+    "a key that has nobody": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = [] }
+""",
+        "any-of://?key.orders=",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "uri"), COMPOSITE_TABLES.values(), ids=COMPOSITE_TABLES)
+def test_the_tables_of_a_composite_become_its_uri(text: str, uri: str) -> None:
+    toml(text + '[backends.aws]\nuri = "memory://aws"')
+    served = (*SCHEMES, "any-of", "all-of")
+    assert load({}, DEV, schemes=served).backends == {"multi": uri, "aws": "memory://aws"}
+    assert (
+        load({"KKP_BACKENDS": f"aws=memory://aws, multi={uri}"}, DEV, schemes=served).backends["multi"] == uri
+    )
+
+
 UNKNOWN_IN_THE_FILE = {
     "a misspelt name": ("token_ttl_sec = 1", "token_ttl_sec"),
     "upper case": ("TOKEN_TTL_SECS = 1", "TOKEN_TTL_SECS"),
@@ -254,6 +301,12 @@ def test_an_unknown_name_in_the_file_is_refused(text: str, name: str) -> None:
         '[backends.aws]\nuri = "memory://aws"\nregion = "x"',
         "[backends.aws]\nuri = 1",
         "[backends]\naws = 'memory://aws'",
+        '[backends.a]\nuri = "any-of://"\nkeys.b = ["aws:c"]',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = "aws:c" }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = [1] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { former = ["aws:c"] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c"], min_members = 1 }',
+        '[backends.a]\nkeys.b = { members = ["aws:c"] }',
         "backends = 1",
         "backends = ['aws=memory://aws']",
     ],
@@ -623,6 +676,23 @@ def served(**environ: str) -> Settings:
     return load({**SERVED, **environ}, SERVE, schemes=SCHEMES, checks=PRODUCTION_CHECKS)
 
 
+def test_a_composite_is_judged_together_with_the_backends_that_it_is_made_of(initialised: Path) -> None:
+    members = "key.a=local:default&key.a=far:x&key.a=gone:x&key.a=memory:x&key.a=itself:x"
+    backends = f"itself=any-of://?{members},local=local://,far=far://x,memory=memory://aws"
+    with pytest.raises(ConfigError) as refusal:
+        load({**SERVED, "KKP_BACKENDS": backends}, SERVE, schemes=kms.SCHEMES, checks=PRODUCTION_CHECKS)
+
+    beginnings = [
+        "KKP_BACKENDS: far has the unknown scheme 'far'",
+        "KKP_BACKENDS: memory is memory://, an emulator for development",
+        "KKP_BACKENDS: backend itself: no backend is called gone",
+        "KKP_BACKENDS: backend itself: its member itself is itself a composite",
+    ]
+    assert len(refusal.value.problems) == len(beginnings)
+    for problem, beginning in zip(refusal.value.problems, beginnings, strict=True):
+        assert problem.startswith(beginning)
+
+
 def serve_problems(**environ: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as refusal:
         served(**environ)
@@ -868,3 +938,56 @@ def test_a_caller_has_a_rate_or_with_zero_none(text: str, rate: int) -> None:
 def test_a_limit_that_is_no_whole_number_is_refused(name: str, text: str) -> None:
     (problem,) = problems(**{name: text})
     assert problem.startswith(f"{name}: {text!r} can't be used")
+
+
+# Cached data keys.
+
+
+def test_data_keys_are_cached_only_when_they_are_given_an_age() -> None:
+    given = {"KKP_DATA_KEY_CACHE_ENTRIES": "7", "KKP_DATA_KEY_CACHE_MESSAGES": "8"}
+    assert settings(**given).data_key_cache is None
+    assert settings(**given, KKP_DATA_KEY_CACHE_SECS="0").data_key_cache is None
+    assert settings(KKP_DATA_KEY_CACHE_SECS="2.5").data_key_cache == DataKeyCacheLimits(
+        age_seconds=2.5, entries=1000, messages=10_000, plaintext_bytes=2**30, encrypts=False
+    )
+
+
+def test_the_largest_data_key_cache_that_can_be_set() -> None:
+    chosen = settings(
+        KKP_DATA_KEY_CACHE_SECS="3600",
+        KKP_DATA_KEY_CACHE_ENTRIES="100000",
+        KKP_DATA_KEY_CACHE_MESSAGES="4294967296",
+        KKP_DATA_KEY_CACHE_BYTES="68719476736",
+        KKP_DATA_KEY_CACHE_ENCRYPT="1",
+    )
+    assert chosen.data_key_cache == DataKeyCacheLimits(3600, 100_000, 2**32, 2**36, encrypts=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KKP_DATA_KEY_CACHE_SECS", "-1"),
+        ("KKP_DATA_KEY_CACHE_SECS", "3600.1"),
+        ("KKP_DATA_KEY_CACHE_SECS", "nan"),
+        ("KKP_DATA_KEY_CACHE_SECS", "inf"),
+        ("KKP_DATA_KEY_CACHE_SECS", "soon"),
+        ("KKP_DATA_KEY_CACHE_ENTRIES", "0"),
+        ("KKP_DATA_KEY_CACHE_ENTRIES", "100001"),
+        ("KKP_DATA_KEY_CACHE_MESSAGES", "0"),
+        ("KKP_DATA_KEY_CACHE_MESSAGES", "4294967297"),
+        ("KKP_DATA_KEY_CACHE_BYTES", "0"),
+        ("KKP_DATA_KEY_CACHE_BYTES", "68719476737"),
+        ("KKP_DATA_KEY_CACHE_BYTES", "1e6"),
+        ("KKP_DATA_KEY_CACHE_ENCRYPT", "yes"),
+    ],
+)
+def test_a_data_key_cache_beyond_its_bounds_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: {text!r} can't be used; give ")
+
+
+def test_sealing_from_a_cache_that_is_off_is_refused() -> None:
+    (problem,) = problems(KKP_DATA_KEY_CACHE_ENCRYPT="1")
+    assert problem == (
+        "KKP_DATA_KEY_CACHE_ENCRYPT: no data keys are cached; give KKP_DATA_KEY_CACHE_SECS, or unset it"
+    )
