@@ -36,6 +36,7 @@ _BESIDE_PER_SECOND = 50
 _MEASURED = {"backend": "memory", "key_id": "alias/orders", "plaintext": "x" * 1024}
 _OTHER = {"backend": "other", "key_id": KEY_ID, "plaintext": "x" * 1024}
 _OK, _UNAVAILABLE = 200, 503
+_PATIENCE_SECONDS = 60
 
 
 class Size(NamedTuple):
@@ -106,9 +107,10 @@ async def _pair(session: ClientSession, other_url: str, seconds: int) -> Pair:
 
 
 async def _recover(session: ClientSession) -> None:
-    """Wait until the other backend is used again."""
-    while (await _seal(session, _OTHER, 0))[0] != _OK:  # noqa: ASYNC110  the state is another process's
-        await asyncio.sleep(0.1)
+    """Wait until the other backend is used again, or fail."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while (await _seal(session, _OTHER, 0))[0] != _OK:  # noqa: ASYNC110  the state is another process's
+            await asyncio.sleep(0.1)
 
 
 async def _round(session: ClientSession, seconds: int) -> Round:

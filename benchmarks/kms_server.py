@@ -1,7 +1,7 @@
 """Something that speaks AWS KMS's wire for one key, and hangs while it is told to.
 
-It answers every wrap with the same bytes, so that it costs next to nothing. From `POST /hang` until
-`POST /heal` it reads requests and never answers them.
+It answers every wrap, and every wish for a data key, with the same bytes, so that it costs next to nothing.
+From `POST /hang` until `POST /heal` it reads requests and never answers them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from aiohttp import web
 
 KEY_ID = "1234abcd-12ab-34cd-56ef-1234567890ab"
 _ARN = f"arn:aws:kms:eu-west-1:111122223333:key/{KEY_ID}"
+_WRAPPED = {"KeyId": _ARN, "CiphertextBlob": base64.b64encode(b"w" * 160).decode()}
 _ANSWERS = {
-    "Encrypt": {
-        "KeyId": _ARN,
-        "CiphertextBlob": base64.b64encode(bytes(160)).decode(),
-        "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",
-    },
+    "Encrypt": {**_WRAPPED, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"},
+    "GenerateDataKey": {**_WRAPPED, "Plaintext": base64.b64encode(bytes(32)).decode()},
     "DescribeKey": {
         "KeyMetadata": {
             "KeyId": KEY_ID,
