@@ -7,7 +7,7 @@ notices by the epoch.
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
 usage, a configuration that can't be used, or an audit log that can't be read; 3 `audit verify` found the log
 behind or inconsistent with a checkpoint; 4 its newest checkpoint is too old; 74 the disk lost a write to the
-database (a failed fsync).
+database (a failed fsync). Those of `envelope open` are its own, and in its --help.
 
 A command is a module with `register`, and a line in `_COMMANDS`.
 """
@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kkp import __version__
-from kkp.cli import audit, dev, doctor, identity, init, keys, serve, token
+from kkp.cli import audit, dev, doctor, envelope, identity, init, keys, serve, token
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, serve, init, identity, keys, token, audit, doctor)
+_COMMANDS = (dev, serve, init, identity, keys, token, audit, envelope, doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
