@@ -290,7 +290,7 @@ def test_a_failed_flush_is_no_record_and_leaves_no_line(
     def fail(_descriptor: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(break_glass.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     assert "Input/output error" in refused(path)
     assert path.read_bytes() == written
 
