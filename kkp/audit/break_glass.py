@@ -53,7 +53,6 @@ MAX_REASON_CHARACTERS: Final = 500
 OPENED: Final = "opened"
 
 _HASH_PREFIX: Final = b"kkp/break-glass/v1\0"
-_ANOTHER_FILE: Final = "keep it as it is, and name another one with --record"
 
 _Hex: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
@@ -260,7 +259,7 @@ class RecordFile:
         _read_line(stored.record.seq, line)  # what can't be read again would keep every later one out
         line += b"\n"
         if len(before) + len(line) > MAX_FILE_BYTES:
-            raise ConfigError([f"it is full; {_ANOTHER_FILE}"])
+            raise ConfigError(["it is full"])
         try:
             write_all(self._descriptor, line)
             os.fsync(self._descriptor)
@@ -285,14 +284,14 @@ class RecordFile:
         try:
             yield
         except AlteredError as error:
-            raise self._unavailable(f"{error}; {_ANOTHER_FILE}") from error
+            raise self._unavailable(f"{error}, and it stays as it is") from error
         except ConfigError as error:
             raise self._unavailable(str(error)) from error
         except OSError as error:
             raise self._unavailable(f"{error.strerror}") from error
 
     def _unavailable(self, problem: str) -> AuditUnavailableError:
-        return AuditUnavailableError(f"The record {self.path} can't be kept: {problem}")
+        return AuditUnavailableError(f"No record in {self.path}: {problem}; --record names another file")
 
 
 def _can_be_swapped(directory: Path) -> bool:

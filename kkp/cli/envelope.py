@@ -25,10 +25,7 @@ import msgspec
 
 from kkp import envelope as envelopes
 from kkp import kms
-from kkp.audit.break_glass import (
-    MAX_REASON_CHARACTERS,
-    RecordFile,
-)
+from kkp.audit.break_glass import MAX_REASON_CHARACTERS, RecordFile
 from kkp.cli import reach
 from kkp.cli.common import OK, REFUSED, UNUSABLE, pair, settings
 from kkp.cli.direct import STDOUT, Act, NotWrittenError, open_on_record

@@ -226,7 +226,7 @@ def refused(path: Path) -> str:
 def test_a_file_that_was_altered_is_not_added_to(path: Path, written: bytes) -> None:
     altered = written.replace(b"the region is down", b"the region is fine")
     path.write_bytes(altered)
-    assert "line 1 does not have its hash; keep it as it is, and name another one" in refused(path)
+    assert "line 1 does not have its hash, and it stays as it is; --record names another" in refused(path)
     assert path.read_bytes() == altered
 
 
