@@ -171,7 +171,7 @@ async def test_any_other_spelling_is_unknown_and_never_sent(
         kms.unwrap(key_id, wrapped, CONTEXT),
         kms.describe(key_id),
     ):
-        assert type(await error_of(call)) is UnknownKeyError
+        assert isinstance(await error_of(call), UnknownKeyError)
 
     assert azure.looked_up == []
 
