@@ -582,9 +582,9 @@ async def test_an_interrupted_attempt_is_on_record_without_a_traceback(cloud: Cl
         KKP, "envelope", "open", "--direct", "sealed.json", *MEANT, "--backend", f"cloud={cloud.uri}",
         cwd=here, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
+    assert await asyncio.to_thread(asked.wait, _HANG_SECONDS)
+    process.send_signal(signal.SIGINT)
     async with asyncio.timeout(_HANG_SECONDS):
-        await asyncio.to_thread(asked.wait)
-        process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
