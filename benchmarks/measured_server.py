@@ -30,7 +30,7 @@ _PARTS: dict[str, list[tuple[Any, str]]] = {
     "parse": [(schemas, "decode"), (schemas.TokenBody, "request"), (schemas.DecryptBody, "request")],
     "authenticate": [(Authenticator, "authenticate")],
     "propose": [(IssueToken, "propose"), (Decrypt, "propose"), (Pipeline, "_question")],
-    "decide": [(EmbeddedPolicy, "decide")],
+    "decide": [(EmbeddedPolicy, "answer")],
     "audit: record": [(AuditLog, "_enqueue"), (AuditLog, "_link_all")],
     "audit: commit": [(_Lane, "_transaction")],
     "sign": [(tokens, "sign")],

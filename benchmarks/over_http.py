@@ -230,12 +230,13 @@ def _compare(name: str, side: _Side, floors: Mapping[str, _Side], size: Size) ->
 
 
 @contextmanager
-def _opa(binary: str) -> Iterator[_Server]:
-    """Run an OPA with the bundled policy, as deploy/opa/README.md advises for its memory."""
+def _opa(binary: str, socket_path: Path) -> Iterator[_Server]:
+    """Run an OPA with the bundled policy, on a Unix socket as deploy/opa/README.md advises, and on a port."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port = probe.getsockname()[1]
-    options = ["--addr", f"{_HOST}:{port}", "--skip-version-check", "--log-level", "error"]
+    addresses = ["--addr", f"unix://{socket_path}", "--addr", f"{_HOST}:{port}"]
+    options = [*addresses, "--skip-version-check", "--log-level", "error"]
     command = [binary, "run", "--server", *options, "--bundle", str(_HERE.parent / "policy")]
     environ = {**os.environ, "GOGC": "400"}
     with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  the OPA that the tests build
@@ -259,14 +260,14 @@ def _wait_for(port: int) -> None:
 def _sidecar(directory: Path, binary: str, floors: Mapping[str, _Server], size: Size) -> Comparison:
     """Measure `POST /token` of `kkp serve`, which asks an OPA."""
     with ExitStack() as stack:
-        opa = stack.enter_context(_opa(binary))
+        directory.mkdir()
+        opa = stack.enter_context(_opa(binary, directory / "opa.sock"))
         environ = {
-            "KKP_OPA_URL": f"http://{_HOST}:{opa.port}",
+            "KKP_OPA_URL": f"unix://{directory}/opa.sock",
             "KKP_BACKENDS": "aws=local://",
             "KKP_CHECKPOINT_SINK": f"file:{directory}/checkpoints",
             "KKP_METRICS_ADDR": "",
         }
-        directory.mkdir()
         service_key = _production_service_key(directory / "data", environ)
         server = stack.enter_context(_kkp(directory / "data", "-m", "kkp", "serve", environ=environ))
         server.ask("/token", inputs.TOKEN_REQUEST, service_key)

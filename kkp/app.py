@@ -32,6 +32,7 @@ from kkp.authn.operator import LocalOperator
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
+from kkp.authz.grouping import GroupingPolicy
 from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
@@ -47,7 +48,8 @@ from kkp.limits import CallerLimits
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
-from kkp.operations.envelopes import Decrypt, Encrypt
+from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
+from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -199,11 +201,12 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
     """
     async with AsyncExitStack() as stack:
         policy = _policy(settings)
-        stack.push_async_callback(policy.close)
+        engine = GroupingPolicy(policy)
+        stack.push_async_callback(engine.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
         await _ensure_root(base)
         warnings = {"policy": lambda: policy.warning}
-        services = await stack.enter_async_context(_running_services(base, policy, warnings))
+        services = await stack.enter_async_context(_running_services(base, engine, warnings))
         await stack.enter_async_context(running(policy.run()))
         yield services
 
@@ -301,6 +304,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         ),
         encrypt=Encrypt(registry),
         decrypt=Decrypt(registry),
+        rewrap=Rewrap(registry),
+        generate_data_key=GenerateDataKey(registry),
+        release_data_key=ReleaseDataKey(registry),
         rotate_signing_key=RotateSigningKey(keyring),
         revoke_signing_key=RevokeSigningKey(keyring),
         introspect_token=IntrospectToken(authenticator),

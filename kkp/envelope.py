@@ -25,6 +25,9 @@ Rules:
 - GCM alone does not commit to its key: one ciphertext can be made to open under two. The commitment is
   therefore compared before anything is decrypted, in constant time, as is the wrap tag.
 - Every message has keys of its own, because `message_id` salts them; so a data key may serve several.
+- A *detached* envelope is one without `nonce` and `ciphertext`: whoever seals or opens elsewhere is given it
+  and its message key, K_enc, and never the data key. One message key is for one message: a second payload
+  under it would open in the place of the first.
 - `encoding` is `"utf-8"` when the plaintext was given as text, and then it must decode; else `null`.
 - A structural fault and a failed check raise one error, `EnvelopeInvalidError`, always the same.
 - Text is taken as it is: no Unicode normalisation, no lone surrogates.
@@ -75,8 +78,8 @@ _NONCE_BYTES = 12
 _GCM_TAG_BYTES = 16
 
 
-class EnvelopeWire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An envelope as it stands in JSON; `parse` reads it and `to_wire` makes it."""
+class DetachedEnvelopeWire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An envelope without nonce and ciphertext, as it stands in JSON."""
 
     v: Literal[1]
     alg: Literal["A256GCM-HKDF-SHA512-COMMIT"]
@@ -90,6 +93,11 @@ class EnvelopeWire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     encrypted_data_key: str
     wrap_tag: str
     commitment: str
+
+
+class EnvelopeWire(DetachedEnvelopeWire, frozen=True, forbid_unknown_fields=True):
+    """An envelope as it stands in JSON; `parse` reads it and `to_wire` makes it."""
+
     nonce: str
     ciphertext: str
 
@@ -125,16 +133,25 @@ class Wrap:
     key_id: str
     key_version: str
     encrypted_data_key: bytes = field(repr=False)
-    wrap_tag: bytes = field(repr=False)
+    wrap_tag: bytes = field(default=b"", repr=False)  # of one that is being made, empty until it is tagged
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
-    """A well-formed envelope; nothing in it is authentic until `open` returned. Made only in this module."""
+class DetachedEnvelope:
+    """A well-formed envelope without nonce and ciphertext, authentic once `verify` returned.
+
+    Made only in this module.
+    """
 
     header: Header
     wrap: Wrap
     commitment: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope(DetachedEnvelope):
+    """A well-formed envelope; nothing in it is authentic until `open` returned. Made only in this module."""
+
     nonce: bytes = field(repr=False)
     ciphertext: bytes = field(repr=False)
 
@@ -161,10 +178,31 @@ def parse(raw: bytes | bytearray | memoryview | msgspec.Raw) -> Envelope:
         raise EnvelopeInvalidError from None
 
 
+def parse_detached(raw: bytes | bytearray | memoryview | msgspec.Raw) -> DetachedEnvelope:
+    """Read a detached envelope's JSON; one with a nonce or a ciphertext is none.
+
+    Raises:
+        EnvelopeInvalidError: Any structural fault.
+    """
+    try:
+        return _detached_from_wire(_detached_decoder.decode(raw))
+    except (msgspec.MsgspecError, ValueError, KKPError):
+        raise EnvelopeInvalidError from None
+
+
 def to_wire(envelope: Envelope) -> EnvelopeWire:
     """Return the envelope as it is written in JSON."""
-    header, wrap = envelope.header, envelope.wrap
     return EnvelopeWire(
+        **msgspec.structs.asdict(detached_to_wire(envelope)),
+        nonce=_encode(envelope.nonce),
+        ciphertext=_encode(envelope.ciphertext),
+    )
+
+
+def detached_to_wire(envelope: DetachedEnvelope) -> DetachedEnvelopeWire:
+    """Return what a detached envelope has in JSON; of a whole one, all but its nonce and ciphertext."""
+    header, wrap = envelope.header, envelope.wrap
+    return DetachedEnvelopeWire(
         v=1,
         alg=_ALGORITHM,
         context=dict(header.context),
@@ -177,8 +215,6 @@ def to_wire(envelope: Envelope) -> EnvelopeWire:
         encrypted_data_key=_encode(wrap.encrypted_data_key),
         wrap_tag=_encode(wrap.wrap_tag),
         commitment=_encode(envelope.commitment),
-        nonce=_encode(envelope.nonce),
-        ciphertext=_encode(envelope.ciphertext),
     )
 
 
@@ -247,21 +283,49 @@ def seal(  # noqa: PLR0913  every argument is bound to the ciphertext, and none 
         InvalidRequestError: Context, associated data, labels or text that an envelope can't hold.
         KMSUnavailableError: The backend's wrapped key does not fit.
     """
-    check_context(context)
-    check_associated_data(associated_data)
     encoding: Encoding = "utf-8" if isinstance(plaintext, str) else None
     payload = _utf8("The plaintext", plaintext) if isinstance(plaintext, str) else plaintext
-    header = Header(dict(context), associated_data, encoding, random(_MESSAGE_ID_BYTES))
-    canonical = header.canonical()
-    keys = _derive(data_key, header.message_id, canonical)
+    envelope, keys, header = _begin(
+        data_key,
+        context,
+        associated_data,
+        encoding,
+        Wrap(backend, key_id, key_version, encrypted_data_key),
+        random,
+    )
     nonce = random(_NONCE_BYTES)
     return Envelope(
-        header=header,
-        wrap=_tagged(keys, Wrap(backend, key_id, key_version, encrypted_data_key, b"")),
-        commitment=keys.commitment,
+        header=envelope.header,
+        wrap=envelope.wrap,
+        commitment=envelope.commitment,
         nonce=nonce,
-        ciphertext=AESGCM(keys.encryption).encrypt(nonce, payload, canonical),
+        ciphertext=AESGCM(keys.encryption).encrypt(nonce, payload, header),
     )
+
+
+def detach(  # noqa: PLR0913  every argument is bound to the message's key, and none has a safe default
+    *,
+    data_key: bytes,
+    context: Mapping[str, str],
+    associated_data: str | None,
+    encoding: Encoding,
+    backend: str,
+    key_id: str,
+    key_version: str,
+    encrypted_data_key: bytes,
+    random: Callable[[int], bytes] = os.urandom,
+) -> tuple[DetachedEnvelope, bytes]:
+    """Begin an envelope that somebody else seals: return it and the key of its one message.
+
+    The arguments are those of `seal`, but for `encoding`: `"utf-8"` if the plaintext will be text.
+
+    Raises:
+        InvalidRequestError: Context, associated data or labels that an envelope can't hold.
+        KMSUnavailableError: The backend's wrapped key does not fit.
+    """
+    wrap = Wrap(backend, key_id, key_version, encrypted_data_key)
+    envelope, keys, _ = _begin(data_key, context, associated_data, encoding, wrap, random)
+    return envelope, keys.encryption
 
 
 def open(envelope: Envelope, data_key: bytes) -> bytes:  # noqa: A001  the counterpart of `seal`
@@ -270,8 +334,7 @@ def open(envelope: Envelope, data_key: bytes) -> bytes:  # noqa: A001  the count
     Raises:
         EnvelopeInvalidError: Any check failed.
     """
-    header = envelope.header.canonical()
-    keys = _verified_keys(envelope, data_key, header)
+    keys, header = _verified_keys(envelope, data_key)
     try:
         plaintext = AESGCM(keys.encryption).decrypt(envelope.nonce, envelope.ciphertext, header)
         if envelope.header.encoding == "utf-8":
@@ -279,6 +342,25 @@ def open(envelope: Envelope, data_key: bytes) -> bytes:  # noqa: A001  the count
     except (InvalidTag, UnicodeDecodeError):
         raise EnvelopeInvalidError from None
     return plaintext
+
+
+def message_key(envelope: DetachedEnvelope, data_key: bytes) -> bytes:
+    """Return the key of the envelope's one message, once wrap tag and commitment are found right.
+
+    Raises:
+        EnvelopeInvalidError: One of them does not belong to the data key.
+    """
+    keys, _ = _verified_keys(envelope, data_key)
+    return keys.encryption
+
+
+def verify(envelope: DetachedEnvelope, data_key: bytes) -> None:
+    """Check that labels, header and commitment belong to the data key; the payload is not looked at.
+
+    Raises:
+        EnvelopeInvalidError: They do not.
+    """
+    _verified_keys(envelope, data_key)
 
 
 def rewrap(  # noqa: PLR0913  the new labels, all of them authenticated
@@ -297,14 +379,29 @@ def rewrap(  # noqa: PLR0913  the new labels, all of them authenticated
         InvalidRequestError: Labels that an envelope can't hold.
         KMSUnavailableError: The backend's wrapped key does not fit.
     """
-    keys = _verified_keys(envelope, data_key, envelope.header.canonical())
-    return replace(envelope, wrap=_tagged(keys, Wrap(backend, key_id, key_version, encrypted_data_key, b"")))
+    keys, _ = _verified_keys(envelope, data_key)
+    return replace(envelope, wrap=_tagged(keys, Wrap(backend, key_id, key_version, encrypted_data_key)))
 
 
 _decoder = msgspec.json.Decoder(EnvelopeWire)
+_detached_decoder = msgspec.json.Decoder(DetachedEnvelopeWire)
 
 
 def _from_wire(wire: EnvelopeWire) -> Envelope:
+    detached = _detached_from_wire(wire)
+    ciphertext = _decode(wire.ciphertext)
+    if len(ciphertext) < _GCM_TAG_BYTES:
+        raise EnvelopeInvalidError
+    return Envelope(
+        header=detached.header,
+        wrap=detached.wrap,
+        commitment=detached.commitment,
+        nonce=_decode_exactly(_NONCE_BYTES, wire.nonce),
+        ciphertext=ciphertext,
+    )
+
+
+def _detached_from_wire(wire: DetachedEnvelopeWire) -> DetachedEnvelope:
     check_context(wire.context)
     check_associated_data(wire.associated_data)
     wrap = Wrap(
@@ -315,17 +412,29 @@ def _from_wire(wire: EnvelopeWire) -> Envelope:
         wrap_tag=_decode_exactly(_MAC_BYTES, wire.wrap_tag),
     )
     _check_wrap(wrap)
-    ciphertext = _decode(wire.ciphertext)
-    if len(ciphertext) < _GCM_TAG_BYTES:
-        raise EnvelopeInvalidError
     message_id = _decode_exactly(_MESSAGE_ID_BYTES, wire.message_id)
-    return Envelope(
+    return DetachedEnvelope(
         header=Header(wire.context, wire.associated_data, wire.encoding, message_id),
         wrap=wrap,
         commitment=_decode_exactly(_MAC_BYTES, wire.commitment),
-        nonce=_decode_exactly(_NONCE_BYTES, wire.nonce),
-        ciphertext=ciphertext,
     )
+
+
+def _begin(  # noqa: PLR0913, PLR0917  see `seal`
+    data_key: bytes,
+    context: Mapping[str, str],
+    associated_data: str | None,
+    encoding: Encoding,
+    wrap: Wrap,
+    random: Callable[[int], bytes],
+) -> tuple[DetachedEnvelope, _MessageKeys, bytes]:
+    """Return an envelope without its payload, its message's keys, and its header's canonical bytes."""
+    check_context(context)
+    check_associated_data(associated_data)
+    header = Header(dict(context), associated_data, encoding, random(_MESSAGE_ID_BYTES))
+    canonical = header.canonical()
+    keys = _derive(data_key, header.message_id, canonical)
+    return DetachedEnvelope(header, _tagged(keys, wrap), keys.commitment), keys, canonical
 
 
 def _derive(data_key: bytes, message_id: bytes, header: bytes) -> _MessageKeys:
@@ -337,16 +446,17 @@ def _derive(data_key: bytes, message_id: bytes, header: bytes) -> _MessageKeys:
     return _MessageKeys(encryption=keys[:32], commitment=keys[32:], wrap=wrap)
 
 
-def _verified_keys(envelope: Envelope, data_key: bytes, header: bytes) -> _MessageKeys:
-    """Derive the message's keys and check wrap tag and commitment, both always."""
+def _verified_keys(envelope: DetachedEnvelope, data_key: bytes) -> tuple[_MessageKeys, bytes]:
+    """Derive the message's keys and check wrap tag and commitment, both always; with the header's bytes."""
     if len(data_key) != DATA_KEY_BYTES:
         raise EnvelopeInvalidError
+    header = envelope.header.canonical()
     keys = _derive(data_key, envelope.header.message_id, header)
     labels_match = hmac.compare_digest(_wrap_tag(keys, envelope.wrap), envelope.wrap.wrap_tag)
     key_matches = hmac.compare_digest(keys.commitment, envelope.commitment)
     if not (labels_match and key_matches):
         raise EnvelopeInvalidError
-    return keys
+    return keys, header
 
 
 def _tagged(keys: _MessageKeys, wrap: Wrap) -> Wrap:

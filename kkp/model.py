@@ -22,6 +22,9 @@ class Action(StrEnum):
     ISSUE_TOKEN = "issue_token"  # noqa: S105  the name of an action
     ENCRYPT = "encrypt"
     DECRYPT = "decrypt"
+    REWRAP = "rewrap"
+    GENERATE_DATA_KEY = "generate_data_key"
+    RELEASE_DATA_KEY = "release_data_key"
     ROTATE_SIGNING_KEY = "rotate_signing_key"
     REVOKE_SIGNING_KEY = "revoke_signing_key"
     READ_KEY = "read_key"

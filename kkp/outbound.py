@@ -43,19 +43,13 @@ async def read_json(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-class _QuietConnector(aiohttp.BaseConnector):
+class QuietTCPConnector(aiohttp.TCPConnector):
+    """Uses a TCP or TLS connection again only while it is silent."""
+
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None and not _is_silent(connection):
             connection.close()
         return connection
-
-
-class QuietTCPConnector(_QuietConnector, aiohttp.TCPConnector):
-    """Uses a TCP or TLS connection again only while it is silent."""
-
-
-class QuietUnixConnector(_QuietConnector, aiohttp.UnixConnector):
-    """Uses a Unix socket's connection again only while it is silent."""
 
 
 def _is_silent(connection: Connection) -> bool:

@@ -393,7 +393,7 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
     origin: Origin,
     decision_id: str,
 ) -> AuditEntry:
-    claims = proposal.claims
+    claims, source = proposal.claims, proposal.source
     return AuditEntry(
         action=operation.action,
         decision=_verdict(failure),
@@ -406,6 +406,8 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
         epoch=proposal.authenticated.epoch,
         backend=proposal.backend,
         key_id=proposal.key_id,
+        source_backend=source.backend if source is not None else None,
+        source_key_id=source.key_id if source is not None else None,
         kid=proposal.kid,
         jti=claims.jti if claims is not None else None,
         iat=claims.iat if claims is not None else None,

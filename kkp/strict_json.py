@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kkp.model import JSON
 
 
-def refuse_duplicates(document: bytes) -> None:
+def refuse_duplicates(document: bytes | bytearray) -> None:
     """Refuse a JSON text in which an object has two members of one name.
 
     Raises:

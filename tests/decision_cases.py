@@ -14,7 +14,16 @@ import yaml
 
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "unit/decision_cases.yaml").read_text())
 CASES: list[dict[str, Any]] = TABLE["cases"]
-MUTATED_ACTIONS = ("decrypt", "encrypt", "issue_token", "manage_identity", "introspect_token")
+MUTATED_ACTIONS = (
+    "decrypt",
+    "encrypt",
+    "rewrap",
+    "generate_data_key",
+    "release_data_key",
+    "issue_token",
+    "manage_identity",
+    "introspect_token",
+)
 
 # Allowed, and among them every member that the input can have.
 MUTATED = [
@@ -25,6 +34,10 @@ MUTATED = [
     "an envelope of the same environment is opened",
     "a service encrypts without a token",
     "a token encrypts within its scope",
+    "a service moves an envelope to another cloud",
+    "an admin moves an envelope without a grant",
+    "a service generates a message key without a token",
+    "a service is released a message key",
     "an explicit lifetime at the limit is allowed",
     "an admin names another subject",
     "an admin manages identities",

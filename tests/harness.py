@@ -169,6 +169,11 @@ def grant(key_id: str = "alias/orders", **members: Any) -> dict[str, Any]:
     }
 
 
+def detached(envelope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an envelope without its nonce and ciphertext."""
+    return {name: value for name, value in envelope.items() if name not in {"nonce", "ciphertext"}}
+
+
 def settings_for(directory: Path, **environ: str) -> Settings:
     """Return settings for a data directory below this one, on a free port."""
     given = {

@@ -62,6 +62,8 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
         epoch: The epoch of the state that was decided on.
         backend: The backend asked for.
         key_id: The key asked for.
+        source_backend: The backend that an envelope is moved from; `backend` is then where it goes.
+        source_key_id: The key that it is moved from.
         kid: The key that is about to sign a token.
         jti: The id of the token that was presented or is about to be signed.
         iat: When that token was issued.
@@ -87,6 +89,8 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int | None = None
     backend: str | None = None
     key_id: str | None = None
+    source_backend: str | None = None
+    source_key_id: str | None = None
     kid: str | None = None
     jti: str | None = None
     iat: int | None = None

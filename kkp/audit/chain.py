@@ -47,7 +47,7 @@ FIRST_SEQ: Final = 1
 DECISION_FIELDS: Final = (
     "action", "aud", "backend", "caller", "claims_digest", "context_names", "decision", "decision_id",
     "epoch", "exp", "iat", "jti", "key_id", "kid", "method", "peer", "policy_decision_id", "policy_revision",
-    "reasons", "request_id", "result",
+    "reasons", "request_id", "result", "source_backend", "source_key_id",
 )  # fmt: skip
 """The fields of a decision that are recorded as they are."""
 

@@ -113,13 +113,17 @@ class EmbeddedPolicy:
         """A digest of every file that was loaded, and of the settings laid over them."""
         return self._revision
 
-    async def decide(self, policy_input: PolicyInput) -> Decision:
+    def answer(self, policy_input: PolicyInput) -> Decision:
         """Evaluate the policy's rule on the input.
 
         Raises:
             PolicyUnavailableError: The policy gave no usable answer, or this is another thread.
         """
         return self._read(self._ask(policy_input.encoded))
+
+    async def decide(self, policy_input: PolicyInput) -> Decision:
+        """Do as `answer`."""
+        return self.answer(policy_input)
 
     async def ping(self) -> None:
         """Evaluate the rule on an empty input.

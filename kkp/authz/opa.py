@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, final
 
 import msgspec
@@ -88,7 +88,6 @@ class OPAPolicy:
         from kkp.authz.opa_client import OPAClient  # noqa: PLC0415  it loads much that `kkp dev` never needs
 
         client = OPAClient(read_address(url), ca_file)
-        await client.open()
         return cls(client, timeout_seconds, rule)
 
     @property
@@ -102,7 +101,7 @@ class OPAPolicy:
         Raises:
             PolicyUnavailableError: It gave no usable answer in time.
         """
-        async with self._deadline():
+        async with _Deadline(self._timeout_seconds):
             loaded = self._loaded or await self._look(None)
             answer = await self._client.ask(loaded.rule, policy_input.encoded)
             if answer.provenance.bundles != loaded.bundles:
@@ -116,20 +115,12 @@ class OPAPolicy:
         Raises:
             PolicyUnavailableError: OPA does not answer, has no policy, or one that can't be used.
         """
-        async with self._deadline():
+        async with _Deadline(self._timeout_seconds):
             await self._look(self._loaded)
 
     async def close(self) -> None:
         """Close every connection; every later question is refused."""
         await self._client.close_connection()
-
-    @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                yield
-        except TimeoutError:
-            raise PolicyUnavailableError("OPA did not answer in time.") from None
 
     async def _look(self, known: _Loaded | None) -> _Loaded:
         """Look at OPA's policy, unless another request has done so since `known` was all that was known."""
@@ -176,12 +167,36 @@ class OPAPolicy:
                 self._newest[name] = _number(revision), revision
 
 
+@final
+class _Deadline:
+    """Ends what its block does after so many seconds, with a PolicyUnavailableError.
+
+    Not a generator: this stands on every decision's way.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
+    ) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, frames)
+        except TimeoutError:
+            raise PolicyUnavailableError("OPA did not answer in time.") from None
+
+
 def _read_decision(answer: Answer, loaded: _Loaded) -> Decision:
     if answer.provenance.bundles != loaded.bundles:
         raise PolicyUnavailableError("OPA's policy changed while it was asked.")
     if answer.decision_id is not None and not _DECISION_ID.fullmatch(answer.decision_id):
         raise PolicyUnavailableError("OPA's decision id is not a short code.")
     decision = interpret(loaded.rule, answer.result, loaded.revision)
+    if answer.decision_id is None:
+        return decision
     return replace(decision, policy_decision_id=answer.decision_id)
 
 

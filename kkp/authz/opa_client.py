@@ -1,11 +1,10 @@
 """Asking an OPA over HTTP: opa-python-client, with what it leaves open closed.
 
 Left to itself, that client follows redirects, reads answers of any size, asks again after a failure, takes
-what is not JSON, and knows neither Unix sockets nor private authorities. Here the session is our own, and so
-is the one method through which all of its requests go. These rules hold:
+what is not JSON, and knows neither Unix sockets nor private authorities. So the one
+method through which all of its requests go is our own, and so are the connections (`kkp.authz.opa_http`).
+These rules hold:
 
-- One session without proxy, cookies, redirects or decompression; connections are kept and used again.
-- A connection that speaks before it is asked is thrown away (`kkp.outbound`).
 - An answer is 200, `application/json`, without a content coding and at most 64 KiB, or it is none. It is read
   as strict JSON: no NaN, no second member of a name, UTF-8 without a byte order mark.
 - Whatever goes wrong becomes `PolicyUnavailableError`. Its text names the kind of failure and nothing else:
@@ -18,27 +17,25 @@ The policy's path is a constant: no part of a request's URL comes from a request
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import final
 
-import aiohttp
 import msgspec
 from opa_client import AsyncOpaClient  # type: ignore[import-untyped]  # the wheel carries no stubs
 
 from kkp.authz.opa_address import OPAAddress, tls_context
+from kkp.authz.opa_http import OPAConnections, Response
 from kkp.errors import PolicyUnavailableError
 from kkp.model import JSON
-from kkp.outbound import NotPlainJSONError, QuietTCPConnector, QuietUnixConnector, read_json
 from kkp.strict_json import refuse_duplicates
 
 PACKAGE = "kkp.authz"
 
-_HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
 # Without the first, an error in a built-in would be undefined, which a `not` turns into an allow.
-_PARAMETERS = {"strict-builtin-errors": "true", "provenance": "true"}
+_PARAMETERS = "?strict-builtin-errors=true&provenance=true"
 
 
 class Bundle(msgspec.Struct, frozen=True):
@@ -73,14 +70,12 @@ class _Compiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @final
 class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without types
-    """One OPA, and the connections to it. Used as an asynchronous context manager, or closed by hand."""
-
-    _session: aiohttp.ClientSession | None
+    """One OPA, and the connections to it."""
 
     def __init__(self, address: OPAAddress, ca_file: Path | None) -> None:
         super().__init__(host=address.host, port=address.port, ssl=address.is_tls, retries=0)
-        self._address = address
-        self._ca_file = ca_file
+        self._origin = self.root_url.removesuffix(f"/{self.version}")
+        self._connections = OPAConnections(address, tls_context(ca_file) if ca_file is not None else None)
 
     async def ask(self, rule: str, encoded_input: bytes) -> Answer:
         """Ask for `data.kkp.authz.<rule>` on an input in JSON.
@@ -89,7 +84,7 @@ class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without typ
             PolicyUnavailableError: There is no answer, or it is not one of OPA's.
         """
         with _Failures():
-            document = await self.query_rule(msgspec.Raw(encoded_input), PACKAGE, rule, _PARAMETERS)
+            document = await self.query_rule(msgspec.Raw(encoded_input), PACKAGE, rule)
             return msgspec.convert(document, Answer)
 
     async def has_rule(self, rule: str) -> bool:
@@ -102,36 +97,21 @@ class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without typ
             document = await self.compile_query(f"data.{PACKAGE}.{rule}")
             return bool(msgspec.convert(document, _Compiled).result)
 
-    async def open(self) -> None:
-        """Make the session. Nothing is connected to yet."""
-        await self._init_session()
+    async def close_connection(self) -> None:
+        """Close every connection; every later question is refused."""
+        self._connections.close()
 
     async def _init_session(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=self._new_connector(),
-            headers=_HEADERS,
-            skip_auto_headers=("User-Agent",),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            auto_decompress=False,
-            trust_env=False,
-        )
-
-    def _new_connector(self) -> aiohttp.BaseConnector:
-        if self._address.socket_path is not None:
-            return QuietUnixConnector(self._address.socket_path)
-        if self._ca_file is not None:
-            return QuietTCPConnector(ssl=tls_context(self._ca_file))
-        return QuietTCPConnector()
+        """Do nothing: the connections are our own."""
 
     @asynccontextmanager
-    async def _request(self, method: str, url: str, *, json: Mapping[str, JSON]) -> AsyncIterator[_Document]:
+    async def _request(self, method: str, url: str, **options: JSON) -> AsyncIterator[_Document]:
         """Send a request: the one way out that every method of the library takes."""
-        if self._session is None:
-            raise PolicyUnavailableError("The connection to OPA is closed.")
-        body = msgspec.json.encode(json)
-        async with self._session.request(method, url, data=body, allow_redirects=False) as response:
-            yield _Document(await _read(response))
+        if method != "POST" or options.keys() != {"json"}:
+            raise PolicyUnavailableError("OPA is asked, and told nothing.")
+        path = url.removeprefix(self._origin) + _PARAMETERS
+        response = await self._connections.post(path, msgspec.json.encode(options["json"]))
+        yield _Document(_read(response))
 
 
 class _Failures:
@@ -152,7 +132,7 @@ class _Failures:
 class _Document:
     """An answer's body, in the place of the response that the library expects."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytearray) -> None:
         self._body = body
 
     def raise_for_status(self) -> None:
@@ -169,11 +149,10 @@ class _Document:
         return document
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+def _read(response: Response) -> bytearray:
     """Return the body, if it is one to be read at all."""
     if response.status != HTTPStatus.OK:
         raise PolicyUnavailableError(f"OPA answered with status {response.status}.")
-    try:
-        return await read_json(response)
-    except NotPlainJSONError as error:
-        raise PolicyUnavailableError(f"OPA's answer {error}.") from None
+    if not response.is_plain_json:
+        raise PolicyUnavailableError("OPA's answer is not plain JSON.")
+    return response.body

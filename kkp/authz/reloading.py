@@ -70,13 +70,13 @@ class ReloadingPolicy:
             return _RESTLESS
         return _WARNING if self._refused else None
 
-    async def decide(self, policy_input: PolicyInput) -> Decision:
+    def answer(self, policy_input: PolicyInput) -> Decision:
         """Ask the policy in force.
 
         Raises:
             PolicyUnavailableError: It gave no usable answer, or this is another thread.
         """
-        return await self._policy.decide(policy_input)
+        return self._policy.answer(policy_input)
 
     async def ping(self) -> None:
         """Ask the policy in force about an empty input.

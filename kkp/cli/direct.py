@@ -22,8 +22,8 @@ from kkp.authn.operator import account
 from kkp.cli import reach
 from kkp.config import Settings
 from kkp.envelope import Envelope
-from kkp.errors import ConfigError, EnvelopeInvalidError, InvalidWrapError, KKPError, KMSUnavailableError
-from kkp.kms.base import WrappedKey
+from kkp.errors import ConfigError, KKPError, KMSUnavailableError
+from kkp.operations.envelopes import unwrapped
 
 STDOUT: Final = 1
 _DEADLINE_SECONDS: Final = 120.0
@@ -110,17 +110,13 @@ async def _opened(act: Act) -> bytes:
         EnvelopeInvalidError: A check failed.
         KKPError: The backend's answer was no.
     """
-    header, wrap = act.envelope.header, act.envelope.wrap
     try:
         async with (
             asyncio.timeout(_DEADLINE_SECONDS),
             reach.own_resources(act.uris, act.settings) as resources,
-            reach.reached(wrap.backend, act.uris, resources) as backend,
+            reach.reached(act.envelope.wrap.backend, act.uris, resources) as backend,
         ):
-            wrapped = WrappedKey(wrap.encrypted_data_key, wrap.key_version)
-            data_key = await backend.unwrap(wrap.key_id, wrapped, header.context)
-    except InvalidWrapError:
-        raise EnvelopeInvalidError from None
+            data_key = await unwrapped(backend, act.envelope)
     except TimeoutError:
         raise KMSUnavailableError("The backend did not answer in time.") from None
     return envelopes.open(act.envelope, data_key)

@@ -215,7 +215,7 @@ def _read(path: Path) -> Envelope:
         return envelopes.parse(_unwrapped(raw))
     except (ValueError, RecursionError, EnvelopeInvalidError):
         raise ConfigError(
-            [f"{path}: it is no envelope that KKP made; give its JSON as it was answered"]
+            [f"{path}: it is no envelope with its ciphertext; give its JSON as KKP answered it"]
         ) from None
 
 

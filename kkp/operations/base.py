@@ -44,7 +44,8 @@ class Proposal:
         backend: The backend that would be used.
         key_id: The key that would be used.
         request_context: The caller's own word about the request; it may narrow, never grant.
-        envelope: The envelope that would be made or opened.
+        envelope: The envelope that would be made, opened or moved.
+        source: The same envelope, where `backend` and `key_id` say where it would be moved to.
         details: Further members of the policy input's `request`.
         kid: The key that would sign.
         claims_digest: SHA-256 over the claims that would be signed, in hex.
@@ -57,6 +58,7 @@ class Proposal:
     key_id: str | None = None
     request_context: Mapping[str, JSON] = field(default_factory=dict)
     envelope: EnvelopeFacts | None = None
+    source: EnvelopeFacts | None = None
     details: Mapping[str, JSON] = field(default_factory=dict)
     kid: str | None = None
     claims_digest: str | None = None
@@ -128,7 +130,8 @@ def refusal(proposal: Proposal, scope: str | None) -> KKPError | None:
 def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> DeniedError | None:
     if scope is None or scope not in token.ops:
         return ScopeMismatchError("The token is not for this operation.")
-    if (token.backend, token.key_id) != (proposal.backend, proposal.key_id):
+    named = proposal.source or proposal  # what moves is opened, and the token is for the key that opens it
+    if (token.backend, token.key_id) != (named.backend, named.key_id):
         return ScopeMismatchError("The token is for another backend or key.")
     asked_by = token.act.sub if token.act is not None else token.sub
     if proposal.caller.id not in {token.sub, asked_by}:

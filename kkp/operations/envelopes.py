@@ -1,19 +1,20 @@
-"""Sealing and opening envelopes.
+"""Sealing, opening and moving envelopes.
 
-The data key is made here, wrapped by the backend and forgotten; it never leaves the process. A plaintext is
-returned only after every check of `kkp.envelope` has passed.
+A data key is made here, wrapped by the backend and forgotten; it never leaves the process but to a backend
+that wraps it. A plaintext is returned only after every check of `kkp.envelope` has passed, and a data key is
+handed to another backend only after the envelope's labels were found to be its own.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
 from kkp import envelope as envelopes
 from kkp.authn.base import Authenticated
-from kkp.envelope import Encoding, Envelope
+from kkp.envelope import DetachedEnvelope, Encoding, Envelope
 from kkp.errors import (
     AudienceMismatchError,
     EnvelopeInvalidError,
@@ -22,31 +23,52 @@ from kkp.errors import (
     UnauthenticatedError,
 )
 from kkp.kms import KMSRegistry
-from kkp.kms.base import WrappedKey
+from kkp.kms.base import KMS, WrappedKey
 from kkp.model import JSON, Action
 from kkp.operations.base import EnvelopeFacts, Operation, Proposal
 from kkp.tokens import Claims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncryptRequest:
-    """What `POST /envelope/encrypt` asks for."""
+class SealRequest:
+    """What whoever would have something sealed asks for, here or elsewhere."""
 
     backend: str
     key_id: str
-    plaintext: bytes | str = field(repr=False)
     context: Mapping[str, str]
     associated_data: str | None
     policy_context: Mapping[str, JSON]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecryptRequest:
-    """What `POST /envelope/decrypt` asks for; the token is the credential."""
+class EncryptRequest(SealRequest):
+    """What `POST /envelope/encrypt` asks for."""
 
-    envelope: Envelope
+    plaintext: bytes | str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRequest:
+    """What whoever would have an envelope opened asks for, or its wrap alone; the token is the credential."""
+
+    envelope: DetachedEnvelope
     expected_audience: str | None
     policy_context: Mapping[str, JSON]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecryptRequest(OpenRequest):
+    """What `POST /envelope/decrypt` asks for."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewrapRequest(DecryptRequest):
+    """What `POST /envelope/rewrap` asks for: the envelope, and the key to move it to."""
+
+    backend: str
+    key_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +96,12 @@ class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
 
     def propose(self, authenticated: Authenticated, request: EncryptRequest) -> Proposal:
         """Name the key, the context and the associated data."""
-        envelopes.check_context(request.context)
-        envelopes.check_associated_data(request.associated_data)
-        return Proposal(
-            authenticated=authenticated,
-            claims=authenticated.token,
-            backend=request.backend,
-            key_id=request.key_id,
-            request_context=request.policy_context,
-            envelope=EnvelopeFacts(
-                backend=request.backend,
-                key_id=request.key_id,
-                context=request.context,
-                associated_data=request.associated_data,
-            ),
-        )
+        return sealing(authenticated, request)
 
     async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:  # noqa: ARG002  all is in the request
         """Wrap a fresh data key and seal the plaintext under it."""
         kms = self._registry.get(request.backend)
-        data_key = os.urandom(envelopes.DATA_KEY_BYTES)
-        wrapped = await kms.wrap(request.key_id, data_key, request.context)
+        data_key, wrapped = await fresh_data_key(kms, request.key_id, request.context)
         return envelopes.seal(
             request.plaintext,
             data_key=data_key,
@@ -123,21 +130,7 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
 
     def propose(self, authenticated: Authenticated, request: DecryptRequest) -> Proposal:
         """Name the envelope's own labels: it is them that the token and the policy are asked about."""
-        header, wrap = request.envelope.header, request.envelope.wrap
-        return Proposal(
-            authenticated=authenticated,
-            claims=authenticated.token,
-            backend=wrap.backend,
-            key_id=wrap.key_id,
-            request_context=request.policy_context,
-            envelope=EnvelopeFacts(
-                backend=wrap.backend,
-                key_id=wrap.key_id,
-                context=header.context,
-                associated_data=header.associated_data,
-            ),
-            refusal=_token_refusal(authenticated.token, request.expected_audience),
-        )
+        return opening(authenticated, request)
 
     async def run(self, proposal: Proposal, request: DecryptRequest) -> Opened:
         """Unwrap the data key and open the envelope.
@@ -145,15 +138,117 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
         Raises:
             EnvelopeInvalidError: Anything at all did not fit; always the same answer.
         """
-        header, wrap = request.envelope.header, request.envelope.wrap
-        kms = self._registry.get(wrap.backend)
-        wrapped = WrappedKey(wrap.encrypted_data_key, wrap.key_version)
-        try:
-            data_key = await kms.unwrap(wrap.key_id, wrapped, header.context)
-        except InvalidWrapError:
-            raise EnvelopeInvalidError from None
+        kms = self._registry.get(request.envelope.wrap.backend)
+        data_key = await unwrapped(kms, request.envelope)
         plaintext = envelopes.open(request.envelope, data_key)
-        return Opened(plaintext, header.encoding, proposal.claims)
+        return Opened(plaintext, request.envelope.header.encoding, proposal.claims)
+
+
+@final
+class Rewrap(Operation[Proposal, RewrapRequest, Envelope]):
+    """`POST /envelope/rewrap`, always with a KKP token for the key that the envelope has now.
+
+    The payload is not decrypted, and every byte of it stays as it is. Whatever fails, the envelope that the
+    caller has goes on opening.
+
+    Args:
+        registry: The configured backends.
+    """
+
+    action: ClassVar[Action] = Action.REWRAP
+    scope: ClassVar[str | None] = "rewrap"
+
+    def __init__(self, registry: KMSRegistry) -> None:
+        self._registry = registry
+
+    def propose(self, authenticated: Authenticated, request: RewrapRequest) -> Proposal:
+        """Name the envelope's own labels as what it would be moved from, and those asked for as where to."""
+        found = opening(authenticated, request)
+        return replace(found, backend=request.backend, key_id=request.key_id, source=found.envelope)
+
+    async def run(self, proposal: Proposal, request: RewrapRequest) -> Envelope:  # noqa: ARG002  all is in the request
+        """Unwrap the data key, check whose it is, and wrap it under the other key.
+
+        Raises:
+            EnvelopeInvalidError: Anything at all did not fit; always the same answer.
+        """
+        source = self._registry.get(request.envelope.wrap.backend)
+        target = self._registry.get(request.backend)
+        data_key = await unwrapped(source, request.envelope)
+        # Two names may reach one key. Only the tag tells that the labels which were decided on are the
+        # envelope's own; until then its data key is not shown to another backend.
+        envelopes.verify(request.envelope, data_key)
+        wrapped = await target.wrap(request.key_id, data_key, request.envelope.header.context)
+        return envelopes.rewrap(
+            request.envelope,
+            data_key,
+            backend=request.backend,
+            key_id=request.key_id,
+            key_version=wrapped.key_version,
+            encrypted_data_key=wrapped.encrypted_data_key,
+        )
+
+
+async def fresh_data_key(kms: KMS, key_id: str, context: Mapping[str, str]) -> tuple[bytes, WrappedKey]:
+    """Return a new data key, and how the backend wrapped it."""
+    data_key = os.urandom(envelopes.DATA_KEY_BYTES)
+    return data_key, await kms.wrap(key_id, data_key, context)
+
+
+async def unwrapped(kms: KMS, envelope: DetachedEnvelope) -> bytes:
+    """Return the data key of an envelope, none of whose labels is checked by that.
+
+    Raises:
+        EnvelopeInvalidError: The backend says that it is not this key's.
+    """
+    wrap = envelope.wrap
+    wrapped = WrappedKey(wrap.encrypted_data_key, wrap.key_version)
+    try:
+        return await kms.unwrap(wrap.key_id, wrapped, envelope.header.context)
+    except InvalidWrapError:
+        raise EnvelopeInvalidError from None
+
+
+def sealing(authenticated: Authenticated, request: SealRequest) -> Proposal:
+    """Propose to make an envelope.
+
+    Raises:
+        InvalidRequestError: No envelope can hold this context or associated data.
+    """
+    envelopes.check_context(request.context)
+    envelopes.check_associated_data(request.associated_data)
+    return Proposal(
+        authenticated=authenticated,
+        claims=authenticated.token,
+        backend=request.backend,
+        key_id=request.key_id,
+        request_context=request.policy_context,
+        envelope=EnvelopeFacts(
+            backend=request.backend,
+            key_id=request.key_id,
+            context=request.context,
+            associated_data=request.associated_data,
+        ),
+    )
+
+
+def opening(authenticated: Authenticated, request: OpenRequest) -> Proposal:
+    """Propose to open an envelope, in whole or only its wrap; it takes a token."""
+    header, wrap = request.envelope.header, request.envelope.wrap
+    return Proposal(
+        authenticated=authenticated,
+        claims=authenticated.token,
+        backend=wrap.backend,
+        key_id=wrap.key_id,
+        request_context=request.policy_context,
+        envelope=EnvelopeFacts(
+            backend=wrap.backend,
+            key_id=wrap.key_id,
+            context=header.context,
+            associated_data=header.associated_data,
+        ),
+        refusal=_token_refusal(authenticated.token, request.expected_audience),
+    )
 
 
 def _token_refusal(token: Claims | None, expected_audience: str | None) -> KKPError | None:

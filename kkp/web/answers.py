@@ -16,6 +16,7 @@ from kkp.envelope import Envelope
 from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
+from kkp.operations.data_keys import MessageKey
 from kkp.operations.envelopes import Opened
 from kkp.operations.identities import NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken
@@ -36,7 +37,7 @@ class IssuedTokenAnswer(Answer, frozen=True):
 
 
 class EnvelopeAnswer(Answer, frozen=True):
-    """Answers `POST /envelope/encrypt`."""
+    """Answers `POST /envelope/encrypt` and `POST /envelope/rewrap`."""
 
     envelope: envelopes.EnvelopeWire
 
@@ -47,6 +48,19 @@ class OpenedAnswer(Answer, frozen=True):
     plaintext_b64: bytes
     claims: Claims | None
     plaintext: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class DataKeyAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/data-key`: an envelope without a payload, and the key of its one message."""
+
+    envelope: envelopes.DetachedEnvelopeWire
+    message_key_b64: bytes
+
+
+class MessageKeyAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/data-key/unwrap`."""
+
+    message_key_b64: bytes
 
 
 class RotationAnswer(Answer, frozen=True):
@@ -137,7 +151,7 @@ def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
 
 
 def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
-    """Return the body that answers `POST /envelope/encrypt`."""
+    """Return the body that answers `POST /envelope/encrypt` and `POST /envelope/rewrap`."""
     return EnvelopeAnswer(envelopes.to_wire(answer))
 
 
@@ -145,6 +159,16 @@ def opened(answer: Opened, _request: object) -> OpenedAnswer:
     """Return the body that answers `POST /envelope/decrypt`; `plaintext` only where it was text."""
     text = answer.plaintext.decode() if answer.encoding is not None else msgspec.UNSET
     return OpenedAnswer(answer.plaintext, answer.claims, text)
+
+
+def data_key(answer: MessageKey, _request: object) -> DataKeyAnswer:
+    """Return the body that answers `POST /envelope/data-key`."""
+    return DataKeyAnswer(envelopes.detached_to_wire(answer.envelope), answer.key)
+
+
+def message_key(answer: MessageKey, _request: object) -> MessageKeyAnswer:
+    """Return the body that answers `POST /envelope/data-key/unwrap`."""
+    return MessageKeyAnswer(answer.key)
 
 
 def rotation(answer: Rotation, _request: object) -> RotationAnswer:

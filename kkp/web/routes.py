@@ -28,7 +28,8 @@ from kkp.errors import (
 )
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import Operation
-from kkp.operations.envelopes import Decrypt, Encrypt
+from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
+from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -67,6 +68,9 @@ class Services:
     issue_token: IssueToken
     encrypt: Encrypt
     decrypt: Decrypt
+    rewrap: Rewrap
+    generate_data_key: GenerateDataKey
+    release_data_key: ReleaseDataKey
     rotate_signing_key: RotateSigningKey
     revoke_signing_key: RevokeSigningKey
     introspect_token: IntrospectToken
@@ -175,6 +179,35 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
         answers.opened,
         "Open an envelope, always with a token",
+        (EnvelopeInvalidError, *_BACKEND_ERRORS),
+        credential_in_body=True,
+    ),
+    Route(
+        "POST",
+        "/envelope/rewrap",
+        lambda s: s.rewrap,
+        JSONBody(schemas.RewrapBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
+        answers.sealed_envelope,
+        "Move an envelope to another key, its payload untouched, always with a token",
+        (EnvelopeInvalidError, *_BACKEND_ERRORS),
+        credential_in_body=True,
+    ),
+    Route(
+        "POST",
+        "/envelope/data-key",
+        lambda s: s.generate_data_key,
+        JSONBody(schemas.DataKeyBody),
+        answers.data_key,
+        "Begin an envelope that the caller seals",
+        _BACKEND_ERRORS,
+    ),
+    Route(
+        "POST",
+        "/envelope/data-key/unwrap",
+        lambda s: s.release_data_key,
+        JSONBody(schemas.ReleaseBody, limit=lambda _: _LABELS_BYTES),
+        answers.message_key,
+        "Get the key of one message, always with a token",
         (EnvelopeInvalidError, *_BACKEND_ERRORS),
         credential_in_body=True,
     ),

@@ -20,7 +20,8 @@ from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
 from kkp.model import JSON, Credentials, Grant
 from kkp.operations.audit import AuditQuery
-from kkp.operations.envelopes import DecryptRequest, EncryptRequest
+from kkp.operations.data_keys import DataKeyRequest
+from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
 from kkp.operations.identities import IdentityRequest, RotateKeyRequest
 from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import TokenRequest
@@ -54,7 +55,29 @@ Overlap = Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_SECONDS)]
 RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
-_ENVELOPE = "#/components/schemas/EnvelopeWire"  # read by `envelope.parse`, so that its faults are one error
+# Envelopes are read by `kkp.envelope`, so that their faults are one error.
+_Envelope = Annotated[
+    msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/EnvelopeWire"})
+]
+_DetachedEnvelope = Annotated[
+    msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/DetachedEnvelopeWire"})
+]
+_DETACHED_EXAMPLE: Mapping[str, JSON] = {
+    "v": 1,
+    "alg": "A256GCM-HKDF-SHA512-COMMIT",
+    "context": {"table": "orders"},
+    "associated_data": None,
+    "encoding": "utf-8",
+    "message_id": "q1u7vS3Xn0o5b0p8m9l2kA",
+    "backend": "aws",
+    "key_id": "alias/orders",
+    "key_version": "",
+    "encrypted_data_key": "…",
+    "wrap_tag": "…",
+    "commitment": "…",
+}
+_ENVELOPE_EXAMPLE: Mapping[str, JSON] = {**_DETACHED_EXAMPLE, "nonce": "…", "ciphertext": "…"}
+_TOKEN_EXAMPLE = "eyJhbGciOiJFZERTQSIsImtpZCI6…"  # noqa: S105  the beginning of one
 # A member's name is repeated where it can only be a slip of the pen: short, small letters.
 _REPEATED = re.compile(
     r"^(Invalid enum value|Object contains unknown field(?: `[a-z_]{1,20}`(?= - at |\Z))?)"
@@ -138,7 +161,17 @@ class TokenBody(Asks[TokenRequest], frozen=True):
         )
 
 
-class EncryptBody(Asks[EncryptRequest], frozen=True):
+class _SealingBody(Asks[RequestT], Generic[RequestT], frozen=True):
+    """What is asked for by whoever would have something sealed, here or elsewhere."""
+
+    backend: Backend
+    key_id: KeyId
+    associated_data: str | None = None
+    context: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
+    policy_context: PolicyContext = {}
+
+
+class EncryptBody(_SealingBody[EncryptRequest], frozen=True):
     """`POST /envelope/encrypt`."""
 
     example: ClassVar[Mapping[str, JSON]] = {
@@ -148,13 +181,8 @@ class EncryptBody(Asks[EncryptRequest], frozen=True):
         "context": {"table": "orders"},
     }
 
-    backend: Backend
-    key_id: KeyId
     plaintext: str | None = None
     plaintext_b64: str | None = None
-    associated_data: str | None = None
-    context: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
-    policy_context: PolicyContext = {}
 
     def request(self) -> EncryptRequest:
         """Return what is asked for, checked but for its size: see `check_plaintext_size`."""
@@ -187,53 +215,113 @@ def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> N
         raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
 
 
-class DecryptBody(Asks[DecryptRequest], frozen=True):
-    """`POST /envelope/decrypt`."""
+class DataKeyBody(_SealingBody[DataKeyRequest], frozen=True):
+    """`POST /envelope/data-key`; `encoding` is `utf-8` if the plaintext will be text."""
 
     example: ClassVar[Mapping[str, JSON]] = {
-        "token": "eyJhbGciOiJFZERTQSIsImtpZCI6…",
-        "envelope": {
-            "v": 1,
-            "alg": "A256GCM-HKDF-SHA512-COMMIT",
-            "context": {"table": "orders"},
-            "associated_data": None,
-            "encoding": "utf-8",
-            "message_id": "q1u7vS3Xn0o5b0p8m9l2kA",
-            "backend": "aws",
-            "key_id": "alias/orders",
-            "key_version": "",
-            "encrypted_data_key": "…",
-            "wrap_tag": "…",
-            "commitment": "…",
-            "nonce": "…",
-            "ciphertext": "…",
-        },
-        "expected_audience": "orders-db",
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "context": {"table": "orders"},
     }
 
-    envelope: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": _ENVELOPE})]
+    encoding: envelopes.Encoding = None
+
+    def request(self) -> DataKeyRequest:
+        """Return what is asked for, checked."""
+        return DataKeyRequest(
+            backend=self.backend,
+            key_id=self.key_id,
+            context=self.context,
+            associated_data=self.associated_data,
+            encoding=self.encoding,
+            policy_context=self.policy_context,
+        )
+
+
+class _OpeningBody(Asks[RequestT], Generic[RequestT], frozen=True):
+    """What is asked for by whoever would have an envelope opened, or its wrap alone."""
+
+    envelope: _Envelope
     token: str | None = None
     expected_audience: Audience | None = None
     context: PolicyContext | None = None
     policy_context: PolicyContext | None = None
 
-    def request(self) -> DecryptRequest:
-        """Return what is asked for, checked."""
+    def caller_context(self) -> Mapping[str, JSON]:
+        """Return the request's context, which has two names.
+
+        Raises:
+            InvalidRequestError: It stands under both, and differs.
+        """
         if (
             self.context is not None
             and self.policy_context is not None
             and self.context != self.policy_context
         ):
             raise InvalidRequestError("`context` and `policy_context` are one thing and differ.")
-        return DecryptRequest(
-            envelope=envelopes.parse(self.envelope),
-            expected_audience=self.expected_audience,
-            policy_context=self.context or self.policy_context or {},
-        )
+        return self.context or self.policy_context or {}
 
     def credentials(self, credentials: Credentials) -> Credentials:
         """Return the credentials with the body's token beside the header's."""
         return replace(credentials, unverified_token=self.token)
+
+
+class DecryptBody(_OpeningBody[DecryptRequest], frozen=True):
+    """`POST /envelope/decrypt`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": _TOKEN_EXAMPLE,
+        "envelope": _ENVELOPE_EXAMPLE,
+        "expected_audience": "orders-db",
+    }
+
+    def request(self) -> DecryptRequest:
+        """Return what is asked for, checked."""
+        return DecryptRequest(
+            policy_context=self.caller_context(),
+            envelope=envelopes.parse(self.envelope),
+            expected_audience=self.expected_audience,
+        )
+
+
+class RewrapBody(_OpeningBody[RewrapRequest], frozen=True, kw_only=True):
+    """`POST /envelope/rewrap`; `backend` and `key_id` are where the envelope is to move."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": _TOKEN_EXAMPLE,
+        "envelope": _ENVELOPE_EXAMPLE,
+        "backend": "gcp",
+        "key_id": "orders",
+    }
+
+    backend: Backend
+    key_id: KeyId
+
+    def request(self) -> RewrapRequest:
+        """Return what is asked for, checked."""
+        return RewrapRequest(
+            policy_context=self.caller_context(),
+            envelope=envelopes.parse(self.envelope),
+            expected_audience=self.expected_audience,
+            backend=self.backend,
+            key_id=self.key_id,
+        )
+
+
+class ReleaseBody(_OpeningBody[OpenRequest], frozen=True):
+    """`POST /envelope/data-key/unwrap`."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"token": _TOKEN_EXAMPLE, "envelope": _DETACHED_EXAMPLE}
+
+    envelope: _DetachedEnvelope
+
+    def request(self) -> OpenRequest:
+        """Return what is asked for, checked."""
+        return OpenRequest(
+            policy_context=self.caller_context(),
+            envelope=envelopes.parse_detached(self.envelope),
+            expected_audience=self.expected_audience,
+        )
 
 
 class GrantBody(_Strict, frozen=True):

@@ -19,8 +19,15 @@ import pytest_asyncio
 from multidict import CIMultiDict
 
 from tests.fakes.clock import FakeClock
-from tests.harness import KKP, Answer, grant, running
+from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.probes import Probes, install
+from tests.http.tampering import all_of as _all
+from tests.http.tampering import decode as _decode
+from tests.http.tampering import encode as _encode
+from tests.http.tampering import flips as _flips
+from tests.http.tampering import only_answer as _only_answer
+from tests.http.tampering import text_flips as _text_flips
+from tests.http.tampering import without_ids
 from tests.promises import Recorder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -28,7 +35,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MAX_PLAINTEXT = 4096
 SMALL_BODY = 64 * 1024
 ENCRYPT_BODY = 3 * MAX_PLAINTEXT + SMALL_BODY
-DECRYPT_BODY = 4 * MAX_PLAINTEXT // 3 + 256 * 1024
+LABELS = 256 * 1024
+DECRYPT_BODY = 4 * MAX_PLAINTEXT // 3 + LABELS
 ARN = "arn:aws:kms:eu-west-1:111122223333:alias/orders"
 BACKENDS = "aws=memory://aws,twin=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 # `environment` is not restricted by the grant, so that the context may say anything about it.
@@ -116,20 +124,26 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             "/token": {"audience": "orders-db", "backend": "aws", "key_id": "alias/orders"},
             "/envelope/encrypt": {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"},
             "/envelope/decrypt": {"envelope": envelope, "token": token},
+            "/envelope/rewrap": {"envelope": envelope, "token": token, "backend": "gcp", "key_id": "orders"},
+            "/envelope/data-key": {"backend": "aws", "key_id": "alias/orders"},
+            "/envelope/data-key/unwrap": {"envelope": detached(envelope), "token": token},
             "/identities": {"id": "new", "roles": ["service"], "grants": [grant()], "attributes": {}},
         }
         with pytest.MonkeyPatch.context() as patches:
             yield World(kkp, install(patches), orders, stranger, token, envelope, endpoints)
 
 
-def without_ids(answer: Answer) -> dict[str, Any]:
-    """Return a problem document without what differs from one request to the next."""
-    return {name: value for name, value in answer.json.items() if name not in {"request_id", "decision_id"}}
-
-
 # Bodies.
 
-BODY_ENDPOINTS = ("/token", "/envelope/encrypt", "/envelope/decrypt", "/identities")
+BODY_ENDPOINTS = (
+    "/token",
+    "/envelope/encrypt",
+    "/envelope/decrypt",
+    "/envelope/rewrap",
+    "/envelope/data-key",
+    "/envelope/data-key/unwrap",
+    "/identities",
+)
 
 
 def _twice(document: dict[str, Any]) -> bytes:
@@ -176,6 +190,12 @@ MEMBERS = [
     ("/envelope/encrypt", "key_id"),
     ("/envelope/encrypt", "plaintext"),
     ("/envelope/decrypt", "envelope"),
+    ("/envelope/rewrap", "envelope"),
+    ("/envelope/rewrap", "backend"),
+    ("/envelope/rewrap", "key_id"),
+    ("/envelope/data-key", "backend"),
+    ("/envelope/data-key", "key_id"),
+    ("/envelope/data-key/unwrap", "envelope"),
     ("/identities", "id"),
     ("/identities", "roles"),
 ]
@@ -231,6 +251,28 @@ BAD_VALUES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "a token that is a number": ("/envelope/decrypt", {"token": 7}),
     "an expected audience with a space": ("/envelope/decrypt", {"expected_audience": "orders db"}),
     "a context that is a list": ("/envelope/decrypt", {"context": []}),
+    "a backend to move to with a capital": ("/envelope/rewrap", {"backend": "GCP"}),
+    "a key to move to with a newline": ("/envelope/rewrap", {"key_id": "orders\n"}),
+    "an asterisk to move to": ("/envelope/rewrap", {"key_id": "*"}),
+    "a plaintext to move": ("/envelope/rewrap", {"plaintext": "hello"}),
+    "a token to move that is a number": ("/envelope/rewrap", {"token": 7}),
+    "an audience to move for with a space": ("/envelope/rewrap", {"expected_audience": "orders db"}),
+    "two contexts to move in": ("/envelope/rewrap", {"context": {"a": 1}, "policy_context": {"a": 2}}),
+    "a message in Latin-1": ("/envelope/data-key", {"encoding": "latin-1"}),
+    "a message of no encoding": ("/envelope/data-key", {"encoding": ""}),
+    "a plaintext to seal elsewhere": ("/envelope/data-key", {"plaintext": "hello"}),
+    "a message's context over 4 KiB": ("/envelope/data-key", {"context": {"a": "x" * 4096}}),
+    "a message's context of 33 pairs": ("/envelope/data-key", {"context": {str(n): "" for n in range(33)}}),
+    "a lone surrogate in a message's context": ("/envelope/data-key", {"context": {"a": "\ud800"}}),
+    "a message's associated data over 4 KiB": ("/envelope/data-key", {"associated_data": "x" * 4097}),
+    "a message's token in the body": ("/envelope/data-key", {"token": "a.b.c"}),
+    "a key to release under": ("/envelope/data-key/unwrap", {"key_id": "alias/orders"}),
+    "a token to release by that is a list": ("/envelope/data-key/unwrap", {"token": []}),
+    "an audience to release for that is empty": ("/envelope/data-key/unwrap", {"expected_audience": ""}),
+    "two contexts to release in": (
+        "/envelope/data-key/unwrap",
+        {"context": {}, "policy_context": {"a": 2}},
+    ),
     "an identity's name with a capital": ("/identities", {"id": "New"}),
     "an identity's name ending in a newline": ("/identities", {"id": "new\n"}),
     "an identity's name of 64 characters": ("/identities", {"id": "a" * 64}),
@@ -286,6 +328,9 @@ BODY_LIMITS = [
     ("/token", SMALL_BODY),
     ("/envelope/encrypt", ENCRYPT_BODY),
     ("/envelope/decrypt", DECRYPT_BODY),
+    ("/envelope/rewrap", DECRYPT_BODY),
+    ("/envelope/data-key", SMALL_BODY),
+    ("/envelope/data-key/unwrap", LABELS),
     ("/identities", SMALL_BODY),
     ("/keys/rotate", SMALL_BODY),
     ("/identities/nobody/disable", SMALL_BODY),
@@ -495,7 +540,7 @@ async def test_an_unknown_credential_is_refused(
 
 
 async def test_a_body_without_a_credential_is_refused_unread(world: World) -> None:
-    for path in ("/token", "/envelope/encrypt", "/identities"):
+    for path in ("/token", "/envelope/encrypt", "/envelope/data-key", "/identities"):
         await world.refuses(401, "unauthenticated", "POST", path, b"x" * SMALL_BODY * 4)
 
 
@@ -538,7 +583,7 @@ NAMES: Mapping[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("path", ["/token", "/envelope/encrypt"])
+@pytest.mark.parametrize("path", ["/token", "/envelope/encrypt", "/envelope/data-key"])
 async def test_without_a_grant_existing_and_missing_names_answer_alike(world: World, path: str) -> None:
     answers = [
         await world.refuses_document(
@@ -574,12 +619,12 @@ AFTER_POLICY = [
 ]
 
 
+@pytest.mark.parametrize("path", ["/envelope/encrypt", "/envelope/data-key"])
 @pytest.mark.parametrize(("name", "status", "code"), AFTER_POLICY)
 async def test_who_may_use_a_name_learns_that_it_does_not_exist_and_it_is_on_record(
-    world: World, name: str, status: int, code: str
+    world: World, name: str, status: int, code: str, path: str
 ) -> None:
-    document = {**world.endpoints["/envelope/encrypt"], **NAMES[name]}
-    answer = await world.post("/envelope/encrypt", document, credential=world.kkp.root_key)
+    answer = await world.post(path, {**world.endpoints[path], **NAMES[name]}, credential=world.kkp.root_key)
     world.check(answer, status, code)
     *_, decision, outcome = (r for r in await world.kkp.records() if r.get("action") != "read_audit")
     assert (decision["decision_id"], decision["decision"]) == (answer.json["decision_id"], "allow")
@@ -738,18 +783,6 @@ async def test_a_token_with_any_character_changed_is_refused(world: World) -> No
     assert world.probes.fired == before
 
 
-async def _all(requests: Iterator[Any]) -> list[Answer]:
-    """Send many requests, some at a time."""
-    limit = asyncio.Semaphore(32)
-
-    async def one(request: Any) -> Answer:
-        async with limit:
-            answer: Answer = await request
-            return answer
-
-    return await asyncio.gather(*(one(request) for request in requests))
-
-
 SCOPES: Mapping[str, dict[str, Any]] = {
     "another backend": {"backend": "gcp", "key_id": "orders"},
     "another backend on the same account": {"backend": "twin"},
@@ -884,37 +917,8 @@ async def test_a_token_opens_no_endpoint_but_those_of_envelopes(world: World) ->
 BINARY = ("message_id", "encrypted_data_key", "wrap_tag", "commitment", "nonce", "ciphertext")
 
 
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _flips(data: bytes) -> Iterator[bytes]:
-    for bit in range(len(data) * 8):
-        flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
-        yield bytes(flipped)
-
-
-def _text_flips(text: str) -> Iterator[str]:
-    """Flip each of the seven bits of every ASCII letter."""
-    for place, letter in enumerate(text):
-        for bit in range(7):
-            yield text[:place] + chr(ord(letter) ^ 1 << bit) + text[place + 1 :]
-
-
 async def _open_all(world: World, envelopes: Iterator[dict[str, Any]]) -> list[Answer]:
     return await _all(world.post("/envelope/decrypt", world.decrypt(envelope=each)) for each in envelopes)
-
-
-def _only_answer(answers: list[Answer]) -> dict[str, Any]:
-    """Return the one document that all answers are, but for their ids."""
-    documents = {json.dumps(without_ids(answer)): without_ids(answer) for answer in answers}
-    assert len(documents) == 1, documents
-    return next(iter(documents.values()))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -1098,6 +1102,9 @@ METHODS = [
     ("/token", {"POST"}),
     ("/envelope/encrypt", {"POST"}),
     ("/envelope/decrypt", {"POST"}),
+    ("/envelope/rewrap", {"POST"}),
+    ("/envelope/data-key", {"POST"}),
+    ("/envelope/data-key/unwrap", {"POST"}),
     ("/keys/rotate", {"POST"}),
     ("/keys/jwks/nobody/revoke", {"POST"}),
     ("/token/introspect", {"POST"}),

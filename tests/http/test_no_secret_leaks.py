@@ -14,10 +14,10 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import pytest
@@ -32,28 +32,30 @@ from kkp.kms.base import Resources, WrappedKey
 from kkp.kms.memory import MemoryKMS
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Credentials, PolicyInput
-from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened
+from kkp.operations.data_keys import MessageKey
+from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened, OpenRequest
 from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
-from tests.harness import KKP, Answer, Client, grant, running, settings_for
+from tests.harness import KKP, Answer, Client, detached, grant, running, settings_for
 
 pytestmark = pytest.mark.promise(31)
 
-# Which field of an audit record may hold which canary in clear.
-CLEAR: Mapping[str, str] = {
-    "audience": "aud",
-    "audience of another": "aud",
-    "envelope backend": "backend",
-    "envelope key_id": "key_id",
-    "label": "key_id",
-    "backend": "backend",
-    "key id": "key_id",
-    "missing key id": "key_id",
-    "disabled key id": "key_id",
-    "context name": "context_names",
-    "caller": "caller",
+# Which fields of an audit record may hold which canary in clear.
+CLEAR: Mapping[str, set[str]] = {
+    "audience": {"aud"},
+    "audience of another": {"aud"},
+    "envelope backend": {"backend", "source_backend"},
+    "envelope key_id": {"key_id", "source_key_id"},
+    "label": {"key_id", "source_key_id"},
+    "backend": {"backend"},
+    "key id": {"key_id", "source_key_id"},
+    "missing key id": {"key_id"},
+    "disabled key id": {"key_id"},
+    "key to move to": {"key_id"},
+    "context name": {"context_names"},
+    "caller": {"caller"},
 }
 
 
@@ -171,8 +173,10 @@ class Scene:
     canaries: Canaries
     orders: str = field(repr=False)
     token: str = field(repr=False)
+    mover: str = field(repr=False)
     envelope: dict[str, Any]
     errors: list[Answer] = field(default_factory=list)
+    message_keys: int = 0
 
     async def send(self, method: str, path: str, **arguments: Any) -> Answer:
         """Send a request, and keep the answer if it is an error."""
@@ -186,6 +190,13 @@ class Scene:
         """POST a JSON document."""
         return await self.send("POST", path, json=document, credential=credential)
 
+    def learn_message_key(self, answer: Answer) -> None:
+        """Look for the message key that an answer has, if it has one."""
+        if answer.status == 200:
+            self.message_keys += 1
+            key = base64.b64decode(answer.json["message_key_b64"])
+            self.canaries.learn(f"message key {self.message_keys}", key)
+
 
 async def new_scene(kkp: Client, sealing_key: str | None = None) -> Scene:
     """Add a caller, mint and seal; every field of theirs is a canary."""
@@ -197,20 +208,28 @@ async def new_scene(kkp: Client, sealing_key: str | None = None) -> Scene:
             "*",
             audiences=[canaries.plant("audience")],
             policy_claims={canaries.text("policy claim name"): [canaries.text("policy claim")]},
+            ops=["encrypt", "decrypt", "rewrap"],
+        ),
+        grant(
+            "*",
+            backend="gcp",
+            policy_claims={canaries.text("policy claim name"): [canaries.text("policy claim")]},
         ),
         attributes={canaries.text("attribute name"): canaries.text("attribute")},
     )
     token = await kkp.token(orders, **_token_members(canaries))
+    mover = await kkp.token(orders, **_token_members(canaries), ops=["rewrap"])
     envelope = await kkp.seal(orders, **_seal_members(canaries))
     canaries.learn("a service key", orders.encode())
     canaries.learn("root's service key", kkp.root_key.encode())
     canaries.learn("a token", token.encode())
     canaries.learn("a token's signature", token.rpartition(".")[2].encode())
+    canaries.learn("a token to move", mover.encode())
     master_key = (kkp.data_dir / "master.key").read_text().strip()
     canaries.learn("the master key", base64.urlsafe_b64decode(master_key + "="))
     canaries.learn("the wrapped data key", envelope["encrypted_data_key"].encode())
     canaries.learn("the ciphertext", envelope["ciphertext"].encode())
-    return Scene(kkp, canaries, orders, token, envelope)
+    return Scene(kkp, canaries, orders, token, mover, envelope)
 
 
 def _token_members(canaries: Canaries) -> dict[str, Any]:
@@ -238,6 +257,8 @@ async def exercise(scene: Scene) -> None:
     await _mint(scene)
     await _seal(scene)
     await _open(scene)
+    await _move(scene)
+    await _hand_out(scene)
     await _administer(scene)
     await _look_after(scene)
     await _knock(scene)
@@ -323,6 +344,63 @@ async def _open(scene: Scene) -> None:
             await scene.post("/envelope/decrypt", {**right, **change}, credential)
 
 
+async def _move(scene: Scene) -> None:
+    plant = scene.canaries
+    target = {"backend": "gcp", "key_id": plant.plant("key to move to")}
+    right = {"envelope": scene.envelope, "token": scene.mover, **target}
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"key_id": plant.plant("missing key id", "missing{}")},
+        {"key_id": plant.plant("disabled key id", "disabled{}")},
+        {"key_id": plant.text("malformed key id")},
+        {"backend": plant.lower("backend")},
+        {"expected_audience": plant.plant("expected audience")},
+        {"context": {plant.text("context name"): plant.text("contradicting context")}},
+        {"token": plant.plant("token")},
+        {"token": scene.token},
+        {"envelope": plant.text("envelope of another type")},
+        {plant.text("unknown member beside"): 1},
+        *({"envelope": {**scene.envelope, name: plant.text(f"envelope {name}")}} for name in scene.envelope),
+        {"envelope": {**scene.envelope, "key_id": plant.plant("label")}},
+    )
+    for change in changes:
+        for credential in (None, scene.orders, scene.kkp.root_key):
+            await scene.post("/envelope/rewrap", {**right, **change}, credential)
+
+
+async def _hand_out(scene: Scene) -> None:
+    """Ask for message keys, which are canaries themselves."""
+    plant = scene.canaries
+    labels = {"backend": "aws", "key_id": plant.key_id()}
+    begin = {name: value for name, value in _seal_members(plant).items() if name != "plaintext"} | labels
+    for change in (
+        {},
+        {"plaintext": plant.text("plaintext")},
+        {"encoding": plant.text("encoding")},
+        {"associated_data": plant.text("large associated data") * 500},
+        {"context": {"a": [plant.text("listed context")]}},
+        {"key_id": plant.plant("missing key id", "alias/missing{}")},
+        {"backend": plant.lower("backend")},
+    ):
+        for sealer in (scene.orders, scene.token, scene.kkp.root_key):
+            scene.learn_message_key(await scene.post("/envelope/data-key", {**begin, **change}, sealer))
+    envelope = detached(scene.envelope)
+    right = {"envelope": envelope, "token": scene.token}
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"expected_audience": plant.plant("expected audience")},
+        {"context": {plant.text("context name"): plant.text("contradicting context")}},
+        {"token": scene.mover},
+        {"envelope": scene.envelope},
+        {"envelope": plant.text("envelope of another type")},
+        *({"envelope": {**envelope, name: plant.text(f"envelope {name}")}} for name in envelope),
+    )
+    for change in changes:
+        for credential in (None, scene.orders, scene.kkp.root_key):
+            answer = await scene.post("/envelope/data-key/unwrap", {**right, **change}, credential)
+            scene.learn_message_key(answer)
+
+
 async def _administer(scene: Scene) -> None:
     plant, root = scene.canaries, scene.kkp.root_key
     name = f"new-{secrets.token_hex(4)}"
@@ -405,10 +483,14 @@ def _works(_patches: pytest.MonkeyPatch) -> None:
     """Break nothing."""
 
 
+def _raise(names: Sequence[str], arguments: Sequence[object]) -> NoReturn:
+    told = "".join(repr(_innards(argument)) for argument in arguments)
+    raise RuntimeError(f"{names} {told}")
+
+
 def _raising(*names: str) -> Callable[..., Any]:
     async def fail(*arguments: Any) -> None:
-        told = "".join(repr(_innards(argument)) for argument in arguments)
-        raise RuntimeError(f"{names} {told}")
+        _raise(names, arguments)
 
     return fail
 
@@ -419,6 +501,8 @@ def _innards(thing: object) -> object:
         return thing.plaintext, thing
     if isinstance(thing, DecryptRequest):
         return thing.envelope.ciphertext, thing.envelope.wrap.encrypted_data_key, thing
+    if isinstance(thing, OpenRequest):
+        return thing.envelope.commitment, thing.envelope.wrap.encrypted_data_key, thing
     if isinstance(thing, PolicyInput):
         return thing.encoded, thing
     return thing
@@ -441,14 +525,17 @@ def _outcomes_fail(patches: pytest.MonkeyPatch) -> None:
 
 
 def _policy_raises(patches: pytest.MonkeyPatch) -> None:
-    patches.setattr(EmbeddedPolicy, "decide", _raising("decide"))
+    def fail(*arguments: Any) -> None:
+        _raise(("answer",), arguments)
+
+    patches.setattr(EmbeddedPolicy, "answer", fail)
 
 
 def _policy_has_no_answer(patches: pytest.MonkeyPatch) -> None:
-    async def fail(_policy: object, question: PolicyInput) -> None:
+    def fail(_policy: object, question: PolicyInput) -> None:
         raise PolicyUnavailableError("The policy gave no usable answer.") from ValueError(question.encoded)
 
-    patches.setattr(EmbeddedPolicy, "decide", fail)
+    patches.setattr(EmbeddedPolicy, "answer", fail)
 
 
 def _audit_store_fails(patches: pytest.MonkeyPatch) -> None:
@@ -476,6 +563,17 @@ FAULTS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
 }
 
 
+def _watch_data_keys(patches: pytest.MonkeyPatch, seen: set[bytes]) -> None:
+    """Collect every data key that a backend is given."""
+    wrap = MemoryKMS.wrap
+
+    async def watched(kms: MemoryKMS, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
+        seen.add(data_key)
+        return await wrap(kms, key_id, data_key, context)
+
+    patches.setattr(MemoryKMS, "wrap", watched)
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 async def test_no_canary_comes_out_when(
     tmp_path: Path,
@@ -485,10 +583,16 @@ async def test_no_canary_comes_out_when(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
-        scene = await new_scene(kkp)
         with pytest.MonkeyPatch.context() as patches:
+            data_keys: set[bytes] = set()
+            _watch_data_keys(patches, data_keys)
+            scene = await new_scene(kkp)
             fault(patches)
+            _watch_data_keys(patches, data_keys)  # again, because the fault may have taken its place
             await exercise(scene)
+        assert data_keys
+        for number, data_key in enumerate(data_keys):
+            scene.canaries.learn(f"data key {number}", data_key)
         shown = await kkp.records()
         database = kkp.settings.database_path
     assert len(scene.errors) > 100
@@ -501,7 +605,7 @@ async def test_no_canary_comes_out_when(
     output = capfd.readouterr()
     assert scene.canaries.found_in(f"{output.out}{output.err}".encode()) == set()
     for name, found in scene.canaries.found_by_field((*shown, *_stored_records(database))).items():
-        assert {CLEAR.get(each) for each in found} <= {name}, (name, found)
+        assert all(name in CLEAR.get(each, ()) for each in found), (name, found)
 
 
 def _stored_records(database: Path) -> list[dict[str, Any]]:
@@ -526,7 +630,11 @@ async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_fi
         "unsupported_media_type",
     }  # fmt: skip
     found = scene.canaries.found_by_field(records)
-    assert {each: name for name, canaries in found.items() for each in canaries} == CLEAR
+    filled: dict[str, set[str]] = {}
+    for name, canaries in found.items():
+        for each in canaries:
+            filled.setdefault(each, set()).add(name)
+    assert filled == CLEAR
 
 
 async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
@@ -561,6 +669,7 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
             policy_context={},
         ),
         "a request to open": DecryptRequest(envelope=envelope, expected_audience=None, policy_context={}),
+        "a message key": MessageKey(envelope, secret_text.encode()),
         "a plaintext": Opened(secret_text.encode(), "utf-8", claims.claims),
         "a token": IssuedToken(scene.token, 0, "kid"),
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),

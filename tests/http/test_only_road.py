@@ -17,10 +17,11 @@ import pytest
 from kkp.audit.log import AuditLog
 from kkp.errors import AuditUnavailableError, PolicyUnavailableError
 from kkp.web.routes import ROUTES, make_application
-from tests.harness import KKP, Answer, grant, running
+from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.probes import PROBED, Probes, install
 
 DENY = "package kkp.authz\n\ndefault allow := false\n"
+EVERY_OP = ["encrypt", "decrypt", "rewrap"]
 PUBLIC = (
     "/keys/jwks",
     "/.well-known/jwks.json",
@@ -40,6 +41,7 @@ class Walk(NamedTuple):
         credential: Whose: `root`, `orders` or `token`; None where the body carries it.
         reaches: The probe that the request is there to fire; None where it reaches nothing but memory.
         status: What it answers.
+        besides: Another probe that it fires as well.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Walk(NamedTuple):
     credential: str | None
     reaches: str | None
     status: int = 200
+    besides: str | None = None
 
 
 class Prepared(NamedTuple):
@@ -69,6 +72,16 @@ class Prepared(NamedTuple):
                 "/envelope/encrypt", {**key, "plaintext": "hello"}, "token", "MemoryKMS.wrap"
             ),
             ("POST", "/envelope/decrypt"): Walk("/envelope/decrypt", opened, None, "MemoryKMS.unwrap"),
+            ("POST", "/envelope/rewrap"): Walk(
+                "/envelope/rewrap", {**opened, **key}, None, "MemoryKMS.unwrap", besides="MemoryKMS.wrap"
+            ),
+            ("POST", "/envelope/data-key"): Walk("/envelope/data-key", key, "token", "MemoryKMS.wrap"),
+            ("POST", "/envelope/data-key/unwrap"): Walk(
+                "/envelope/data-key/unwrap",
+                {**opened, "envelope": detached(self.envelope)},
+                None,
+                "MemoryKMS.unwrap",
+            ),
             ("POST", "/keys/rotate"): Walk("/keys/rotate", None, "root", "Keyring.rotate", 201),
             ("POST", "/identities"): Walk(
                 "/identities", {"id": "new", "roles": ["service"]}, "root", "IdentityDirectory.add", 201
@@ -100,9 +113,9 @@ class Prepared(NamedTuple):
 
 
 async def prepare(kkp: KKP, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    orders = await kkp.add_identity("orders", grant())
+    orders = await kkp.add_identity("orders", grant(ops=EVERY_OP))
     await kkp.add_identity("leaver")
-    token = await kkp.token(orders)
+    token = await kkp.token(orders, ops=EVERY_OP)
     envelope = await kkp.seal(token)
     credentials = {"root": kkp.root_key, "orders": orders, "token": token, None: None}
     return Prepared(kkp, install(monkeypatch), credentials, envelope, token)
@@ -137,7 +150,7 @@ async def test_a_valid_request_reaches_its_probe_from_inside_the_pipeline_only(
     assert answer.status == walk.status, answer.raw
     assert prepared.probes.outside == []
     # What the row is there for, and nothing else.
-    assert prepared.probes.fired == ({} if walk.reaches is None else {walk.reaches: 1})
+    assert prepared.probes.fired == dict.fromkeys({walk.reaches, walk.besides} - {None}, 1)
 
 
 async def test_every_probe_on_the_road_is_reached_by_some_row(prepared: Prepared) -> None:
@@ -207,9 +220,9 @@ async def test_a_bad_credential_reaches_nothing(
 async def denying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Prepared]:
     """A server that had its credentials made under the bundled policy and now denies everything."""
     async with running(tmp_path) as kkp:
-        orders = await kkp.add_identity("orders", grant())
+        orders = await kkp.add_identity("orders", grant(ops=EVERY_OP))
         await kkp.add_identity("leaver")
-        token = await kkp.token(orders)
+        token = await kkp.token(orders, ops=EVERY_OP)
         envelope = await kkp.seal(token)
     policy = tmp_path / "deny.rego"
     policy.write_text(DENY)
@@ -229,10 +242,10 @@ async def test_a_policy_that_denies_is_asked_on_every_row_and_nothing_is_reached
 async def test_a_policy_that_fails_stops_every_row(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise PolicyUnavailableError("The policy gave no usable answer.")
 
-    monkeypatch.setattr("kkp.authz.embedded.EmbeddedPolicy.decide", fail)
+    monkeypatch.setattr("kkp.authz.embedded.EmbeddedPolicy.answer", fail)
     for (method, path), walk in prepared.walks().items():
         answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
         assert (answer.status, answer.problem()) == (503, "policy_unavailable"), path

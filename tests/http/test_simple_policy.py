@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import KKP, grant, running
+from tests.harness import KKP, detached, grant, running
 
 POLICY = """
 package kkp.authz
@@ -128,6 +128,20 @@ async def test_it_can_not_widen_a_token(kkp: KKP) -> None:
     assert (await kkp.post("/envelope/encrypt", sealing, credential=token)).problem() == "scope_mismatch"
     again = await kkp.post("/token", TOKEN, credential=token)
     assert again.problem() == "scope_mismatch"
+
+
+async def test_it_allows_no_more_than_it_names(kkp: KKP) -> None:
+    key = await kkp.add_identity("orders", grant(ops=["encrypt", "decrypt", "rewrap"]))
+    token = await kkp.token(key, **{**TOKEN, "ops": ["encrypt", "decrypt", "rewrap"]})
+    labels = {"backend": "aws", "key_id": "alias/orders"}
+    envelope = await kkp.seal(token, context={"environment": "prod"})
+    for path, body in (
+        ("/envelope/rewrap", {"envelope": envelope, "token": token, **labels}),
+        ("/envelope/data-key/unwrap", {"envelope": detached(envelope), "token": token}),
+    ):
+        assert (await kkp.post(path, body)).problem() == "policy_denied"
+    begun = {**labels, "context": {"environment": "prod"}}
+    assert (await kkp.post("/envelope/data-key", begun, credential=token)).problem() == "policy_denied"
 
 
 async def test_its_decisions_are_on_record_with_its_revision(kkp: KKP) -> None:

@@ -424,13 +424,13 @@ async def test_a_plaintext_is_printed_to_a_terminal_only_if_that_is_meant(cloud:
 
 FILES: dict[str, tuple[bytes | None, str]] = {
     "no such file": (None, "No such file or directory"),
-    "an empty file": (b"", "no envelope"),
-    "no JSON": (b"garbage", "no envelope"),
-    "no UTF-8": (b"\xff\xfe", "no envelope"),
-    "an array": (b"[]", "no envelope"),
-    "another object": (b'{"envelope": {}}', "no envelope"),
-    "deep nesting": (b"[" * 1_000_000, "no envelope"),
-    "two envelopes": (b'{"envelope": {}, "envelope": {}}', "no envelope"),
+    "an empty file": (b"", "is no envelope"),
+    "no JSON": (b"garbage", "is no envelope"),
+    "no UTF-8": (b"\xff\xfe", "is no envelope"),
+    "an array": (b"[]", "is no envelope"),
+    "another object": (b'{"envelope": {}}', "is no envelope"),
+    "deep nesting": (b"[" * 1_000_000, "is no envelope"),
+    "two envelopes": (b'{"envelope": {}, "envelope": {}}', "is no envelope"),
 }
 
 

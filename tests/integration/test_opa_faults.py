@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 
 from kkp.authz.opa import OPAPolicy, Rule
+from kkp.authz.opa_address import read_address
+from kkp.authz.opa_client import OPAClient
+from kkp.authz.opa_http import MAX_ANSWER_BYTES, MAX_CONNECTIONS
 from kkp.errors import PolicyUnavailableError
 from kkp.model import Decision, PolicyInput
-from kkp.outbound import MAX_ANSWER_BYTES
 from tests.promises import Recorder
 from tests.scale import SCALE
 
@@ -442,6 +444,49 @@ async def test_a_late_answer_answers_no_later_question(opa: FaultyOPA) -> None:
             writer.write(response(GOOD))
         opa.fault, opa.answer = None, whole(DENY)
         assert not await allowed(policy)
+
+
+async def test_there_are_a_hundred_connections_at_most(opa: FaultyOPA) -> None:
+    """Who comes when all are busy waits for one, within the deadline of a decision."""
+    held = asyncio.Event()
+
+    async def holds(writer: asyncio.StreamWriter) -> None:
+        await held.wait()
+        writer.write(response(GOOD))
+
+    async with connected(opa) as policy:
+        await recovered(policy)
+        opa.fault = holds
+        waiting = asyncio.gather(*(policy.decide(QUESTION) for _ in range(MAX_CONNECTIONS + 20)))
+        while len(opa.writers) < MAX_CONNECTIONS:  # noqa: ASYNC110  the server has no event to wait for
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert len(opa.writers) == MAX_CONNECTIONS
+        held.set()
+        assert all(decision.allow for decision in await waiting)
+        assert len(opa.writers) == MAX_CONNECTIONS
+
+
+async def test_closing_refuses_what_waits_for_an_answer(opa: FaultyOPA) -> None:
+    async with connected(opa) as policy:
+        await recovered(policy)
+        opa.fault = SILENT["says nothing"]
+        waiting = asyncio.ensure_future(policy.decide(QUESTION))
+        while len(opa.heads) < 3:  # noqa: ASYNC110  the server has no event to wait for
+            await asyncio.sleep(0.001)
+        await policy.close()
+        with pytest.raises(PolicyUnavailableError):
+            await waiting
+
+
+async def test_opa_is_told_nothing(opa: FaultyOPA) -> None:
+    """The library could also change OPA's policies; that way is closed."""
+    client = OPAClient(read_address(f"unix://{opa.path}"), None)
+    for change in (client.delete_policy("kkp"), client.update_or_create_data({"roles": {}}, "kkp")):
+        with pytest.raises(PolicyUnavailableError):
+            await change
+    assert opa.heads == []
+    await client.close_connection()
 
 
 async def test_a_cookie_is_not_sent_back(opa: FaultyOPA) -> None:

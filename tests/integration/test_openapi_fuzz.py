@@ -34,7 +34,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests import described
-from tests.integration.process import Server, serving
+from tests.harness import detached
+from tests.integration.process import TOKEN_REQUEST, Server, serving
 from tests.promises import Recorder
 from tests.scale import SCALE
 
@@ -61,12 +62,19 @@ CONFORMANCE = [
 
 
 class Fuzzed(NamedTuple):
-    """A server, what a request needs to succeed there, and how often it answered what."""
+    """A server, what a request needs to succeed there, and how often it answered what.
+
+    Attributes:
+        real: Members of bodies, by their names.
+        real_members: Those that mean something else on one path.
+        real_paths: What paths are about.
+    """
 
     server: Server
     session: requests.Session
     credentials: Mapping[str, str]
     real: Mapping[str, Any]
+    real_members: Mapping[str, Mapping[str, Any]]
     real_paths: Mapping[str, Mapping[str, str]]
     answered: Counter[tuple[str, int]]
 
@@ -86,7 +94,9 @@ async def _fuzzed(directory: Path) -> AsyncIterator[Fuzzed]:
                 "token": credentials["token"],
                 "envelope": envelope,
             }
-            yield Fuzzed(server, session, credentials, real, await _real_paths(server), Counter())
+            real_members = {"/envelope/data-key/unwrap": {"envelope": detached(envelope)}}
+            real_paths = await _real_paths(server)
+            yield Fuzzed(server, session, credentials, real, real_members, real_paths, Counter())
 
 
 async def _real_paths(server: Server) -> dict[str, dict[str, str]]:
@@ -108,10 +118,11 @@ async def _credentials(server: Server) -> dict[str, str]:
     service = (await server.add("buyer")).json["service_key"]
     leaver = (await server.add("leaver")).json["service_key"]
     await server.post("/identities/leaver/disable", credential=server.root_key)
+    every_op = {**TOKEN_REQUEST, "ops": ["encrypt", "decrypt", "rewrap"]}
     return {
         "admin": admin,
         "service": service,
-        "token": await server.token(admin),
+        "token": (await server.post("/token", every_op, credential=admin)).json["token"],
         "disabled": leaver,
         "unknown": "kkp_sk_" + "x" * 43,
         "forged": (await server.token(service))[:-2],
@@ -187,7 +198,8 @@ def _example(case: schemathesis.Case[Any]) -> Any:
 def _ground(case: schemathesis.Case[Any], fuzzed: Fuzzed) -> None:
     case.path_parameters.update(fuzzed.real_paths.get(case.path, {}))
     if isinstance(case.body, dict):
-        case.body.update({name: value for name, value in fuzzed.real.items() if name in case.body})
+        real = {**fuzzed.real, **fuzzed.real_members.get(case.path, {})}
+        case.body.update({name: value for name, value in real.items() if name in case.body})
 
 
 def _protect(case: schemathesis.Case[Any]) -> None:

@@ -99,6 +99,11 @@ async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
     assert opened == {f"opened-{backend}": expected for backend in ("aws", "azure", "gcp")}
 
 
+async def test_an_envelope_of_it_moves_to_another_cloud(tmp_path: Path) -> None:
+    printed = await run(tmp_path, commands("round trip") + commands("moving"))
+    assert printed.splitlines()[-1] == "moved: the same bytes came back"
+
+
 async def test_a_token_of_it_verifies_offline_and_the_audit_log_is_clean(tmp_path: Path) -> None:
     printed = await run(tmp_path, commands("round trip") + commands("offline"))
     claims, checkpoints, verdict = printed.splitlines()[-3:]

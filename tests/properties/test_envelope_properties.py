@@ -9,6 +9,7 @@ from random import Random
 import msgspec
 import pytest
 import rfc8785
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from tests.promises import Recorder
 from tests.scale import SCALE
 
 DATA_KEY = bytes(range(32))
+HEADER_MEMBERS = ("v", "alg", "context", "associated_data", "encoding", "message_id")
 
 # Letters whose case, normal form or place in UTF-16 order is not what it seems.
 letters = st.one_of(
@@ -41,6 +43,29 @@ def seal(plaintext: bytes | str, context: dict[str, str], associated_data: str |
         key_version="1",
         encrypted_data_key=b"w" * 60,
     )
+
+
+@given(contexts, st.binary(max_size=64), st.none() | values)
+def test_whatever_is_begun_here_and_sealed_elsewhere_opens_here(
+    context: dict[str, str], plaintext: bytes, associated_data: str | None
+) -> None:
+    begun, key = envelope.detach(
+        data_key=DATA_KEY,
+        context=context,
+        associated_data=associated_data,
+        encoding=None,
+        backend="aws",
+        key_id="alias/orders",
+        key_version="1",
+        encrypted_data_key=b"w" * 60,
+    )
+    read = envelope.parse_detached(msgspec.json.encode(envelope.detached_to_wire(begun)))
+    assert envelope.message_key(read, DATA_KEY) == key
+    written = msgspec.to_builtins(envelope.detached_to_wire(read))
+    header = rfc8785.dumps({name: written[name] for name in HEADER_MEMBERS})
+    sealed = AESGCM(key).encrypt(b"n" * 12, plaintext, header)
+    whole = Envelope(read.header, read.wrap, read.commitment, b"n" * 12, sealed)
+    assert envelope.open(envelope.parse(msgspec.json.encode(envelope.to_wire(whole))), DATA_KEY) == plaintext
 
 
 def one_change(context: dict[str, str]) -> Iterator[dict[str, str]]:

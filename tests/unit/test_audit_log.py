@@ -102,7 +102,7 @@ async def test_a_decision_is_recorded_in_full_and_absent_fields_are_left_out(
         method="service_key", policy_revision="r1", decision_id="d-1", epoch=0, backend="aws",
         key_id="alias/orders", kid="k", jti="j", iat=0, exp=300, aud="db", claims_digest="c",
         context_names=("table",), result="policy_denied", request_id="q", peer="10.0.0.7",
-        policy_decision_id="o-1",
+        policy_decision_id="o-1", source_backend="gcp", source_key_id="archive",
     )  # fmt: skip
     await log.commit(full)
     await log.commit(AuditEntry(action=Action.READ_AUDIT, decision="error"))
@@ -113,7 +113,7 @@ async def test_a_decision_is_recorded_in_full_and_absent_fields_are_left_out(
         "method": "service_key", "policy_revision": "r1", "decision_id": "d-1", "epoch": 0, "backend": "aws",
         "key_id": "alias/orders", "kid": "k", "jti": "j", "iat": 0, "exp": 300, "aud": "db",
         "claims_digest": "c", "context_names": ["table"], "result": "policy_denied", "request_id": "q",
-        "peer": "10.0.0.7", "policy_decision_id": "o-1",
+        "peer": "10.0.0.7", "policy_decision_id": "o-1", "source_backend": "gcp", "source_key_id": "archive",
     }  # fmt: skip
     assert body(store, 3) == {
         "v": 1, "chain": "boot", "seq": 3, "prev": prev[1], "time": NOW, "type": "decision",

@@ -876,20 +876,11 @@ def in_another_thread(call: Callable[[], object]) -> list[BaseException | object
     return seen
 
 
-def finish(policy: EmbeddedPolicy) -> object:
-    """Run `decide` without an event loop; it never waits."""
-    try:
-        policy.decide(question({"admin": True})).send(None)
-    except StopIteration as stop:
-        return stop.value
-    pytest.fail("decide waited")
-
-
 async def test_another_thread_is_refused_before_the_engine_is_touched(
     write: Write, capfd: pytest.CaptureFixture[str]
 ) -> None:
     policy = load(write(HEADER + "allow if input.admin\n"))
-    (seen,) = in_another_thread(lambda: finish(policy))
+    (seen,) = in_another_thread(lambda: policy.answer(question({"admin": True})))
     assert isinstance(seen, PolicyUnavailableError)
     assert "panicked" not in capfd.readouterr().err
     assert await allows(policy, {"admin": True})
@@ -900,7 +891,7 @@ def test_a_panic_of_the_engine_does_not_escape(write: Write, capfd: pytest.Captu
 
     def ask_as_if_it_were_the_owner() -> object:
         policy._thread_id = threading.get_ident()
-        return finish(policy)
+        return policy.answer(question({"admin": True}))
 
     (seen,) = in_another_thread(ask_as_if_it_were_the_owner)
     assert isinstance(seen, PolicyUnavailableError)

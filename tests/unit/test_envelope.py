@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kkp import envelope
-from kkp.envelope import Envelope, Header
+from kkp.envelope import DetachedEnvelope, Envelope, Header
 from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KMSUnavailableError
 from tests.promises import Recorder
 
@@ -626,6 +626,105 @@ def test_an_envelope_that_does_not_open_is_not_rewrapped() -> None:
 def test_labels_beyond_a_limit_are_not_rewrapped_to(label: Document, error: type[Exception]) -> None:
     with pytest.raises(error):
         rewrapped(seal(), **label)
+
+
+# Detached envelopes
+
+
+def detach(**changes: Any) -> tuple[DetachedEnvelope, bytes]:
+    arguments: Document = {
+        "data_key": DATA_KEY,
+        "context": CONTEXT,
+        "associated_data": "row 7",
+        "encoding": "utf-8",
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "key_version": "1",
+        "encrypted_data_key": ENCRYPTED_DATA_KEY,
+    }
+    return envelope.detach(**(arguments | changes))
+
+
+def encoded_detached(begun: DetachedEnvelope) -> bytes:
+    return msgspec.json.encode(envelope.detached_to_wire(begun))
+
+
+def test_what_is_begun_here_is_sealed_with_the_message_key_alone_and_opens() -> None:
+    begun, key = detach()
+    nonce = b"n" * 12
+    ciphertext = AESGCM(key).encrypt(nonce, b"text", begun.header.canonical())
+    written = msgspec.to_builtins(envelope.detached_to_wire(begun))
+    whole = written | {"nonce": b64(nonce), "ciphertext": b64(ciphertext)}
+
+    assert envelope.open(envelope.parse(msgspec.json.encode(whole)), DATA_KEY) == b"text"
+    assert list(document(seal())) == list(whole)
+
+
+def test_a_message_key_is_the_one_that_sealed() -> None:
+    sealed = seal()
+    whole = document(sealed)
+    shorter = msgspec.json.encode(
+        {name: whole[name] for name in whole if name not in {"nonce", "ciphertext"}}
+    )
+    begun = envelope.parse_detached(shorter)
+    key = envelope.message_key(begun, DATA_KEY)
+
+    assert encoded_detached(begun) == shorter
+    assert AESGCM(key).decrypt(sealed.nonce, sealed.ciphertext, sealed.header.canonical()) == (
+        b"4111 1111 1111 1111"
+    )
+    assert key not in {DATA_KEY, sealed.commitment, sealed.wrap.wrap_tag}
+
+
+def test_every_message_has_a_key_of_its_own_under_one_data_key() -> None:
+    keys = {detach()[1] for _ in range(100)}
+    assert len(keys) == 100
+
+
+@pytest.mark.promise(24)
+@pytest.mark.parametrize("check", [envelope.message_key, envelope.verify])
+def test_no_message_key_is_released_and_nothing_verified_under_another_key_or_label(
+    check: Callable[[DetachedEnvelope, bytes], object],
+) -> None:
+    begun, _ = detach()
+    check(begun, DATA_KEY)
+    for broken, data_key in (
+        (begun, OTHER_DATA_KEY),
+        (begun, b""),
+        (begun, DATA_KEY + b"\0"),
+        (replace(begun, commitment=b"\0" * 32), DATA_KEY),
+        (replace(begun, wrap=replace(begun.wrap, key_id="alias/payments")), DATA_KEY),
+        (replace(begun, wrap=replace(begun.wrap, backend="twin")), DATA_KEY),
+        (replace(begun, wrap=replace(begun.wrap, wrap_tag=b"\0" * 32)), DATA_KEY),
+        (replace(begun, header=replace(begun.header, context={})), DATA_KEY),
+        (replace(begun, header=replace(begun.header, encoding=None)), DATA_KEY),
+    ):
+        with pytest.raises(EnvelopeInvalidError):
+            check(broken, data_key)
+
+
+@pytest.mark.parametrize(
+    ("label", "error"), LABELS_THAT_DO_NOT_FIT.values(), ids=LABELS_THAT_DO_NOT_FIT.keys()
+)
+def test_labels_beyond_a_limit_begin_nothing(label: Document, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        detach(**label)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"context": {"a": "\ud800"}}, {"context": {"a": "x" * 4096}}, {"associated_data": "x" * 4097}],
+    ids=["a lone surrogate", "a context over 4 KiB", "associated data over 4 KiB"],
+)
+def test_what_no_envelope_can_hold_begins_none(changes: Document) -> None:
+    with pytest.raises(InvalidRequestError):
+        detach(**changes)
+
+
+def test_no_repr_of_a_detached_envelope_shows_key_or_tag() -> None:
+    begun, key = detach()
+    for secret in (key, DATA_KEY, ENCRYPTED_DATA_KEY, begun.commitment, begun.wrap.wrap_tag):
+        assert repr(secret)[2:-1] not in repr(begun)
 
 
 # Forgery by somebody who knows the data key

@@ -24,6 +24,9 @@ ROOT = default_policy_path()
 OPERATIONS = {
     "decrypt": "envelopes",
     "encrypt": "envelopes",
+    "generate_data_key": "envelopes",
+    "release_data_key": "envelopes",
+    "rewrap": "envelopes",
     "introspect_token": "lifecycle",
     "issue_token": "tokens",
 }

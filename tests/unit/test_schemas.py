@@ -16,12 +16,22 @@ from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KKPError, Payl
 from kkp.keyring.rotation import Rotation
 from kkp.model import Credentials, Grant, Identity, KeyTimes
 from kkp.operations.audit import AuditQuery, AuditRecord
-from kkp.operations.envelopes import EncryptRequest, Opened
+from kkp.operations.data_keys import DataKeyRequest
+from kkp.operations.envelopes import EncryptRequest, Opened, OpenRequest, RewrapRequest
 from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.tokens import Claims
 from kkp.web import answers, schemas
-from kkp.web.schemas import DecryptBody, EncryptBody, IdentityBody, TokenBody, decode
+from kkp.web.schemas import (
+    DataKeyBody,
+    DecryptBody,
+    EncryptBody,
+    IdentityBody,
+    ReleaseBody,
+    RewrapBody,
+    TokenBody,
+    decode,
+)
 
 Document: TypeAlias = dict[str, Any]
 LIMIT = 1000
@@ -41,10 +51,16 @@ SEALED = envelopes.seal(
     encrypted_data_key=b"wrapped",
 )
 DECRYPT: Document = {"envelope": msgspec.to_builtins(envelopes.to_wire(SEALED))}
+REWRAP: Document = {**DECRYPT, "backend": "gcp", "key_id": "orders"}
+DATA_KEY: Document = {"backend": "aws", "key_id": "alias/orders"}
+RELEASE: Document = {"envelope": msgspec.to_builtins(envelopes.detached_to_wire(SEALED))}
 
 _token = msgspec.json.Decoder(TokenBody)
 _encrypt = msgspec.json.Decoder(EncryptBody)
 _decrypt = msgspec.json.Decoder(DecryptBody)
+_rewrap = msgspec.json.Decoder(RewrapBody)
+_data_key = msgspec.json.Decoder(DataKeyBody)
+_release = msgspec.json.Decoder(ReleaseBody)
 _identity = msgspec.json.Decoder(IdentityBody)
 
 
@@ -71,6 +87,18 @@ def read_decrypt(raw: bytes) -> object:
     return checked(raw, decode(_decrypt, raw).request())
 
 
+def read_rewrap(raw: bytes) -> RewrapRequest:
+    return checked(raw, decode(_rewrap, raw).request())
+
+
+def read_data_key(raw: bytes) -> DataKeyRequest:
+    return checked(raw, decode(_data_key, raw).request())
+
+
+def read_release(raw: bytes) -> OpenRequest:
+    return checked(raw, decode(_release, raw).request())
+
+
 def read_identity(raw: bytes) -> IdentityRequest:
     return checked(raw, decode(_identity, raw).request())
 
@@ -79,6 +107,9 @@ READERS: dict[str, tuple[Callable[[bytes], object], Document]] = {
     "/token": (read_token, TOKEN),
     "/envelope/encrypt": (read_encrypt, ENCRYPT),
     "/envelope/decrypt": (read_decrypt, DECRYPT),
+    "/envelope/rewrap": (read_rewrap, REWRAP),
+    "/envelope/data-key": (read_data_key, DATA_KEY),
+    "/envelope/data-key/unwrap": (read_release, RELEASE),
     "/identities": (read_identity, IDENTITY),
 }
 
@@ -166,6 +197,24 @@ def test_every_member_of_an_encrypt_request_arrives() -> None:
         associated_data="aad",
         policy_context={"c": 1},
     )
+
+
+def test_the_shortest_requests_to_move_and_for_a_message_key_have_the_documented_defaults() -> None:
+    assert read_rewrap(body(REWRAP)) == RewrapRequest(
+        envelope=SEALED, expected_audience=None, policy_context={}, backend="gcp", key_id="orders"
+    )
+    assert read_data_key(body(DATA_KEY)) == DataKeyRequest(
+        backend="aws",
+        key_id="alias/orders",
+        context={},
+        associated_data=None,
+        encoding=None,
+        policy_context={},
+    )
+    assert read_data_key(body(DATA_KEY, encoding="utf-8")).encoding == "utf-8"
+    released = read_release(body(RELEASE, policy_context={"a": 1}, expected_audience="orders-db"))
+    assert (released.policy_context, released.expected_audience) == ({"a": 1}, "orders-db")
+    assert (released.envelope.wrap, released.envelope.header) == (SEALED.wrap, SEALED.header)
 
 
 def test_an_envelope_arrives_as_it_was_sealed() -> None:
@@ -576,6 +625,20 @@ MEMBERS: list[tuple[str, str, set[type]]] = [
     ("/envelope/decrypt", "token", {str, type(None)}),
     ("/envelope/decrypt", "expected_audience", {str, type(None)}),
     ("/envelope/decrypt", "context", {dict, type(None)}),
+    ("/envelope/rewrap", "backend", {str}),
+    ("/envelope/rewrap", "key_id", {str}),
+    ("/envelope/rewrap", "token", {str, type(None)}),
+    ("/envelope/rewrap", "expected_audience", {str, type(None)}),
+    ("/envelope/rewrap", "policy_context", {dict, type(None)}),
+    ("/envelope/data-key", "backend", {str}),
+    ("/envelope/data-key", "key_id", {str}),
+    ("/envelope/data-key", "encoding", {type(None)}),
+    ("/envelope/data-key", "associated_data", {str, type(None)}),
+    ("/envelope/data-key", "context", {dict}),
+    ("/envelope/data-key", "policy_context", {dict}),
+    ("/envelope/data-key/unwrap", "token", {str, type(None)}),
+    ("/envelope/data-key/unwrap", "expected_audience", {str, type(None)}),
+    ("/envelope/data-key/unwrap", "context", {dict, type(None)}),
     ("/identities", "id", {str}),
     ("/identities", "roles", {list}),
     ("/identities", "grants", {list}),

@@ -52,7 +52,7 @@ else := {
 }
 
 _permit(action) := permit if {
-	action in {"decrypt", "encrypt"}
+	action in {"decrypt", "encrypt", "generate_data_key", "release_data_key", "rewrap"}
 	permit := data.kkp.envelopes.permit
 } else := permit if {
 	action == "issue_token"

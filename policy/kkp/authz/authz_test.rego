@@ -75,7 +75,7 @@ test_a_role_without_the_action_is_denied if {
 
 test_a_known_action_without_a_package_is_denied if {
 	expected := _denied(["authz.action_not_served"], ["authz.action_not_served"])
-	changes := {"/action": "rewrap", "/caller/roles": ["admin"]}
+	changes := {"/action": "create_key", "/caller/roles": ["admin"]}
 	data.kkp.authz.decision == expected with input as _with(changes)
 }
 

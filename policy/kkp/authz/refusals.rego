@@ -14,7 +14,7 @@ _refusals := ["authz.unknown_action"] if {
 }
 
 _denials := [code | some code in data.kkp.envelopes.denials] if {
-	input.action in {"decrypt", "encrypt"}
+	input.action in {"decrypt", "encrypt", "generate_data_key", "release_data_key", "rewrap"}
 } else := [code | some code in data.kkp.tokens.denials] if {
 	input.action == "issue_token"
 } else := [code | some code in data.kkp.administration.denials] if {
