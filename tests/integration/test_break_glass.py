@@ -113,16 +113,15 @@ def here(tmp_path: Path) -> Path:
     return tmp_path / "here"
 
 
-async def seal(here: Path, uri: str, key: str, **members: Any) -> dict[str, Any]:
+async def seal(here: Path, uri: str, key: str, plaintext: bytes = PLAINTEXT.encode()) -> dict[str, Any]:
     """Have KKP seal into `sealed.json`, and let it be gone with its database, master key and policy."""
+    document = {
+        "backend": "cloud",
+        "key_id": key,
+        "plaintext_b64": base64.b64encode(plaintext).decode(),
+        "context": CONTEXT,
+    }
     async with running(here.parent / "kkp", KKP_BACKENDS=f"cloud={uri}") as server:
-        document = {
-            "backend": "cloud",
-            "key_id": key,
-            "plaintext": PLAINTEXT,
-            "context": CONTEXT,
-            **members,
-        }
         sealed = await server.post("/envelope/encrypt", document, credential=server.root_key)
         assert sealed.status == 200, sealed.raw
     shutil.rmtree(here.parent / "kkp")
@@ -256,15 +255,7 @@ async def test_the_plaintext_goes_whole_into_a_new_file_of_the_owners_alone(
 ) -> None:
     here = operator.here
     content = os.urandom(100_000)
-    await seal(here, cloud.uri, cloud.key)
-    async with running(here.parent / "kkp", KKP_BACKENDS=f"cloud={cloud.uri}") as server:
-        document = {
-            "backend": "cloud",
-            "key_id": cloud.key,
-            "plaintext_b64": base64.b64encode(content).decode(),
-        }
-        sealed = await server.post("/envelope/encrypt", document, credential=server.root_key)
-    (here / "sealed.json").write_bytes(sealed.raw)
+    await seal(here, cloud.uri, cloud.key, content)
     opened = await operator.open(cloud, *MEANT, "--output", "opened")
     assert (opened.code, opened.out) == (0, "")
     assert (here / "opened").read_bytes() == content
