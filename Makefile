@@ -35,6 +35,7 @@ bench: $(READY)
 # The same suite, tiny: shows that it works, measures nothing.
 bench-smoke: $(READY)
 	$(BIN)/python benchmarks/run.py --smoke
+	$(BIN)/python benchmarks/isolation.py --smoke
 
 clean:
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks

@@ -57,7 +57,7 @@ class Figure:
     rates: list[float] = field(default_factory=list)
     cpu_microseconds: list[float] = field(default_factory=list)
 
-    def measure(self, server: _Server, message: bytes, requests: int) -> None:
+    def measure(self, server: Server, message: bytes, requests: int) -> None:
         """Add a round."""
         rate, cpu_seconds = server.drive([message], requests)
         self.rates.append(rate)
@@ -83,7 +83,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Server:
+class Server:
     """A server process that answers on this port."""
 
     process: subprocess.Popen[str]
@@ -128,7 +128,8 @@ class _Request(NamedTuple):
 
 
 @contextmanager
-def _serving(*command: str, environ: Mapping[str, str]) -> Iterator[_Server]:
+def serving(*command: str, environ: Mapping[str, str]) -> Iterator[Server]:
+    """Run a server that says where it listens."""
     arguments = [sys.executable, *command]
     process = subprocess.Popen(  # noqa: S603  our own servers
         arguments,
@@ -138,7 +139,7 @@ def _serving(*command: str, environ: Mapping[str, str]) -> Iterator[_Server]:
         text=True,
     )
     try:
-        yield _Server(process, _announced_port(process))
+        yield Server(process, _announced_port(process))
     finally:
         process.kill()
         process.communicate()
@@ -171,14 +172,15 @@ def _environment(directory: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _kkp(
+def running_kkp(
     directory: Path, *command: str, environ: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[_Server]:
-    with _serving(*command, environ={**_environment(directory), **environ}) as server:
+) -> Iterator[Server]:
+    """Run a KKP on a free port, with its settings as they come but for these."""
+    with serving(*command, environ={**_environment(directory), **environ}) as server:
         yield server
 
 
-def _service_key(server: _Server, directory: Path) -> str:
+def _service_key(server: Server, directory: Path) -> str:
     root_key = (directory / "root.key").read_text().strip()
     key: str = server.ask("/identities", inputs.IDENTITY, root_key)["service_key"]
     return key
@@ -188,7 +190,7 @@ def _token_message(service_key: str) -> bytes:
     return post(_HOST, "/token", json.dumps(inputs.TOKEN_REQUEST).encode(), bearer=service_key)
 
 
-def _requests(server: _Server, service_key: str) -> dict[str, _Request]:
+def _requests(server: Server, service_key: str) -> dict[str, _Request]:
     """Return the request that each endpoint is measured with, by path; each has been answered once."""
     issued = server.ask("/token", inputs.TOKEN_REQUEST, service_key)
     sealing = {
@@ -213,7 +215,7 @@ def _size(answer: object) -> int:
 class _Side(NamedTuple):
     """A server, and what it is asked."""
 
-    server: _Server
+    server: Server
     message: bytes
 
 
@@ -230,7 +232,7 @@ def _compare(name: str, side: _Side, floors: Mapping[str, _Side], size: Size) ->
 
 
 @contextmanager
-def _opa(binary: str, socket_path: Path) -> Iterator[_Server]:
+def _opa(binary: str, socket_path: Path) -> Iterator[Server]:
     """Run an OPA with the bundled policy, on a Unix socket as deploy/opa/README.md advises, and on a port."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
@@ -242,7 +244,7 @@ def _opa(binary: str, socket_path: Path) -> Iterator[_Server]:
     with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603  the OPA that the tests build
         try:
             _wait_for(port)
-            yield _Server(process, port)
+            yield Server(process, port)
         finally:
             process.kill()
 
@@ -257,7 +259,7 @@ def _wait_for(port: int) -> None:
     raise RuntimeError(f"nothing listens on port {port}")
 
 
-def _sidecar(directory: Path, binary: str, floors: Mapping[str, _Server], size: Size) -> Comparison:
+def _sidecar(directory: Path, binary: str, floors: Mapping[str, Server], size: Size) -> Comparison:
     """Measure `POST /token` of `kkp serve`, which asks an OPA."""
     with ExitStack() as stack:
         directory.mkdir()
@@ -269,7 +271,7 @@ def _sidecar(directory: Path, binary: str, floors: Mapping[str, _Server], size: 
             "KKP_METRICS_ADDR": "",
         }
         service_key = _production_service_key(directory / "data", environ)
-        server = stack.enter_context(_kkp(directory / "data", "-m", "kkp", "serve", environ=environ))
+        server = stack.enter_context(running_kkp(directory / "data", "-m", "kkp", "serve", environ=environ))
         server.ask("/token", inputs.TOKEN_REQUEST, service_key)
         message = _token_message(service_key)
         question = b'{"input":%s}' % inputs.question(Action.ISSUE_TOKEN).encoded
@@ -300,7 +302,7 @@ def _run_kkp(data_dir: Path, environ: Mapping[str, str], *arguments: str) -> str
 
 def _parts(directory: Path, *, requests: int) -> dict[str, float]:
     """Return where a `/token` request's CPU time goes, from a server with stopwatches in it."""
-    with _kkp(directory, str(_HERE / "measured_server.py")) as server:
+    with running_kkp(directory, str(_HERE / "measured_server.py")) as server:
         message = _token_message(_service_key(server, directory))
         _, cpu_seconds = server.drive([message], requests)
         spent = json.loads(server.stop().splitlines()[-1])
@@ -312,13 +314,13 @@ def _parts(directory: Path, *, requests: int) -> dict[str, float]:
 def measure(directory: Path, size: Size) -> Result:
     """Measure everything over HTTP."""
     with ExitStack() as stack:
-        server = stack.enter_context(_kkp(directory / "kkp", "-m", "kkp", "dev"))
+        server = stack.enter_context(running_kkp(directory / "kkp", "-m", "kkp", "dev"))
         requests = _requests(server, _service_key(server, directory / "kkp"))
         noop = str(_HERE / "noop_server.py")
         sizes = [f"{path}={request.answer_bytes}" for path, request in requests.items()]
         floors = {
-            "bare": stack.enter_context(_serving(noop, "bare", environ={})),
-            "no-op service": stack.enter_context(_serving(noop, "service", *sizes, environ={})),
+            "bare": stack.enter_context(serving(noop, "bare", environ={})),
+            "no-op service": stack.enter_context(serving(noop, "service", *sizes, environ={})),
         }
         comparisons = [
             _compare(

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.machine import machine
 from benchmarks.over_http import Figure, Result, Size, measure
 from benchmarks.test_costs import FLOORS
 
@@ -33,7 +31,7 @@ def main() -> int:
         directory = Path(temporary)
         costs = _costs(directory / "costs.json", smoke=smoke)
         result = measure(directory, Size(2, 200) if smoke else Size(7, 4000))
-    lines = [*_machine(), *_http_table(result), *_parts_table(result), *_costs_table(costs)]
+    lines = [*machine(), *_http_table(result), *_parts_table(result), *_costs_table(costs)]
     sys.stdout.write("\n".join([*lines, ""]))
     return 0
 
@@ -53,20 +51,6 @@ def _costs(report: Path, *, smoke: bool) -> dict[str, float]:
 
 def _name(test: str) -> str:
     return test.removeprefix("test_").replace("[", "_").removesuffix("]")
-
-
-def _machine() -> Iterator[str]:
-    models = (
-        line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")
-    )
-    cores = f"{os.cpu_count()} cores ({next(models, 'unknown')})"
-    versions = f"Python {platform.python_version()}, Linux {platform.release()}"
-    load = f"load average {os.getloadavg()[0]:.1f}"
-    yield f"{datetime.now(UTC):%Y-%m-%d %H:%M}Z, {cores}, {versions}, {load}"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
 
 
 def _http_table(result: Result) -> Iterator[str]:

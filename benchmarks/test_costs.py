@@ -35,8 +35,9 @@ from kkp.authz.opa import OPAPolicy
 from kkp.config import load
 from kkp.keyring.rotation import Keyring
 from kkp.kms.base import WrappedKey
+from kkp.kms.guarded import Guarded
 from kkp.kms.memory import MemoryKMS
-from kkp.model import Action
+from kkp.model import Action, BackendLimits
 from kkp.ways import DEV
 from tests.opa import OPA, require_opa, serving
 
@@ -50,6 +51,7 @@ FLOORS = {
     "seal_with_wrap": "aes_256_gcm_1_kib",
     "open": "aes_256_gcm_1_kib",
     "open_with_unwrap": "aes_256_gcm_1_kib",
+    "wrap_guarded": "wrap_bare",
     "audit_1": "fdatasync_1",
     "audit_64": "fdatasync_64",
 }
@@ -241,6 +243,20 @@ def test_audit(benchmark: BenchmarkFixture, world: World, size: int) -> None:
         return len({receipt.seq for receipt in receipts})
 
     assert benchmark(lambda: world.runner.run(commit())) == size
+
+
+@pytest.mark.parametrize("guard", [False, True], ids=["bare", "guarded"])
+def test_wrap(benchmark: BenchmarkFixture, world: World, *, guard: bool) -> None:
+    """What the guard of a backend adds to a call that succeeds, by one that costs next to nothing."""
+    bare = MemoryKMS("aws", world.base.master_key)
+    backend = Guarded(bare, "aws", BackendLimits()) if guard else bare
+    benchmark.extra_info["operations"] = 64
+
+    async def wrap() -> int:
+        keys = [await backend.wrap("alias/orders", KIBIBYTE[:32], inputs.CONTEXT) for _ in range(64)]
+        return len(keys)
+
+    assert benchmark(lambda: world.runner.run(wrap())) == 64
 
 
 @pytest.mark.parametrize("size", [1, 64])

@@ -85,7 +85,7 @@ _NO_WARNINGS: Mapping[str, Callable[[], str | None]] = MappingProxyType({})
 def _backend_problems(uris: Mapping[str, str]) -> list[str]:
     known = {name: uri for name, uri in uris.items() if uri.partition("://")[0] in kms.SCHEMES}
     try:
-        kms.check(known)
+        kms.check(known, others=uris)
     except ConfigError as error:
         return [f"KKP_BACKENDS: {problem}" for problem in error.problems]
     return []
@@ -282,7 +282,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
 ) -> Services:
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
-    metrics = _metrics(base, keyring)
+    metrics = _metrics(base, keyring, registry)
     pipeline = _road(base, state, authenticator, policy, failures, limited, metrics)
     return Services(
         pipeline=pipeline,
@@ -293,7 +293,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
-            warnings=warnings,
+            warnings={**warnings, "backends": registry.warning},
         ),
         issue_token=IssueToken(
             keyring,
@@ -343,13 +343,14 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     )
 
 
-def _metrics(base: Foundation, keyring: Keyring) -> Metrics | None:
+def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metrics | None:
     if base.settings.metrics_listen is None:
         return None
     from kkp.metrics import Metrics  # noqa: PLC0415  a library that most runs of `kkp dev` do not need
 
     metrics = Metrics()
     metrics.watch_keyring(keyring, base.clock)
+    metrics.watch_backends(registry.guards)
     base.audit.watch(metrics.audit_commit)
     return metrics
 
@@ -426,7 +427,8 @@ def _policy(settings: Settings) -> ReloadingPolicy:
 async def _backends(base: Foundation) -> KMSRegistry:
     local_keys = LocalKeyStore(base.database)
     await ensure_default_key(local_keys, base.master_key, base.clock)
-    return await KMSRegistry.connect(base.settings.backends, Resources(base.master_key, local_keys))
+    resources = Resources(base.master_key, local_keys, base.settings.backend_limits)
+    return await KMSRegistry.connect(base.settings.backends, resources)
 
 
 async def _start_keyring(keyring: Keyring) -> None:

@@ -3,7 +3,8 @@
 Every setting stands in one table with its default, its parser and what a good value looks like. Loading
 reports every problem at once, each with its cure; nothing starts on a half-good configuration. In
 `kkp.toml` a setting carries its name in lower case without the prefix (`token_ttl_secs = 300`), and
-backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`).
+backends may also be tables (`[backends.aws]` with `uri = "aws-kms://eu-west-1"`), those of a composite with
+a table for each key (`[backends.both.keys.orders]` with `members = ["aws:alias/orders", "gcp:orders"]`).
 
 What a setting must be depends on the `Way` that KKP is run (`kkp.ways`). Rules that only a room above can
 judge come in as `Check`s. All are told in one breath.
@@ -23,12 +24,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from kkp.errors import ConfigError
-from kkp.model import JSON
+from kkp.model import JSON, BackendLimits
 from kkp.peers import Network, parse_networks
 from kkp.ring_times import SETTINGS as RING_SETTINGS
 from kkp.ring_times import RingTimes
@@ -39,6 +40,7 @@ _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
+_MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _ENVIRONMENT = "the environment"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
@@ -102,6 +104,7 @@ class Settings:
         opa_ca_file: PEM certificates that sign an https OPA's.
         policy_rule: The rule that is asked; None to find out.
         backends: Backend name to URI, in the order given.
+        backend_limits: What each of them may take.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
@@ -130,6 +133,7 @@ class Settings:
     policy_rule: Literal["decision", "allow"] | None
     checkpoint_sink: SinkAddress
     backends: Mapping[str, str]
+    backend_limits: BackendLimits
     max_plaintext_bytes: int
     caller_rate_per_second: int
     caller_burst: int
@@ -187,11 +191,19 @@ def _loopback_address(text: str) -> Address | None:
     return address
 
 
-def _milliseconds(text: str) -> float:
-    value = _count(text)
-    if value > _MAX_OPA_TIMEOUT_MS:
-        raise ValueError
-    return value / 1000
+def _count_up_to(most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = _count(text)
+        if value > most:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _milliseconds_up_to(most: int) -> Callable[[str], float]:
+    count = _count_up_to(most)
+    return lambda text: count(text) / 1000
 
 
 def _drain_seconds(text: str) -> float:
@@ -266,13 +278,6 @@ def _issuer(text: str) -> str:
     return text.rstrip("/")
 
 
-def _plaintext_limit(text: str) -> int:
-    value = _count(text)
-    if value > _MAX_PLAINTEXT_CEILING:
-        raise ValueError
-    return value
-
-
 def _backends(text: str) -> dict[str, str]:
     backends: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -330,14 +335,25 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
-    "KKP_OPA_TIMEOUT_MS": _Setting("500", _milliseconds, "milliseconds, from 1 to 1000"),
+    "KKP_OPA_TIMEOUT_MS": _Setting(
+        "500", _milliseconds_up_to(_MAX_OPA_TIMEOUT_MS), "milliseconds, from 1 to 1000"
+    ),
     "KKP_OPA_CA_FILE": _Setting("", _optional_path, "a PEM file with certificates"),
     "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
     "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
     "KKP_BACKENDS": _Setting(
         _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
-    "KKP_MAX_PLAINTEXT_BYTES": _Setting("1048576", _plaintext_limit, "bytes, from 1 to 67108864"),
+    "KKP_KMS_TIMEOUT_MS": _Setting(
+        "5000", _milliseconds_up_to(_MAX_KMS_TIMEOUT_MS), "milliseconds, from 1 to 60000"
+    ),
+    "KKP_KMS_ATTEMPTS": _Setting("3", _count_up_to(10), "a whole number from 1 to 10"),
+    "KKP_KMS_CONCURRENCY": _Setting("32", _count_up_to(256), "a whole number from 1 to 256"),
+    "KKP_KMS_BREAKER_FAILURES": _Setting("10", _count_up_to(1_000_000), "a whole number from 1 to 1000000"),
+    "KKP_KMS_BREAKER_SECS": _Setting("5", _interval, "a number of seconds up to 3600"),
+    "KKP_MAX_PLAINTEXT_BYTES": _Setting(
+        "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
+    ),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
@@ -558,15 +574,39 @@ def _file_backends(backends: JSON, path: Path, texts: dict[str, str], problems: 
     try:
         tables = msgspec.convert(backends, str | dict[str, _BackendTable])
     except msgspec.ValidationError:
-        problems.append(f"{path}: [backends.<name>] takes one string member, `uri`")
+        problems.append(
+            f"{path}: [backends.<name>] takes a string, `uri`, and [backends.<name>.keys.<key>] two lists of "
+            "strings, `members` and `former`"
+        )
         return
     if not isinstance(tables, str):
-        tables = ",".join(f"{name}={table.uri}" for name, table in tables.items())
+        tables = ",".join(f"{name}={_backend_uri(table)}" for name, table in tables.items())
     texts["KKP_BACKENDS"] = tables
+
+
+class _KeyTable(msgspec.Struct, forbid_unknown_fields=True):
+    members: list[str]
+    former: list[str] = []
 
 
 class _BackendTable(msgspec.Struct, forbid_unknown_fields=True):
     uri: str
+    keys: dict[str, _KeyTable] = {}
+
+
+def _backend_uri(table: _BackendTable) -> str:
+    """Write a table as the URI that says the same: the keys of a composite are options of it."""
+    options = [
+        (f"{role}.{name}", member)
+        for name, key in table.keys.items()
+        # A key that has nobody keeps its name, for its refusal to tell.
+        for role, members in (("key", key.members or [""]), ("former", key.former))
+        for member in members
+    ]
+    if not options:
+        return table.uri
+    separator = "&" if "?" in table.uri else "?"
+    return table.uri + separator + urlencode(options, quote_via=quote, safe=":/")
 
 
 def _parse(draft: Draft, *, unless: Collection[str]) -> None:
@@ -654,6 +694,13 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         opa_ca_file=values["KKP_OPA_CA_FILE"],
         policy_rule=values["KKP_POLICY_RULE"],
         backends=values["KKP_BACKENDS"],
+        backend_limits=BackendLimits(
+            timeout_seconds=values["KKP_KMS_TIMEOUT_MS"],
+            attempts=values["KKP_KMS_ATTEMPTS"],
+            concurrency=values["KKP_KMS_CONCURRENCY"],
+            breaker_failures=values["KKP_KMS_BREAKER_FAILURES"],
+            breaker_seconds=values["KKP_KMS_BREAKER_SECS"],
+        ),
         max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],

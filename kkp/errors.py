@@ -33,7 +33,8 @@ KKPError
 │   │   ├── CredentialsExpiredError   kms_denied
 │   │   └── ClockSkewError            kms_denied
 │   ├── KMSUnavailableError           kms_unavailable
-│   │   └── KMSThrottledError         kms_unavailable
+│   │   ├── KMSThrottledError         kms_unavailable
+│   │   └── KeyNotReadyError          kms_unavailable
 │   └── InvalidWrapError              envelope_invalid
 ├── PolicyUnavailableError            policy_unavailable
 ├── AuditUnavailableError             audit_unavailable
@@ -229,6 +230,10 @@ class KMSUnavailableError(KMSError):
 
 class KMSThrottledError(KMSUnavailableError):
     """The backend asked for fewer requests."""
+
+
+class KeyNotReadyError(KMSUnavailableError):
+    """The backend answers, and can't use this one key at the moment; others it may."""
 
 
 class InvalidWrapError(KMSError):

@@ -1,8 +1,8 @@
 """What is counted and timed, for Prometheus: the one module that knows it.
 
 Every label comes from a closed set: a route of the table, a status, an action, a verdict, an error's code, a
-check. No caller, key, path text or address ever becomes one, so no caller can grow the set or read another's
-name out of it.
+check, a configured backend. No caller, key, path text or address ever becomes one, so no caller can grow the
+set or read another's name out of it.
 
 The road is watched from outside: `policy`, `records` and `failures` wrap what the pipeline is handed, and
 `request` and `audit_commit` are called back. A metric that is not watched costs nothing.
@@ -11,6 +11,7 @@ The road is watched from outside: `policy`, `records` and `failures` wrap what t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from time import perf_counter
 from typing import final
 
@@ -24,6 +25,7 @@ from kkp.clock import Clock
 from kkp.errors import KeyringUnavailableError
 from kkp.keyring.rotation import Keyring
 from kkp.keyring.state import KeyState
+from kkp.kms.guarded import Guarded
 from kkp.model import Decision, PolicyInput
 from kkp.pipeline import CountsFailures, Records
 
@@ -61,11 +63,15 @@ class Metrics:
         self._failures = self._counter(
             "kkp_failed_authentications", "Failed authentications, by the error's code.", "reason"
         )
+        self._kms_calls = self._counter(
+            "kkp_kms_calls", "Calls to a backend, by `ok` or the error's code.", "backend", "outcome"
+        )
         self._ready = Gauge(
             "kkp_ready", "Whether a check of /readyz succeeds.", ("check",), registry=self._registry
         )
         self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._by_decision: dict[tuple[str, str], Counter] = {}
+        self._by_kms_call: dict[tuple[str, str], Counter] = {}
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
@@ -101,6 +107,13 @@ class Metrics:
         self._commit_seconds.observe(seconds)
         self._commit_records.observe(records)
 
+    def kms_call(self, backend: str, outcome: str) -> None:
+        """Count one call to a backend, attempted again or not."""
+        counter = self._by_kms_call.get((backend, outcome))
+        if counter is None:
+            counter = self._by_kms_call[backend, outcome] = self._kms_calls.labels(backend, outcome)
+        counter.inc()
+
     def failed_authentication(self, reason: str) -> None:
         """Count one failed authentication, by the error's code."""
         self._failures.labels(reason).inc()
@@ -113,6 +126,18 @@ class Metrics:
     def watch_keyring(self, keyring: Keyring, clock: Clock) -> None:
         """Show the keyring whenever metrics are read."""
         self._registry.register(_KeyringCollector(keyring, clock))
+
+    def watch_backends(self, guards: Mapping[str, Guarded]) -> None:
+        """Count the calls of each backend, and show whether its breaker is open."""
+        is_open = Gauge(
+            "kkp_kms_breaker_open",
+            "Whether a backend is left alone because it keeps failing.",
+            ("backend",),
+            registry=self._registry,
+        )
+        for name, guard in guards.items():
+            guard.watch(partial(self.kms_call, name))
+            is_open.labels(name).set_function(guard.is_left_alone)
 
     def watch_certificate(self, not_after: Callable[[], float]) -> None:
         """Show until when the TLS certificate in force is good, in Unix seconds."""

@@ -148,3 +148,22 @@ class PolicyInput:
         """The same as an object, for an engine that does not take bytes."""
         document: Mapping[str, JSON] = msgspec.json.decode(self.encoded)
         return document
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLimits:
+    """What one backend may take of KKP, the same for each.
+
+    Attributes:
+        timeout_seconds: The longest that a caller waits for a call, whatever it consists of.
+        attempts: How often a call that failed is made at most.
+        concurrency: How many calls are under way at most.
+        breaker_failures: After how many failures in a row the backend is left alone.
+        breaker_seconds: For how long at most, until one call tries whether it is back.
+    """
+
+    timeout_seconds: float = 5.0
+    attempts: int = 3
+    concurrency: int = 32
+    breaker_failures: int = 10
+    breaker_seconds: float = 5.0

@@ -24,7 +24,6 @@ from typing import Final, NamedTuple
 import msgspec
 
 from kkp import envelope as envelopes
-from kkp import kms
 from kkp.audit.break_glass import MAX_REASON_CHARACTERS, RecordFile
 from kkp.cli import reach
 from kkp.cli.common import OK, REFUSED, UNUSABLE, pair, settings
@@ -192,9 +191,7 @@ def _prepared(options: argparse.Namespace, uses: _Uses) -> Act:
         known = ", ".join(uses.uris)
         problem = f"the envelope is of the backend {name!r}, and there are {known}"
         raise ConfigError([f"{problem}; give --backend NAME=URI"])
-    uris = reach.needed(name, uses.uris)
-    kms.check(uris)
-    return Act(envelope, uris, uses.settings, reason, options.output)
+    return Act(envelope, reach.needed(name, uses.uris), uses.settings, reason, options.output)
 
 
 def _read(path: Path) -> Envelope:

@@ -14,7 +14,6 @@ import os
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from kkp import kms
 from kkp.cli import reach
 from kkp.cli.findings import Result, Status, problem
 from kkp.envelope import DATA_KEY_BYTES
@@ -25,6 +24,7 @@ from kkp.errors import (
     InvalidWrapError,
     KeyDisabledError,
     KeyElsewhereError,
+    KeyNotReadyError,
     KKPError,
     KMSDeniedError,
     KMSThrottledError,
@@ -54,6 +54,7 @@ _CURES: Final[Sequence[tuple[type[Exception], str]]] = (  # the first that fits
     (KMSDeniedError, "give KKP's credentials the least permissions that docs/kms/ lists for this backend"),
     (KMSThrottledError, "raise the backend's quota, or try again when less is asked of it"),
     (InvalidWrapError, "it did not open what it had wrapped: see that nothing stands between it and KKP"),
+    (KeyNotReadyError, "see in which state the backend has the key; it can't be used as it is now"),
     (
         KMSUnavailableError,
         "see whether it is up, and reachable from here by the name and in the region that its URI gives",
@@ -98,9 +99,8 @@ async def probe_all(
 
 async def _probe(name: str, means: Means, named: Sequence[str], grants: Sequence[Grant]) -> list[Result]:
     title = f"{name} ({means.uris[name].partition('://')[0]})"
-    uris = reach.needed(name, means.uris)
     try:
-        kms.check(uris)
+        uris = reach.needed(name, means.uris)
     except ConfigError as error:
         return [problem(text) for text in error.problems]
     if (reach.needs_master_key(uris) and means.resources is None) or (
@@ -110,7 +110,7 @@ async def _probe(name: str, means: Means, named: Sequence[str], grants: Sequence
     granted = [grant.key_id for grant in grants if grant.backend == name]
     exact = [key_id for key_id in granted if not key_id.endswith("*")]
     keys = list(dict.fromkeys([*named, *sorted(exact)]))  # each once
-    results = await _try(name, title, means, keys[:MAX_KEYS])
+    results = await _try(name, title, uris, means.resources, keys[:MAX_KEYS])
     return [*results, *_left_out(title, len(keys) - MAX_KEYS, len(set(granted) - set(exact)))]
 
 
@@ -123,13 +123,15 @@ def _left_out(title: str, keys: int, prefixes: int) -> list[Result]:
     return [Result(Status.OK, f"{title}: {'; '.join(told)}; --probe tries a key by name")] if told else []
 
 
-async def _try(name: str, title: str, means: Means, keys: Sequence[str]) -> list[Result]:
+async def _try(
+    name: str, title: str, uris: Mapping[str, str], resources: Resources | None, keys: Sequence[str]
+) -> list[Result]:
     """Connect, and try each key; without any, ping."""
-    resources = means.resources or reach.without_state()
+    resources = resources or reach.without_state()
     try:
         async with (
             asyncio.timeout(_BACKEND_SECONDS),
-            reach.reached(name, means.uris, resources) as backend,
+            reach.reached(name, uris, resources) as backend,
         ):
             if not keys:
                 return [await _judged(backend.ping(), f"{title} answers", f"{title} does not answer")]

@@ -9,27 +9,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Final, final
 
-from kkp import data_dir
+from kkp import data_dir, kms
 from kkp.config import Settings
-from kkp.errors import KMSUnavailableError
+from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
 from kkp.kms import KMSRegistry
-from kkp.kms.base import KMS, Resources
+from kkp.kms.base import KMS, KeyDescription, Resources, WrappedKey
 from kkp.master_key import MASTER_KEY_BYTES, MasterKey
 from kkp.rows import LocalKeyRow
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.sql import Database
 
-_OF_OTHERS: Final = frozenset({"any-of", "all-of"})
 _FROM_THE_MASTER_KEY: Final = frozenset({"memory", "local"})
 _FROM_THE_DATABASE: Final = frozenset({"local"})
 
 
 def needed(name: str, uris: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a backend with those that it may be made of; a cloud without credentials is in nobody's way."""
-    return uris if _scheme(uris[name]) in _OF_OTHERS else {name: uris[name]}
+    """Return a backend with those that it is made of; what else is configured is in nobody's way.
+
+    Raises:
+        ConfigError: Its URI can't be used, or those of its members.
+    """
+    kms.check({name: uris[name]}, others=uris)
+    chosen = {each: uris[each] for each in (*kms.members(uris[name]), name)}
+    kms.check(chosen)
+    return chosen
 
 
 def needs_master_key(uris: Mapping[str, str]) -> bool:
@@ -50,14 +57,36 @@ def _scheme(uri: str) -> str:
 async def reached(name: str, uris: Mapping[str, str], resources: Resources) -> AsyncIterator[KMS]:
     """Connect to a backend for the duration of the block.
 
+    A member of a composite that can't be made, for want of credentials above all, is one that refuses: it may
+    not be needed.
+
+    Args:
+        name: The backend's name.
+        uris: It and those that it is made of; see `needed`.
+        resources: What they are handed.
+
     Raises:
-        ConfigError: Its URI can't be used, or it lacks credentials, its SDK, or a backend that it is made of.
+        ConfigError: It lacks credentials, or its SDK.
     """
-    registry = await KMSRegistry.connect(needed(name, uris), resources)
-    try:
-        yield registry.get(name)
-    finally:
-        await registry.close()
+    async with AsyncExitStack() as stack:
+        if not kms.is_composite(uris[name]):
+            yield await _connected(name, uris, resources, stack)
+            return
+        members: dict[str, KMS] = {}
+        for member in uris.keys() - {name}:
+            try:
+                members[member] = await _connected(member, uris, resources, stack)
+            except ConfigError as error:
+                members[member] = _Unmade(error)
+        composite = await kms.connect(uris[name], replace(resources, backend=members.__getitem__))
+        stack.push_async_callback(composite.close)
+        yield composite
+
+
+async def _connected(name: str, uris: Mapping[str, str], resources: Resources, stack: AsyncExitStack) -> KMS:
+    registry = await KMSRegistry.connect({name: uris[name]}, resources)
+    stack.push_async_callback(registry.close)
+    return registry.get(name)
 
 
 @asynccontextmanager
@@ -100,3 +129,34 @@ class _NoLocalKeys:
 
     async def add_local_key(self, row: LocalKeyRow) -> None:
         raise KMSUnavailableError(f"There is no database to keep the local key {row.key_id} in.")
+
+
+@final
+class _Unmade:
+    """Stands for a backend that can't be made, and says why to whoever asks it.
+
+    Args:
+        error: Why.
+    """
+
+    def __init__(self, error: ConfigError) -> None:
+        self._why = error.problems[0]
+
+    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:  # noqa: ARG002  nobody is asked
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:  # noqa: ARG002  nobody is asked
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def describe(self, key_id: str) -> KeyDescription:  # noqa: ARG002  nobody is asked
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def ping(self) -> None:
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def close(self) -> None:
+        """Do nothing: nothing is held."""

@@ -1,18 +1,22 @@
 """The backends: which URI scheme means which adaptor, and which configured name means which backend.
 
 An adaptor's module, and with it its vendor's SDK, is imported only when its scheme is configured. To add
-one: a file in this package, a line in `SCHEMES`, a line in the contract suite.
+one: a file in this package, a line in `SCHEMES`, a line in the contract suite. What the registry hands out is
+never a bare adaptor: each stands behind a guard of its own (`kkp.kms.guarded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from importlib import import_module
+from types import MappingProxyType
 from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms.base import KMS, Resources
+from kkp.kms.guarded import Guarded
 
 SCHEMES: Mapping[str, str] = {
     "memory": "kkp.kms.memory:MemoryKMS",
@@ -21,7 +25,13 @@ SCHEMES: Mapping[str, str] = {
     "azure-keyvault": "kkp.kms.azure:AzureKeyVaultKMS",
     "gcp-kms": "kkp.kms.gcp:GCPKMS",
     "vault-transit": "kkp.kms.vault:VaultKMS",
+    "any-of": "kkp.kms.any_of:AnyOfKMS",
+    "all-of": "kkp.kms.all_of:AllOfKMS",
 }
+_COMPOSITES = frozenset({"any-of", "all-of"})
+
+
+_NO_GUARDS: Mapping[str, Guarded] = MappingProxyType({})
 
 
 class _Adaptor(Protocol):
@@ -30,24 +40,67 @@ class _Adaptor(Protocol):
     async def connect(self, uri: str, resources: Resources) -> KMS: ...
 
 
-def check(uris: Mapping[str, str]) -> None:
+class _Composite(_Adaptor, Protocol):
+    """An adaptor whose backends are made of others."""
+
+    def member_backends(self, uri: str) -> Collection[str]: ...
+
+
+def check(uris: Mapping[str, str], *, others: Collection[str] = ()) -> None:
     """Check every URI, from name to URI, without reaching a backend.
 
+    Args:
+        uris: The backends.
+        others: Names of backends that are judged elsewhere.
+
     Raises:
-        ConfigError: URIs that name no backend, all of them.
+        ConfigError: URIs that name no backend, or members that are none, all of them.
     """
-    problems: list[str] = []
-    for name, uri in uris.items():
-        try:
-            _adaptor(uri).check(uri)
-        except ConfigError as error:
-            problems += [f"backend {name}: {problem}" for problem in error.problems]
+    problems = [
+        f"backend {name}: {problem}"
+        for name, uri in uris.items()
+        for problem in (*_problems(uri), *_member_problems(uri, uris, others))
+    ]
     if problems:
         raise ConfigError(problems)
 
 
+def is_composite(uri: str) -> bool:
+    """Tell whether a backend is made of others, which have to be connected before it."""
+    return _scheme(uri) in _COMPOSITES
+
+
+def members(uri: str) -> Collection[str]:
+    """Return the names of the backends that a backend is made of; none where it is no composite.
+
+    Raises:
+        ConfigError: It is one that can't be taken apart.
+    """
+    return cast("_Composite", _adaptor(uri)).member_backends(uri) if is_composite(uri) else ()
+
+
+def _problems(uri: str) -> Sequence[str]:
+    try:
+        _adaptor(uri).check(uri)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _member_problems(uri: str, uris: Mapping[str, str], others: Collection[str]) -> Iterator[str]:
+    try:
+        named = members(uri)
+    except ConfigError:
+        return  # told already
+    for member in sorted(named):
+        if is_composite(uris.get(member, "")):
+            yield f"its member {member} is itself a composite; name that one's own members instead"
+        elif member not in uris and member not in others:
+            yield f"no backend is called {member}; configure it, or take its members out"
+
+
 async def connect(uri: str, resources: Resources) -> KMS:
-    """Make the backend that a URI names.
+    """Make the backend that a URI names, without a guard.
 
     Raises:
         ConfigError: No adaptor has this scheme, or the adaptor refused the rest.
@@ -55,8 +108,12 @@ async def connect(uri: str, resources: Resources) -> KMS:
     return await _adaptor(uri).connect(uri, resources)
 
 
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0]
+
+
 def _adaptor(uri: str) -> _Adaptor:
-    scheme = uri.partition("://")[0]
+    scheme = _scheme(uri)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigError([f"A backend's URI has an unknown scheme; known are {known}"])
@@ -73,27 +130,34 @@ class KMSRegistry:
     """The configured backends by name.
 
     Args:
-        backends: Every backend; the registry closes them.
+        backends: Every backend, now or later; the registry closes them.
+        guards: Those that guard them; a composite's members have their own.
     """
 
-    def __init__(self, backends: Mapping[str, KMS]) -> None:
-        self._backends = dict(backends)
+    def __init__(self, backends: Mapping[str, KMS], guards: Mapping[str, Guarded] = _NO_GUARDS) -> None:
+        self._backends = backends
+        self.guards = guards
 
     @classmethod
     async def connect(cls, uris: Mapping[str, str], resources: Resources) -> KMSRegistry:
-        """Make every configured backend, from name to URI; those already made are closed if one fails.
+        """Make and guard every configured backend, from name to URI; those made are closed if one fails.
 
         Raises:
             ConfigError: URIs that name no backend, all of them.
         """
         check(uris)
         backends: dict[str, KMS] = {}
+        guards: dict[str, Guarded] = {}
+        registry = cls(backends, guards)
+        resources = replace(resources, backend=registry.get)
         async with AsyncExitStack() as opened:
-            for name, uri in uris.items():
-                backends[name] = await connect(uri, resources)
+            for name in sorted(uris, key=lambda name: is_composite(uris[name])):
+                backends[name] = await connect(uris[name], resources)
+                if not is_composite(uris[name]):
+                    backends[name] = guards[name] = Guarded(backends[name], name, resources.limits)
                 opened.push_async_callback(backends[name].close)
             opened.pop_all()
-        return cls(backends)
+        return registry
 
     def get(self, name: str) -> KMS:
         """Return the backend.
@@ -105,6 +169,13 @@ class KMSRegistry:
             return self._backends[name]
         except KeyError:
             raise UnknownBackendError("No backend has this name.") from None
+
+    def warning(self) -> str | None:
+        """Say how many backends are left alone at the moment, for a reader who must not learn their names."""
+        away = sum(guard.is_left_alone() for guard in self.guards.values())
+        if not away:
+            return None
+        return f"{away} of {len(self.guards)} backends can't be used at the moment; the log says which"
 
     async def close(self) -> None:
         """Close every backend, even where another one fails to."""

@@ -1,4 +1,4 @@
-"""What the URIs of remote backends have in common: options after a `?`, a deadline, and where a URL may lead.
+"""What the URIs of remote backends have in common: options after a `?`, and where a URL may lead.
 
 Nothing here reaches anything. A message never repeats the URI: it might hold what somebody took for a place
 to put a password.
@@ -11,10 +11,6 @@ import re
 from collections.abc import Collection, Mapping
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-DEFAULT_TIMEOUT_SECONDS = 5.0
-
-_MAX_TIMEOUT_SECONDS = 60.0
-_TIMEOUT = re.compile(r"[0-9]{1,2}(\.[0-9]{1,3})?")
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
@@ -52,20 +48,6 @@ def options(parts: SplitResult, known: Collection[str]) -> Mapping[str, str]:
     if len(given) != len(pairs) or not all(given.values()) or not set(given) <= set(known):
         raise ValueError(f"its options are {', '.join(sorted(known))}, each at most once and not empty")
     return given
-
-
-def timeout_seconds(given: Mapping[str, str]) -> float:
-    """Return the option `timeout`, or the default.
-
-    Raises:
-        ValueError: It is not a number of seconds above 0 and at most 60.
-    """
-    text = given.get("timeout")
-    if text is None:
-        return DEFAULT_TIMEOUT_SECONDS
-    if not _TIMEOUT.fullmatch(text) or not 0 < float(text) <= _MAX_TIMEOUT_SECONDS:
-        raise ValueError(f"timeout is in seconds, above 0 and at most {_MAX_TIMEOUT_SECONDS:g}")
-    return float(text)
 
 
 def is_loopback(host: str) -> bool:

@@ -15,10 +15,10 @@ Rules:
   surprise.
 - Whatever says that AWS could not be reached, failed or is not to be trusted is KMSUnavailableError. Only an
   answer of AWS that refuses the credentials is KMSDeniedError; to have none is not an answer.
-- One try and one deadline for each call. No proxy of the environment, and no endpoint from it or from AWS's
-  configuration files: calls go to AWS's own address of the region, or to the URI's `endpoint`.
+- One try for each call. No proxy of the environment, and no endpoint from it or from AWS's configuration
+  files: calls go to AWS's own address of the region, or to the URI's `endpoint`.
 - boto3 blocks, so its calls run in a few threads of their own, and a hanging AWS holds on to no more than
-  these.
+  these. A call lasts as long as its thread, cancelled or not, so that whoever counts calls counts threads.
 
 Credentials are those of boto3's default chain (environment, shared files, web identity, container, instance).
 
@@ -51,6 +51,7 @@ from kkp.errors import (
     CredentialsExpiredError,
     KeyDisabledError,
     KeyElsewhereError,
+    KeyNotReadyError,
     KKPError,
     KMSDeniedError,
     KMSError,
@@ -61,12 +62,12 @@ from kkp.errors import (
 from kkp.kms import _address
 from kkp.kms._aead import invalid_wrap
 from kkp.kms.base import KeyDescription, Resources, WrappedKey
+from kkp.model import BackendLimits
 
 _T = TypeVar("_T")
 
-_CURE = "write aws-kms://eu-west-1, with ?timeout=SECONDS and &endpoint=https://HOST if need be"
+_CURE = "write aws-kms://eu-west-1, with ?endpoint=https://HOST if need be"
 _ALGORITHM = "SYMMETRIC_DEFAULT"
-_THREADS = 16
 _MAX_BLOB_BYTES = 6144  # what Decrypt takes
 _MAX_NAMES = 1024  # whose key is remembered
 # A key that need not exist: whether AWS answers, and knows who asks, is what a ping is about.
@@ -146,14 +147,13 @@ class _NotPermittedError(KMSDeniedError):
     """AWS knows who asks, and does not let them."""
 
 
-class _InvalidStateError(KMSUnavailableError):
+class _InvalidStateError(KeyNotReadyError):
     """AWS can't use the key as it is now: it is switched off, or its key store is away."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Address:
     region: str
-    timeout_seconds: float
     endpoint: str | None
 
 
@@ -161,9 +161,8 @@ class _Address:
 class AWSKMS:
     """The keys of one AWS region, in every account that lets KKP's credentials use them.
 
-    URI: `aws-kms://REGION`, with the options
+    URI: `aws-kms://REGION`, with the option
 
-    - `timeout`: the most that a call takes, in seconds; 5, at most 60.
     - `endpoint`: `https://HOST[:PORT]` to use in place of the region's own, such as a VPC endpoint's; `http`
       on a loopback address only.
 
@@ -172,14 +171,13 @@ class AWSKMS:
     Args:
         client: boto3's client of KMS, which does not retry.
         region: The one that the client speaks to.
-        timeout_seconds: The deadline of each call.
+        threads: How many calls may be under way.
     """
 
-    def __init__(self, client: _Client, region: str, timeout_seconds: float) -> None:
+    def __init__(self, client: _Client, region: str, threads: int) -> None:
         self._client = client
         self._region = region
-        self._timeout_seconds = timeout_seconds
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aws-kms")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="aws-kms")
         self._reached: dict[str, str] = {}
 
     @staticmethod
@@ -192,7 +190,7 @@ class AWSKMS:
         _read(uri)
 
     @classmethod
-    async def connect(cls, uri: str, resources: Resources) -> AWSKMS:  # noqa: ARG003  AWS has keys of its own
+    async def connect(cls, uri: str, resources: Resources) -> AWSKMS:
         """Make the client. AWS is not asked; where the credentials lie, may be.
 
         Raises:
@@ -201,8 +199,8 @@ class AWSKMS:
         address = _read(uri)
         # Its debug level logs what is sent and what comes back: data keys.
         logging.getLogger("botocore").setLevel(logging.INFO)
-        client = await asyncio.to_thread(_new_client, address)
-        return cls(client, address.region, address.timeout_seconds)
+        client = await asyncio.to_thread(_new_client, address, resources.limits)
+        return cls(client, address.region, resources.limits.concurrency)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key; see `KMS.wrap`."""
@@ -231,7 +229,8 @@ class AWSKMS:
             await self._confirm(key_id, answered)
             raise invalid_wrap()
         if len(answer.plaintext) != DATA_KEY_BYTES:
-            raise _untrusted()
+            # No data key: it is the wrap that somebody else made, and no fault of AWS.
+            raise invalid_wrap()
         return answer.plaintext
 
     async def describe(self, key_id: str) -> KeyDescription:
@@ -247,7 +246,7 @@ class AWSKMS:
         if metadata.key_state in _SWITCHED_OFF:
             raise KeyDisabledError("The key is disabled, awaits deletion, or has no material.")
         if metadata.key_state not in _USABLE:
-            raise KMSUnavailableError("The key is not ready to be used.")
+            raise KeyNotReadyError("The key is not ready to be used.")
         return KeyDescription(metadata.arn, identifier)
 
     async def ping(self) -> None:
@@ -278,18 +277,24 @@ class AWSKMS:
     async def _call(
         self, form: type[_T], operation: Callable[..., Mapping[str, Any]], **parameters: object
     ) -> _T:
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                answer = await loop.run_in_executor(self._threads, partial(operation, **parameters))
-            return msgspec.convert(answer, form)
+            return msgspec.convert(await self._in_thread(partial(operation, **parameters)), form)
         except ClientError as error:
             raise _translated(error) from None
-        except TimeoutError:
-            raise KMSUnavailableError("AWS KMS did not answer in time.") from None
         except Exception as error:  # noqa: BLE001  whatever else botocore and urllib3 raise is no answer
             name = type(error).__name__
             raise KMSUnavailableError(f"AWS KMS gave no usable answer ({name}).") from None
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        """Call it in a thread, and last as long as the thread does, also when cancelled."""
+        call = asyncio.get_running_loop().run_in_executor(self._threads, function)
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            await asyncio.wait((call,))
+            if not call.cancelled():
+                call.exception()  # nobody is left to hear of it
+            raise
 
     async def _confirm(self, key_id: str, answered: str) -> None:
         """Hold the key that an answer names against the one that the name reaches."""
@@ -322,8 +327,8 @@ class AWSKMS:
 def _read(uri: str) -> _Address:
     try:
         parts = _address.split(uri)
-        given = _address.options(parts, {"timeout", "endpoint"})
-        return _Address(_region(parts), _address.timeout_seconds(given), _endpoint(given))
+        given = _address.options(parts, {"endpoint"})
+        return _Address(_region(parts), _endpoint(given))
     except ValueError as error:
         raise ConfigError([f"aws-kms://: {error}; {_CURE}"]) from None
 
@@ -347,12 +352,12 @@ def _endpoint(given: Mapping[str, str]) -> str | None:
     return url
 
 
-def _new_client(address: _Address) -> _Client:
+def _new_client(address: _Address, limits: BackendLimits) -> _Client:
     config = Config(
-        connect_timeout=address.timeout_seconds,
-        read_timeout=address.timeout_seconds,
+        connect_timeout=limits.timeout_seconds,
+        read_timeout=limits.timeout_seconds,
         retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=_THREADS,
+        max_pool_connections=limits.concurrency,
         proxies={},  # not None, which would mean those of the environment
         ignore_configured_endpoint_urls=True,
     )

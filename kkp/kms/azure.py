@@ -89,7 +89,6 @@ _NEEDED_OPERATIONS = {"wrapKey", "unwrapKey"}
 _MODULUS_BYTES = (256, 384, 512)
 
 _CONNECT_SECONDS = 2
-_CALL_SECONDS = 5.0
 
 # Microsoft Entra's codes that say no to the credentials. Others may be its own failures.
 _REFUSED_CREDENTIALS = re.compile(
@@ -234,7 +233,7 @@ class AzureKeyVaultKMS:
         call_seconds: The longest that one request may take, its token included.
     """
 
-    def __init__(self, client: KeyClient, host: str, *, call_seconds: float = _CALL_SECONDS) -> None:
+    def __init__(self, client: KeyClient, host: str, call_seconds: float) -> None:
         self._client = client
         self._host = host
         self._call_seconds = call_seconds
@@ -249,7 +248,7 @@ class AzureKeyVaultKMS:
         _host(uri)
 
     @classmethod
-    async def connect(cls, uri: str, resources: Resources) -> AzureKeyVaultKMS:  # noqa: ARG003  the adaptor's form
+    async def connect(cls, uri: str, resources: Resources) -> AzureKeyVaultKMS:
         """Make a client for the vault, with the default chain's credentials; nothing is sent yet.
 
         Raises:
@@ -258,6 +257,7 @@ class AzureKeyVaultKMS:
         host = _host(uri)
         # At INFO, the SDK writes some twenty lines about every request, the key's name among them.
         logging.getLogger("azure").setLevel(logging.WARNING)
+        call_seconds = resources.limits.timeout_seconds
         # The context is made once: given a path, the transport would make one for each request. Without
         # `trust_env`, no proxy of the environment is asked.
         connector = QuietTCPConnector(ssl=ssl.create_default_context())
@@ -266,7 +266,7 @@ class AzureKeyVaultKMS:
         )
         # The client closes the transport, which is all that the credentials hold open.
         transport = AioHttpTransport(
-            session=session, connection_timeout=_CONNECT_SECONDS, read_timeout=_CALL_SECONDS
+            session=session, connection_timeout=_CONNECT_SECONDS, read_timeout=call_seconds
         )
         credential = DefaultAzureCredential(transport=transport, retry_total=0, permit_redirects=False)
         client = KeyClient(
@@ -277,7 +277,7 @@ class AzureKeyVaultKMS:
             retry_total=0,
             permit_redirects=False,
         )
-        return cls(client, host)
+        return cls(client, host, call_seconds)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key under the key's current version, or the one it pins; see `KMS.wrap`."""

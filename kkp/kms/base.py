@@ -11,7 +11,12 @@ KMSDeniedError        the backend refused KKP's own credentials
 InvalidWrapError      the wrapped key was altered, or is another key's, version's or context's
 KMSThrottledError     the backend asked for fewer requests
 KMSUnavailableError   the backend could not be reached, failed, or can't be trusted
+KeyNotReadyError      the backend answers, but can't use this key at the moment
 ```
+
+What a caller can bring about is never KMSUnavailableError itself, because after a few of those in a row
+`kkp.kms.guarded` leaves the backend alone, for everybody. A wrap that somebody made by hand is
+InvalidWrapError, and a key in a state of its own is KeyNotReadyError.
 
 Contexts are given checked (`kkp.envelope.check_context`). The data key is 32 bytes. Abilities that not
 every backend has are Protocols of their own.
@@ -19,12 +24,14 @@ every backend has are Protocols of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kkp.envelope import context_bytes
+from kkp.errors import UnknownBackendError
 from kkp.master_key import MasterKey
+from kkp.model import BackendLimits
 
 if TYPE_CHECKING:
     from kkp.kms.local import LocalKeyStore
@@ -48,12 +55,27 @@ class KeyDescription:
     key_version: str
 
 
+def _no_other_backend(_name: str) -> KMS:
+    raise UnknownBackendError("No backend has this name.")
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What adaptors are handed besides their URI; each takes what it needs."""
+    """What adaptors are handed besides their URI; each takes what it needs.
+
+    Attributes:
+        master_key: The root of KKP's own keys.
+        local_keys: Where those of `local://` are.
+        limits: What a call may take. `kkp.kms.guarded` sees to it; an adaptor says it to what can't be
+            cancelled, such as the sockets of a thread, and keeps to it where nobody guards it.
+        backend: Returns a connected backend by its configured name, or raises UnknownBackendError. Composites
+            find their members by it, which belong to whoever connected them.
+    """
 
     master_key: MasterKey = field(repr=False)
     local_keys: LocalKeyStore
+    limits: BackendLimits = field(default_factory=BackendLimits)
+    backend: Callable[[str], KMS] = field(default=_no_other_backend, repr=False)
 
 
 class KMS(Protocol):

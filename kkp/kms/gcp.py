@@ -31,6 +31,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, final
 from urllib.parse import parse_qsl
@@ -58,7 +59,6 @@ from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
 
 _SCHEME = "gcp-kms://"
 _ENDPOINT = "cloudkms.googleapis.com"
-_CALL_SECONDS = 5.0
 
 _RING_NAME = (
     r"projects/(?:[a-z0-9.-]{1,63}:)?[a-z][a-z0-9-]{0,62}"
@@ -131,8 +131,7 @@ class GCPKMS:
         client: kms_v1.KeyManagementServiceAsyncClient,
         tokens: AccessTokens,
         ring: str,
-        *,
-        call_seconds: float = _CALL_SECONDS,
+        call_seconds: float,
     ) -> None:
         self._client = client
         self._tokens = tokens
@@ -150,7 +149,7 @@ class GCPKMS:
         _parse(uri)
 
     @classmethod
-    async def connect(cls, uri: str, resources: Resources) -> GCPKMS:  # noqa: ARG003  keys are Google's
+    async def connect(cls, uri: str, resources: Resources) -> GCPKMS:
         """Find the credentials and make the client; Cloud KMS is not reached yet.
 
         Raises:
@@ -163,7 +162,7 @@ class GCPKMS:
         credentials = grpc.ssl_channel_credentials(roots)
         channel = grpc.aio.secure_channel(address.endpoint, credentials, options=_CHANNEL_OPTIONS)
         client = kms_v1.KeyManagementServiceAsyncClient(transport=transport(channel=channel))
-        return cls(client, tokens, address.ring)
+        return cls(client, tokens, address.ring, resources.limits.timeout_seconds)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key under the primary version; see `KMS.wrap`."""
@@ -190,7 +189,7 @@ class GCPKMS:
             additional_authenticated_data=bound,
             additional_authenticated_data_crc32c=crc32c(bound),
         )
-        answer = await self._call(self._client.decrypt, request)
+        answer = await self._use(key, self._client.decrypt, request)
         if answer.plaintext_crc32c != crc32c(answer.plaintext):
             raise _untrusted()
         if len(answer.plaintext) != DATA_KEY_BYTES:
@@ -204,8 +203,9 @@ class GCPKMS:
         answer = await self._call(self._client.get_crypto_key, kms_v1.GetCryptoKeyRequest(name=key))
         if answer.name != key:
             raise _untrusted()
-        enabled = answer.primary.state == kms_v1.CryptoKeyVersion.CryptoKeyVersionState.ENABLED
-        if answer.purpose != kms_v1.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT or not enabled:
+        if answer.purpose != kms_v1.CryptoKey.CryptoKeyPurpose.ENCRYPT_DECRYPT:
+            raise UnknownKeyError("The backend's key of this name is not one to encrypt with.")
+        if answer.primary.state != kms_v1.CryptoKeyVersion.CryptoKeyVersionState.ENABLED:
             raise _disabled()
         return KeyDescription(key, _version_of(key, answer.primary.name))
 
@@ -244,13 +244,23 @@ class GCPKMS:
             additional_authenticated_data=bound,
             additional_authenticated_data_crc32c=crc32c(bound),
         )
-        answer = await self._call(self._client.encrypt, request)
+        answer = await self._use(key, self._client.encrypt, request)
         arrived = answer.verified_plaintext_crc32c and answer.verified_additional_authenticated_data_crc32c
         intact = answer.ciphertext_crc32c == crc32c(answer.ciphertext)
         fits = DATA_KEY_BYTES < len(answer.ciphertext) <= MAX_ENCRYPTED_DATA_KEY_BYTES
         if not (arrived and intact and fits):
             raise _untrusted()
         return _version_of(key, answer.name), answer.ciphertext
+
+    async def _use(self, key: str, method: _Method[_Answer], request: object) -> _Answer:
+        """Have the key do something. If it can't, see whether it is of a kind that never can."""
+        try:
+            return await self._call(method, request)
+        except KeyDisabledError:
+            # Cloud KMS says the same of both. Who may not look at keys is told the one that can be mended.
+            with suppress(KMSDeniedError):
+                await self.describe(key)
+            raise
 
     async def _call(self, method: _Method[_Answer], request: object) -> _Answer:
         """Make one call, once, within the deadline."""
@@ -314,7 +324,7 @@ def _untrusted() -> KMSUnavailableError:
 
 
 def _disabled() -> KeyDisabledError:
-    return KeyDisabledError("The key is disabled, awaits its destruction, or is not one that encrypts.")
+    return KeyDisabledError("The key is disabled, or awaits its destruction.")
 
 
 def _translated(error: GoogleAPICallError, *, decrypting: bool) -> KKPError:

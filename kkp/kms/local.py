@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, final
 
 from kkp.clock import Clock
-from kkp.errors import ConfigError, KMSUnavailableError, StateUntrustedError, UnknownKeyError
+from kkp.errors import ConfigError, KeyNotReadyError, StateUntrustedError, UnknownKeyError
 from kkp.kms._aead import WrappingKey, invalid_wrap, label
 from kkp.kms.base import KeyDescription, Resources, WrappedKey
 from kkp.master_key import MasterKey
@@ -128,7 +128,7 @@ class LocalKMS:
         try:
             return WrappingKey(self._master_key.open(_PURPOSE, row.sealed, names), names)
         except StateUntrustedError as error:
-            raise KMSUnavailableError("A stored local key failed its authentication.") from error
+            raise KeyNotReadyError("A stored local key failed its authentication.") from error
 
 
 def _label(key_id: str, version: int) -> bytes:

@@ -43,6 +43,7 @@ from kkp.envelope import DATA_KEY_BYTES
 from kkp.errors import (
     ConfigError,
     KeyDisabledError,
+    KeyNotReadyError,
     KMSDeniedError,
     KMSUnavailableError,
     UnknownKeyError,
@@ -67,7 +68,7 @@ _CIPHERTEXT = re.compile(
     r"vault:v(?P<version> [1-9][0-9]{0,8} ):(?P<blob> [A-Za-z0-9+/]{4,1024}={0,2} )", re.VERBOSE
 )
 
-_COMMON_OPTIONS = frozenset({"auth", "namespace", "ca_file", "tls", "timeout"})
+_COMMON_OPTIONS = frozenset({"auth", "namespace", "ca_file", "tls"})
 _OPTIONS_OF: Mapping[str, frozenset[str]] = {
     "token": frozenset({"token_file"}),
     "approle": frozenset({"auth_mount", "role_id_file", "secret_id_file"}),
@@ -99,7 +100,6 @@ class _Decrypted(msgspec.Struct, frozen=True):
 class _Address:
     vault: VaultAddress
     mount: str
-    timeout_seconds: float
     login: Mapping[str, str]
 
 
@@ -118,7 +118,6 @@ class VaultKMS:
     - `namespace`: the one that mount and auth method are in.
     - `ca_file`: PEM certificates of Vault's authority; else the system's are believed.
     - `tls`: `off`, on a loopback address only.
-    - `timeout`: the most that a call takes, in seconds; 5, at most 60.
 
     Key ids: the key's name in the mount, spelled one way only.
 
@@ -146,7 +145,7 @@ class VaultKMS:
         _read(uri)
 
     @classmethod
-    async def connect(cls, uri: str, resources: Resources) -> VaultKMS:  # noqa: ARG003  Vault has keys of its own
+    async def connect(cls, uri: str, resources: Resources) -> VaultKMS:
         """Make the client, and log in as soon as Vault answers, which is not waited for.
 
         Raises:
@@ -155,9 +154,10 @@ class VaultKMS:
         address = _read(uri)
         source = _source(address.login)
         client = VaultClient(address.vault)
-        tokens = VaultTokens(client, source, address.timeout_seconds)
+        timeout_seconds = resources.limits.timeout_seconds
+        tokens = VaultTokens(client, source, timeout_seconds)
         tokens.start()
-        return cls(client, tokens, address.mount, address.timeout_seconds)
+        return cls(client, tokens, address.mount, timeout_seconds)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key under the key's newest version; see `KMS.wrap`."""
@@ -169,7 +169,7 @@ class VaultKMS:
             answer = await self._request(f"{self._mount}/encrypt/{key_id}", document)
             if answer.status != OK:
                 await self._look(key_id)  # raises, where the key itself is why
-                raise KMSUnavailableError("Vault does not encrypt under this key.")
+                raise KeyNotReadyError("Vault does not encrypt under this key.")
             encrypted = _convert(answer, _Encrypted)
             await self._confirm(key_id, encrypted)
             return WrappedKey(encrypted.ciphertext.encode(), str(encrypted.key_version))
@@ -191,7 +191,8 @@ class VaultKMS:
                 raise invalid_wrap()
             plaintext = _convert(answer, _Decrypted).plaintext
             if len(plaintext) != DATA_KEY_BYTES:
-                raise _untrusted()
+                # No data key: it is the wrap that somebody else made, and no fault of Vault.
+                raise invalid_wrap()
             return plaintext
 
     async def describe(self, key_id: str) -> KeyDescription:
@@ -267,7 +268,7 @@ def _read(uri: str) -> _Address:
     try:
         parts = _address.split(uri)
         given = _address.options(parts, _ALL_OPTIONS)
-        return _Address(_vault(parts, given), _mount(parts), _address.timeout_seconds(given), _login(given))
+        return _Address(_vault(parts, given), _mount(parts), _login(given))
     except ValueError as error:
         raise ConfigError([f"vault-transit://: {error}; {_CURE}"]) from None
 

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
+from google.cloud import kms_v1
 from google_crc32c import value as crc32c
 
 from kkp.errors import (
@@ -31,7 +32,7 @@ from kkp.kms import check, connect
 from kkp.kms.base import KMS, Resources, WrappedKey
 from kkp.kms.gcp import GCPKMS
 from kkp.master_key import MasterKey
-from tests.emulators.gcp import RING, CloudKMS, Purpose, State, cloud_kms
+from tests.emulators.gcp import RING, CloudKMS, Purpose, Refused, State, cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
 from tests.tls import Authority
 
@@ -295,15 +296,29 @@ async def test_a_wrap_of_a_disabled_version_opens_once_it_is_enabled_again(
 
 
 @pytest.mark.parametrize("purpose", [Purpose.ASYMMETRIC_SIGN, Purpose.ASYMMETRIC_DECRYPT, Purpose.MAC])
-async def test_a_key_that_does_not_encrypt_is_disabled_for_us(
+async def test_a_key_of_another_kind_is_no_key_to_encrypt_with(
     kms: GCPKMS, google: CloudKMS, purpose: Purpose
 ) -> None:
     google.add_key("signing", purpose)
 
+    with pytest.raises(UnknownKeyError):
+        await kms.wrap("signing", DATA_KEY, CONTEXT)
+    with pytest.raises(UnknownKeyError):
+        await kms.describe("signing")
+
+
+async def test_to_whoever_may_not_look_at_keys_one_of_another_kind_is_disabled(
+    kms: GCPKMS, google: CloudKMS
+) -> None:
+    google.add_key("signing", Purpose.ASYMMETRIC_SIGN)
+
+    def refuse(request: Any) -> None:
+        if isinstance(request, kms_v1.GetCryptoKeyRequest):
+            raise Refused(Status.PERMISSION_DENIED)
+
+    google.on_request = refuse
     with pytest.raises(KeyDisabledError):
         await kms.wrap("signing", DATA_KEY, CONTEXT)
-    with pytest.raises(KeyDisabledError):
-        await kms.describe("signing")
 
 
 # --- What Cloud KMS refuses -----------------------------------------------------------------------
@@ -341,7 +356,7 @@ def expected_error(use: str, status: grpc.StatusCode) -> type[KKPError]:
 
 
 @pytest.mark.parametrize("status", STATUSES, ids=lambda status: status.name)
-async def test_a_status_becomes_its_error_at_once_and_nothing_is_asked_twice(
+async def test_a_status_becomes_its_error_and_only_a_key_that_does_not_work_is_looked_at(
     kms: GCPKMS, google: CloudKMS, status: grpc.StatusCode
 ) -> None:
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
@@ -352,7 +367,8 @@ async def test_a_status_becomes_its_error_at_once_and_nothing_is_asked_twice(
         with pytest.raises(KKPError) as caught:
             await use(kms, wrapped)
         assert type(caught.value) is expected_error(name, status)
-        assert len(google.calls) == 1
+        is_looked_at = status is Status.FAILED_PRECONDITION and name in {"wrap", "unwrap"}
+        assert google.calls[1:] == (["GetCryptoKey"] if is_looked_at else [])
         assert "injected" not in str(caught.value)
     google.recover()
     assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY

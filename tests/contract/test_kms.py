@@ -6,14 +6,19 @@ import os
 import subprocess
 import sys
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import pytest
 
+from kkp import kms as package
 from kkp.clock import SteadyClock
 from kkp.errors import (
     ConfigError,
@@ -24,12 +29,16 @@ from kkp.errors import (
 )
 from kkp.kms import SCHEMES, KMSRegistry, check, connect
 from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
+from kkp.kms.guarded import Guarded
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
+from kkp.model import BackendLimits
 from kkp.rows import LocalKeyRow
 from tests.emulators import aws, azure, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
+
+Start = Callable[[], Awaitable[KMS]]
 
 DATA_KEY = bytes(range(32))
 CONTEXT = {"table": "orders", "environment": "prod"}
@@ -47,7 +56,9 @@ class Emulator(Protocol):
 class Backend:
     """One implementation under the contract, and what it calls its keys.
 
-    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone.
+    Where an `emulator` is needed, the URI is that one's, and `uri` stands for its scheme alone. The
+    `signing_key` is there, and can't wrap. A `wrapper` stands between the backend and its callers. `members`
+    are what a composite is made of.
     """
 
     uri: str
@@ -56,6 +67,23 @@ class Backend:
     missing_key: str
     disabled_key: str | None
     emulator: Callable[[Path, pytest.MonkeyPatch], AbstractAsyncContextManager[Emulator]] | None = None
+    signing_key: str | None = None
+    wrapper: type | None = None
+    members: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        name = self.uri.partition("?")[0]
+        return name if self.wrapper is None else f"{self.wrapper.__name__}({name})"
+
+    async def connect(self, uri: str, resources: Resources) -> KMS:
+        """Make it, for this URI."""
+        kms = await connect(uri, resources)
+        return kms if self.wrapper is None else WRAPPERS[self.wrapper](kms)
+
+
+WRAPPERS: Mapping[type, Callable[[KMS], KMS]] = {
+    Guarded: lambda kms: Guarded(kms, "guarded", BackendLimits()),
+}
 
 
 def _own(
@@ -67,6 +95,7 @@ def _own(
 
 class _At(NamedTuple):
     uri: str
+    members: Mapping[str, str] = MappingProxyType({})
 
 
 @asynccontextmanager
@@ -75,12 +104,25 @@ async def _azure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield _At(azure.URI)
 
 
-BACKENDS = (
+@asynccontextmanager
+async def _any_of_two(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
+    async with cloud_kms(directory, monkeypatch) as google, vault.emulated() as running_vault:
+        keys = "".join(f"&key.{name}=google:{name}&key.{name}=vault:{name}" for name in ("orders", "billing"))
+        yield _At(f"any-of://?{keys[1:]}", {"google": google.uri, "vault": running_vault.uri})
+
+
+EMULATED_CLOUDS = {"aws": "memory://aws", "gcp": "memory://gcp", "azure": "memory://azure"}
+KEYS_OF_THREE = "&".join(
+    f"key.{name}=aws:alias/{name}&key.{name}=gcp:{name}&key.{name}=azure:{name}"
+    for name in ("orders", "billing")
+)
+
+BARE = (
     Backend("memory://aws", "alias/orders", "alias/billing", "alias/missing-key", "alias/disabled-key"),
     Backend("memory://gcp", "orders", "billing", "missing-key", "disabled-key"),
     Backend("memory://azure", "orders", "billing", "missing-key", "disabled-key"),
     Backend("local://", "default", "second", "third", None),
-    Backend("gcp-kms://", "orders", "billing", "missing-key", "disabled-key", cloud_kms),
+    Backend("gcp-kms://", "orders", "billing", "missing-key", "disabled-key", cloud_kms, "signing-key"),
     Backend(
         "aws-kms://",
         "alias/orders",
@@ -88,12 +130,34 @@ BACKENDS = (
         "alias/missing",
         "alias/disabled-key",
         _own(aws.emulated),
+        "alias/signing-key",
     ),
-    Backend("vault-transit://", "orders", "billing", "missing-key", "disabled-key", _own(vault.emulated)),
-    Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure),
+    Backend(
+        "vault-transit://",
+        "orders",
+        "billing",
+        "missing-key",
+        "disabled-key",
+        _own(vault.emulated),
+        "signing-key",
+    ),
+    Backend("azure-keyvault://", "orders", "billing", "missing-key", "disabled-key", _azure, "signing-key"),
+    # A wrap is for the members of its logical key alone: another key that is disabled has none to refuse.
+    Backend(f"any-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend(f"all-of://?{KEYS_OF_THREE}", "orders", "billing", "missing", None, members=EMULATED_CLOUDS),
+    Backend("any-of://two", "orders", "billing", "missing", None, _any_of_two),
 )
+# Each wrapper around an emulator in memory and around a real adaptor.
+WRAPPED = tuple(
+    replace(backend, wrapper=wrapper)
+    for wrapper in WRAPPERS
+    for backend in BARE
+    if backend.uri in {"memory://aws", "vault-transit://"}
+)
+BACKENDS = BARE + WRAPPED
 ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
+SIGNING = tuple(backend for backend in BACKENDS if backend.signing_key is not None)
 
 # No backend takes these, whatever its naming rules.
 NAMES_THAT_BREAK_EVERY_RULE = {
@@ -139,30 +203,53 @@ async def resources() -> Resources:
     return Resources(master_key=MASTER_KEY, local_keys=store)
 
 
-@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.uri)
+@pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Backend:
     assert isinstance(request.param, Backend)
     return request.param
 
 
 @pytest.fixture
-async def uri(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+async def place(backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_At]:
     if backend.emulator is None:
-        yield backend.uri
+        yield _At(backend.uri, backend.members)
         return
     async with backend.emulator(tmp_path, monkeypatch) as emulator:
-        yield emulator.uri
+        yield emulator if isinstance(emulator, _At) else _At(emulator.uri)
 
 
 @pytest.fixture
-async def kms(uri: str, resources: Resources) -> AsyncIterator[KMS]:
-    adaptor = await connect(uri, resources)
+async def start(backend: Backend, place: _At, resources: Resources) -> AsyncIterator[Start]:
+    registry = await KMSRegistry.connect(place.members, resources)
+    yield partial(backend.connect, place.uri, replace(resources, backend=registry.get))
+    await registry.close()
+
+
+@pytest.fixture
+async def kms(start: Start) -> AsyncIterator[KMS]:
+    adaptor = await start()
     yield adaptor
     await adaptor.close()
 
 
 def test_every_scheme_in_the_table_is_under_the_contract() -> None:
     assert {backend.uri.partition("://")[0] for backend in BACKENDS} == set(SCHEMES)
+
+
+def test_every_class_that_is_a_backend_is_a_scheme_of_the_table_or_a_wrapper_under_the_contract() -> None:
+    members = ("wrap", "unwrap", "describe", "ping", "close")
+    modules = [import_module(found.name) for found in iter_modules(package.__path__, f"{package.__name__}.")]
+    backends = {
+        f"{module.__name__}:{name}"
+        for module in modules
+        for name, member in vars(module).items()
+        if isinstance(member, type) and member.__module__ == module.__name__ and member is not KMS
+        if all(hasattr(member, method) for method in members)
+    }
+    wrappers = {f"{wrapper.__module__}:{wrapper.__name__}" for wrapper in WRAPPERS}
+
+    assert backends == {*SCHEMES.values(), *wrappers}
+    assert {backend.wrapper for backend in BACKENDS} == {None, *WRAPPERS}
 
 
 async def test_a_wrapped_key_unwraps(kms: KMS, backend: Backend) -> None:
@@ -177,10 +264,10 @@ async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None
     assert await kms.unwrap(backend.key, wrapped, {}) == DATA_KEY
 
 
-async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, uri: str, resources: Resources) -> None:
+async def test_a_wrap_survives_a_restart(kms: KMS, backend: Backend, start: Start) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     await kms.close()
-    restarted = await connect(uri, resources)
+    restarted = await start()
 
     assert await restarted.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
     await restarted.close()
@@ -293,12 +380,20 @@ async def test_a_name_that_breaks_the_rules_is_unknown(kms: KMS, backend: Backen
     await assert_every_use_raises(kms, key_id, wrapped, UnknownKeyError)
 
 
-@pytest.mark.parametrize("backend", DISABLING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", DISABLING, ids=str, indirect=True)
 async def test_a_disabled_key_is_refused(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
 
     assert backend.disabled_key is not None
     await assert_every_use_raises(kms, backend.disabled_key, wrapped, KeyDisabledError)
+
+
+@pytest.mark.parametrize("backend", SIGNING, ids=str, indirect=True)
+async def test_a_key_of_a_kind_that_does_not_wrap_is_unknown(kms: KMS, backend: Backend) -> None:
+    wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
+
+    assert backend.signing_key is not None
+    await assert_every_use_raises(kms, backend.signing_key, wrapped, UnknownKeyError)
 
 
 async def test_the_description_tells_the_version_that_wraps(kms: KMS, backend: Backend) -> None:
@@ -332,7 +427,7 @@ async def test_the_backends_that_rotate_are_the_ones_under_the_rotation_contract
     assert isinstance(kms, RotatesKeys) == (backend in ROTATING)
 
 
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=str, indirect=True)
 async def test_old_versions_still_open_after_rotations(kms: KMS, backend: Backend) -> None:
     wraps = [await kms.wrap(backend.key, DATA_KEY, CONTEXT)]
     for _ in range(5):
@@ -346,7 +441,7 @@ async def test_old_versions_still_open_after_rotations(kms: KMS, backend: Backen
 
 
 @pytest.mark.promise(24)
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=str, indirect=True)
 async def test_a_wrap_relabelled_with_a_real_version_opens_nothing(kms: KMS, backend: Backend) -> None:
     old = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     new = await rotating(kms).rotate(backend.key)
@@ -355,7 +450,7 @@ async def test_a_wrap_relabelled_with_a_real_version_opens_nothing(kms: KMS, bac
         await kms.unwrap(backend.key, WrappedKey(old.encrypted_data_key, new.key_version), CONTEXT)
 
 
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=str, indirect=True)
 async def test_rotating_one_key_leaves_the_others_alone(kms: KMS, backend: Backend) -> None:
     before = await kms.describe(backend.other_key)
     await rotating(kms).rotate(backend.key)
@@ -363,7 +458,7 @@ async def test_rotating_one_key_leaves_the_others_alone(kms: KMS, backend: Backe
     assert await kms.describe(backend.other_key) == before
 
 
-@pytest.mark.parametrize("backend", ROTATING, ids=lambda backend: backend.uri, indirect=True)
+@pytest.mark.parametrize("backend", ROTATING, ids=str, indirect=True)
 async def test_a_missing_key_does_not_rotate(kms: KMS, backend: Backend) -> None:
     with pytest.raises(UnknownKeyError):
         await rotating(kms).rotate(backend.missing_key)
@@ -392,7 +487,7 @@ def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     program = "import sys, kkp.kms; print(*(name for name in sys.modules if name.startswith('kkp.kms')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
 
-    assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base"}
+    assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base", "kkp.kms.guarded", "kkp.kms._breaker"}
 
 
 def test_a_development_server_imports_no_sdk_of_a_cloud(tmp_path: Path) -> None:
@@ -417,7 +512,8 @@ print(*sys.modules)
     assert "kkp.kms.memory" in loaded
     assert not loaded & sdks
     assert {name for name in loaded if name.startswith("kkp.kms.")} == {
-        "kkp.kms.base", "kkp.kms._aead", "kkp.kms.memory", "kkp.kms.local",
+        "kkp.kms.base", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._aead", "kkp.kms.memory",
+        "kkp.kms.local",
     }  # fmt: skip
 
 

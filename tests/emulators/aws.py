@@ -219,12 +219,13 @@ def _faithfully(_operation: str, answer: Callable[[], Reply]) -> Reply:
 
 @asynccontextmanager
 async def emulated() -> AsyncIterator[AWSEmulator]:
-    """Run a region with the keys of `ALIASES`, and have KKP's credentials in the environment."""
+    """Run a region with the keys of `ALIASES` and one that signs, and have KKP's credentials set."""
     with AWSEmulator() as emulator, pytest.MonkeyPatch.context() as patch:
         for name, value in {**NO_AMBIENT, **CREDENTIALS}.items():
             patch.setenv(name, value)
         for alias in ALIASES:
             emulator.add_key(alias)
+        emulator.add_key("alias/signing-key", "SIGN_VERIFY", "ECC_NIST_P256")
         emulator.set_state("alias/disabled-key", "Disabled")
         yield emulator
 

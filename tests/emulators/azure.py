@@ -101,6 +101,7 @@ class Azure:
             "orders": [Version(rsa_key(1))],
             "billing": [Version(rsa_key(2))],
             "disabled-key": [Version(rsa_key(3), enabled=False)],
+            "signing-key": [Version(ec.generate_private_key(ec.SECP256R1()), kty="EC")],
         }
         self.fault: Fault | None = None
         self.login_fault: Fault | None = None

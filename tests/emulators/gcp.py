@@ -247,7 +247,9 @@ class CloudKMS:
         _verify("ciphertext", ciphertext, request.ciphertext_crc32c)
         _verify("additional_authenticated_data", bound, request.additional_authenticated_data_crc32c)
         key = self._find(request.name)
-        if all(version.state != State.ENABLED for version in key.versions):
+        if key.purpose != Purpose.ENCRYPT_DECRYPT or all(
+            version.state != State.ENABLED for version in key.versions
+        ):
             _check_usable(key, key.versions[-1])
         found = [version for version in key.versions if version.id == ciphertext[:_ID_BYTES]]
         if not found:
@@ -338,7 +340,7 @@ def _write_account(path: Path, issuer_url: str) -> None:
 
 @asynccontextmanager
 async def cloud_kms(directory: Path, environ: pytest.MonkeyPatch) -> AsyncIterator[CloudKMS]:
-    """Run Cloud KMS with the keys `orders`, `billing` and `disabled-key`.
+    """Run Cloud KMS with the keys `orders`, `billing`, `disabled-key` and `signing-key`.
 
     Args:
         directory: For the certificates and the service account's file.
@@ -348,6 +350,7 @@ async def cloud_kms(directory: Path, environ: pytest.MonkeyPatch) -> AsyncIterat
     for name in ("orders", "billing", "disabled-key"):
         server.add_key(name)
     server.key("disabled-key").set_state(State.DISABLED)
+    server.add_key("signing-key", Purpose.ASYMMETRIC_SIGN)
     async with _issuer(server.issuer) as issuer_url, _grpc_server(server, directory) as port:
         account = directory / "service-account.json"
         _write_account(account, issuer_url)

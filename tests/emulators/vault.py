@@ -286,9 +286,10 @@ class VaultEmulator:
 
 @asynccontextmanager
 async def emulated() -> AsyncIterator[VaultEmulator]:
-    """Run a Vault with the keys of `KEYS`, and have KKP's token in the environment."""
+    """Run a Vault with the keys of `KEYS` and one that signs; have KKP's token in the environment."""
     emulator = VaultEmulator()
     emulator.keys = {name: Key(soft_deleted=name.startswith("disabled")) for name in KEYS}
+    emulator.keys["signing-key"] = Key(type="ed25519")
     emulator.tokens["kkp-token"] = Token(time.monotonic() + 3600, 3600)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAULT_TOKEN", "kkp-token")

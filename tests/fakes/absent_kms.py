@@ -1,11 +1,11 @@
-"""Backends that are away: one says so, the other says nothing."""
+"""Backends that are away: one says so, one says nothing, and one is not even made."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Self
 
-from kkp.errors import KMSUnavailableError
+from kkp.errors import ConfigError, KMSUnavailableError
 from kkp.kms.base import Resources
 
 
@@ -32,3 +32,11 @@ class SilentKMS(AbsentKMS):
 
     async def ping(self) -> None:
         await asyncio.Event().wait()
+
+
+class UnmadeKMS(AbsentKMS):
+    """Lacks what it takes to make it."""
+
+    @classmethod
+    async def connect(cls, uri: str, resources: Resources) -> Self:  # noqa: ARG003  the adaptor's form
+        raise ConfigError(["There is nobody to ask for credentials."])

@@ -12,12 +12,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kkp.app import development
-from kkp.errors import AuditUnavailableError
+from kkp.errors import AuditUnavailableError, KMSUnavailableError
 from kkp.keyring.rotation import Keyring
 from kkp.keyring.state import KeyState
+from kkp.kms.guarded import Guarded
 from kkp.master_key import MasterKey
 from kkp.metrics import Metrics
-from kkp.model import Action
+from kkp.model import Action, BackendLimits
 from kkp.ring_times import RingTimes
 from kkp.web import problems
 from kkp.web.metrics import serving_metrics
@@ -25,6 +26,7 @@ from kkp.web.routes import ROUTES, make_application
 from kkp.web.server import serving
 from tests.fakes.clock import FakeClock
 from tests.fakes.ring_store import FakeRingStore
+from tests.fakes.scripted_kms import ScriptedKMS, raising
 from tests.harness import KKP, settings_for
 
 CANARY = "canary7f3a"
@@ -182,11 +184,39 @@ async def test_attack_no_caller_makes_a_label(server: Measured) -> None:
         "reason": set(problems.STATUS),
         "check": set(kkp.services.public.checks),
         "state": {state.value for state in KeyState},
+        "backend": set(kkp.settings.backends),
+        "outcome": {"ok", *problems.STATUS},
     }
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             for name, value in sample.labels.items():
                 assert name == "le" or value in known[name], sample
+
+
+async def test_calls_to_a_backend_are_counted_by_outcome_and_a_breaker_is_shown(server: Measured) -> None:
+    kkp = server.kkp
+    await kkp.seal(kkp.root_key)
+    await kkp.seal(kkp.root_key)
+    missing = {"backend": "gcp", "key_id": "missing", "plaintext": "hello"}
+    await kkp.post("/envelope/encrypt", missing, credential=kkp.root_key)
+    samples = await server.samples()
+
+    assert samples["kkp_kms_calls_total"] == {("aws", "ok"): 2, ("gcp", "unknown_key"): 1}
+    assert samples["kkp_kms_breaker_open"] == {(name,): 0 for name in kkp.settings.backends}
+
+
+async def test_a_backend_that_is_left_alone_shows() -> None:
+    limits = BackendLimits(attempts=1, breaker_failures=1)
+    guard = Guarded(ScriptedKMS(raising(KMSUnavailableError("It is away."))), "aws", limits)
+    metrics = Metrics()
+    metrics.watch_backends({"aws": guard})
+    for _ in range(2):
+        with pytest.raises(KMSUnavailableError):
+            await guard.ping()
+
+    text = metrics.render().decode()
+    assert 'kkp_kms_breaker_open{backend="aws"} 1.0' in text
+    assert 'kkp_kms_calls_total{backend="aws",outcome="kms_unavailable"} 2.0' in text
 
 
 async def test_the_api_does_not_serve_them(server: Measured) -> None:

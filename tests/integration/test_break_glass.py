@@ -31,7 +31,7 @@ from kkp.audit.break_glass import Attempt, read_record_file
 from kkp.cli import _parser
 from kkp.cli.envelope import ACKNOWLEDGEMENT
 from tests.emulators import aws, azure
-from tests.emulators.clouds import CLOUDS, Cloud, aws_kms
+from tests.emulators.clouds import CLOUDS, Cloud, aws_kms, vault_transit
 from tests.harness import running
 from tests.integration.process import (
     KKP,
@@ -776,3 +776,56 @@ async def test_nothing_is_imported_of_a_file_that_is(
     with database(here / ".kkp/kkp.db") as connection:
         query = "SELECT count(*) FROM audit_records WHERE instr(body, 'break_glass')"
         assert connection.execute(query).fetchone() == (0,)
+
+
+# --- composites
+
+
+@pytest.fixture
+async def two_clouds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, str]]:
+    """Two clouds, and the URIs of each and of a composite of both without its scheme."""
+    async with aws_kms(tmp_path, monkeypatch) as first, vault_transit(tmp_path, monkeypatch) as second:
+        members = f"key.orders=first:{first.key}&key.orders=second:{second.key}"
+        yield {"first": first.uri, "second": second.uri, "cloud": members}
+
+
+async def seal_with_both(here: Path, uris: Mapping[str, str]) -> None:
+    configured = ",".join(f"{name}={uri}" for name, uri in uris.items())
+    async with running(here.parent / "kkp", KKP_BACKENDS=configured) as server:
+        document = {"backend": "cloud", "key_id": "orders", "plaintext": PLAINTEXT, "context": CONTEXT}
+        sealed = await server.post("/envelope/encrypt", document, credential=server.root_key)
+        assert sealed.status == 200, sealed.raw
+    shutil.rmtree(here.parent / "kkp")
+    (here / "sealed.json").write_bytes(sealed.raw)
+
+
+def given(uris: Mapping[str, str]) -> list[str]:
+    return [part for name, uri in uris.items() for part in ("--backend", f"{name}={uri}")]
+
+
+@pytest.mark.parametrize("lost", ["AWS_ACCESS_KEY_ID", "VAULT_TOKEN"])
+async def test_an_any_of_opens_with_the_credentials_of_one_cloud_and_an_all_of_does_not(
+    two_clouds: dict[str, str], operator: Operator, lost: str
+) -> None:
+    any_of = {**two_clouds, "cloud": f"any-of://?{two_clouds['cloud']}"}
+    await seal_with_both(operator.here, any_of)
+    assert (await operator.open(None, *MEANT, *given(any_of), environ={lost: ""})).out == PLAINTEXT
+
+    all_of = {**two_clouds, "cloud": f"all-of://?{two_clouds['cloud']}"}
+    await seal_with_both(operator.here, all_of)
+    refused = await operator.open(None, *MEANT, *given(all_of), environ={lost: ""})
+    assert (refused.code, refused.out) == (4, "")
+    assert (await operator.open(None, *MEANT, *given(all_of))).out == PLAINTEXT
+
+
+async def test_a_composite_needs_its_members_to_be_given_and_nobody_else(
+    two_clouds: dict[str, str], operator: Operator
+) -> None:
+    uris = {**two_clouds, "cloud": f"any-of://?{two_clouds['cloud']}"}
+    await seal_with_both(operator.here, uris)
+    bystanders = {**uris, "local": "local://", "emulated": "memory://aws"}
+    assert (await operator.open(None, *MEANT, *given(bystanders))).out == PLAINTEXT
+    del uris["second"]
+    refused = await operator.open(None, *MEANT, *given(uris))
+    assert (refused.code, refused.out) == (2, "")
+    assert "no backend is called second" in refused.err

@@ -347,6 +347,36 @@ def test_grants_that_can_not_be_believed_are_not_tried(stopped: Path, doctor: Do
     assert not any("planted" in detail for detail in details)
 
 
+@pytest.mark.parametrize(
+    ("members", "status"),
+    [
+        ("key.orders=one:alias/a&key.orders=local:default", "ok"),
+        ("key.orders=one:alias/a&key.orders=far:a", "FAIL"),
+    ],
+)
+def test_a_composite_answers_as_its_members_do(
+    stopped: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, members: str, status: str
+) -> None:
+    monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": "tests.fakes.absent_kms:AbsentKMS"})
+    backends = f"multi=any-of://?{members},one=memory://aws,local=local://,far=far://x"
+    report = doctor.report(stopped, KKP_BACKENDS=backends)
+    told = {check["detail"].split()[0]: check for check in report["checks"] if check["check"] == "backends"}
+    assert (told["one"]["status"], told["far"]["status"], told["multi"]["status"]) == ("ok", "FAIL", status)
+    assert told["multi"]["detail"].startswith("multi (any-of) ")
+
+
+def test_a_composite_of_a_backend_that_can_not_be_made_does_not_answer(
+    stopped: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": "tests.fakes.absent_kms:UnmadeKMS"})
+    report = doctor.report(stopped, KKP_BACKENDS="multi=any-of://?key.a=far:a,far=far://x")
+    details = [check["detail"] for check in report["checks"] if check["check"] == "backends"]
+    assert details == [
+        "multi (any-of) does not answer: There is nobody to ask for credentials.",
+        "far (far): There is nobody to ask for credentials.",
+    ]
+
+
 def test_what_may_not_be_entered_is_named(unprivileged: Path, doctor: Doctor) -> None:
     (unprivileged / ".kkp").mkdir(mode=0)
     report = doctor.report(unprivileged)

@@ -91,6 +91,12 @@ FAILURES: dict[str, tuple[Emulated, Callable[[Cloud, pytest.MonkeyPatch], None],
     "no permission": (aws_kms, _of_aws(aws.refusing("AccessDeniedException")), "", "least permissions"),
     "throttled": (aws_kms, _of_aws(aws.refusing("ThrottlingException")), "", "quota"),
     "unavailable": (aws_kms, _of_aws(aws.refusing("KMSInternalException", 500)), "", "see whether it is up"),
+    "a key that is not ready": (
+        aws_kms,
+        lambda cloud, _environ: cloud.emulator.set_state("alias/orders", "Unavailable"),
+        "",
+        "in which state",
+    ),
     "another region": (aws_kms, _nothing, FAR, "of this backend's own region"),
     "another vault": (key_vault, _nothing, "https://far.vault.azure.net/keys/orders", "ring or vault"),
     "another ring": (

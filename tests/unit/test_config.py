@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
 from kkp.config import Address, Settings, SinkAddress, load
 from kkp.errors import ConfigError
+from kkp.model import BackendLimits
 from kkp.ring_times import RingTimes
 from kkp.ways import COMMAND, DEV, SERVE
 
@@ -67,6 +69,9 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
             "azure": "memory://azure",
             "local": "local://",
         },
+        backend_limits=BackendLimits(
+            timeout_seconds=5, attempts=3, concurrency=32, breaker_failures=10, breaker_seconds=5
+        ),
         max_plaintext_bytes=1024 * 1024,
         caller_rate_per_second=500,
         caller_burst=1000,
@@ -225,6 +230,51 @@ def test_backends_are_a_list_or_tables_and_the_environment_replaces_them_whole()
     assert settings().backends == {"azure": "memory://azure"}
 
 
+COMPOSITE_TABLES: dict[str, tuple[str, str]] = {
+    "members and former ones": (
+        """[backends.multi]
+uri = "any-of://?hedge_ms=9"
+[backends.multi.keys.orders]
+members = ["aws:alias/orders", "gcp:orders"]
+former = ["azure:orders"]
+""",
+        "any-of://?hedge_ms=9&key.orders=aws:alias/orders&key.orders=gcp:orders&former.orders=azure:orders",
+    ),
+    "several keys and no option": (
+        """[backends.multi]
+uri = "all-of://"
+keys.orders = { members = ["aws:a", "gcp:b"] }
+keys."team/billing" = { members = ["aws:c", "gcp:d"] }
+""",
+        "all-of://?key.orders=aws:a&key.orders=gcp:b&key.team/billing=aws:c&key.team/billing=gcp:d",
+    ),
+    "characters that a URI, or the list of backends, has another use for": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = ["aws:a,b=c&d#e+f%20 é?"] }
+""",
+        "any-of://?key.orders=aws:a%2Cb%3Dc%26d%23e%2Bf%2520%20%C3%A9%3F",
+    ),
+    "a key that has nobody": (
+        """[backends.multi]
+uri = "any-of://"
+keys.orders = { members = [] }
+""",
+        "any-of://?key.orders=",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "uri"), COMPOSITE_TABLES.values(), ids=COMPOSITE_TABLES)
+def test_the_tables_of_a_composite_become_its_uri(text: str, uri: str) -> None:
+    toml(text + '[backends.aws]\nuri = "memory://aws"')
+    served = (*SCHEMES, "any-of", "all-of")
+    assert load({}, DEV, schemes=served).backends == {"multi": uri, "aws": "memory://aws"}
+    assert (
+        load({"KKP_BACKENDS": f"aws=memory://aws, multi={uri}"}, DEV, schemes=served).backends["multi"] == uri
+    )
+
+
 UNKNOWN_IN_THE_FILE = {
     "a misspelt name": ("token_ttl_sec = 1", "token_ttl_sec"),
     "upper case": ("TOKEN_TTL_SECS = 1", "TOKEN_TTL_SECS"),
@@ -250,6 +300,12 @@ def test_an_unknown_name_in_the_file_is_refused(text: str, name: str) -> None:
         '[backends.aws]\nuri = "memory://aws"\nregion = "x"',
         "[backends.aws]\nuri = 1",
         "[backends]\naws = 'memory://aws'",
+        '[backends.a]\nuri = "any-of://"\nkeys.b = ["aws:c"]',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = "aws:c" }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = [1] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { former = ["aws:c"] }',
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c"], min_members = 1 }',
+        '[backends.a]\nkeys.b = { members = ["aws:c"] }',
         "backends = 1",
         "backends = ['aws=memory://aws']",
     ],
@@ -341,6 +397,15 @@ BAD_VALUES = {
         ["0", "-1", "1.5", "1e3", "67108865", "9" * 13, "\u0661", "1_0", "0x10", "10\n"],
         "give bytes, from 1 to 67108864",
     ),
+    "KKP_KMS_TIMEOUT_MS": (["0", "-1", "0.5", "60001", "5s"], "give milliseconds, from 1 to 60000"),
+    "KKP_KMS_ATTEMPTS": (["0", "-1", "1.5", "11", "many"], "give a whole number from 1 to 10"),
+    "KKP_KMS_CONCURRENCY": (["0", "-1", "1.5", "257", "all"], "give a whole number from 1 to 256"),
+    "KKP_KMS_BREAKER_FAILURES": (
+        ["0", "-1", "1.5", "1000001", "off"], "give a whole number from 1 to 1000000",
+    ),
+    "KKP_KMS_BREAKER_SECS": (
+        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
+    ),
     "KKP_CHECKPOINT_SINK": (
         ["/srv/c", "file:", "file:c", "file://", "file:///c", "command:sh", "https://sink", "file:/a\nb"],
         "give file:/path or command:/path/to/program",
@@ -392,6 +457,20 @@ def test_a_port_left_open_needs_an_issuer() -> None:
 @pytest.mark.parametrize("text", ["1", "67108864"])
 def test_the_plaintext_limit_has_both_ends(text: str) -> None:
     assert settings(KKP_MAX_PLAINTEXT_BYTES=text).max_plaintext_bytes == int(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "limits"),
+    [
+        (("1", "1", "1", "1", "0.1"), BackendLimits(0.001, 1, 1, 1, 0.1)),
+        (("60000", "10", "256", "1000000", "3600"), BackendLimits(60, 10, 256, 1_000_000, 3600)),
+    ],
+    ids=["the least", "the most"],
+)
+def test_what_a_backend_may_take_has_both_ends(texts: tuple[str, ...], limits: BackendLimits) -> None:
+    names = ("TIMEOUT_MS", "ATTEMPTS", "CONCURRENCY", "BREAKER_FAILURES", "BREAKER_SECS")
+    given = {f"KKP_KMS_{name}": text for name, text in zip(names, texts, strict=True)}
+    assert settings(**given).backend_limits == limits
 
 
 def test_a_backend_name_has_32_characters_at_most() -> None:
@@ -594,6 +673,23 @@ def initialised(here: Path) -> Path:
 
 def served(**environ: str) -> Settings:
     return load({**SERVED, **environ}, SERVE, schemes=SCHEMES, checks=PRODUCTION_CHECKS)
+
+
+def test_a_composite_is_judged_together_with_the_backends_that_it_is_made_of(initialised: Path) -> None:
+    members = "key.a=local:default&key.a=far:x&key.a=gone:x&key.a=memory:x&key.a=itself:x"
+    backends = f"itself=any-of://?{members},local=local://,far=far://x,memory=memory://aws"
+    with pytest.raises(ConfigError) as refusal:
+        load({**SERVED, "KKP_BACKENDS": backends}, SERVE, schemes=kms.SCHEMES, checks=PRODUCTION_CHECKS)
+
+    beginnings = [
+        "KKP_BACKENDS: far has the unknown scheme 'far'",
+        "KKP_BACKENDS: memory is memory://, an emulator for development",
+        "KKP_BACKENDS: backend itself: no backend is called gone",
+        "KKP_BACKENDS: backend itself: its member itself is itself a composite",
+    ]
+    assert len(refusal.value.problems) == len(beginnings)
+    for problem, beginning in zip(refusal.value.problems, beginnings, strict=True):
+        assert problem.startswith(beginning)
 
 
 def serve_problems(**environ: str) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ import pytest
 
 from kkp import envelope, tokens
 from kkp.errors import KKPError
+from kkp.kms import _parts
+from kkp.kms.base import WrappedKey
 from kkp.web import schemas
 from tests.promises import Recorder
 
@@ -28,6 +30,7 @@ CPU_SECONDS = 0.050
 ENVELOPE_BYTES = 4 * MIB // 3 + 256 * 1024
 PLAINTEXT_BYTES = 3 * MIB + 64 * 1024
 SMALL_BYTES = 64 * 1024
+WRAP_BYTES = envelope.MAX_ENCRYPTED_DATA_KEY_BYTES
 
 Read = Callable[[bytes], object]
 
@@ -44,6 +47,10 @@ def read_body(body: type[schemas.Asks[Any]]) -> Read:
         schemas.check_unique(raw)
 
     return read
+
+
+def read_wrap(raw: bytes) -> None:
+    _parts.read("any-of", WrappedKey(raw, "1"))
 
 
 def b64(raw: bytes) -> bytes:
@@ -141,6 +148,21 @@ IDENTITIES: Mapping[str, bytes] = {
         SMALL_BYTES,
     ),
 }
+A_PART = b'{"backend":"aws","encrypted_data_key":"AAAA","key_id":"a","key_version":"1"}'
+WRAPS: Mapping[str, bytes] = {
+    "lists in lists": b"[" * WRAP_BYTES,
+    "parts in parts": filled(b'{"check":"","kind":"any-of","parts":', b"[", b"", WRAP_BYTES),
+    "parts without end": filled(
+        b'{"check":"","kind":"any-of","parts":[', A_PART + b",", A_PART + b'],"v":1}', WRAP_BYTES
+    ),
+    "a part of one very long text": filled(
+        b'{"check":"","kind":"any-of","parts":[{"backend":"', b"a", b'"}],"v":1}', WRAP_BYTES
+    ),
+    "a part of padding": filled(
+        b'{"check":"","kind":"any-of","parts":[{"encrypted_data_key":"', b"=", b'"}],"v":1}', WRAP_BYTES
+    ),
+    "beyond what an envelope holds": b" " * MIB,
+}
 SHAPES: Mapping[str, tuple[Read, bytes]] = {
     **{f"token: {name}": (read_token, raw) for name, raw in TOKENS.items()},
     **{f"envelope: {name}": (envelope.parse, raw) for name, raw in ENVELOPES.items()},
@@ -149,6 +171,7 @@ SHAPES: Mapping[str, tuple[Read, bytes]] = {
     **{f"sealing: {name}": (read_body(schemas.EncryptBody), raw) for name, raw in SEALINGS.items()},
     **{f"minting: {name}": (read_body(schemas.TokenBody), raw) for name, raw in MINTINGS.items()},
     **{f"identity: {name}": (read_body(schemas.IdentityBody), raw) for name, raw in IDENTITIES.items()},
+    **{f"composite: {name}": (read_wrap, raw) for name, raw in WRAPS.items()},
 }  # fmt: skip
 
 

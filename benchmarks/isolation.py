@@ -1,0 +1,167 @@
+"""Whether a backend that hangs slows another one down: `isolation.py`, or `--smoke` for hardly any of it.
+
+`kkp dev` has three backends: an emulator in memory, which is measured, and two that boto3 reaches over HTTP,
+of which one answers and one hangs. Each round seals by the first at a steady rate, and by one of the other
+two beside it. The rounds of a pair are A (beside the one that answers) and B (beside the one that hangs); A'
+is A once more, and how far A' lies from A says what a difference means on this machine.
+
+The breaker is set so high that it stays closed: what keeps the two apart is the slots and the deadline alone.
+A time counts from the moment that a request was due, so a server that stands still can't hide it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from aiohttp import ClientSession, TCPConnector
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.kms_server import KEY_ID
+from benchmarks.machine import machine
+from benchmarks.over_http import running_kkp, serving
+
+_HERE = Path(__file__).resolve().parent
+_MEASURED_PER_SECOND = 100
+_BESIDE_PER_SECOND = 50
+_OK, _UNAVAILABLE = 200, 503
+
+
+class Size(NamedTuple):
+    """How many pairs there are, and how long a round lasts."""
+
+    pairs: int
+    seconds: int
+
+
+class Round(NamedTuple):
+    """The measured backend's latencies in seconds, sorted, and the statuses of the requests beside them."""
+
+    latencies: Sequence[float]
+    beside: set[int]
+
+    def percentile(self, share: float) -> float:
+        """Return the smallest latency that this share of the requests did not exceed."""
+        return self.latencies[math.ceil(share * len(self.latencies)) - 1]
+
+
+class Pair(NamedTuple):
+    """Three rounds, one after the other."""
+
+    a: Round
+    b: Round
+    a_again: Round
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure what a hanging backend does to another one.")
+    parser.add_argument("--smoke", action="store_true", help="do everything, but hardly any of it")
+    smoke = parser.parse_args().smoke
+    with TemporaryDirectory() as temporary:
+        pairs = asyncio.run(measure(Path(temporary), Size(1, 1) if smoke else Size(5, 15)))
+    sys.stdout.write("\n".join([*machine(), *_table(pairs), ""]))
+    return 0
+
+
+async def measure(directory: Path, size: Size) -> Sequence[Pair]:
+    """Take turns."""
+    with ExitStack() as stack:
+        others = {
+            name: stack.enter_context(serving(str(_HERE / "kms_server.py"), name, environ={}))
+            for name in ("well", "hung")
+        }
+        uris = {
+            name: f"aws-kms://eu-west-1?endpoint=http://127.0.0.1:{server.port}"
+            for name, server in others.items()
+        }
+        environ = {
+            "KKP_BACKENDS": ",".join(
+                ["memory=memory://aws", *(f"{name}={uri}" for name, uri in uris.items())]
+            ),
+            "KKP_KMS_BREAKER_FAILURES": "1000000",
+            "AWS_ACCESS_KEY_ID": "AKIAMEASURED",
+            "AWS_SECRET_ACCESS_KEY": "of-nobody",
+        }
+        kkp = stack.enter_context(running_kkp(directory / "kkp", "-m", "kkp", "dev", environ=environ))
+        headers = {"Authorization": f"Bearer {(directory / 'kkp' / 'root.key').read_text().strip()}"}
+        url = f"http://127.0.0.1:{kkp.port}"
+        async with ClientSession(url, headers=headers, connector=TCPConnector(limit=0)) as session:
+            await _round(session, "well", 1)
+            return [await _pair(session, size.seconds) for _ in range(size.pairs)]
+
+
+async def _pair(session: ClientSession, seconds: int) -> Pair:
+    return Pair(
+        a=await _round(session, "well", seconds),
+        b=await _round(session, "hung", seconds),
+        a_again=await _round(session, "well", seconds),
+    )
+
+
+async def _round(session: ClientSession, beside: str, seconds: int) -> Round:
+    measured = {"backend": "memory", "key_id": "alias/orders", "plaintext": "x" * 1024}
+    other = {"backend": beside, "key_id": KEY_ID, "plaintext": "x" * 1024}
+    steady = asyncio.create_task(_steadily(session, other, _BESIDE_PER_SECOND, seconds))
+    answers = await _steadily(session, measured, _MEASURED_PER_SECOND, seconds)
+    assert {status for status, _ in answers} == {_OK}, "the backend that is well did not answer"
+    statuses = {status for status, _ in await steady}
+    assert statuses == {_OK if beside == "well" else _UNAVAILABLE}, statuses
+    return Round(sorted(latency for _, latency in answers), statuses)
+
+
+async def _steadily(
+    session: ClientSession, document: Mapping[str, str], per_second: int, seconds: int
+) -> Sequence[tuple[int, float]]:
+    """Send requests when they are due, answered or not; return each status and latency."""
+    start = time.perf_counter()
+    requests = []
+    for number in range(per_second * seconds):
+        due = start + number / per_second
+        await asyncio.sleep(max(0, due - time.perf_counter()))
+        requests.append(asyncio.create_task(_seal(session, document, due)))
+    return await asyncio.gather(*requests)
+
+
+async def _seal(session: ClientSession, document: Mapping[str, str], due: float) -> tuple[int, float]:
+    async with session.post("/envelope/encrypt", json=document) as answer:
+        await answer.read()
+        return answer.status, time.perf_counter() - due
+
+
+def _table(pairs: Sequence[Pair]) -> Iterator[str]:
+    yield f"\nPOST /envelope/encrypt on memory://aws, {_MEASURED_PER_SECOND} a second, in milliseconds;"
+    yield f"beside it {_BESIDE_PER_SECOND} a second on another backend, which answers (A, A') or hangs (B)\n"
+    yield "| pair | p50 A | p50 B | p50 A' | p99 A | p99 B | p99 A' | p99 B/A | p99 A'/A |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    rows = [_figures(pair) for pair in pairs]
+    medians = [median(column) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows, 1):
+        yield _row(str(number), row)
+    yield _row("median", medians)
+    moved, spread = medians[4] / medians[3] - 1, max(abs(row[-1] - 1) for row in rows)
+    yield f"\nThe median p99 moves by {moved:+.1%}; A' lies up to {spread:.1%} from A; bar {spread + 0.2:.1%}"
+
+
+def _figures(pair: Pair) -> Sequence[float]:
+    """Return the columns of a row."""
+    halves = [each.percentile(0.5) * 1000 for each in pair]
+    a, b, a_again = (each.percentile(0.99) * 1000 for each in pair)
+    return [*halves, a, b, a_again, b / a, a_again / a]
+
+
+def _row(name: str, figures: Sequence[float]) -> str:
+    return f"| {name} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

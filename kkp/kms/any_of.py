@@ -1,0 +1,196 @@
+"""`any-of://`: one data key wrapped by several backends, each of which can open it alone.
+
+It is there for the day on which a cloud is away, or gone: an envelope opens as long as one of those that
+wrapped it answers. The options are in docs/kms/composites.md, the URI in `kkp.kms._members`, the format in
+`kkp.kms._parts`. Least permissions are the members' own.
+
+- To wrap, all current members are asked at the same time, and all are waited for, each until its deadline:
+  an envelope is opened for years, and a part that is missing is missing for all of them. At least
+  `min_members` must succeed, by default every one.
+- To unwrap, members are asked in the configured order: the first, and the next as soon as one fails or
+  `hedge_ms` have passed without an answer. The first good answer wins and the others are cancelled. Who was
+  overtaken is asked last for some seconds, so that a cloud that hangs does not delay every request. An answer
+  that the check value does not fit is no good one, so that a member that lies or is confused is passed over.
+- A part that no member is configured for is passed over as well, never asked: a cloud whose line had to leave
+  the configuration does not take the others with it. It can't be planted, since the check value covers it.
+- If none opens, the error is that of the member that says most; an outage goes before everything else.
+
+Every member can open everything: an any-of is as strong as its weakest member, and whoever may wrap with one
+of them can seal for all. That a member fails is told in the log once, and once that it works again, because
+callers don't notice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, final
+
+from kkp.errors import InvalidWrapError, KKPError, KMSThrottledError
+from kkp.kms._aead import invalid_wrap
+from kkp.kms._members import (
+    Keys,
+    Member,
+    backends,
+    every_outcome,
+    gravest,
+    outcome,
+    parse,
+    successes,
+)
+from kkp.kms._parts import Label, Part, Sealed, read, write
+from kkp.kms.base import KeyDescription, Resources, WrappedKey
+
+_KIND: Final = "any-of"
+
+_log = logging.getLogger(__name__)
+
+
+@final
+class AnyOfKMS:
+    """Logical keys, each of which any of its members opens.
+
+    Args:
+        keys: They and their members.
+        hedge_seconds: How long an answer is waited for before the next member is asked too.
+        overtaken_seconds: For how long a member that was overtaken is asked last.
+    """
+
+    def __init__(self, keys: Keys, *, hedge_seconds: float, overtaken_seconds: float) -> None:
+        self._keys = keys
+        self._hedge_seconds = hedge_seconds
+        self._overtaken_seconds = overtaken_seconds
+        self._asked_last_until: dict[Label, float] = {}
+        self._failing: set[Label] = set()
+
+    @staticmethod
+    def check(uri: str) -> None:
+        """Refuse a URI that says something wrong.
+
+        Raises:
+            ConfigError: Everything that is wrong with it.
+        """
+        parse(uri, _KIND)
+
+    @staticmethod
+    def member_backends(uri: str) -> frozenset[str]:
+        """Return the names of the backends that a URI needs, as far as it can be read.
+
+        Raises:
+            ConfigError: It can't be taken apart.
+        """
+        return backends(uri, _KIND)
+
+    @classmethod
+    async def connect(cls, uri: str, resources: Resources) -> AnyOfKMS:
+        """Find the members, which are connected already.
+
+        Raises:
+            ConfigError: The URI says something wrong.
+            UnknownBackendError: A member's backend is not there.
+        """
+        composition = parse(uri, _KIND)
+        return cls(
+            Keys.bind(_KIND, composition, resources),
+            hedge_seconds=composition.hedge_seconds,
+            overtaken_seconds=resources.limits.breaker_seconds,
+        )
+
+    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
+        """Have every current member wrap the data key; see `KMS.wrap`."""
+        key = self._keys.get(key_id)
+        outcomes = await every_outcome(member.wrap(data_key, context) for member in key.current)
+        for member, one in zip(key.current, outcomes, strict=True):
+            self._note(member, one)
+        parts = successes(outcomes, self._keys.needed(key))
+        return write(_KIND, key_id, parts, data_key, context)
+
+    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
+        """Return the first data key that a member opens and that is the right one; see `KMS.unwrap`."""
+        key = self._keys.get(key_id)
+        sealed = read(_KIND, wrapped)
+        parts = {part.label: part for part in sealed.parts}
+        holders = [member for member in key.current + key.former if member.label in parts]
+        if not holders:
+            raise invalid_wrap()
+        return await self._first_good(
+            {
+                member.label: partial(self._open, member, parts[member.label], sealed, key_id, context)
+                for member in self._overtaken_last(holders)
+            }
+        )
+
+    async def describe(self, key_id: str) -> KeyDescription:
+        """Tell the version that would wrap now; see `KMS.describe`."""
+        return await self._keys.describe(key_id)
+
+    async def ping(self) -> None:
+        """Reach so many members that every key can wrap."""
+        await self._keys.ping()
+
+    async def close(self) -> None:
+        """Hold nothing: the members belong to whoever connected them."""
+
+    async def _first_good(self, attempts: Mapping[Label, Callable[[], Coroutine[Any, Any, bytes]]]) -> bytes:
+        """Return the first answer, starting the next attempt when one fails or keeps silent for too long.
+
+        Raises:
+            KKPError: None succeeded; it is the gravest of their errors.
+        """
+        waiting = deque(attempts)
+        running: dict[asyncio.Task[bytes | KKPError], Label] = {}
+        errors: list[KKPError] = []
+        try:
+            while waiting or running:
+                if waiting:
+                    label = waiting.popleft()
+                    running[asyncio.create_task(outcome(attempts[label]()))] = label
+                patience = self._hedge_seconds if waiting else None
+                done, _ = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    del running[task]
+                for answer in [task.result() for task in done]:
+                    if not isinstance(answer, KKPError):
+                        self._overtake(running.values())
+                        return answer
+                    errors.append(answer)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        raise gravest(errors)
+
+    def _overtake(self, labels: Iterable[Label]) -> None:
+        until = asyncio.get_running_loop().time() + self._overtaken_seconds
+        self._asked_last_until.update(dict.fromkeys(labels, until))
+
+    def _overtaken_last(self, members: Sequence[Member]) -> Sequence[Member]:
+        now = asyncio.get_running_loop().time()
+        return sorted(members, key=lambda member: self._asked_last_until.get(member.label, now) > now)
+
+    async def _open(
+        self, member: Member, part: Part, sealed: Sealed, key_id: str, context: Mapping[str, str]
+    ) -> bytes:
+        answer = await outcome(member.unwrap(part, context))
+        self._note(member, answer)
+        if isinstance(answer, KKPError):
+            raise answer
+        if not sealed.belongs_to(answer, key_id, context):
+            raise invalid_wrap()
+        return answer
+
+    def _note(self, member: Member, result: object) -> None:
+        """Tell the operator, once, what no caller notices; a bad wrap or a throttle says little of it."""
+        label = member.label
+        if isinstance(result, InvalidWrapError | KMSThrottledError):
+            return
+        if not isinstance(result, KKPError):
+            if label in self._failing:
+                self._failing.discard(label)
+                _log.warning("any-of: member %s:%s works again", *label)
+        elif label not in self._failing:
+            self._failing.add(label)
+            _log.error("any-of: member %s:%s is passed over (%s): %s", *label, result.code, result)
