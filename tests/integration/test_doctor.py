@@ -313,7 +313,8 @@ def test_a_backend_that_is_away_is_found_and_its_uri_not_shown(
     stopped: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, adaptor: str, problem: str
 ) -> None:
     monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": f"tests.fakes.absent_kms:{adaptor}"})
-    monkeypatch.setattr("kkp.cli.probes._PROBE_SECONDS", 0.1)
+    if adaptor == "SilentKMS":  # of the other there is to be an answer, however often it is asked again
+        monkeypatch.setattr("kkp.cli.probes._PROBE_SECONDS", 0.1)
     report = doctor.report(stopped, KKP_BACKENDS="cloud=far://canary,local=local://")
     cloud, local = (check for check in report["checks"] if check["check"] == "backends")
     assert (cloud["status"], local["status"]) == ("FAIL", "ok")
