@@ -4,6 +4,9 @@ What is compared is always measured side by side, one after the other and again,
 two figures of different minutes can't be compared. The load generator is this process; each server is its
 own, with its default settings: `kkp dev` asks the bundled policy and makes every record durable.
 
+Opening with data keys that are cached is measured over AWS's SDK, whose AWS is a process of its own as well,
+beside opening over `memory://`, where there is nothing to cache for.
+
 Where there is an OPA, `kkp serve` is measured with it as its sidecar, all three on the same cores, and beside
 it the same OPA asked the same question by the load generator itself.
 """
@@ -32,6 +35,7 @@ import msgspec
 from benchmarks import inputs
 from benchmarks.load import drive, post
 from kkp.model import Action
+from tests.emulators.aws import CREDENTIALS, NO_AMBIENT, REGION
 from tests.opa import find_opa
 
 _HERE = Path(__file__).resolve().parent
@@ -280,6 +284,22 @@ def _sidecar(directory: Path, binary: str, floors: Mapping[str, Server], size: S
         return _compare("POST /token, OPA as sidecar", _Side(server, message), sides, size)
 
 
+def _cached(directory: Path, memory: _Side, size: Size) -> Comparison:
+    """Measure `POST /envelope/decrypt` over AWS's SDK with warm data keys, beside the same over `memory://`."""
+    with ExitStack() as stack:
+        aws = stack.enter_context(serving(str(_HERE / "emulated_aws.py"), environ={}))
+        environ = {
+            **CREDENTIALS,
+            **NO_AMBIENT,
+            "KKP_BACKENDS": f"aws=aws-kms://{REGION}?endpoint=http://{_HOST}:{aws.port}",
+            "KKP_DATA_KEY_CACHE_SECS": "3600",
+        }
+        server = stack.enter_context(running_kkp(directory, "-m", "kkp", "dev", environ=environ))
+        message = _requests(server, _service_key(server, directory))["/envelope/decrypt"].message
+        name = "POST /envelope/decrypt, aws-kms:// with cached data keys"
+        return _compare(name, _Side(server, message), {"the same on memory://": memory}, size)
+
+
 def _production_service_key(data_dir: Path, environ: Mapping[str, str]) -> str:
     grant = inputs.GRANT
     add = ["identity", "add", "orders", "--role", "service", "--audience", "orders-db"]
@@ -315,7 +335,8 @@ def measure(directory: Path, size: Size) -> Result:
     """Measure everything over HTTP."""
     with ExitStack() as stack:
         server = stack.enter_context(running_kkp(directory / "kkp", "-m", "kkp", "dev"))
-        requests = _requests(server, _service_key(server, directory / "kkp"))
+        service_key = _service_key(server, directory / "kkp")
+        requests = _requests(server, service_key)
         noop = str(_HERE / "noop_server.py")
         sizes = [f"{path}={request.answer_bytes}" for path, request in requests.items()]
         floors = {
@@ -332,6 +353,8 @@ def measure(directory: Path, size: Size) -> Result:
             for path, request in requests.items()
         ]
         peak_rss_mib = server.peak_rss_mib
+        opening = _requests(server, service_key)["/envelope/decrypt"]  # the first token may expire on the way
+        comparisons.append(_cached(directory / "cached", _Side(server, opening.message), size))
         binary = find_opa()
         if binary is not None:
             comparisons.append(_sidecar(directory / "sidecar", binary, floors, size))

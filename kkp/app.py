@@ -43,6 +43,7 @@ from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
 from kkp.keyring.rotation import Keyring
 from kkp.kms import KMSRegistry
 from kkp.kms.base import Resources
+from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
 from kkp.limits import CallerLimits
 from kkp.master_key import MasterKey
@@ -60,7 +61,7 @@ from kkp.operations.identities import (
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
-from kkp.pipeline import LiveState, Origin, Pipeline
+from kkp.pipeline import LiveState, Loads, Origin, Pipeline
 from kkp.store.audit import AuditStore
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
@@ -250,19 +251,27 @@ async def _running_services(
     base: Foundation, policy: PolicyEngine, warnings: Mapping[str, Callable[[], str | None]]
 ) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        registry = await _backends(base)
+        data_keys = _data_key_cache(base)
+        registry = await _backends(base, data_keys)
         stack.push_async_callback(registry.close)
         keyring = base.keyring()
         await _start_keyring(keyring)
         revoked = base.revoked_tokens()
         await revoked.load()
-        state = LiveState(base.database.epoch, [keyring, base.directory, revoked])
+        parts: list[Loads] = [keyring, base.directory, revoked]
+        if data_keys is not None:
+            parts.append(data_keys)
+        state = LiveState(base.database.epoch, parts)
         await state.refresh()
         failures = FailedAuthentications(base.audit)
         stack.push_async_callback(failures.flush)
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
         services = _services(base, state, policy, registry, keyring, revoked, failures, limited, warnings)
+        if data_keys is not None:
+            if services.metrics is not None:
+                data_keys.watch(services.metrics.data_key)
+            await stack.enter_async_context(running(data_keys.run()))
         identities = base.directory.run(base.settings.ring_times.poll)
         background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
         await stack.enter_async_context(running(*background))
@@ -424,11 +433,16 @@ def _policy(settings: Settings) -> ReloadingPolicy:
     return policy
 
 
-async def _backends(base: Foundation) -> KMSRegistry:
+def _data_key_cache(base: Foundation) -> DataKeyCache | None:
+    limits = base.settings.data_key_cache
+    return DataKeyCache(limits, base.clock, base.database.epoch) if limits is not None else None
+
+
+async def _backends(base: Foundation, data_keys: DataKeyCache | None) -> KMSRegistry:
     local_keys = LocalKeyStore(base.database)
     await ensure_default_key(local_keys, base.master_key, base.clock)
     resources = Resources(base.master_key, local_keys, base.settings.backend_limits)
-    return await KMSRegistry.connect(base.settings.backends, resources)
+    return await KMSRegistry.connect(base.settings.backends, resources, data_keys)
 
 
 async def _start_keyring(keyring: Keyring) -> None:

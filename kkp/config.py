@@ -39,6 +39,11 @@ _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
+_MAX_DATA_KEY_AGE_SECONDS = 3600
+_MAX_CACHED_DATA_KEYS = 100_000
+# What SP 800-38D lets a single AES-GCM key do, although the messages of a data key have a key each.
+_MAX_DATA_KEY_MESSAGES = 2**32
+_MAX_DATA_KEY_BYTES = 2**36
 _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
@@ -82,6 +87,24 @@ class SinkAddress(NamedTuple):
     is_default: bool = False
 
 
+class DataKeyCacheLimits(NamedTuple):
+    """How long and how often a data key serves, once a backend gave it.
+
+    Attributes:
+        age_seconds: For so long.
+        entries: So many are kept, of all callers.
+        messages: So many messages.
+        plaintext_bytes: So much plaintext, of all its messages together.
+        encrypts: Whether one may also seal more than one message.
+    """
+
+    age_seconds: float
+    entries: int
+    messages: int
+    plaintext_bytes: int
+    encrypts: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be set, checked.
@@ -106,6 +129,7 @@ class Settings:
         backends: Backend name to URI, in the order given.
         backend_limits: What each of them may take.
         max_plaintext_bytes: The largest plaintext that an envelope takes.
+        data_key_cache: How data keys are cached; None for not at all.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
@@ -135,6 +159,7 @@ class Settings:
     backends: Mapping[str, str]
     backend_limits: BackendLimits
     max_plaintext_bytes: int
+    data_key_cache: DataKeyCacheLimits | None
     caller_rate_per_second: int
     caller_burst: int
     ring_times: RingTimes
@@ -278,6 +303,13 @@ def _issuer(text: str) -> str:
     return text.rstrip("/")
 
 
+def _data_key_age_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _MAX_DATA_KEY_AGE_SECONDS:
+        raise ValueError
+    return value
+
+
 def _backends(text: str) -> dict[str, str]:
     backends: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -354,6 +386,17 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_MAX_PLAINTEXT_BYTES": _Setting(
         "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
     ),
+    "KKP_DATA_KEY_CACHE_SECS": _Setting(
+        "0", _data_key_age_seconds, "seconds, up to 3600, or 0 to cache no data keys"
+    ),
+    "KKP_DATA_KEY_CACHE_ENTRIES": _Setting("1000", _count_up_to(_MAX_CACHED_DATA_KEYS), "from 1 to 100000"),
+    "KKP_DATA_KEY_CACHE_MESSAGES": _Setting(
+        "10000", _count_up_to(_MAX_DATA_KEY_MESSAGES), "from 1 to 4294967296"
+    ),
+    "KKP_DATA_KEY_CACHE_BYTES": _Setting(
+        "1073741824", _count_up_to(_MAX_DATA_KEY_BYTES), "bytes, from 1 to 68719476736"
+    ),
+    "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
@@ -479,6 +522,7 @@ def load(
     _check_given(draft, way)
     _check_database(draft)
     _check_master_key(draft)
+    _check_data_key_cache(draft)
     for rule in way.rules:
         rule(draft)
     _check_backends(draft, way, schemes)
@@ -642,6 +686,13 @@ def _check_master_key(draft: Draft) -> None:
         draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
 
 
+def _check_data_key_cache(draft: Draft) -> None:
+    if draft.values.get("KKP_DATA_KEY_CACHE_ENCRYPT") and draft.values.get("KKP_DATA_KEY_CACHE_SECS") == 0:
+        draft.problems.append(
+            "KKP_DATA_KEY_CACHE_ENCRYPT: no data keys are cached; give KKP_DATA_KEY_CACHE_SECS, or unset it"
+        )
+
+
 def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
         if scheme in way.refused_schemes:
@@ -662,6 +713,18 @@ def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
     times = RingTimes(**known)
     problems.extend(times.problems(unknown=RING_SETTINGS.keys() - known.keys()))
     return times
+
+
+def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
+    if not values["KKP_DATA_KEY_CACHE_SECS"]:
+        return None
+    return DataKeyCacheLimits(
+        age_seconds=values["KKP_DATA_KEY_CACHE_SECS"],
+        entries=values["KKP_DATA_KEY_CACHE_ENTRIES"],
+        messages=values["KKP_DATA_KEY_CACHE_MESSAGES"],
+        plaintext_bytes=values["KKP_DATA_KEY_CACHE_BYTES"],
+        encrypts=values["KKP_DATA_KEY_CACHE_ENCRYPT"],
+    )
 
 
 def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -702,6 +765,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
             breaker_seconds=values["KKP_KMS_BREAKER_SECS"],
         ),
         max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
+        data_key_cache=_data_key_cache(values),
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,

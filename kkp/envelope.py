@@ -155,6 +155,11 @@ class Envelope(DetachedEnvelope):
     nonce: bytes = field(repr=False)
     ciphertext: bytes = field(repr=False)
 
+    @property
+    def plaintext_bytes(self) -> int:
+        """How long the plaintext is, which the ciphertext shows."""
+        return len(self.ciphertext) - _GCM_TAG_BYTES
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _MessageKeys:

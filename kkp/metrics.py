@@ -25,6 +25,7 @@ from kkp.clock import Clock
 from kkp.errors import KeyringUnavailableError
 from kkp.keyring.rotation import Keyring
 from kkp.keyring.state import KeyState
+from kkp.kms.caching import Use
 from kkp.kms.guarded import Guarded
 from kkp.model import Decision, PolicyInput
 from kkp.pipeline import CountsFailures, Records
@@ -65,6 +66,12 @@ class Metrics:
         )
         self._kms_calls = self._counter(
             "kkp_kms_calls", "Calls to a backend, by `ok` or the error's code.", "backend", "outcome"
+        )
+        self._data_keys = self._counter(
+            "kkp_data_keys",
+            "Data keys of cached backends, by use and by where each came from.",
+            "use",
+            "source",
         )
         self._ready = Gauge(
             "kkp_ready", "Whether a check of /readyz succeeds.", ("check",), registry=self._registry
@@ -117,6 +124,10 @@ class Metrics:
     def failed_authentication(self, reason: str) -> None:
         """Count one failed authentication, by the error's code."""
         self._failures.labels(reason).inc()
+
+    def data_key(self, use: Use, is_cached: bool) -> None:  # noqa: FBT001  called back
+        """Count one data key that was looked for in the cache."""
+        self._data_keys.labels(use, "cache" if is_cached else "backend").inc()
 
     def readiness(self, results: Mapping[str, bool]) -> None:
         """Note which checks succeed."""

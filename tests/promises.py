@@ -65,6 +65,7 @@ PROMISES: Mapping[int, Promise] = {
     20: Promise(45, (Bar("tokens", 10_000),)),
     21: Promise(1, (Bar("pairs", 5_000),)),
     22: Promise(1, (Bar("altered bundles", 20),)),
+    23: Promise(200, (Bar("encryptions", 1_000_000),)),
     24: Promise(1),
     25: Promise(2, (Bar("contexts", 10_000),)),
     26: Promise(1, (Bar("flipped bits", 5_000),)),

@@ -16,6 +16,7 @@ from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms.base import KMS, Resources
+from kkp.kms.caching import Caching, DataKeyCache
 from kkp.kms.guarded import Guarded
 
 SCHEMES: Mapping[str, str] = {
@@ -132,14 +133,23 @@ class KMSRegistry:
     Args:
         backends: Every backend, now or later; the registry closes them.
         guards: Those that guard them; a composite's members have their own.
+        cache: Where callers' data keys are kept; None for nowhere.
     """
 
-    def __init__(self, backends: Mapping[str, KMS], guards: Mapping[str, Guarded] = _NO_GUARDS) -> None:
+    def __init__(
+        self,
+        backends: Mapping[str, KMS],
+        guards: Mapping[str, Guarded] = _NO_GUARDS,
+        cache: DataKeyCache | None = None,
+    ) -> None:
         self._backends = backends
         self.guards = guards
+        self._cache = cache
 
     @classmethod
-    async def connect(cls, uris: Mapping[str, str], resources: Resources) -> KMSRegistry:
+    async def connect(
+        cls, uris: Mapping[str, str], resources: Resources, cache: DataKeyCache | None = None
+    ) -> KMSRegistry:
         """Make and guard every configured backend, from name to URI; those made are closed if one fails.
 
         Raises:
@@ -148,7 +158,7 @@ class KMSRegistry:
         check(uris)
         backends: dict[str, KMS] = {}
         guards: dict[str, Guarded] = {}
-        registry = cls(backends, guards)
+        registry = cls(backends, guards, cache)
         resources = replace(resources, backend=registry.get)
         async with AsyncExitStack() as opened:
             for name in sorted(uris, key=lambda name: is_composite(uris[name])):
@@ -160,7 +170,7 @@ class KMSRegistry:
         return registry
 
     def get(self, name: str) -> KMS:
-        """Return the backend.
+        """Return the backend itself: nothing that it is asked for is kept, or comes from before.
 
         Raises:
             UnknownBackendError: None has this name.
@@ -169,6 +179,22 @@ class KMSRegistry:
             return self._backends[name]
         except KeyError:
             raise UnknownBackendError("No backend has this name.") from None
+
+    def for_caller(self, name: str, caller_id: str, *, plaintext_bytes: int) -> KMS:
+        """Return the backend as a caller uses it for one message: with data keys of before, if any are kept.
+
+        Args:
+            name: The backend's.
+            caller_id: Whose message it is; nobody else's data key serves it.
+            plaintext_bytes: How long the message is.
+
+        Raises:
+            UnknownBackendError: None has this name.
+        """
+        kms = self.get(name)
+        if self._cache is None:
+            return kms
+        return Caching(kms, self._cache, backend=name, caller_id=caller_id, plaintext_bytes=plaintext_bytes)
 
     def warning(self) -> str | None:
         """Say how many backends are left alone at the moment, for a reader who must not learn their names."""

@@ -1,8 +1,8 @@
 """`aws-kms://REGION`: AWS Key Management Service, through boto3.
 
-A wrap is `Encrypt`, an unwrap is `Decrypt`, each with the key named explicitly and the context as the
-`EncryptionContext`, pair by pair; so AWS's own policies can ask for pairs (`kms:EncryptionContext:table`),
-and CloudTrail shows them in clear.
+A data key is made by `GenerateDataKey`, a wrap is `Encrypt`, an unwrap is `Decrypt`, each with the key named
+explicitly and the context as the `EncryptionContext`, pair by pair; so AWS's own policies can ask for pairs
+(`kms:EncryptionContext:table`), and CloudTrail shows them in clear.
 
 AWS tells nobody which version of a key wrapped: it rotates behind the key's id, and every version opens. What
 an envelope calls the key's version here is therefore the key's id (a UUID, or `mrk-…`). Thus an alias that
@@ -22,9 +22,10 @@ Rules:
 
 Credentials are those of boto3's default chain (environment, shared files, web identity, container, instance).
 
-Least permissions, on the keys that grants may name:
+Least permissions, on the keys that grants may name; `kms:Encrypt` is for data keys that another key wrapped
+before:
 
-    kms:Encrypt  kms:Decrypt  kms:DescribeKey
+    kms:GenerateDataKey  kms:Encrypt  kms:Decrypt  kms:DescribeKey
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from kkp.errors import (
 )
 from kkp.kms import _address
 from kkp.kms._aead import invalid_wrap
-from kkp.kms.base import KeyDescription, Resources, WrappedKey
+from kkp.kms.base import DataKey, KeyDescription, Resources, WrappedKey
 from kkp.model import BackendLimits
 
 _T = TypeVar("_T")
@@ -111,6 +112,8 @@ _SWITCHED_OFF = frozenset({"Disabled", "PendingDeletion", "PendingReplicaDeletio
 class _Client(Protocol):
     """What is used of boto3's client of KMS."""
 
+    def generate_data_key(self, **parameters: object) -> Mapping[str, Any]: ...
+
     def encrypt(self, **parameters: object) -> Mapping[str, Any]: ...
 
     def decrypt(self, **parameters: object) -> Mapping[str, Any]: ...
@@ -120,9 +123,16 @@ class _Client(Protocol):
     def close(self) -> None: ...
 
 
-class _Encrypted(msgspec.Struct, frozen=True, rename="pascal"):
+class _Wrapped(msgspec.Struct, frozen=True, rename="pascal"):
     key_id: str
     ciphertext_blob: bytes
+
+
+class _Generated(_Wrapped, frozen=True, rename="pascal"):
+    plaintext: bytes
+
+
+class _Encrypted(_Wrapped, frozen=True, rename="pascal"):
     encryption_algorithm: Literal["SYMMETRIC_DEFAULT"]
 
 
@@ -205,14 +215,27 @@ class AWSKMS:
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key; see `KMS.wrap`."""
         answer = await self._ask(
-            key_id, _Encrypted, self._client.encrypt, Plaintext=data_key, EncryptionContext=dict(context)
+            key_id,
+            _Encrypted,
+            self._client.encrypt,
+            Plaintext=data_key,
+            EncryptionAlgorithm=_ALGORITHM,
+            EncryptionContext=dict(context),
         )
-        version = self._id_in(answer.key_id)
-        if self._reached.get(key_id) != version:
-            await self._confirm(key_id, version)
-        if not len(data_key) < len(answer.ciphertext_blob) <= _MAX_BLOB_BYTES:
+        return await self._wrapped(key_id, answer)
+
+    async def generate_data_key(self, key_id: str, context: Mapping[str, str]) -> DataKey:
+        """Have AWS make a data key; see `GeneratesDataKeys.generate_data_key`."""
+        answer = await self._ask(
+            key_id,
+            _Generated,
+            self._client.generate_data_key,
+            KeySpec="AES_256",
+            EncryptionContext=dict(context),
+        )
+        if len(answer.plaintext) != DATA_KEY_BYTES:
             raise _untrusted()
-        return WrappedKey(answer.ciphertext_blob, version)
+        return DataKey(answer.plaintext, await self._wrapped(key_id, answer))
 
     async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
         """Return the data key; see `KMS.unwrap`."""
@@ -221,7 +244,12 @@ class AWSKMS:
         if not 0 < len(blob) <= _MAX_BLOB_BYTES or not _is_id(version) or named not in {None, version}:
             raise invalid_wrap()
         answer = await self._ask(
-            key_id, _Decrypted, self._client.decrypt, CiphertextBlob=blob, EncryptionContext=dict(context)
+            key_id,
+            _Decrypted,
+            self._client.decrypt,
+            CiphertextBlob=blob,
+            EncryptionAlgorithm=_ALGORITHM,
+            EncryptionContext=dict(context),
         )
         answered = self._id_in(answer.key_id)
         if answered != version:
@@ -267,9 +295,7 @@ class AWSKMS:
         """Have the key do something."""
         self._resolve(key_id)
         try:
-            return await self._call(
-                form, operation, KeyId=key_id, EncryptionAlgorithm=_ALGORITHM, **parameters
-            )
+            return await self._call(form, operation, KeyId=key_id, **parameters)
         except _InvalidStateError:
             await self.describe(key_id)  # raises, where the key itself is why
             raise
@@ -284,6 +310,15 @@ class AWSKMS:
         except Exception as error:  # noqa: BLE001  whatever else botocore and urllib3 raise is no answer
             name = type(error).__name__
             raise KMSUnavailableError(f"AWS KMS gave no usable answer ({name}).") from None
+
+    async def _wrapped(self, key_id: str, answer: _Wrapped) -> WrappedKey:
+        """Return the wrap in an answer, made by the key that the name reaches."""
+        version = self._id_in(answer.key_id)
+        if self._reached.get(key_id) != version:
+            await self._confirm(key_id, version)
+        if not DATA_KEY_BYTES < len(answer.ciphertext_blob) <= _MAX_BLOB_BYTES:
+            raise _untrusted()
+        return WrappedKey(answer.ciphertext_blob, version)
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         """Call it in a thread, and last as long as the thread does, also when cancelled."""

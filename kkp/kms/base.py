@@ -24,11 +24,12 @@ every backend has are Protocols of their own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from kkp.envelope import context_bytes
+from kkp.envelope import DATA_KEY_BYTES, context_bytes
 from kkp.errors import UnknownBackendError
 from kkp.master_key import MasterKey
 from kkp.model import BackendLimits
@@ -36,7 +37,17 @@ from kkp.model import BackendLimits
 if TYPE_CHECKING:
     from kkp.kms.local import LocalKeyStore
 
-__all__ = ["KMS", "KeyDescription", "Resources", "RotatesKeys", "WrappedKey", "context_bytes"]
+__all__ = [
+    "KMS",
+    "DataKey",
+    "GeneratesDataKeys",
+    "KeyDescription",
+    "Resources",
+    "RotatesKeys",
+    "WrappedKey",
+    "context_bytes",
+    "data_key_from",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,14 @@ class WrappedKey:
 
     encrypted_data_key: bytes = field(repr=False)
     key_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """A data key in the clear, beside its wrap."""
+
+    plaintext: bytes = field(repr=False)
+    wrapped: WrappedKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,32 @@ class KMS(Protocol):
 
     async def close(self) -> None:
         """Release what the adaptor holds; safe to call twice."""
+
+
+@runtime_checkable
+class GeneratesDataKeys(Protocol):
+    """A backend that makes data keys itself, and gives each together with its wrap."""
+
+    async def generate_data_key(self, key_id: str, context: Mapping[str, str]) -> DataKey:
+        """Return a data key under the key's current version, its wrap bound to the context.
+
+        Raises:
+            UnknownKeyError: There is no such key.
+            KeyDisabledError: The key may not be used now.
+        """
+
+
+async def data_key_from(kms: KMS, key_id: str, context: Mapping[str, str]) -> DataKey:
+    """Return a data key: one that the backend makes, where it does, else a random one that it wraps.
+
+    Raises:
+        UnknownKeyError: There is no such key.
+        KeyDisabledError: The key may not be used now.
+    """
+    if isinstance(kms, GeneratesDataKeys):
+        return await kms.generate_data_key(key_id, context)
+    plaintext = os.urandom(DATA_KEY_BYTES)
+    return DataKey(plaintext, await kms.wrap(key_id, plaintext, context))
 
 
 @runtime_checkable

@@ -41,7 +41,7 @@ from kkp.envelope import (
 )
 from kkp.errors import KeyNotReadyError, KKPError, KMSUnavailableError
 from kkp.kms._breaker import Breaker, Period
-from kkp.kms.base import KMS, KeyDescription, RotatesKeys, WrappedKey
+from kkp.kms.base import KMS, DataKey, GeneratesDataKeys, KeyDescription, RotatesKeys, WrappedKey
 from kkp.model import BackendLimits
 
 _T = TypeVar("_T")
@@ -92,6 +92,8 @@ class Guarded:
         # What the backend can't do, the guard must not seem to be able to: there is no such method then.
         if isinstance(kms, RotatesKeys):
             self.rotate = partial(self._rotate, kms)
+        if isinstance(kms, GeneratesDataKeys):
+            self.generate_data_key = partial(self._generate_data_key, kms)
 
     def is_left_alone(self) -> bool:
         """Tell whether the breaker keeps calls away."""
@@ -122,6 +124,11 @@ class Guarded:
     async def close(self) -> None:
         """Close the backend."""
         await self._kms.close()
+
+    async def _generate_data_key(
+        self, kms: GeneratesDataKeys, key_id: str, context: Mapping[str, str]
+    ) -> DataKey:
+        return await self._call(lambda: kms.generate_data_key(key_id, context), _is_made)
 
     async def _rotate(self, kms: RotatesKeys, key_id: str) -> KeyDescription:
         return await self._call(lambda: kms.rotate(key_id), _is_description, attempts=1)
@@ -256,6 +263,14 @@ def _is_wrap_of(data_key: bytes, answer: object) -> bool:
 
 def _is_data_key(answer: object) -> bool:
     return _is_octets(answer, DATA_KEY_BYTES, DATA_KEY_BYTES)
+
+
+def _is_made(answer: object) -> bool:
+    return (
+        isinstance(answer, DataKey)
+        and _is_data_key(answer.plaintext)
+        and _is_wrap_of(answer.plaintext, answer.wrapped)
+    )
 
 
 def _is_description(answer: object) -> bool:

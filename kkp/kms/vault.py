@@ -11,6 +11,8 @@ Rules:
 - Every key is looked at before its first wrap: transit makes a key that it does not have if the token may
   `create`, and a typing error must not.
 - Vault answers 400 to everything that is wrong with a request. What it was is read from the key itself.
+- Data keys are KKP's own, wrapped by `encrypt`: transit's `datakey` takes no associated data, so what it
+  wraps could not be bound to a context.
 - Answers are distrusted: the version in the text must be the one that the answer names, and one that the key
   has; a text must be written as Vault writes it, since Go's base64 passes over line breaks.
 - Whatever says that Vault could not be reached, is sealed, failed or is not to be trusted is

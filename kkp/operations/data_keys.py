@@ -17,9 +17,10 @@ from kkp import envelope as envelopes
 from kkp.authn.base import Authenticated
 from kkp.envelope import DetachedEnvelope, Encoding
 from kkp.kms import KMSRegistry
+from kkp.kms.base import data_key_from
 from kkp.model import Action
 from kkp.operations.base import Operation, Proposal
-from kkp.operations.envelopes import OpenRequest, SealRequest, fresh_data_key, opening, sealing, unwrapped
+from kkp.operations.envelopes import OpenRequest, SealRequest, opening, sealing, unwrapped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +59,16 @@ class GenerateDataKey(Operation[Proposal, DataKeyRequest, MessageKey]):
     async def run(self, proposal: Proposal, request: DataKeyRequest) -> MessageKey:  # noqa: ARG002  all is in the request
         """Wrap a fresh data key, and derive from it the key of one message."""
         kms = self._registry.get(request.backend)
-        data_key, wrapped = await fresh_data_key(kms, request.key_id, request.context)
+        data_key = await data_key_from(kms, request.key_id, request.context)
         envelope, key = envelopes.detach(
-            data_key=data_key,
+            data_key=data_key.plaintext,
             context=request.context,
             associated_data=request.associated_data,
             encoding=request.encoding,
             backend=request.backend,
             key_id=request.key_id,
-            key_version=wrapped.key_version,
-            encrypted_data_key=wrapped.encrypted_data_key,
+            key_version=data_key.wrapped.key_version,
+            encrypted_data_key=data_key.wrapped.encrypted_data_key,
         )
         return MessageKey(envelope, key)
 

@@ -1,13 +1,13 @@
 """Sealing, opening and moving envelopes.
 
-A data key is made here, wrapped by the backend and forgotten; it never leaves the process but to a backend
-that wraps it. A plaintext is returned only after every check of `kkp.envelope` has passed, and a data key is
-handed to another backend only after the envelope's labels were found to be its own.
+A data key comes from the backend or is wrapped by it, and never leaves the process but to a backend that
+wraps it. It is forgotten after its message, unless data keys are cached for the caller (`kkp.kms.caching`). A
+plaintext is returned only after every check of `kkp.envelope` has passed, and a data key is handed to another
+backend only after the envelope's labels were found to be its own.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
@@ -23,7 +23,7 @@ from kkp.errors import (
     UnauthenticatedError,
 )
 from kkp.kms import KMSRegistry
-from kkp.kms.base import KMS, WrappedKey
+from kkp.kms.base import KMS, WrappedKey, data_key_from
 from kkp.model import JSON, Action
 from kkp.operations.base import EnvelopeFacts, Operation, Proposal
 from kkp.tokens import Claims
@@ -45,6 +45,12 @@ class EncryptRequest(SealRequest):
     """What `POST /envelope/encrypt` asks for."""
 
     plaintext: bytes | str = field(repr=False)
+
+    @property
+    def plaintext_bytes(self) -> int:
+        """How long the plaintext is; a lone surrogate, which sealing refuses, counts as well."""
+        plaintext = self.plaintext
+        return len(plaintext.encode(errors="surrogatepass") if isinstance(plaintext, str) else plaintext)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,19 +104,21 @@ class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
         """Name the key, the context and the associated data."""
         return sealing(authenticated, request)
 
-    async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:  # noqa: ARG002  all is in the request
-        """Wrap a fresh data key and seal the plaintext under it."""
-        kms = self._registry.get(request.backend)
-        data_key, wrapped = await fresh_data_key(kms, request.key_id, request.context)
+    async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:
+        """Take a data key and seal the plaintext under it."""
+        kms = self._registry.for_caller(
+            request.backend, proposal.caller.id, plaintext_bytes=request.plaintext_bytes
+        )
+        data_key = await data_key_from(kms, request.key_id, request.context)
         return envelopes.seal(
             request.plaintext,
-            data_key=data_key,
+            data_key=data_key.plaintext,
             context=request.context,
             associated_data=request.associated_data,
             backend=request.backend,
             key_id=request.key_id,
-            key_version=wrapped.key_version,
-            encrypted_data_key=wrapped.encrypted_data_key,
+            key_version=data_key.wrapped.key_version,
+            encrypted_data_key=data_key.wrapped.encrypted_data_key,
         )
 
 
@@ -138,7 +146,11 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
         Raises:
             EnvelopeInvalidError: Anything at all did not fit; always the same answer.
         """
-        kms = self._registry.get(request.envelope.wrap.backend)
+        kms = self._registry.for_caller(
+            request.envelope.wrap.backend,
+            proposal.caller.id,
+            plaintext_bytes=request.envelope.plaintext_bytes,
+        )
         data_key = await unwrapped(kms, request.envelope)
         plaintext = envelopes.open(request.envelope, data_key)
         return Opened(plaintext, request.envelope.header.encoding, proposal.claims)
@@ -187,12 +199,6 @@ class Rewrap(Operation[Proposal, RewrapRequest, Envelope]):
             key_version=wrapped.key_version,
             encrypted_data_key=wrapped.encrypted_data_key,
         )
-
-
-async def fresh_data_key(kms: KMS, key_id: str, context: Mapping[str, str]) -> tuple[bytes, WrappedKey]:
-    """Return a new data key, and how the backend wrapped it."""
-    data_key = os.urandom(envelopes.DATA_KEY_BYTES)
-    return data_key, await kms.wrap(key_id, data_key, context)
 
 
 async def unwrapped(kms: KMS, envelope: DetachedEnvelope) -> bytes:

@@ -26,6 +26,7 @@ from kkp.errors import (
     CredentialsExpiredError,
     InvalidWrapError,
     KeyDisabledError,
+    KeyNotReadyError,
     KKPError,
     KMSDeniedError,
     KMSThrottledError,
@@ -79,6 +80,7 @@ async def every_use(kms: AWSKMS, wrapped: WrappedKey, expected: type[KKPError]) 
     """Use the key in each way, and return how each was refused."""
     uses = (
         kms.wrap("alias/orders", DATA_KEY, CONTEXT),
+        kms.generate_data_key("alias/orders", CONTEXT),
         kms.unwrap("alias/orders", wrapped, CONTEXT),
         kms.describe("alias/orders"),
     )
@@ -147,9 +149,9 @@ STATES: Mapping[str, type[KKPError]] = {
     "PendingDeletion": KeyDisabledError,
     "PendingReplicaDeletion": KeyDisabledError,
     "PendingImport": KeyDisabledError,
-    "Creating": KMSUnavailableError,
-    "Unavailable": KMSUnavailableError,
-    "a state that nobody knows": KMSUnavailableError,
+    "Creating": KeyNotReadyError,
+    "Unavailable": KeyNotReadyError,
+    "a state that nobody knows": KeyNotReadyError,
 }
 
 
@@ -160,21 +162,18 @@ async def test_a_key_that_is_switched_off_is_disabled_and_one_whose_store_is_awa
     wrapped = await kms.wrap("alias/orders", DATA_KEY, CONTEXT)
     aws.set_state("alias/orders", state)
 
-    with pytest.raises(expected):
-        await kms.wrap("alias/orders", DATA_KEY, CONTEXT)
-    with pytest.raises(expected):
-        await kms.unwrap("alias/orders", wrapped, CONTEXT)
-    with pytest.raises(expected):
-        await kms.describe("alias/orders")
+    await every_use(kms, wrapped, expected)
 
 
 async def test_a_state_that_passed_while_it_was_looked_at_is_an_outage(aws: AWSEmulator, kms: AWSKMS) -> None:
     def fault(operation: str, answer: Callable[[], Reply]) -> Reply:
-        return error("KMSInvalidStateException") if operation == "Encrypt" else answer()
+        return error("KMSInvalidStateException") if operation != "DescribeKey" else answer()
 
     aws.fault = fault
     with pytest.raises(KMSUnavailableError):
         await kms.wrap("alias/orders", DATA_KEY, CONTEXT)
+    with pytest.raises(KMSUnavailableError):
+        await kms.generate_data_key("alias/orders", CONTEXT)
 
 
 @pytest.mark.parametrize("usage", [("SIGN_VERIFY", "ECC_NIST_P256"), ("ENCRYPT_DECRYPT", "RSA_2048")])
@@ -260,6 +259,16 @@ LIES: Mapping[str, tuple[str, Callable[[Document], None]]] = {
     "the ciphertext is empty": ("Encrypt", blob_of(b"")),
     "the ciphertext is as short as the key": ("Encrypt", blob_of(b"c" * 32)),
     "the ciphertext is longer than AWS takes back": ("Encrypt", blob_of(b"c" * 6145)),
+    "it made a key under another key": ("GenerateDataKey", other_key),
+    "it made a key in another region": ("GenerateDataKey", other_region),
+    "it made a key under an alias": ("GenerateDataKey", alias_for_key),
+    "it made a key under no key": ("GenerateDataKey", no_key),
+    "the made key is cut short": ("GenerateDataKey", plaintext_of(DATA_KEY[:-1])),
+    "the made key is too long": ("GenerateDataKey", plaintext_of(DATA_KEY + b"\0")),
+    "the made key is empty": ("GenerateDataKey", plaintext_of(b"")),
+    "the made key's ciphertext is empty": ("GenerateDataKey", blob_of(b"")),
+    "the made key's ciphertext is as short as the key": ("GenerateDataKey", blob_of(b"c" * 32)),
+    "the made key's ciphertext is longer than AWS takes back": ("GenerateDataKey", blob_of(b"c" * 6145)),
     "it decrypted under another key": ("Decrypt", other_key),
     "it decrypted in another region": ("Decrypt", other_region),
     "it decrypted by another algorithm": ("Decrypt", other_algorithm),
@@ -277,6 +286,7 @@ async def test_an_answer_that_can_not_be_right_is_an_outage(
 
     uses: Mapping[str, Callable[[], Awaitable[object]]] = {
         "Encrypt": lambda: kms.wrap(key_id, DATA_KEY, CONTEXT),
+        "GenerateDataKey": lambda: kms.generate_data_key(key_id, CONTEXT),
         "Decrypt": lambda: kms.unwrap(key_id, wrapped, CONTEXT),
     }
     with pytest.raises(KMSUnavailableError):
@@ -297,8 +307,11 @@ async def test_what_is_no_data_key_is_the_wrap_of_somebody_else_and_no_outage(
 @pytest.mark.parametrize("length", [33, 6144])
 async def test_a_ciphertext_of_either_limit_is_taken(aws: AWSEmulator, kms: AWSKMS, length: int) -> None:
     aws.fault = altering("Encrypt", blob_of(b"c" * length))
-
     assert len((await kms.wrap("alias/orders", DATA_KEY, CONTEXT)).encrypted_data_key) == length
+
+    aws.fault = altering("GenerateDataKey", blob_of(b"c" * length))
+    made = await kms.generate_data_key("alias/orders", CONTEXT)
+    assert len(made.wrapped.encrypted_data_key) == length
 
 
 async def test_a_description_of_another_key_than_the_named_one_is_an_outage(
@@ -382,26 +395,52 @@ async def test_a_key_is_looked_at_once_for_its_name_and_again_only_after_a_surpr
     assert aws.operations.count("DescribeKey") == 1
 
 
+async def test_a_data_key_is_made_and_wrapped_by_aws_in_one_call(aws: AWSEmulator, kms: AWSKMS) -> None:
+    await kms.generate_data_key("alias/orders", CONTEXT)
+    aws.operations.clear()
+    made = await kms.generate_data_key("alias/orders", CONTEXT)
+
+    assert aws.operations == ["GenerateDataKey"]
+    assert await kms.unwrap("alias/orders", made.wrapped, CONTEXT) == made.plaintext
+
+
+async def test_a_made_data_key_shows_in_no_repr(kms: AWSKMS) -> None:
+    made = await kms.generate_data_key("alias/orders", CONTEXT)
+
+    assert repr(made) == f"DataKey(wrapped={made.wrapped!r})"
+
+
 async def test_the_context_goes_pair_by_pair_and_the_key_by_its_name(aws: AWSEmulator, kms: AWSKMS) -> None:
     wrapped = await kms.wrap("alias/orders", DATA_KEY, CONTEXT)
     seen: list[str] = []
     kms._client = _Recording(kms._client, seen)  # type: ignore[assignment]  # it passes everything on
     await kms.unwrap("alias/orders", wrapped, CONTEXT)
+    await kms.generate_data_key("alias/orders", CONTEXT)
 
-    assert seen == [json.dumps(["alias/orders", CONTEXT, "SYMMETRIC_DEFAULT"])]
+    assert seen == [
+        json.dumps(["alias/orders", CONTEXT, "SYMMETRIC_DEFAULT"]),
+        json.dumps(["alias/orders", CONTEXT, "AES_256"]),
+    ]
 
 
 class _Recording:
-    """boto3's client, with a note of what it is asked to decrypt."""
+    """boto3's client, with a note of what it is asked to decrypt or to make."""
 
     def __init__(self, client: Any, seen: list[str]) -> None:
         self._client = client
         self._seen = seen
 
     def decrypt(self, **parameters: object) -> object:
-        names = ("KeyId", "EncryptionContext", "EncryptionAlgorithm")
-        self._seen.append(json.dumps([parameters[name] for name in names]))
+        self._note("EncryptionAlgorithm", parameters)
         return self._client.decrypt(**parameters)
+
+    def generate_data_key(self, **parameters: object) -> object:
+        self._note("KeySpec", parameters)
+        return self._client.generate_data_key(**parameters)
+
+    def _note(self, kind: str, parameters: Mapping[str, object]) -> None:
+        names = ("KeyId", "EncryptionContext", kind)
+        self._seen.append(json.dumps([parameters[name] for name in names]))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -509,6 +548,9 @@ class _Failing:
         self._failure = failure
 
     def encrypt(self, **_: object) -> Mapping[str, Any]:
+        raise self._failure
+
+    def generate_data_key(self, **_: object) -> Mapping[str, Any]:
         raise self._failure
 
     def decrypt(self, **_: object) -> Mapping[str, Any]:

@@ -20,6 +20,7 @@ import pytest
 
 from kkp import kms as package
 from kkp.clock import SteadyClock
+from kkp.config import DataKeyCacheLimits
 from kkp.errors import (
     ConfigError,
     InvalidWrapError,
@@ -28,7 +29,16 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms import SCHEMES, KMSRegistry, check, connect
-from kkp.kms.base import KMS, KeyDescription, Resources, RotatesKeys, WrappedKey
+from kkp.kms.base import (
+    KMS,
+    GeneratesDataKeys,
+    KeyDescription,
+    Resources,
+    RotatesKeys,
+    WrappedKey,
+    data_key_from,
+)
+from kkp.kms.caching import Caching, DataKeyCache
 from kkp.kms.guarded import Guarded
 from kkp.kms.local import LocalKeyStore, ensure_default_key
 from kkp.master_key import MasterKey
@@ -81,8 +91,22 @@ class Backend:
         return kms if self.wrapper is None else WRAPPERS[self.wrapper](kms)
 
 
+def cached(kms: KMS) -> KMS:
+    """Let data keys serve again, for sealing as well."""
+    limits = DataKeyCacheLimits(
+        age_seconds=300, entries=100, messages=100, plaintext_bytes=100_000, encrypts=True
+    )
+
+    async def epoch() -> int:
+        return 0
+
+    cache = DataKeyCache(limits, SteadyClock(), epoch)
+    return Caching(kms, cache, backend="backend", caller_id="orders", plaintext_bytes=100)
+
+
 WRAPPERS: Mapping[type, Callable[[KMS], KMS]] = {
     Guarded: lambda kms: Guarded(kms, "guarded", BackendLimits()),
+    Caching: cached,
 }
 
 
@@ -152,10 +176,15 @@ WRAPPED = tuple(
     replace(backend, wrapper=wrapper)
     for wrapper in WRAPPERS
     for backend in BARE
-    if backend.uri in {"memory://aws", "vault-transit://"}
+    if backend.uri in {"memory://aws", "aws-kms://", "vault-transit://"}
 )
 BACKENDS = BARE + WRAPPED
-ROTATING = tuple(backend for backend in BACKENDS if backend.uri.startswith("memory"))
+ROTATING = tuple(
+    backend for backend in BACKENDS if backend.uri.startswith("memory") and backend.wrapper is not Caching
+)
+GENERATING = tuple(
+    backend for backend in BACKENDS if backend.uri == "aws-kms://" or backend.wrapper is Caching
+)
 DISABLING = tuple(backend for backend in BACKENDS if backend.disabled_key is not None)
 SIGNING = tuple(backend for backend in BACKENDS if backend.signing_key is not None)
 
@@ -256,6 +285,28 @@ async def test_a_wrapped_key_unwraps(kms: KMS, backend: Backend) -> None:
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
 
     assert await kms.unwrap(backend.key, wrapped, CONTEXT) == DATA_KEY
+
+
+async def test_a_data_key_opens_by_its_wrap(kms: KMS, backend: Backend) -> None:
+    made = await data_key_from(kms, backend.key, CONTEXT)
+
+    assert len(made.plaintext) == 32
+    assert made.wrapped.key_version == (await kms.describe(backend.key)).key_version
+    assert await kms.unwrap(backend.key, made.wrapped, CONTEXT) == made.plaintext
+
+
+async def test_no_two_contexts_or_keys_get_one_data_key(kms: KMS, backend: Backend) -> None:
+    asked = [(backend.key, CONTEXT), (backend.key, {}), (backend.other_key, CONTEXT)]
+    made = [await data_key_from(kms, key_id, context) for key_id, context in asked]
+
+    assert len({data_key.plaintext for data_key in made}) == 3
+    for key_id, context in asked[1:]:
+        with pytest.raises(InvalidWrapError):
+            await kms.unwrap(key_id, made[0].wrapped, context)
+
+
+async def test_the_backends_that_make_data_keys_are_known(kms: KMS, backend: Backend) -> None:
+    assert isinstance(kms, GeneratesDataKeys) == (backend in GENERATING)
 
 
 async def test_an_empty_context_is_a_context(kms: KMS, backend: Backend) -> None:
@@ -359,6 +410,8 @@ async def test_another_version_opens_nothing(kms: KMS, backend: Backend, version
 async def assert_every_use_raises(kms: KMS, key_id: str, wrapped: WrappedKey, error: type[Exception]) -> None:
     with pytest.raises(error):
         await kms.wrap(key_id, DATA_KEY, CONTEXT)
+    with pytest.raises(error):
+        await data_key_from(kms, key_id, CONTEXT)
     with pytest.raises(error):
         await kms.unwrap(key_id, wrapped, CONTEXT)
     with pytest.raises(error):
@@ -487,7 +540,9 @@ def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     program = "import sys, kkp.kms; print(*(name for name in sys.modules if name.startswith('kkp.kms')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
 
-    assert set(done.stdout.split()) == {"kkp.kms", "kkp.kms.base", "kkp.kms.guarded", "kkp.kms._breaker"}
+    assert set(done.stdout.split()) == {
+        "kkp.kms", "kkp.kms.base", "kkp.kms.caching", "kkp.kms.guarded", "kkp.kms._breaker",
+    }  # fmt: skip
 
 
 def test_a_development_server_imports_no_sdk_of_a_cloud(tmp_path: Path) -> None:
@@ -512,8 +567,8 @@ print(*sys.modules)
     assert "kkp.kms.memory" in loaded
     assert not loaded & sdks
     assert {name for name in loaded if name.startswith("kkp.kms.")} == {
-        "kkp.kms.base", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._aead", "kkp.kms.memory",
-        "kkp.kms.local",
+        "kkp.kms.base", "kkp.kms.caching", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._aead",
+        "kkp.kms.memory", "kkp.kms.local",
     }  # fmt: skip
 
 

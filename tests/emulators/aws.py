@@ -179,7 +179,7 @@ class AWSEmulator:
         return reply
 
     def _refusal(self, operation: str, request: Document) -> Reply | None:
-        if operation not in {"Encrypt", "Decrypt"}:
+        if operation not in {"GenerateDataKey", "Encrypt", "Decrypt"}:
             return None
         key = self._key(request["KeyId"])
         refused = _key_refusal(key)

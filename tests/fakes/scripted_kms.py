@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from kkp.kms.base import KeyDescription, WrappedKey
+from kkp.kms.base import DataKey, KeyDescription, WrappedKey
 
 DATA_KEY = bytes(range(32))
 WRAPPED = WrappedKey(b"w" * 60, "1")
+MADE = DataKey(DATA_KEY, WRAPPED)
 DESCRIPTION = KeyDescription("keys/orders", "1")
 
 # What a call does: it returns an answer in place of the good one, raises, or lasts.
@@ -115,9 +116,13 @@ class ScriptedKMS:
             self.under_way -= 1
 
 
-class RotatingKMS(ScriptedKMS):
-    """One that can also rotate."""
+class AbleKMS(ScriptedKMS):
+    """One that can also rotate, and make data keys."""
 
     async def rotate(self, key_id: str) -> KeyDescription:
         description: KeyDescription = await self._do(DESCRIPTION, "rotate", key_id)
         return description
+
+    async def generate_data_key(self, key_id: str, context: Mapping[str, str]) -> DataKey:
+        data_key: DataKey = await self._do(MADE, "generate_data_key", key_id, context)
+        return data_key

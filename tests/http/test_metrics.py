@@ -56,8 +56,8 @@ class Measured:
 
 
 @asynccontextmanager
-async def measured(directory: Path) -> AsyncIterator[Measured]:
-    settings = settings_for(directory, KKP_METRICS_ADDR="127.0.0.1:0")
+async def measured(directory: Path, **environ: str) -> AsyncIterator[Measured]:
+    settings = settings_for(directory, KKP_METRICS_ADDR="127.0.0.1:0", **environ)
     async with development(settings) as services:
         assert services.metrics is not None
         async with (
@@ -96,6 +96,23 @@ async def test_answers_are_counted_by_route_and_status(server: Measured) -> None
         ("POST", "/identities/{id}/disable", "404"): 1,
     }
     assert samples["kkp_request_seconds_count"][("POST", "/token")] == 4
+
+
+async def test_data_keys_are_counted_by_use_and_by_where_they_came_from(tmp_path: Path) -> None:
+    cached = {"KKP_DATA_KEY_CACHE_SECS": "60", "KKP_DATA_KEY_CACHE_ENCRYPT": "1"}
+    async with measured(tmp_path, **cached) as server:
+        kkp = server.kkp
+        token = await kkp.token(kkp.root_key)
+        envelopes = [await kkp.seal(token) for _ in range(3)]
+        for _ in range(4):
+            await kkp.post("/envelope/decrypt", {"envelope": envelopes[0], "token": token})
+        assert 'kkp_data_keys_total{source="cache",use="decrypt"} 3.0' in await server.text()
+        assert (await server.samples())["kkp_data_keys_total"] == {
+            ("backend", "encrypt"): 1,
+            ("cache", "encrypt"): 2,
+            ("backend", "decrypt"): 1,
+            ("cache", "decrypt"): 3,
+        }
 
 
 async def test_decisions_questions_records_and_failures_are_counted(server: Measured) -> None:

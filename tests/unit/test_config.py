@@ -10,7 +10,7 @@ import pytest
 
 from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
-from kkp.config import Address, Settings, SinkAddress, load
+from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load
 from kkp.errors import ConfigError
 from kkp.model import BackendLimits
 from kkp.ring_times import RingTimes
@@ -75,6 +75,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         max_plaintext_bytes=1024 * 1024,
         caller_rate_per_second=500,
         caller_burst=1000,
+        data_key_cache=None,
         ring_times=RingTimes(
             token_ttl=300,
             min_ttl=60,
@@ -937,3 +938,56 @@ def test_a_caller_has_a_rate_or_with_zero_none(text: str, rate: int) -> None:
 def test_a_limit_that_is_no_whole_number_is_refused(name: str, text: str) -> None:
     (problem,) = problems(**{name: text})
     assert problem.startswith(f"{name}: {text!r} can't be used")
+
+
+# Cached data keys.
+
+
+def test_data_keys_are_cached_only_when_they_are_given_an_age() -> None:
+    given = {"KKP_DATA_KEY_CACHE_ENTRIES": "7", "KKP_DATA_KEY_CACHE_MESSAGES": "8"}
+    assert settings(**given).data_key_cache is None
+    assert settings(**given, KKP_DATA_KEY_CACHE_SECS="0").data_key_cache is None
+    assert settings(KKP_DATA_KEY_CACHE_SECS="2.5").data_key_cache == DataKeyCacheLimits(
+        age_seconds=2.5, entries=1000, messages=10_000, plaintext_bytes=2**30, encrypts=False
+    )
+
+
+def test_the_largest_data_key_cache_that_can_be_set() -> None:
+    chosen = settings(
+        KKP_DATA_KEY_CACHE_SECS="3600",
+        KKP_DATA_KEY_CACHE_ENTRIES="100000",
+        KKP_DATA_KEY_CACHE_MESSAGES="4294967296",
+        KKP_DATA_KEY_CACHE_BYTES="68719476736",
+        KKP_DATA_KEY_CACHE_ENCRYPT="1",
+    )
+    assert chosen.data_key_cache == DataKeyCacheLimits(3600, 100_000, 2**32, 2**36, encrypts=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KKP_DATA_KEY_CACHE_SECS", "-1"),
+        ("KKP_DATA_KEY_CACHE_SECS", "3600.1"),
+        ("KKP_DATA_KEY_CACHE_SECS", "nan"),
+        ("KKP_DATA_KEY_CACHE_SECS", "inf"),
+        ("KKP_DATA_KEY_CACHE_SECS", "soon"),
+        ("KKP_DATA_KEY_CACHE_ENTRIES", "0"),
+        ("KKP_DATA_KEY_CACHE_ENTRIES", "100001"),
+        ("KKP_DATA_KEY_CACHE_MESSAGES", "0"),
+        ("KKP_DATA_KEY_CACHE_MESSAGES", "4294967297"),
+        ("KKP_DATA_KEY_CACHE_BYTES", "0"),
+        ("KKP_DATA_KEY_CACHE_BYTES", "68719476737"),
+        ("KKP_DATA_KEY_CACHE_BYTES", "1e6"),
+        ("KKP_DATA_KEY_CACHE_ENCRYPT", "yes"),
+    ],
+)
+def test_a_data_key_cache_beyond_its_bounds_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: {text!r} can't be used; give ")
+
+
+def test_sealing_from_a_cache_that_is_off_is_refused() -> None:
+    (problem,) = problems(KKP_DATA_KEY_CACHE_ENCRYPT="1")
+    assert problem == (
+        "KKP_DATA_KEY_CACHE_ENCRYPT: no data keys are cached; give KKP_DATA_KEY_CACHE_SECS, or unset it"
+    )

@@ -23,15 +23,16 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms import KMSRegistry
-from kkp.kms.base import KMS, KeyDescription, RotatesKeys, WrappedKey
+from kkp.kms.base import KMS, DataKey, GeneratesDataKeys, KeyDescription, RotatesKeys, WrappedKey
 from kkp.kms.guarded import Guarded
 from kkp.model import BackendLimits
 from tests.fakes.instant_loop import in_no_time
 from tests.fakes.scripted_kms import (
     DATA_KEY,
     DESCRIPTION,
+    MADE,
     WRAPPED,
-    RotatingKMS,
+    AbleKMS,
     ScriptedKMS,
     Step,
     hanging,
@@ -56,6 +57,7 @@ ANSWERS: dict[str, Any] = {
     "describe": DESCRIPTION,
     "ping": None,
     "rotate": DESCRIPTION,
+    "generate_data_key": MADE,
 }
 
 
@@ -77,9 +79,12 @@ def use(kms: KMS, call: str = "describe") -> Awaitable[Any]:
             return kms.describe("orders")
         case "ping":
             return kms.ping()
-        case _:
+        case "rotate":
             assert isinstance(kms, RotatesKeys)
             return kms.rotate("orders")
+        case _:
+            assert isinstance(kms, GeneratesDataKeys)
+            return kms.generate_data_key("orders", CONTEXT)
 
 
 async def error_of(call: Awaitable[object]) -> KKPError:
@@ -97,7 +102,7 @@ def now() -> float:
 
 @in_no_time
 async def test_calls_and_answers_pass_as_they_are() -> None:
-    kms = RotatingKMS()
+    kms = AbleKMS()
     guard = guarded(kms)
 
     assert {call: await use(guard, call) for call in ANSWERS} == ANSWERS
@@ -107,13 +112,15 @@ async def test_calls_and_answers_pass_as_they_are() -> None:
         ("describe", "orders"),
         ("ping",),
         ("rotate", "orders"),
+        ("generate_data_key", "orders", CONTEXT),
     ]
 
 
 @in_no_time
 async def test_a_guard_has_the_abilities_of_its_backend_and_no_others() -> None:
-    assert isinstance(guarded(RotatingKMS()), RotatesKeys)
-    assert not isinstance(guarded(ScriptedKMS()), RotatesKeys)
+    for ability in (RotatesKeys, GeneratesDataKeys):
+        assert isinstance(guarded(AbleKMS()), ability)
+        assert not isinstance(guarded(ScriptedKMS()), ability)
 
 
 @in_no_time
@@ -174,7 +181,7 @@ async def test_pauses_are_drawn_from_nothing_up_to_twice_as_much_each_time(
 
 @in_no_time
 async def test_rotating_is_not_tried_twice() -> None:
-    kms = RotatingKMS(raising(THROTTLED))
+    kms = AbleKMS(raising(THROTTLED))
     await error_of(use(guarded(kms), "rotate"))
 
     assert kms.calls == [("rotate", "orders")]
@@ -532,6 +539,14 @@ LIES: Mapping[str, tuple[str, Any]] = {
     ),
     "a description with bytes for a name": ("describe", KeyDescription(b"keys/orders", "1")),  # type: ignore[arg-type]  # a lie
     "a rotation without a description": ("rotate", None),
+    "no made data key": ("generate_data_key", None),
+    "a made data key without its wrap": ("generate_data_key", DATA_KEY),
+    "a made data key one byte short": ("generate_data_key", DataKey(DATA_KEY[:-1], WRAPPED)),
+    "a made data key that is text": ("generate_data_key", DataKey("k" * 32, WRAPPED)),  # type: ignore[arg-type]  # a lie
+    "a made data key with no wrap": ("generate_data_key", DataKey(DATA_KEY, None)),  # type: ignore[arg-type]  # a lie
+    "a made data key within its wrap": (
+        "generate_data_key", DataKey(DATA_KEY, WrappedKey(b"w" + DATA_KEY, "1")),
+    ),
 }  # fmt: skip
 EXTREMES: Mapping[str, tuple[str, Any]] = {
     "the shortest wrap": ("wrap", WrappedKey(b"w", "")),
@@ -553,7 +568,7 @@ EXTREMES: Mapping[str, tuple[str, Any]] = {
 async def test_an_answer_that_can_not_be_right_is_an_outage_and_told_without_its_value(
     call: str, lie: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    guard = guarded(RotatingKMS(saying(lie)), attempts=1, breaker_failures=1)
+    guard = guarded(AbleKMS(saying(lie)), attempts=1, breaker_failures=1)
 
     assert type(await error_of(use(guard, call))) is KMSUnavailableError
     assert guard.is_left_alone()
@@ -566,7 +581,7 @@ async def test_an_answer_that_can_not_be_right_is_an_outage_and_told_without_its
 @pytest.mark.parametrize(("call", "answer"), EXTREMES.values(), ids=EXTREMES.keys())
 @in_no_time
 async def test_an_answer_at_its_limits_is_believed(call: str, answer: Any) -> None:
-    assert await use(guarded(RotatingKMS(saying(answer))), call) == answer
+    assert await use(guarded(AbleKMS(saying(answer))), call) == answer
 
 
 @in_no_time
