@@ -223,6 +223,12 @@ def detached_to_wire(envelope: DetachedEnvelope) -> DetachedEnvelopeWire:
     )
 
 
+def canonical_bytes(envelope: Envelope) -> bytes:
+    """Return the RFC 8785 bytes of the whole envelope, which name it whatever way its JSON was written."""
+    members = msgspec.structs.asdict(to_wire(envelope))
+    return msgspec.json.encode(dict(sorted({**members, "context": _sorted(envelope.header.context)}.items())))
+
+
 def check_context(context: Mapping[str, str]) -> None:
     """Refuse a context that an envelope can't hold.
 

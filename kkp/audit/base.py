@@ -15,12 +15,13 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from kkp.model import Action
+from kkp.model import JSON, Action
 from kkp.rows import ChainedRow, ChainHead
 
 __all__ = [
     "AuditEntry",
     "AuditStore",
+    "BreakGlass",
     "ChainHead",
     "ChainedRow",
     "FailedAuthentication",
@@ -43,6 +44,7 @@ class RecordType(StrEnum):
     RATE_LIMITED = "rate_limited"
     PROBE = "probe"
     ROLLBACK_ACCEPTED = "rollback_accepted"
+    BREAK_GLASS = "break_glass"
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +139,14 @@ class RollbackAccepted:
     """That the operator went on with a database which is behind a checkpoint, named by its hash in hex."""
 
     checkpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakGlass:
+    """What was done past KKP, as a file of `kkp.audit.break_glass` told it, and that record's hash in hex."""
+
+    imported: Mapping[str, JSON]
+    imported_hash: str
 
 
 class Probe(NamedTuple):

@@ -7,7 +7,7 @@ notices by the epoch.
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
 usage, a configuration that can't be used, or an audit log that can't be read; 3 `audit verify` found the log
 behind or inconsistent with a checkpoint; 4 its newest checkpoint is too old; 74 the disk lost a write to the
-database (a failed fsync).
+database (a failed fsync). Those of `envelope open` are its own, and in its --help.
 
 A command is a module with `register`, and a name in `_COMMANDS`. Only the one that is asked for is loaded:
 what the servers need of HTTP takes longer to load than most of the others take to run.
@@ -28,7 +28,7 @@ from kkp import __version__
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "doctor")
+_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
