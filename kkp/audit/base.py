@@ -72,6 +72,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
         claims_digest: SHA-256 over the claims that are about to be signed.
         context_names: The names, never the values, of the encryption context.
         result: The result code; None until it is known.
+        count: How many items of a batch it is about.
         request_id: The request that the decision belongs to.
         peer: The address it came from.
         private: Values of which only a keyed digest is recorded, each separated by its field's name.
@@ -99,6 +100,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     claims_digest: str | None = None
     context_names: tuple[str, ...] = ()
     result: str | None = None
+    count: int | None = None
     request_id: str | None = None
     peer: str | None = None
     private: Mapping[str, str] = {}
@@ -111,10 +113,14 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an operation ended whose decision is already on record as `ref`, a `chain:seq`."""
+    """How an operation ended whose decision is already on record as `ref`, a `chain:seq`.
+
+    Of a batch, `count` is how many of the decision's items ended like this.
+    """
 
     ref: str
     result: str
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,14 +45,14 @@ GENESIS_HASH: Final = bytes(32)
 FIRST_SEQ: Final = 1
 
 DECISION_FIELDS: Final = (
-    "action", "aud", "backend", "caller", "claims_digest", "context_names", "decision", "decision_id",
-    "epoch", "exp", "iat", "jti", "key_id", "kid", "method", "peer", "policy_decision_id", "policy_revision",
-    "reasons", "request_id", "result", "source_backend", "source_key_id",
+    "action", "aud", "backend", "caller", "claims_digest", "context_names", "count", "decision",
+    "decision_id", "epoch", "exp", "iat", "jti", "key_id", "kid", "method", "peer", "policy_decision_id",
+    "policy_revision", "reasons", "request_id", "result", "source_backend", "source_key_id",
 )  # fmt: skip
 """The fields of a decision that are recorded as they are."""
 
 CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {
-    "checkpoint", "count", "heads", "imported", "imported_hash", "reason", "ref", "version",
+    "checkpoint", "heads", "imported", "imported_hash", "reason", "ref", "version",
 }  # fmt: skip
 """All that a record of any type may say in clear. A field that is missing here can't be written at all."""
 

@@ -142,13 +142,13 @@ class AuditLog:
         """
         return await self._enqueue(entry)
 
-    async def commit_outcome(self, receipt: Receipt, code: str) -> None:
-        """Record how the operation of an earlier record ended.
+    async def commit_outcome(self, receipt: Receipt, code: str, count: int | None = None) -> None:
+        """Record how the operation of an earlier record ended; of a batch, for how many of its items.
 
         Raises:
             AuditUnavailableError: The outcome could not be recorded.
         """
-        await self._enqueue(Outcome(f"{receipt.chain}:{receipt.seq}", code))
+        await self._enqueue(Outcome(f"{receipt.chain}:{receipt.seq}", code, count))
 
     async def commit_failed_authentication(self, failed: FailedAuthentication) -> None:
         """Record an aggregate of failed authentications.
@@ -308,7 +308,7 @@ class AuditLog:
             case AuditEntry():
                 return link(head, now, RecordType.DECISION, self._decision_members(record, head, day))
             case Outcome():
-                return link(head, now, RecordType.OUTCOME, asdict(record))
+                return link(head, now, RecordType.OUTCOME, _outcome_members(record))
             case FailedAuthentication():
                 return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
             case RateLimited():
@@ -341,3 +341,7 @@ class AuditLog:
         if self._failing:
             _log.warning("the audit store works again")
         self._failing = False
+
+
+def _outcome_members(outcome: Outcome) -> dict[str, JSON]:
+    return {name: value for name, value in asdict(outcome).items() if value is not None}
