@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +45,7 @@ class Act:
     @property
     def digest(self) -> str:
         """What the envelope is called in the record."""
-        return sha256(envelopes.canonical_bytes(self.envelope)).hexdigest()
+        return envelopes.digest(self.envelope)
 
 
 def open_on_record(act: Act, records: RecordFile) -> None:
