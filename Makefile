@@ -9,7 +9,7 @@ run: $(READY)
 	@exec $(BIN)/kkp dev
 
 test: $(READY)
-	$(BIN)/pytest -n auto -q --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --dist worksteal -q --cov --cov-report=term:skip-covered
 
 # Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone.
 soak: $(READY)

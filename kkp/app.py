@@ -69,13 +69,11 @@ from kkp.store.local_keys import LocalKeyStore
 from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
 from kkp.store.sql import Database
-from kkp.web import openapi
-from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
-from kkp.web.routes import ROUTES, Services
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
     from kkp.metrics import Metrics
+    from kkp.web.routes import Services
 
 ROOT = "root"
 _log = logging.getLogger(__name__)
@@ -289,6 +287,11 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
 ) -> Services:
+    # HTTP, which the commands beside a server do not need and would wait for.
+    from kkp.web import openapi  # noqa: PLC0415
+    from kkp.web.public import PUBLIC_ROUTES, PublicDocuments  # noqa: PLC0415
+    from kkp.web.routes import ROUTES, Services  # noqa: PLC0415
+
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring, registry)

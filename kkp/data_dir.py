@@ -8,10 +8,12 @@ Nothing here ever prints what is in them.
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kkp.config import decode_master_key
@@ -30,6 +32,64 @@ def is_open_to_others(mode: int) -> bool:
 def is_writable_by_others(mode: int) -> bool:
     """Tell whether anybody but the owner can write what has this mode."""
     return bool(mode & _OTHERS_WRITE)
+
+
+def open_private(path: Path, flags: int, name: str) -> int:
+    """Open a file that is its owner's alone; a link is not followed.
+
+    Args:
+        path: The file; made with mode 0600 where the flags ask for it.
+        flags: Those of `os.open`.
+        name: What the file is to whoever gave it.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ConfigError: What is there is a link or no file, belongs to somebody else, or others can touch it.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # ELOOP: a link in its place
+        raise ConfigError([f"{name}: {path} can't be opened ({error.strerror})"]) from error
+    status = os.fstat(descriptor)
+    problem = None
+    if not stat.S_ISREG(status.st_mode):
+        problem = "is no file"
+    elif status.st_uid != os.geteuid():
+        problem = "belongs to somebody else"
+    elif is_open_to_others(status.st_mode):
+        problem = f"can be touched by others; run: chmod 600 {path}"
+    if problem:
+        os.close(descriptor)
+        raise ConfigError([f"{name}: {path} {problem}"])
+    return descriptor
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every other command that does this to the directory out for the duration of the block.
+
+    Raises:
+        OSError: It can't be opened.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write every byte.
+
+    Raises:
+        OSError: Some were not written.
+    """
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def flush_directory(directory: Path) -> None:
@@ -157,25 +217,35 @@ def _open_to_others(name: str, path: Path) -> str:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a new secret file and make it durable; never overwrite one.
-
-    The file gets its name once it is whole on disk: a crash leaves no half-written key under that name, only
-    a complete one, or a file that nothing reads.
+    """Write a new secret file of one line; see `write_new`.
 
     Raises:
         ConfigError: It exists or can't be written.
     """
-    unnamed = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
     try:
-        descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(f"{text}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(unnamed, path)  # unlike a rename, it never overwrites
-        finally:
-            unnamed.unlink()
-        flush_directory(path.parent)
+        write_new(path, f"{text}\n".encode("ascii"))
     except OSError as error:
         raise ConfigError([f"{path} can't be written ({error.strerror})"]) from error
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a new file for its owner only and make it durable; never overwrite one.
+
+    The file gets its name once it is whole on disk: a crash leaves no half of it under that name, only all of
+    it, or a file that nothing reads.
+
+    Raises:
+        OSError: It exists or can't be written; then there is nothing of it.
+    """
+    unnamed = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        try:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.link(unnamed, path)  # unlike a rename, it never overwrites
+    finally:
+        unnamed.unlink()
+    flush_directory(path.parent)

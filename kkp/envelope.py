@@ -46,7 +46,7 @@ import os
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from hashlib import sha512
+from hashlib import sha256, sha512
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -221,6 +221,17 @@ def detached_to_wire(envelope: DetachedEnvelope) -> DetachedEnvelopeWire:
         wrap_tag=_encode(wrap.wrap_tag),
         commitment=_encode(envelope.commitment),
     )
+
+
+def canonical_bytes(envelope: Envelope) -> bytes:
+    """Return the RFC 8785 bytes of the whole envelope, which name it whatever way its JSON was written."""
+    members = msgspec.structs.asdict(to_wire(envelope))
+    return msgspec.json.encode(dict(sorted({**members, "context": _sorted(envelope.header.context)}.items())))
+
+
+def digest(envelope: Envelope) -> str:
+    """Return the SHA-256 of the envelope's RFC 8785 bytes, in hex."""
+    return sha256(canonical_bytes(envelope)).hexdigest()
 
 
 def check_context(context: Mapping[str, str]) -> None:

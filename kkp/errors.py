@@ -23,12 +23,15 @@ KKPError
 ├── NotFoundError                     not_found
 │   ├── UnknownBackendError           unknown_backend
 │   └── UnknownKeyError               unknown_key
+│       └── KeyElsewhereError         unknown_key
 ├── ConflictError                     conflict
 │   └── KeyDisabledError              key_disabled
 ├── EnvelopeInvalidError              envelope_invalid
 ├── RateLimitedError                  rate_limited
 ├── KMSError
 │   ├── KMSDeniedError                kms_denied
+│   │   ├── CredentialsExpiredError   kms_denied
+│   │   └── ClockSkewError            kms_denied
 │   ├── KMSUnavailableError           kms_unavailable
 │   │   ├── KMSThrottledError         kms_unavailable
 │   │   └── KeyNotReadyError          kms_unavailable
@@ -160,6 +163,10 @@ class UnknownKeyError(NotFoundError):
     code = "unknown_key"
 
 
+class KeyElsewhereError(UnknownKeyError):
+    """The name says itself that the key is in another region, ring or vault than the backend's."""
+
+
 class ConflictError(KKPError):
     """The request contradicts the present state; the message says when or how it would not."""
 
@@ -205,6 +212,14 @@ class KMSDeniedError(KMSError):
     """The backend refused KKP's own credentials."""
 
     code = "kms_denied"
+
+
+class CredentialsExpiredError(KMSDeniedError):
+    """The backend refused KKP's own credentials because their time is over, or they were revoked."""
+
+
+class ClockSkewError(KMSDeniedError):
+    """The backend refused KKP's own credentials because this machine's clock is off."""
 
 
 class KMSUnavailableError(KMSError):

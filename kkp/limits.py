@@ -1,7 +1,9 @@
 """How often one caller may ask: a token bucket for each, without I/O and with a clock handed in.
 
 A bucket holds `burst` requests and refills at `rate_per_second`. All that is kept of one is the moment at
-which it will be full again, so a bucket that is full is the same as none.
+which it will be full again, so a bucket that is full is the same as none. A batch is as many requests as it
+has items. One that is larger than a bucket needs a full one, and the caller comes in again only when the rest
+is paid off, too.
 
 Rules that hold here:
 - Memory is bounded: at most MAX_CALLERS buckets are kept, in the order of their last admission. Only a full
@@ -48,18 +50,18 @@ class CallerLimits:
         self._count_refusal = count_refusal
         self._full_at: dict[str, float] = {}
 
-    def admit(self, caller: str) -> None:
-        """Take one request out of the caller's bucket.
+    def admit(self, caller: str, cost: int = 1) -> None:
+        """Take one request, or a batch of so many, out of the caller's bucket.
 
         Raises:
-            RateLimitedError: It is empty; the refusal is counted.
+            RateLimitedError: It does not hold as many; the refusal is counted, as one.
         """
         if not self._seconds_each:
             return
         now = self._monotonic()
         bucket = self._bucket(caller, now)
-        full_at = max(self._full_at.get(bucket, now), now) + self._seconds_each
-        wait_seconds = full_at - now - self._seconds_to_fill
+        full_at = max(self._full_at.get(bucket, now), now) + cost * self._seconds_each
+        wait_seconds = full_at - now - max(self._seconds_to_fill, cost * self._seconds_each)
         if wait_seconds > _ROUNDING_SECONDS:
             self._count_refusal(caller)
             raise RateLimitedError(max(1, math.ceil(wait_seconds)))

@@ -32,6 +32,7 @@ class Action(StrEnum):
     REVOKE_TOKEN = "revoke_token"  # noqa: S105  the name of an action
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
+    IMPORT_AUDIT = "import_audit"
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

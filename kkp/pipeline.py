@@ -17,19 +17,26 @@ Rules that hold here:
   holds from the next request on, on every replica.
 - A failure after step 5 appends an outcome record that points to the first. Success needs no second one.
 - Nothing else in KKP calls `Operation.run`.
+
+A batch walks the same road with all of its items side by side. It is authenticated once. Each distinct
+question is decided and recorded once, with how many items ask it and a digest of which. Only when every
+record is durable, all at one epoch, do the items run; each then succeeds or fails by itself. When the epoch
+moves while they run, those that have not begun walk again from step 2.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import attrgetter
-from typing import Literal, Protocol, TypeVar, final
+from typing import Generic, Literal, Protocol, TypeVar, final
 
 import msgspec
 
@@ -48,7 +55,8 @@ from kkp.errors import (
     TokenExpiredError,
 )
 from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
-from kkp.operations.base import EnvelopeFacts, Operation, Proposal, refusal
+from kkp.operations.base import BatchOperation, EnvelopeFacts, Operation, Proposal, refusal
+from kkp.pacing import Pacer, each
 from kkp.tokens import Claims
 
 RequestT = TypeVar("RequestT")
@@ -59,6 +67,10 @@ ProposalT = TypeVar("ProposalT", bound=Proposal)
 _MOST_WALKS = 8
 # A proposal goes stale when its decision takes longer than a second: that is tried once more.
 _MOST_STALE = 2
+# How many questions of a batch are decided, and how many of its items run, at a time.
+_AT_ONCE = 32
+_CANCELLED = "cancelled"
+_SUPERSEDED = "superseded"
 _log = logging.getLogger(__name__)
 
 
@@ -75,8 +87,8 @@ class Records(Protocol):
     async def commit(self, entry: AuditEntry) -> Receipt:
         """Make a decision durable; AuditUnavailableError otherwise."""
 
-    async def commit_outcome(self, receipt: Receipt, code: str) -> None:
-        """Record how an operation failed."""
+    async def commit_outcome(self, receipt: Receipt, code: str, count: int | None = None) -> None:
+        """Record how an operation failed; of a batch, for how many of its items."""
 
 
 class CountsFailures(Protocol):
@@ -89,8 +101,8 @@ class CountsFailures(Protocol):
 class LimitsCallers(Protocol):
     """Bounds how often a caller is served."""
 
-    def admit(self, caller: str) -> None:
-        """Take note of one request; RateLimitedError if it is one too many."""
+    def admit(self, caller: str, cost: int = 1) -> None:
+        """Take note of one request, or of a batch of so many; RateLimitedError if that is too much."""
 
 
 class Loads(Protocol):
@@ -177,6 +189,69 @@ class Origin:
     decision_id: str | None = None
 
 
+@final
+@dataclass(slots=True, eq=False)
+class Result(Generic[AnswerT]):
+    """What becomes of one item of a batch.
+
+    Attributes:
+        answer: What the operation returned.
+        error: Why it returned nothing.
+        decision_id: Which decision the item rests on; None if nothing was decided.
+        is_open: Whether it has neither as yet.
+    """
+
+    answer: AnswerT | None = None
+    error: Exception | None = None
+    decision_id: str | None = None
+    is_open: bool = True
+
+    def succeed(self, answer: AnswerT) -> None:
+        """Close it with an answer."""
+        self.answer, self.is_open = answer, False
+
+    def fail(self, error: Exception) -> None:
+        """Close it without one."""
+        self.error, self.is_open = error, False
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Item(Generic[RequestT, AnswerT]):
+    """One item of a batch on its way, and how often its proposal went stale."""
+
+    position: int
+    request: RequestT
+    result: Result[AnswerT]
+    times_stale: int = 0
+
+
+@final
+@dataclass(slots=True, eq=False)
+class _Asked(Generic[ProposalT, RequestT, AnswerT]):
+    """One question of a batch: who asks it, how it was decided, and what became of those who do.
+
+    Attributes:
+        proposal: That of the first, and once it is decided the one that was approved for all.
+        question: The policy input.
+        decision_id: What the caller is told.
+        items: Who asks it.
+        traces: Which items they are, for the audit.
+        failure: What they are told unless it was allowed.
+        receipt: The record; None until it is durable.
+        outcomes: How many ended without an answer, by code.
+    """
+
+    proposal: ProposalT
+    question: bytes
+    decision_id: str
+    items: list[_Item[RequestT, AnswerT]] = field(default_factory=list)
+    traces: list[Sequence[JSON]] = field(default_factory=list)
+    failure: KKPError | None = None
+    receipt: Receipt | None = None
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
 class _Request(msgspec.Struct, frozen=True):
     backend: str | None
     key_id: str | None
@@ -201,6 +276,7 @@ class _PolicyInput(msgspec.Struct, frozen=True):
     environment: _Environment
 
 
+_KEEPS_CHANGING = "The state keeps changing; try again."
 _encoder = msgspec.json.Encoder(order="deterministic")
 _epoch_of = attrgetter("epoch")
 
@@ -261,15 +337,14 @@ class Pipeline:
             if walk == 0 and self._limits is not None:
                 self._limits.admit(authenticated.caller.id)
             proposal = operation.propose(authenticated, request)
-            question = self._question(operation, proposal, origin)
-            proposal, decision, failure = await self._decide(operation, proposal, question)
+            question = self._question(operation, proposal, origin, self._clock.now())
             decision_id = f"{origin.request_id}-{walk}"
-            receipt = await self._audit.commit(
-                _entry(operation, proposal, decision, failure, question, origin, decision_id)
+            proposal, failure, receipt = await self._decide_on_record(
+                operation, proposal, question, origin, decision_id
             )
             origin.decision_id = decision_id
             if receipt.epoch != authenticated.epoch:
-                await self._audit.commit_outcome(receipt, "superseded")
+                await self._audit.commit_outcome(receipt, _SUPERSEDED)
                 await self._state.reach(receipt.epoch)
                 continue
             if failure is not None:
@@ -277,7 +352,7 @@ class Pipeline:
             try:
                 return await self._operate(operation, proposal, request)
             except asyncio.CancelledError:
-                await asyncio.shield(self._record_outcome(receipt, "cancelled"))
+                await asyncio.shield(self._record_outcome(receipt, _CANCELLED))
                 raise
             except StaleProposalError as error:
                 await self._record_outcome(receipt, error.code)
@@ -285,9 +360,81 @@ class Pipeline:
                 if stale == _MOST_STALE:
                     raise
             except Exception as error:  # of whatever kind: it goes on record, and on to the caller
-                await self._record_outcome(receipt, error.code if isinstance(error, KKPError) else "internal")
+                await self._record_outcome(receipt, _code_of(error))
                 raise
-        raise KeyringUnavailableError("The state keeps changing; try again.")
+        raise KeyringUnavailableError(_KEEPS_CHANGING)
+
+    async def run_batch(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        requests: Sequence[RequestT | Exception],
+        credentials: Credentials,
+        origin: Origin,
+    ) -> Sequence[Result[AnswerT]]:
+        """Do what each request asks, if this caller may, and return in their order what became of them.
+
+        Args:
+            operation: What is to be done.
+            requests: What each item asks for, or why it could not be read.
+            credentials: Those of all.
+            origin: Where the batch came from.
+
+        Raises:
+            AuthenticationError: Who is calling could not be established.
+            RateLimitedError: The caller asks too often; each item counts as a request.
+            AuditUnavailableError: Not every decision could be made durable, so nothing was done.
+            KKPError: Whatever else concerns all. Once an item has run, such an error is that of the others.
+        """
+        results: list[Result[AnswerT]] = [Result() for _ in requests]
+        items: list[_Item[RequestT, AnswerT]] = []
+        for position, (request, result) in enumerate(zip(requests, results, strict=True)):
+            if isinstance(request, Exception):
+                result.fail(request)
+            else:
+                items.append(_Item(position, request, result))
+        try:
+            await self._walk_together(operation, items, credentials, origin, len(requests))
+        except KKPError as error:
+            if not any(result.decision_id for result in results):
+                raise
+            for result in results:
+                if result.is_open:
+                    result.fail(error)
+        return results
+
+    async def _walk_together(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        items: Sequence[_Item[RequestT, AnswerT]],
+        credentials: Credentials,
+        origin: Origin,
+        cost: int,
+    ) -> None:
+        """Walk until every item has its result, in steps that are those of `run`.
+
+        While many items run, the state may change any number of times. Only walks on which no item ends are
+        counted, and end in 503.
+        """
+        waiting, fruitless = items, 0
+        for walk in itertools.count():
+            authenticated = await self._authenticate(credentials, origin)
+            if walk == 0 and self._limits is not None:
+                self._limits.admit(authenticated.caller.id, cost)
+            asked = await self._ask(operation, authenticated, waiting, origin, walk)
+            receipts = await self._decide_all_on_record(operation, asked, origin)
+            if any(receipt.epoch != authenticated.epoch for receipt in receipts):
+                supersede = partial(self._audit.commit_outcome, code=_SUPERSEDED)
+                await each(receipts, supersede, at_once=_AT_ONCE)
+                await self._state.reach(max(receipt.epoch for receipt in receipts))
+            else:
+                await self._operate_all(operation, asked, authenticated.epoch)
+            left = [item for item in waiting if item.result.is_open]
+            if not left:
+                return
+            fruitless = fruitless + 1 if len(left) == len(waiting) else 0
+            if fruitless == _MOST_WALKS:
+                raise KeyringUnavailableError(_KEEPS_CHANGING)
+            waiting = left
 
     async def _authenticate(self, credentials: Credentials, origin: Origin) -> Authenticated:
         try:
@@ -313,8 +460,44 @@ class Pipeline:
                 raise
         return self._authenticator.authenticate(credentials, epoch=self._state.epoch)
 
+    async def _ask(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        authenticated: Authenticated,
+        items: Sequence[_Item[RequestT, AnswerT]],
+        origin: Origin,
+        walk: int,
+    ) -> Collection[_Asked[ProposalT, RequestT, AnswerT]]:
+        """Propose every item, at one moment, and return the distinct questions that this makes.
+
+        What code itself refuses differs from what it does not, though the question be the same.
+        """
+        pacer, now = Pacer(), self._clock.now()
+        asked: dict[tuple[bytes, str], _Asked[ProposalT, RequestT, AnswerT]] = {}
+        for item in items:
+            await pacer.pause()
+            try:
+                proposal = operation.propose(authenticated, item.request)
+                question = self._question(operation, proposal, origin, now)
+                trace = (item.position, *operation.trace(item.request))
+            except Exception as error:  # noqa: BLE001  whatever is wrong with one item, the others go on
+                item.result.fail(error)
+                continue
+            refused = refusal(proposal, operation.scope)
+            key = question, "" if refused is None else refused.code
+            if key not in asked:
+                decision_id = f"{origin.request_id}-{walk}-{len(asked)}"
+                asked[key] = _Asked(proposal, question, decision_id)
+            asked[key].items.append(item)
+            asked[key].traces.append(trace)
+        return asked.values()
+
     def _question(
-        self, operation: Operation[ProposalT, RequestT, AnswerT], proposal: ProposalT, origin: Origin
+        self,
+        operation: Operation[ProposalT, RequestT, AnswerT],
+        proposal: ProposalT,
+        origin: Origin,
+        now: float,
     ) -> bytes:
         """Return the policy input in canonical JSON: what policy is asked is what the audit seals."""
         document = _PolicyInput(
@@ -328,9 +511,47 @@ class Pipeline:
                 envelope=_envelope_document(proposal.envelope),
                 **proposal.details,
             ),
-            environment=_Environment(time=_rfc3339(int(self._clock.now())), client_ip=origin.client_ip),
+            environment=_Environment(time=_rfc3339(int(now)), client_ip=origin.client_ip),
         )
         return _encoder.encode(document)
+
+    async def _decide_all_on_record(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        asked: Collection[_Asked[ProposalT, RequestT, AnswerT]],
+        origin: Origin,
+    ) -> Sequence[Receipt]:
+        """Decide and record every question of a batch; all of it is durable when this returns."""
+
+        async def decide(one: _Asked[ProposalT, RequestT, AnswerT]) -> None:
+            one.proposal, one.failure, one.receipt = await self._decide_on_record(
+                operation, one.proposal, one.question, origin, one.decision_id, one.traces
+            )
+
+        try:
+            await each(asked, decide, at_once=_AT_ONCE)
+        except AuditUnavailableError:
+            raise  # what is on record already is a record without an operation, like that of any lost commit
+        except BaseException as error:
+            for one in asked:
+                one.outcomes[_code_of(error)] = len(one.items)
+            await asyncio.shield(self._record_outcomes(asked))
+            raise
+        return [one.receipt for one in asked if one.receipt is not None]
+
+    async def _decide_on_record(  # noqa: PLR0913, PLR0917  the record is about all of these
+        self,
+        operation: Operation[ProposalT, RequestT, AnswerT],
+        proposal: ProposalT,
+        question: bytes,
+        origin: Origin,
+        decision_id: str,
+        traces: Sequence[Sequence[JSON]] | None = None,
+    ) -> tuple[ProposalT, KKPError | None, Receipt]:
+        """Return what was decided on, what the caller is told unless it was allowed, and the receipt."""
+        proposal, decision, failure = await self._decide(operation, proposal, question)
+        entry = _entry(operation, proposal, decision, failure, question, origin, decision_id, traces)
+        return proposal, failure, await self._audit.commit(entry)
 
     async def _decide(
         self, operation: Operation[ProposalT, RequestT, AnswerT], proposal: ProposalT, question: bytes
@@ -349,6 +570,55 @@ class Pipeline:
             return proposal, decision, None
         return proposal, decision, PolicyDeniedError("The policy denies this.", decision.public_reasons)
 
+    async def _operate_all(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        asked: Collection[_Asked[ProposalT, RequestT, AnswerT]],
+        epoch: int,
+    ) -> None:
+        """Run every item that was allowed, and record how those ended that did not succeed."""
+
+        async def operate(
+            step: tuple[_Asked[ProposalT, RequestT, AnswerT], _Item[RequestT, AnswerT]],
+        ) -> None:
+            one, item = step
+            if one.failure is not None:
+                item.result.fail(one.failure)
+            else:
+                outcome = await self._operate_item(operation, one.proposal, item, epoch)
+                one.outcomes.subtract((_CANCELLED,))
+                one.outcomes.update(() if outcome is None else (outcome,))
+            item.result.decision_id = one.decision_id
+
+        for one in asked:  # an item that has not ended is one that was cancelled
+            one.outcomes[_CANCELLED] = 0 if one.failure is not None else len(one.items)
+        try:
+            await each([(one, item) for one in asked for item in one.items], operate, at_once=_AT_ONCE)
+        finally:
+            await asyncio.shield(self._record_outcomes(asked))
+
+    async def _operate_item(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        proposal: ProposalT,
+        item: _Item[RequestT, AnswerT],
+        epoch: int,
+    ) -> str | None:
+        """Run one item of a batch; return the code to be recorded unless it succeeded."""
+        if self._state.epoch != epoch:
+            return _SUPERSEDED
+        try:
+            item.result.succeed(await self._operate(operation, proposal, item.request))
+        except StaleProposalError as error:
+            item.times_stale += 1
+            if item.times_stale == _MOST_STALE:
+                item.result.fail(error)
+            return error.code
+        except Exception as error:  # noqa: BLE001  of whatever kind: it is this item's, and goes on record
+            item.result.fail(error)
+            return _code_of(error)
+        return None
+
     async def _operate(
         self, operation: Operation[ProposalT, RequestT, AnswerT], proposal: ProposalT, request: RequestT
     ) -> AnswerT:
@@ -358,6 +628,24 @@ class Pipeline:
             with contextlib.suppress(KeyringUnavailableError):
                 await self._state.refresh()
         return answer
+
+    async def _record_outcomes(self, asked: Collection[_Asked[ProposalT, RequestT, AnswerT]]) -> None:
+        """Append the outcomes of a batch, one for each question and code, until one can't be recorded."""
+        outcomes = [
+            (one.receipt, code, count)
+            for one in asked
+            if one.receipt is not None
+            for code, count in one.outcomes.items()
+            if count
+        ]
+
+        async def record(outcome: tuple[Receipt, str, int]) -> None:
+            await self._audit.commit_outcome(*outcome)
+
+        try:
+            await each(outcomes, record, at_once=_AT_ONCE)
+        except AuditUnavailableError:
+            _log.warning("of %d outcomes of a batch some could not be recorded", len(outcomes))
 
     async def _record_outcome(self, receipt: Receipt, code: str) -> None:
         """Append the outcome. If even that fails, the error that is being raised still tells the caller."""
@@ -392,8 +680,12 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
     question: bytes,
     origin: Origin,
     decision_id: str,
+    traces: Sequence[Sequence[JSON]] | None,
 ) -> AuditEntry:
     claims, source = proposal.claims, proposal.source
+    private = {"sub": claims.sub} if claims is not None else {}
+    if traces is not None:
+        private["items"] = msgspec.json.encode(traces).decode()
     return AuditEntry(
         action=operation.action,
         decision=_verdict(failure),
@@ -416,11 +708,18 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
         claims_digest=proposal.claims_digest,
         context_names=tuple(proposal.envelope.context) if proposal.envelope is not None else (),
         result=failure.code if failure is not None else None,
+        count=len(traces) if traces is not None else None,
         request_id=origin.request_id,
         peer=origin.client_ip,
-        private={"sub": claims.sub} if claims is not None else {},
+        private=private,
         policy_input=question,
     )
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return _CANCELLED
+    return error.code if isinstance(error, KKPError) else "internal"
 
 
 def _verdict(failure: KKPError | None) -> Literal["allow", "deny", "error"]:

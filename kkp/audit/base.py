@@ -15,12 +15,13 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
-from kkp.model import Action
+from kkp.model import JSON, Action
 from kkp.rows import ChainedRow, ChainHead
 
 __all__ = [
     "AuditEntry",
     "AuditStore",
+    "BreakGlass",
     "ChainHead",
     "ChainedRow",
     "FailedAuthentication",
@@ -43,6 +44,7 @@ class RecordType(StrEnum):
     RATE_LIMITED = "rate_limited"
     PROBE = "probe"
     ROLLBACK_ACCEPTED = "rollback_accepted"
+    BREAK_GLASS = "break_glass"
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
         claims_digest: SHA-256 over the claims that are about to be signed.
         context_names: The names, never the values, of the encryption context.
         result: The result code; None until it is known.
+        count: How many items of a batch it is about.
         request_id: The request that the decision belongs to.
         peer: The address it came from.
         private: Values of which only a keyed digest is recorded, each separated by its field's name.
@@ -97,6 +100,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     claims_digest: str | None = None
     context_names: tuple[str, ...] = ()
     result: str | None = None
+    count: int | None = None
     request_id: str | None = None
     peer: str | None = None
     private: Mapping[str, str] = {}
@@ -109,10 +113,14 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an operation ended whose decision is already on record as `ref`, a `chain:seq`."""
+    """How an operation ended whose decision is already on record as `ref`, a `chain:seq`.
+
+    Of a batch, `count` is how many of the decision's items ended like this.
+    """
 
     ref: str
     result: str
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +145,14 @@ class RollbackAccepted:
     """That the operator went on with a database which is behind a checkpoint, named by its hash in hex."""
 
     checkpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class BreakGlass:
+    """What was done past KKP, as a file of `kkp.audit.break_glass` told it, and that record's hash in hex."""
+
+    imported: Mapping[str, JSON]
+    imported_hash: str
 
 
 class Probe(NamedTuple):

@@ -9,7 +9,8 @@ chain   the chain's id, e.g. 20261122T031500Z-1f2e3d4c: when the process started
 seq     1, 2, 3 … without a gap
 prev    the previous record's hash, lowercase hex; 64 zeros at seq 1
 time    Unix seconds, to the millisecond
-type    start | decision | outcome | failed_authentication | rate_limited | probe | rollback_accepted
+type    start | decision | outcome | failed_authentication | rate_limited | probe | rollback_accepted |
+        break_glass
 …       members in clear: nothing but CLEAR_FIELDS
 private       {field: HMAC-SHA-256, lowercase hex}     see kkp.audit.sealing
 input_sealed  {"day": "2026-11-22", "data": base64url}  see kkp.audit.sealing
@@ -44,14 +45,14 @@ GENESIS_HASH: Final = bytes(32)
 FIRST_SEQ: Final = 1
 
 DECISION_FIELDS: Final = (
-    "action", "aud", "backend", "caller", "claims_digest", "context_names", "decision", "decision_id",
-    "epoch", "exp", "iat", "jti", "key_id", "kid", "method", "peer", "policy_decision_id", "policy_revision",
-    "reasons", "request_id", "result", "source_backend", "source_key_id",
+    "action", "aud", "backend", "caller", "claims_digest", "context_names", "count", "decision",
+    "decision_id", "epoch", "exp", "iat", "jti", "key_id", "kid", "method", "peer", "policy_decision_id",
+    "policy_revision", "reasons", "request_id", "result", "source_backend", "source_key_id",
 )  # fmt: skip
 """The fields of a decision that are recorded as they are."""
 
 CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {
-    "checkpoint", "count", "heads", "reason", "ref", "version",
+    "checkpoint", "heads", "imported", "imported_hash", "reason", "ref", "version",
 }  # fmt: skip
 """All that a record of any type may say in clear. A field that is missing here can't be written at all."""
 

@@ -32,6 +32,7 @@ from kkp import __version__
 from kkp.audit.base import (
     AuditEntry,
     AuditStore,
+    BreakGlass,
     ChainedRow,
     ChainHead,
     FailedAuthentication,
@@ -55,7 +56,9 @@ DEADLINE_SECONDS: Final = 1.0
 PROBE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
-_Record: TypeAlias = AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | Probe
+_Record: TypeAlias = (
+    AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | BreakGlass | Probe
+)
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
@@ -139,13 +142,13 @@ class AuditLog:
         """
         return await self._enqueue(entry)
 
-    async def commit_outcome(self, receipt: Receipt, code: str) -> None:
-        """Record how the operation of an earlier record ended.
+    async def commit_outcome(self, receipt: Receipt, code: str, count: int | None = None) -> None:
+        """Record how the operation of an earlier record ended; of a batch, for how many of its items.
 
         Raises:
             AuditUnavailableError: The outcome could not be recorded.
         """
-        await self._enqueue(Outcome(f"{receipt.chain}:{receipt.seq}", code))
+        await self._enqueue(Outcome(f"{receipt.chain}:{receipt.seq}", code, count))
 
     async def commit_failed_authentication(self, failed: FailedAuthentication) -> None:
         """Record an aggregate of failed authentications.
@@ -170,6 +173,14 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(accepted)
+
+    async def commit_break_glass(self, opened: BreakGlass) -> None:
+        """Record what was done past KKP.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(opened)
 
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
@@ -290,18 +301,22 @@ class AuditLog:
             written.append((pending, row))
         return written
 
-    def _link(self, record: _Record, head: ChainHead, now: float, day: DayCipher) -> ChainedRow:
+    def _link(  # noqa: PLR0911  one for each type of record
+        self, record: _Record, head: ChainHead, now: float, day: DayCipher
+    ) -> ChainedRow:
         match record:
             case AuditEntry():
                 return link(head, now, RecordType.DECISION, self._decision_members(record, head, day))
             case Outcome():
-                return link(head, now, RecordType.OUTCOME, asdict(record))
+                return link(head, now, RecordType.OUTCOME, _outcome_members(record))
             case FailedAuthentication():
                 return link(head, now, RecordType.FAILED_AUTHENTICATION, asdict(record))
             case RateLimited():
                 return link(head, now, RecordType.RATE_LIMITED, asdict(record))
             case RollbackAccepted():
                 return link(head, now, RecordType.ROLLBACK_ACCEPTED, asdict(record))
+            case BreakGlass():
+                return link(head, now, RecordType.BREAK_GLASS, asdict(record))
             case Probe():
                 return link(head, now, RecordType.PROBE, {})
 
@@ -326,3 +341,7 @@ class AuditLog:
         if self._failing:
             _log.warning("the audit store works again")
         self._failing = False
+
+
+def _outcome_members(outcome: Outcome) -> dict[str, JSON]:
+    return {name: value for name, value in asdict(outcome).items() if value is not None}

@@ -15,7 +15,6 @@ import asyncio
 import fcntl
 import os
 import signal
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Final, Protocol, final, runtime_checkable
 
 from kkp.audit.checkpoints import MAX_LINE_BYTES
 from kkp.config import SinkAddress
-from kkp.data_dir import flush_directory, is_open_to_others, is_writable_by_others
+from kkp.data_dir import flush_directory, is_writable_by_others, open_private, write_all
 from kkp.errors import AuditUnavailableError, ConfigError
 
 DEADLINE_SECONDS: Final = 10.0
@@ -103,9 +102,7 @@ class FileSink:
             size = os.fstat(descriptor).st_size
             # A line that was cut short by a crash keeps to itself: the next one begins on its own.
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            remaining = b"\n" * torn + line + b"\n"
-            while remaining:
-                remaining = remaining[os.write(descriptor, remaining) :]
+            write_all(descriptor, b"\n" * torn + line + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -127,26 +124,7 @@ class FileSink:
         return lines[1:] if start else lines
 
     def _open(self, flags: int) -> int:
-        """Open the file, or refuse what must not be written through or believed."""
-        name = "KKP_CHECKPOINT_SINK"
-        try:
-            descriptor = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            raise
-        except OSError as error:  # ELOOP: a link in its place
-            raise ConfigError([f"{name}: {self.path} can't be opened ({error.strerror})"]) from error
-        status = os.fstat(descriptor)
-        problem = None
-        if not stat.S_ISREG(status.st_mode):
-            problem = "is no file"
-        elif status.st_uid != os.geteuid():
-            problem = "belongs to somebody else"
-        elif is_open_to_others(status.st_mode):
-            problem = f"can be touched by others; run: chmod 600 {self.path}"
-        if problem:
-            os.close(descriptor)
-            raise ConfigError([f"{name}: {self.path} {problem}"])
-        return descriptor
+        return open_private(self.path, flags, "KKP_CHECKPOINT_SINK")
 
 
 @final

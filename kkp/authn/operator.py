@@ -20,7 +20,7 @@ class LocalOperator:
 
     def __init__(self) -> None:
         self._caller = Caller(
-            id=f"operator:{_account()}",
+            id=f"operator:{account()}",
             kind="operator",
             roles=("admin",),
             issuer="kkp",
@@ -32,7 +32,8 @@ class LocalOperator:
         return Authenticated(self._caller, epoch)
 
 
-def _account() -> str:
+def account() -> str:
+    """Return the name of the account that the process runs under, or its number where it has none."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

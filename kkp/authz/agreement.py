@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from kkp.authz.tree import (
     REFERENCES,
+    Member,
     Module,
     RulePath,
     computed_parts,
@@ -118,19 +119,20 @@ class Policy:
         return True
 
 
-def check_agreement(module: Module, rule: JSON, policy: Policy) -> None:
-    """Refuse a rule that OPA may decide differently.
+def check_agreement(module: Module, rule: JSON, members: Sequence[Member], policy: Policy) -> None:
+    """Refuse a rule, given with all its members, that OPA may decide differently.
 
     Raises:
         PolicyLoadError: With file, line, the reason and what to write instead.
     """
-    for node, reason in _disagreements(_Scope(module, frozenset(_bound_names(module, rule)), policy), rule):
+    scope = _Scope(module, frozenset(_bound_names(module, rule)), policy)
+    for node, reason in _disagreements(scope, members):
         raise PolicyLoadError(f"{module.file}:{line_of(node)}: {reason}")
 
 
-def _disagreements(scope: _Scope, rule: JSON) -> Iterator[tuple[JSON, str]]:
-    statements = frozenset(id(statement) for statement in _statements(rule))
-    for name, content in members_of(rule):
+def _disagreements(scope: _Scope, members: Sequence[Member]) -> Iterator[tuple[JSON, str]]:
+    statements = frozenset(id(statement) for statement in _statements(members))
+    for name, content in members:
         match name:
             case "NotExpr" if not scope.is_certain_negation(content["expr"]):
                 yield content, _NOT_UNEQUAL if _is_unequal(content["expr"]) else _BIND
@@ -154,9 +156,9 @@ def _values_before_else(rule: JSON) -> Iterator[JSON]:
         yield from (assignment["value"] for assignment in assignments[:-1] if assignment)
 
 
-def _statements(rule: JSON) -> Iterator[JSON]:
+def _statements(members: Sequence[Member]) -> Iterator[JSON]:
     """Yield what stands alone in a body, negated or not: there, false and undefined are the same."""
-    for name, content in members_of(rule):
+    for name, content in members:
         if name in {"Expr", "NotExpr"}:
             yield from content["expr"].values()
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 from kkp.authz.agreement import Policy, check_agreement
 from kkp.authz.tree import (
     REFERENCES,
+    Member,
     Module,
     RulePath,
     computed_parts,
+    first_line,
     line_of,
     members_of,
     open_node,
@@ -94,9 +96,10 @@ class PolicySyntax:
             policy = Policy(frozenset(self._certain_rules()), data)
             for module in self.modules:
                 for _, tree in module.rules:
-                    _check_with(module, tree)
-                    _check_calls(module, tree, functions)
-                    check_agreement(module, tree, policy)
+                    members = members_of(tree)
+                    _check_with(module, members)
+                    _check_calls(module, members, functions)
+                    check_agreement(module, tree, members, policy)
             _check_recursion(self._graph())
         _check_shadowing(self.rule_paths, data)
 
@@ -199,14 +202,15 @@ def _is_bare(rule: JSON) -> bool:
     return head_kind == "Compr" and head["assign"] is None
 
 
-def _check_with(module: Module, tree: JSON) -> None:
+def _check_with(module: Module, members: Sequence[Member]) -> None:
     # `with` replaces inputs, data and built-ins for one expression: what it leads to can't be proven here.
-    if any(name == "with_mods" and content for name, content in members_of(tree)):
-        raise PolicyLoadError(f"{module.file}:{line_of(tree)}: `with` belongs in tests, not in a policy")
+    if any(name == "with_mods" and content for name, content in members):
+        line = first_line(members)
+        raise PolicyLoadError(f"{module.file}:{line}: `with` belongs in tests, not in a policy")
 
 
-def _check_calls(module: Module, tree: JSON, functions: frozenset[RulePath]) -> None:
-    for name, content in members_of(tree):
+def _check_calls(module: Module, members: Sequence[Member], functions: frozenset[RulePath]) -> None:
+    for name, content in members:
         if name != "Call":
             continue
         called = segments_of(content["fcn"])

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from kkp.model import JSON
 
 RulePath: TypeAlias = tuple[str, ...]
+Member: TypeAlias = tuple[str, JSON]
 
 REFERENCES = frozenset({"Var", "RefDot", "RefBrack"})
 
@@ -57,22 +58,32 @@ def constant_of(index: JSON) -> str | None:
     return content["value"] if kind in {"String", "RawString"} else None
 
 
-def members_of(tree: JSON) -> Iterator[tuple[str, JSON]]:
-    """Yield every member of every object in the tree; a stack, because trees may be deep."""
+def members_of(tree: JSON) -> list[Member]:
+    """Return every member of every object in the tree that is a tree itself: most are the numbers of spans.
+
+    With a stack, because trees may be deep.
+    """
+    members: list[Member] = []
     stack = [tree]
     while stack:
         node = stack.pop()
         if isinstance(node, dict):
-            yield from node.items()
-            stack.extend(node.values())
+            trees = [member for member in node.items() if isinstance(member[1], (dict, list))]
+            members += trees
+            stack += [content for _, content in trees]
         elif isinstance(node, list):
-            stack.extend(node)
+            stack += node
+    return members
 
 
 def line_of(tree: JSON) -> int:
     """Return the first line of what the tree says, counted from 1."""
-    lines = [content["line"] for name, content in members_of(tree) if name == "span"]
-    return min(lines, default=0)
+    return first_line(members_of(tree))
+
+
+def first_line(members: Sequence[Member]) -> int:
+    """Return the first line of a tree with these members, counted from 1."""
+    return min((content["line"] for name, content in members if name == "span"), default=0)
 
 
 def resolve(module: Module, segments: Sequence[str | None]) -> RulePath | None:

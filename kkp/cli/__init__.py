@@ -7,14 +7,16 @@ notices by the epoch.
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
 usage, a configuration that can't be used, or an audit log that can't be read; 3 `audit verify` found the log
 behind or inconsistent with a checkpoint; 4 its newest checkpoint is too old; 74 the disk lost a write to the
-database (a failed fsync).
+database (a failed fsync). Those of `envelope open` are its own, and in its --help.
 
-A command is a module with `register`, and a line in `_COMMANDS`.
+A command is a module with `register`, and a name in `_COMMANDS`. Only the one that is asked for is loaded:
+what the servers need of HTTP takes longer to load than most of the others take to run.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import resource
@@ -23,16 +25,16 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kkp import __version__
-from kkp.cli import audit, dev, doctor, identity, init, keys, serve, token
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = (dev, serve, init, identity, keys, token, audit, doctor)
+_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser(*given[:1]).parse_args(given)
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -55,10 +57,11 @@ class _Parser(argparse.ArgumentParser):
         super().error(f"{message}; see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str = "") -> argparse.ArgumentParser:
+    """Return the parser of the command that is asked for, or of all if there is no such command."""
     parser = _Parser(prog="kkp", description="The keyless KMS proxy.")
     parser.add_argument("--version", action="version", version=f"kkp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.register(commands)
+    for command in [asked] if asked in _COMMANDS else _COMMANDS:
+        importlib.import_module(f"kkp.cli.{command}").register(commands)
     return parser

@@ -1,7 +1,8 @@
-"""`kkp audit`: check, export and vouch for the audit log.
+"""`kkp audit`: check, export and vouch for the audit log, and take in what was done past it.
 
 `verify` and `export` open the database for reading only, need no key, and also run while KKP serves. Reading
-this way is the right of whoever may read the file, and leaves no record.
+this way is the right of whoever may read the file, and leaves no record. `import` takes in the file of
+`kkp envelope open --direct`, on record like any change.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from kkp import app, data_dir
+from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
 from kkp.audit.checkpoints import Checkpoint, read_public_key
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.sinks import is_gone
@@ -27,9 +29,12 @@ from kkp.audit.verify import (
     reading,
     verify_sqlite,
 )
-from kkp.cli.common import OK, REFUSED, UNUSABLE, settings, with_foundation
+from kkp.cli.common import OK, REFUSED, UNUSABLE, origin, settings, with_foundation
 from kkp.config import Settings
 from kkp.errors import ConfigError
+from kkp.model import Credentials
+from kkp.operations.break_glass import ImportBreakGlass
+from kkp.store.audit import AuditStore
 from kkp.store.layout import foreign_parts_of_this_version
 
 BEHIND: Final = 3
@@ -58,6 +63,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     exporting.add_argument("--after", metavar="CHAIN:SEQ", help="go on behind this record")
     exporting.add_argument("--checkpoints", type=Path, metavar="FILE", help="write the checkpoints to it")
     exporting.set_defaults(command=_export)
+    importing = verbs.add_parser(
+        "import",
+        help="take in the records of `kkp envelope open --direct`",
+        epilog="What the log has already is passed over. Exit codes: 0 done; 1 the file was altered, or the "
+        "log took nothing; 2 the file can't be read.",
+    )
+    importing.add_argument("file", type=Path, metavar="FILE", help="such as break-glass.jsonl")
+    importing.set_defaults(command=_import)
     verbs.add_parser("checkpoint", help="sign a checkpoint now and print it").set_defaults(
         command=_checkpoint
     )
@@ -170,6 +183,25 @@ def _write_new(path: Path, lines: Sequence[object]) -> None:
         raise ConfigError([f"--checkpoints {path}: {error.strerror}"]) from error
     with os.fdopen(descriptor, "wb") as file:
         file.writelines(line + b"\n" for line in lines if isinstance(line, bytes))
+
+
+def _import(options: argparse.Namespace) -> int:
+    try:
+        records = read_record_file(options.file)
+    except AlteredError as error:
+        print(f"kkp: {options.file} was altered: {error}; nothing was imported", file=sys.stderr)
+        return REFUSED
+
+    async def take(base: app.Foundation) -> int:
+        operation = ImportBreakGlass(AuditStore(base.database), base.audit)
+        with data_dir.locked(base.settings.database_path.parent):
+            answer = await base.operator_pipeline().run(operation, records, Credentials(), origin())
+        print(f"{answer.new} of {answer.new + answer.known} records were new, and are in the audit log now.")
+        for attempt in unfinished(records):
+            print(f"Attempt {attempt.chain}:{attempt.seq} has no outcome: it may have opened the envelope.")
+        return OK
+
+    return with_foundation(take)
 
 
 def _checkpoint(_options: argparse.Namespace) -> int:

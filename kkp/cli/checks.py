@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, final
 
-from kkp import app, data_dir, kms
+from kkp import app, data_dir
 from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
+from kkp.cli import reach
+from kkp.cli.findings import Finding, Result, Status, problem
+from kkp.cli.probes import Means, probe_all
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
 from kkp.keyring.rotation import Keyring
-from kkp.kms.base import KMS, Resources
+from kkp.kms.base import Resources
 from kkp.master_key import MasterKey
-from kkp.model import Identity
+from kkp.model import Grant, Identity
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.revoked_tokens import RevokedTokenStore
@@ -36,34 +39,9 @@ from kkp.store.ring import RingStore
 from kkp.store.sql import Database
 from kkp.web.tls import read_certificate
 
-_PING_SECONDS = 5.0
+_NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
 _EXPIRES_SOON_SECONDS = 7 * 86400
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
-
-
-class Status(StrEnum):
-    """How a check ended."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "FAIL"
-
-
-class Finding(NamedTuple):
-    """What a check found, and what to do about it."""
-
-    check: str
-    status: Status
-    detail: str
-    cure: str = ""
-
-
-class Result(NamedTuple):
-    """What a check returns."""
-
-    status: Status
-    detail: str
-    cure: str = ""
 
 
 @final
@@ -73,6 +51,7 @@ class Examined:
 
     settings: Settings
     stack: AsyncExitStack
+    probes: Mapping[str, Sequence[str]]
     master_key: MasterKey | None = None
     database: Database | None = None
 
@@ -93,11 +72,16 @@ class Check(NamedTuple):
     needs_database: bool = False
 
 
-async def examine(settings: Settings) -> list[Finding]:
-    """Run every check."""
+async def examine(settings: Settings, probes: Mapping[str, Sequence[str]] = _NO_PROBES) -> list[Finding]:
+    """Run every check.
+
+    Args:
+        settings: What is examined.
+        probes: By backend, keys to try besides those of the grants.
+    """
     findings: list[Finding] = []
     async with AsyncExitStack() as stack:
-        examined = Examined(settings, stack)
+        examined = Examined(settings, stack, probes)
         for check in CHECKS:
             findings += [Finding(check.name, *result) for result in await _run(check, examined)]
     return findings
@@ -115,12 +99,6 @@ async def _run(check: Check, examined: Examined) -> list[Result]:
     except OSError as error:
         return [Result(Status.FAIL, f"{error.filename}: {error.strerror}", check.cure)]
     return found if isinstance(found, list) else [found]
-
-
-def problem(text: str, cure: str = "") -> Result:
-    """Return a failure of a sentence that ends in its cure, as those of the settings do."""
-    detail, separator, own_cure = text.rpartition("; ")
-    return Result(Status.FAIL, detail, own_cure) if separator else Result(Status.FAIL, text, cure)
 
 
 async def _files(examined: Examined) -> list[Result]:
@@ -308,37 +286,24 @@ async def _opa(settings: Settings, url: str) -> Result:
 
 
 async def _backends(examined: Examined) -> list[Result]:
-    kms.check(examined.settings.backends)
+    granted = await _grants(examined)
+    resources = None
+    if examined.database is not None:
+        resources = Resources(_master_key_of(examined), LocalKeyStore(examined.database))
+    elif examined.master_key is not None:
+        resources = reach.without_state(examined.master_key)
+    found = Means(examined.settings.backends, resources, has_database=examined.database is not None)
+    return await probe_all(found, examined.probes, granted)
+
+
+async def _grants(examined: Examined) -> list[Grant]:
+    """Return what identities may use; nothing where they can't be believed, which their own check tells."""
     if examined.database is None:
-        return [Result(Status.WARN, "not asked, because the database could not be opened")]
-    uris = examined.settings.backends
-    connected: dict[str, KMS] = {}
-    registry = kms.KMSRegistry(connected)
-    store = LocalKeyStore(_database_of(examined))
-    limits = examined.settings.backend_limits
-    resources = Resources(_master_key_of(examined), store, limits, registry.get)
-    # Composites last: their members have to be connected before them.
-    names = sorted(uris, key=lambda name: kms.is_composite(uris[name]))
-    try:
-        return [await _backend(name, uris[name], resources, connected) for name in names]
-    finally:
-        await registry.close()
-
-
-async def _backend(name: str, uri: str, resources: Resources, connected: dict[str, KMS]) -> Result:
-    scheme = uri.partition("://")[0]  # what follows may hold a credential
-    try:
-        async with asyncio.timeout(_PING_SECONDS):
-            connected[name] = await kms.connect(uri, resources)
-            await connected[name].ping()
-    except KKPError as error:
-        cure = "see whether it is up, reachable and open to KKP's credentials"
-        return Result(Status.FAIL, f"{name} ({scheme}) does not answer: {error}", cure)
-    except TimeoutError:
-        return Result(
-            Status.FAIL, f"{name} ({scheme}) does not answer in time", "see whether it is reachable"
-        )
-    return Result(Status.OK, f"{name} ({scheme}) answers")
+        return []
+    directory = IdentityDirectory(IdentityStore(examined.database), _master_key_of(examined), SteadyClock())
+    with suppress(KKPError):
+        await directory.load()
+    return [grant for found in directory.all() if found.disabled_at is None for grant in found.grants]
 
 
 def _database_of(examined: Examined) -> Database:

@@ -1,7 +1,8 @@
 """`kkp doctor`: what is set and by whom, whether the times fit together, and what is wrong.
 
-It changes nothing, beside a server or without one. No secret is shown, and of a URL no user information and
-nothing that follows its path.
+It changes nothing, beside a server or without one; backends note in their own logs that they were asked to
+wrap and unwrap a probe. No secret is shown, and of a URL no user information and nothing that follows its
+path.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import asyncio
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,8 +19,9 @@ import msgspec
 from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
 from kkp.authz.embedded import default_policy_path
-from kkp.cli.checks import Finding, Status, examine, problem
+from kkp.cli.checks import examine
 from kkp.cli.common import OK, REFUSED
+from kkp.cli.findings import Finding, Status, problem
 from kkp.config import Given, Settings, given, load
 from kkp.errors import ConfigError
 from kkp.ring_times import Rule
@@ -64,16 +66,35 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         dest="way",
         help="judge as this command would; by default as `kkp serve` where KKP_OPA_URL is set",
     )
+    doctor.add_argument(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="BACKEND:KEY",
+        help="wrap and unwrap a probe under this key, besides those that grants name; may be given several "
+        "times",
+    )
     doctor.set_defaults(command=_doctor)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    report = asyncio.run(_examine(options.way))
+    report = asyncio.run(_examine(options.way, _probes(options.probe)))
     print(msgspec.json.encode(_document(report)).decode() if options.json else _text(report))
     return REFUSED if report.status is Status.FAIL else OK
 
 
-async def _examine(way_name: str | None) -> _Report:
+def _probes(texts: Sequence[str]) -> Mapping[str, Sequence[str]]:
+    """Return the keys to try by backend; a key's id may hold colons itself."""
+    probes: dict[str, list[str]] = {}
+    for text in texts:
+        backend, separator, key_id = text.partition(":")
+        if not separator or not key_id:
+            raise ConfigError([f"--probe {text}: give BACKEND:KEY, such as aws:alias/orders"])
+        probes.setdefault(backend, []).append(key_id)
+    return probes
+
+
+async def _examine(way_name: str | None, probes: Mapping[str, Sequence[str]]) -> _Report:
     by_command = {item.name: item.text for item in given(os.environ, COMMAND)}
     serves = way_name == "serve" or (way_name is None and by_command["KKP_OPA_URL"] != "")
     way, checks_of_way = (SERVE, PRODUCTION_CHECKS) if serves else (DEV, ())
@@ -85,7 +106,7 @@ async def _examine(way_name: str | None) -> _Report:
         return _Report(Status.FAIL, settings, [], checks)
     checks = [Finding("settings", Status.WARN, warning) for warning in chosen.warnings]
     checks = checks or [Finding("settings", Status.OK, "all of them can be used")]
-    checks += await examine(chosen)
+    checks += await examine(chosen, probes)
     settings = [_derived(setting, chosen) for setting in settings]
     rules = [_ring_rule(rule) for rule in chosen.ring_times.rules()]
     worst = max((check.status for check in checks), key=list(Status).index)

@@ -71,6 +71,15 @@ def is_composite(uri: str) -> bool:
     return _scheme(uri) in _COMPOSITES
 
 
+def members(uri: str) -> Collection[str]:
+    """Return the names of the backends that a backend is made of; none where it is no composite.
+
+    Raises:
+        ConfigError: It is one that can't be taken apart.
+    """
+    return cast("_Composite", _adaptor(uri)).member_backends(uri) if is_composite(uri) else ()
+
+
 def _problems(uri: str) -> Sequence[str]:
     try:
         _adaptor(uri).check(uri)
@@ -80,13 +89,11 @@ def _problems(uri: str) -> Sequence[str]:
 
 
 def _member_problems(uri: str, uris: Mapping[str, str], others: Collection[str]) -> Iterator[str]:
-    if not is_composite(uri):
-        return
     try:
-        members = cast("_Composite", _adaptor(uri)).member_backends(uri)
+        named = members(uri)
     except ConfigError:
         return  # told already
-    for member in sorted(members):
+    for member in sorted(named):
         if is_composite(uris.get(member, "")):
             yield f"its member {member} is itself a composite; name that one's own members instead"
         elif member not in uris and member not in others:

@@ -23,7 +23,13 @@ from google.auth.credentials import TokenState
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport import requests as google_requests
 
-from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
+from kkp.errors import (
+    ClockSkewError,
+    ConfigError,
+    CredentialsExpiredError,
+    KMSDeniedError,
+    KMSUnavailableError,
+)
 from kkp.kms._futures import look_at
 
 _REQUEST_SECONDS = 5.0
@@ -31,6 +37,9 @@ _REQUEST_SECONDS = 5.0
 _REFUSALS = re.compile(
     r"(?:Error code )?(?:invalid_grant|invalid_client|unauthorized_client|access_denied|invalid_scope)\b"
 )
+# And what it says of their times.
+_EXPIRED = "Token has been expired or revoked"
+_OUT_OF_TIME = "reasonable timeframe"
 
 # At level DEBUG it logs what it sends and gets.
 logging.getLogger(google_requests.__name__).disabled = True
@@ -131,6 +140,11 @@ class AccessTokens:
 
 def _translated(error: Exception) -> KMSDeniedError | KMSUnavailableError:
     final_word = isinstance(error, GoogleAuthError) and not error.retryable
-    if final_word and _REFUSALS.match(str(error.args[0] if error.args else "")):
+    text = str(error.args[0] if error.args else "")
+    if final_word and _REFUSALS.match(text):
+        if _EXPIRED in text:
+            return CredentialsExpiredError("Google Cloud refused KKP's own credentials: they have expired.")
+        if _OUT_OF_TIME in text:
+            return ClockSkewError("Google Cloud refused KKP's own credentials: this machine's clock is off.")
         return KMSDeniedError("Google Cloud refused KKP's own credentials.")
     return KMSUnavailableError("Google Cloud gave KKP no access token.")

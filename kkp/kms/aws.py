@@ -47,8 +47,11 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.errors import (
+    ClockSkewError,
     ConfigError,
+    CredentialsExpiredError,
     KeyDisabledError,
+    KeyElsewhereError,
     KeyNotReadyError,
     KKPError,
     KMSDeniedError,
@@ -91,11 +94,14 @@ _THROTTLED = frozenset(
 )  # fmt: skip
 _NOT_PERMITTED = frozenset({"AccessDenied", "AccessDeniedException", "NotAuthorized"})
 _DENIED = frozenset(
-    {"AuthFailure", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidClientTokenId",
-     "InvalidSignatureException", "MissingAuthenticationToken", "MissingAuthenticationTokenException",
-     "NotAuthorizedException", "OptInRequired", "RequestExpired", "SignatureDoesNotMatch",
-     "UnrecognizedClientException"}
+    {"AuthFailure", "IncompleteSignature", "InvalidClientTokenId", "InvalidSignatureException",
+     "MissingAuthenticationToken", "MissingAuthenticationTokenException", "NotAuthorizedException",
+     "OptInRequired", "SignatureDoesNotMatch", "UnrecognizedClientException"}
 )  # fmt: skip
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
+_SKEWED = frozenset({"RequestExpired", "RequestTimeTooSkewed"})
+# A signature of another time has the same code as a wrong one.
+_SKEWED_SIGNATURE = ("Signature expired", "Signature not yet current")
 _FORBIDDEN = frozenset({401, 403})
 _TOO_MANY = 429
 
@@ -336,13 +342,13 @@ class AWSKMS:
     def _resolve(self, key_id: str) -> str | None:
         """Return the id that the name holds; an alias holds none."""
         match = _NAME.fullmatch(key_id)
-        # `key/` stands in an ARN and nowhere else. Another region's ARN is no key of this one.
-        if (
-            match is None
-            or (match["id"] is not None and (match["arn"] is None) != (match["resource"] is None))
-            or match["region"] not in {None, self._region}
+        # `key/` stands in an ARN and nowhere else.
+        if match is None or (
+            match["id"] is not None and (match["arn"] is None) != (match["resource"] is None)
         ):
             raise UnknownKeyError("The backend has no such key.")
+        if match["region"] not in {None, self._region}:
+            raise KeyElsewhereError("The backend has no such key; the name is of another region.")
         return match["id"]
 
     def _id_in(self, arn: str) -> str:
@@ -416,10 +422,15 @@ def _translated(error: ClientError) -> KKPError:
         return _InvalidStateError("The key is not ready to be used.")
     if code in _THROTTLED or status == _TOO_MANY:
         return KMSThrottledError("AWS KMS asks for fewer requests.")
-    return _refused(code, status)
+    message = str(error.response.get("Error", {}).get("Message", ""))
+    return _refused(code, status, is_skewed=code in _SKEWED or message.startswith(_SKEWED_SIGNATURE))
 
 
-def _refused(code: str, status: object) -> KMSError:
+def _refused(code: str, status: object, *, is_skewed: bool) -> KMSError:
+    if is_skewed:
+        return ClockSkewError("AWS KMS refused KKP's credentials, because this machine's clock is off.")
+    if code in _EXPIRED:
+        return CredentialsExpiredError("AWS KMS refused KKP's credentials, because they have expired.")
     if code in _NOT_PERMITTED:
         return _NotPermittedError("AWS KMS does not permit this to KKP's credentials.")
     if code in _DENIED or status in _FORBIDDEN:

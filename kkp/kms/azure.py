@@ -52,8 +52,11 @@ from azure.keyvault.keys.aio import KeyClient
 
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.errors import (
+    ClockSkewError,
     ConfigError,
+    CredentialsExpiredError,
     KeyDisabledError,
+    KeyElsewhereError,
     KMSDeniedError,
     KMSThrottledError,
     KMSUnavailableError,
@@ -99,6 +102,9 @@ _REFUSED_CREDENTIALS = re.compile(
     )\b""",
     re.VERBOSE,
 )
+
+_EXPIRED_SECRET = "AADSTS7000222"  # noqa: S105  a code
+_ASSERTION_OUT_OF_TIME = "AADSTS700024"
 
 
 class _JSONWebKey(msgspec.Struct, frozen=True):
@@ -319,8 +325,10 @@ class AzureKeyVaultKMS:
 
     def _resolve(self, key_id: str) -> _KeyName:
         match = _KEY_ID.fullmatch(key_id)
-        if match is None or (match["host"] or self._host).lower() != self._host:
+        if match is None:
             raise UnknownKeyError("The vault has no such key.")
+        if (match["host"] or self._host).lower() != self._host:
+            raise KeyElsewhereError("The vault has no such key; the name is of another vault.")
         return _KeyName(match["name"].lower(), match["version"] and match["version"].lower())
 
     async def _find(self, named: _KeyName) -> tuple[_KeyVersion, int]:
@@ -361,8 +369,9 @@ class AzureKeyVaultKMS:
             raise KMSUnavailableError("Azure Key Vault did not answer in time.") from error
         # ValueError: the challenge names another resource than this vault; no token was sent.
         except (AzureError, aiohttp.ClientError, ValueError) as error:
-            if _REFUSED_CREDENTIALS.search(str(error)):
-                raise KMSDeniedError("Microsoft Entra refused KKP's credentials.") from error
+            refused = _REFUSED_CREDENTIALS.search(str(error))
+            if refused is not None:
+                raise _refused(refused[0]) from error
             raise KMSUnavailableError("Azure Key Vault, or a token for it, could not be had.") from error
         return _Answer(response.status_code, response.content)
 
@@ -392,6 +401,16 @@ def _decode(text: str) -> bytes:
 
 def _untrusted() -> KMSUnavailableError:
     return KMSUnavailableError("Azure Key Vault's answer can't be trusted.")
+
+
+def _refused(code: str) -> KMSDeniedError:
+    if code == _EXPIRED_SECRET:
+        return CredentialsExpiredError(
+            "Microsoft Entra refused KKP's credentials, because they have expired."
+        )
+    if code == _ASSERTION_OUT_OF_TIME:
+        return ClockSkewError("Microsoft Entra says that KKP's credentials are of another time than its own.")
+    return KMSDeniedError("Microsoft Entra refused KKP's credentials.")
 
 
 def _not_now() -> KeyDisabledError:

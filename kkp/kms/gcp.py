@@ -46,6 +46,7 @@ from kkp.envelope import DATA_KEY_BYTES, MAX_ENCRYPTED_DATA_KEY_BYTES
 from kkp.errors import (
     ConfigError,
     KeyDisabledError,
+    KeyElsewhereError,
     KKPError,
     KMSDeniedError,
     KMSThrottledError,
@@ -65,6 +66,7 @@ _RING_NAME = (
 )
 _URI = re.compile(rf"{_SCHEME}(?P<ring>{_RING_NAME})(?:\?(?P<options>[\x21-\x7e]+))?")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_OTHER_KEY = re.compile(rf"{_RING_NAME}/cryptoKeys/[A-Za-z0-9_-]{{1,63}}")
 _VERSION = re.compile(rf"{_RING_NAME}/cryptoKeys/[A-Za-z0-9_-]{{1,63}}/cryptoKeyVersions/[1-9][0-9]{{0,9}}")
 _HOST = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::[1-9][0-9]{0,4})?")
 
@@ -227,6 +229,8 @@ class GCPKMS:
 
     def _full_name(self, key_id: str) -> str:
         name = key_id.removeprefix(f"{self._ring}/cryptoKeys/")
+        if _OTHER_KEY.fullmatch(name):
+            raise KeyElsewhereError("The backend has no such key; the name is of another key ring.")
         if not _KEY.fullmatch(name):
             raise UnknownKeyError("The backend has no such key.")
         return f"{self._ring}/cryptoKeys/{name}"

@@ -25,7 +25,7 @@ from typing import Protocol, final
 
 import msgspec
 
-from kkp.errors import ConfigError, KMSDeniedError, KMSError, KMSUnavailableError
+from kkp.errors import ConfigError, CredentialsExpiredError, KMSDeniedError, KMSError, KMSUnavailableError
 from kkp.kms.vault_client import BAD_REQUEST, FORBIDDEN, OK, VaultAnswer, VaultClient
 
 _RETRY_SECONDS = 5.0
@@ -135,6 +135,8 @@ class GivenToken:
         """Read the token and look up how long it lives; see `Source.take`."""
         token = self.token.read()
         answer = await client.get("auth/token/lookup-self", token)
+        if answer.status == FORBIDDEN:  # Vault forgets a token whose time is over
+            raise CredentialsExpiredError("Vault does not know KKP's token, or no longer.")
         _refuse(answer, "Vault does not know KKP's token.")
         facts = read_facts(answer)
         return Lease(token, facts.ttl, facts.renewable)
@@ -223,7 +225,7 @@ class VaultTokens:
             if self._lease is not None and self._lease.token != old:
                 return self._lease.token
             if self._refused is not None and asyncio.get_running_loop().time() < self._refused[0]:
-                raise KMSDeniedError(str(self._refused[1]))
+                raise type(self._refused[1])(str(self._refused[1]))
             try:
                 self._lease = await self._source.take(self._client)
             except KMSDeniedError as error:

@@ -10,7 +10,7 @@ compared here with what would be done, for every operation, so that none can for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
 
@@ -103,6 +103,23 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
 
     async def run(self, proposal: ProposalT, request: RequestT_contra) -> AnswerT_co:
         """Do it. The decision is durable by now."""
+        ...
+
+
+class BatchOperation(
+    Operation[ProposalT, RequestT_contra, AnswerT_co], Protocol[ProposalT, RequestT_contra, AnswerT_co]
+):
+    """A verb that is also done for many requests at once.
+
+    Requests that ask policy one question share its decision, the record of it, and one of their proposals: so
+    whatever `run` takes from a proposal stands in the question.
+    """
+
+    def trace(self, request: RequestT_contra) -> Sequence[JSON]:
+        """Say which request this is among those of its question; the audit keeps a keyed digest of it.
+
+        Of a plaintext only the length may stand there: not even who has the key is to test guesses at it.
+        """
         ...
 
 

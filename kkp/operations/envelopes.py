@@ -8,7 +8,7 @@ backend only after the envelope's labels were found to be its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
@@ -25,7 +25,7 @@ from kkp.errors import (
 from kkp.kms import KMSRegistry
 from kkp.kms.base import KMS, WrappedKey, data_key_from
 from kkp.model import JSON, Action
-from kkp.operations.base import EnvelopeFacts, Operation, Proposal
+from kkp.operations.base import BatchOperation, EnvelopeFacts, Proposal
 from kkp.tokens import Claims
 
 
@@ -87,7 +87,7 @@ class Opened:
 
 
 @final
-class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
+class Encrypt(BatchOperation[Proposal, EncryptRequest, Envelope]):
     """`POST /envelope/encrypt`, by a caller with a grant or a token with op `encrypt`.
 
     Args:
@@ -121,9 +121,13 @@ class Encrypt(Operation[Proposal, EncryptRequest, Envelope]):
             encrypted_data_key=data_key.wrapped.encrypted_data_key,
         )
 
+    def trace(self, request: EncryptRequest) -> Sequence[JSON]:
+        """Say how long the plaintext is, and whether it is text: what the envelope will show anyway."""
+        return request.plaintext_bytes, isinstance(request.plaintext, str)
+
 
 @final
-class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
+class Decrypt(BatchOperation[Proposal, DecryptRequest, Opened]):
     """`POST /envelope/decrypt`, always with a KKP token.
 
     Args:
@@ -155,9 +159,13 @@ class Decrypt(Operation[Proposal, DecryptRequest, Opened]):
         plaintext = envelopes.open(request.envelope, data_key)
         return Opened(plaintext, request.envelope.header.encoding, proposal.claims)
 
+    def trace(self, request: DecryptRequest) -> Sequence[JSON]:
+        """Name the envelope, every bit of it."""
+        return (envelopes.digest(request.envelope),)
+
 
 @final
-class Rewrap(Operation[Proposal, RewrapRequest, Envelope]):
+class Rewrap(BatchOperation[Proposal, RewrapRequest, Envelope]):
     """`POST /envelope/rewrap`, always with a KKP token for the key that the envelope has now.
 
     The payload is not decrypted, and every byte of it stays as it is. Whatever fails, the envelope that the
@@ -199,6 +207,10 @@ class Rewrap(Operation[Proposal, RewrapRequest, Envelope]):
             key_version=wrapped.key_version,
             encrypted_data_key=wrapped.encrypted_data_key,
         )
+
+    def trace(self, request: RewrapRequest) -> Sequence[JSON]:
+        """Name the envelope, every bit of it."""
+        return (envelopes.digest(request.envelope),)
 
 
 async def unwrapped(kms: KMS, envelope: DetachedEnvelope) -> bytes:

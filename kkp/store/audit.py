@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import final
 
-from sqlalchemy import Connection, Dialect, bindparam, select, tuple_, update
+from sqlalchemy import Connection, Dialect, bindparam, func, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 
 from kkp.errors import KeyringUnavailableError
@@ -106,6 +106,17 @@ class AuditStore:
             query = query.where(_records.c.position > place.scalar_subquery())
         rows = await self._database.read(lambda connection: connection.execute(query).all())
         return [(row.chain, ChainedRow(row.seq, row.hash, row.body)) for row in rows]
+
+    async def of_type(self, record_type: str) -> Sequence[ChainedRow]:
+        """Return the records of a type, in the order of their insertion, and maybe some that only look so.
+
+        Every record is looked through: this is for what is rare and asked rarely.
+        """
+        member = f'"type":"{record_type}"'.encode()  # as `kkp.audit.chain` writes it; in a text it is escaped
+        looks_so = func.instr(_records.c.body, member) > 0
+        query = select(_records).where(looks_so).order_by(_records.c.position)
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return [ChainedRow(row.seq, row.hash, row.body) for row in rows]
 
 
 @lru_cache(maxsize=256)

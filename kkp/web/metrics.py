@@ -9,14 +9,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from kkp.config import Address
-from kkp.metrics import Metrics
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services
 from kkp.web.server import serving
+
+if TYPE_CHECKING:
+    from kkp.metrics import Metrics  # a library that most runs of `kkp dev` do not need
 
 
 @asynccontextmanager

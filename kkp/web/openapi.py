@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, get_type_hints
+from typing import Final, TypeAlias, get_type_hints
 
 import msgspec
 
@@ -39,7 +39,7 @@ from kkp.model import JSON
 from kkp.web.answers import Answer
 from kkp.web.problems import STATUS, Problem
 from kkp.web.public import PublicRoute
-from kkp.web.routes import Route
+from kkp.web.routes import BatchRoute, Route
 from kkp.web.schemas import Asks
 
 _INTERNAL: Final = "internal"
@@ -47,21 +47,24 @@ _REF: Final = "#/components/schemas/{name}"
 _PATH_PARAMETER: Final = re.compile(r"{([a-z_]+)}")
 _PYTHON_END: Final = re.compile(r"\$\(\?!\\n\)")  # JSON Schema's `$` means the end alone
 _ATTRIBUTES: Final = re.compile(r"\n\s*(Attributes|Args):\n.*", re.DOTALL)
-# What any operation of the pipeline may answer.
+# What any operation of the pipeline may answer, to a batch as a whole as well.
 _COMMON: Final[tuple[type[KKPError], ...]] = (
     InvalidRequestError,
     TLSRequiredError,
     UnauthenticatedError,
     TokenInvalidError,
     TokenExpiredError,
+    RateLimitedError,
+    AuditUnavailableError,
+    KeyringUnavailableError,
+)
+# And what it may answer to one request; in a batch, these stand in its items.
+_OF_ONE: Final[tuple[type[KKPError], ...]] = (
     PolicyDeniedError,
     ScopeMismatchError,
     ContextMismatchError,
     AudienceMismatchError,
-    RateLimitedError,
     PolicyUnavailableError,
-    AuditUnavailableError,
-    KeyringUnavailableError,
 )
 _OF_A_BODY: Final = (PayloadTooLargeError, UnsupportedMediaTypeError)
 _HEADERS: Final[Mapping[str, JSON]] = {
@@ -88,11 +91,14 @@ _DESCRIPTION: Final = (
 )
 
 
+Row: TypeAlias = Route[JSON, JSON] | BatchRoute[JSON, JSON, JSON]
+
+
 class SchemaMissingError(Exception):
     """A row of the table says too little to be described; the message names it."""
 
 
-def document(routes: Sequence[Route[JSON, JSON]], public: Sequence[PublicRoute]) -> bytes:
+def document(routes: Sequence[Row], public: Sequence[PublicRoute]) -> bytes:
     """Return the document, in JSON.
 
     Raises:
@@ -114,7 +120,7 @@ def document(routes: Sequence[Route[JSON, JSON]], public: Sequence[PublicRoute])
             },
             "paths": paths,
             "components": {
-                "schemas": _schemas(_types(routes, public)),
+                "schemas": {**_schemas(_types(routes, public)), **_batch_schemas(routes)},
                 "headers": _HEADERS,
                 "securitySchemes": _SECURITY_SCHEMES,
             },
@@ -122,8 +128,8 @@ def document(routes: Sequence[Route[JSON, JSON]], public: Sequence[PublicRoute])
     )
 
 
-def answer_schema(route: Route[JSON, JSON]) -> type[Answer]:
-    """Return the schema of a row's answer: what its answer function says that it returns.
+def answer_schema(route: Row) -> type[Answer]:
+    """Return the schema of a row's answer, or of one of its answers: what the function says that it returns.
 
     Raises:
         SchemaMissingError: It does not say.
@@ -137,12 +143,14 @@ def answer_schema(route: Route[JSON, JSON]) -> type[Answer]:
     return found
 
 
-def _types(routes: Sequence[Route[JSON, JSON]], public: Sequence[PublicRoute]) -> Iterable[type]:
+def _types(routes: Sequence[Row], public: Sequence[PublicRoute]) -> Iterable[type]:
     yield Problem
     for route in routes:
         yield answer_schema(route)
         if route.read.body is not None:
             yield route.read.body
+        if isinstance(route, BatchRoute):
+            yield route.read.item
     for served in public:
         yield served.answer
 
@@ -152,6 +160,28 @@ def _schemas(types: Iterable[type]) -> dict[str, JSON]:
     schemas: dict[str, JSON] = {name: _portable(schema) for name, schema in components.items()}
     schemas["Problem"]["properties"]["code"] = {"enum": sorted(STATUS)}
     return schemas
+
+
+def _batch_schemas(routes: Sequence[Row]) -> dict[str, JSON]:
+    return {
+        _batch_name(route): {
+            "title": _batch_name(route),
+            "description": "Answers a batch, item by item in their order; a problem stands for no answer.",
+            "type": "object",
+            "properties": {"items": {"type": "array", "items": {"anyOf": _answers_to_item(route)}}},
+            "required": ["items"],
+        }
+        for route in routes
+        if isinstance(route, BatchRoute)
+    }
+
+
+def _batch_name(route: Row) -> str:
+    return f"{answer_schema(route).__name__}Batch"
+
+
+def _answers_to_item(route: Row) -> Sequence[JSON]:
+    return [{"$ref": _REF.format(name=answer.__name__)} for answer in (answer_schema(route), Problem)]
 
 
 def _portable(schema: JSON) -> JSON:
@@ -168,11 +198,14 @@ def _portable(schema: JSON) -> JSON:
     return members
 
 
-def _operation(route: Route[JSON, JSON]) -> JSON:
+def _operation(route: Row) -> JSON:
     name = f"{route.method} {route.path}"
     if not route.summary:
         raise SchemaMissingError(f"{name}: its row needs a summary")
     body = route.read.body
+    is_batch = isinstance(route, BatchRoute)
+    common = _COMMON if is_batch else (*_COMMON, *_OF_ONE)
+    answer = _batch_name(route) if is_batch else answer_schema(route).__name__
     operation = {
         "operationId": _operation_id(route.method, route.path),
         "summary": route.summary,
@@ -180,8 +213,8 @@ def _operation(route: Route[JSON, JSON]) -> JSON:
         "security": [{"bearer": []}, *([{}] if route.credential_in_body else [])],
         "parameters": [*_path_parameters(route.path), *_query_parameters(route.read.query)],
         "responses": {
-            str(route.status): _success(answer_schema(route)),
-            **_problems((*_COMMON, *(() if route.read.query else _OF_A_BODY), *route.errors)),
+            str(route.status): _success(answer),
+            **_problems((*common, *(() if route.read.query else _OF_A_BODY), *route.errors)),
         },
     }
     if body is not None:
@@ -197,7 +230,7 @@ def _request_body(name: str, body: type[Asks[JSON]], media_types: Sequence[str])
 
 
 def _public_operation(served: PublicRoute) -> JSON:
-    success = _success(served.answer, headers=("ETag",) if served.is_cached else ())
+    success = _success(served.answer.__name__, headers=("ETag",) if served.is_cached else ())
     responses = {"200": success, **_problems(served.errors)}
     if served.is_cached:
         responses["304"] = {
@@ -236,11 +269,11 @@ def _without_null(schema: dict[str, JSON]) -> JSON:
     return {**members, **(choices[0] if choices else {})}
 
 
-def _success(answer: type, *, headers: Sequence[str] = ()) -> JSON:
+def _success(answer: str, *, headers: Sequence[str] = ()) -> JSON:
     return {
         "description": "Success.",
         "headers": _headers(*headers),
-        "content": {"application/json": {"schema": {"$ref": _REF.format(name=answer.__name__)}}},
+        "content": {"application/json": {"schema": {"$ref": _REF.format(name=answer)}}},
     }
 
 

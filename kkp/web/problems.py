@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import msgspec
 from aiohttp import hdrs, web
@@ -79,9 +79,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
-    if isinstance(error, KKPError) and error.code in STATUS and error.code != "internal":
-        reasons = error.reasons if isinstance(error, PolicyDeniedError) else ()
-        response = problem(error.code, str(error), origin, reasons=reasons)
+    if _is_expected(error):
+        response = _response(document(error, origin))
         if isinstance(error, RateLimitedError):
             response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
         return response
@@ -89,6 +88,24 @@ def of_error(error: BaseException, origin: Origin) -> web.Response:
         return of_status(error.status, origin, allow=error.headers.get("Allow"))
     log_failure(error, origin)
     return of_status(HTTPStatus.INTERNAL_SERVER_ERROR, origin)
+
+
+def document(error: BaseException, origin: Origin) -> Problem:
+    """Return what the caller is told of an exception: of one that nobody expected, that there was one."""
+    if not _is_expected(error):
+        return _problem("internal", _DETAIL["internal"], origin)
+    reasons = error.reasons if isinstance(error, PolicyDeniedError) else ()
+    return _problem(error.code, str(error), origin, reasons=reasons)
+
+
+def log_unexpected(errors: Iterable[Exception], origin: Origin) -> None:
+    """Log the failures of a batch that nobody expected, once for each type, however many items have it."""
+    for error in {type(error): error for error in errors if not _is_expected(error)}.values():
+        log_failure(error, origin)
+
+
+def _is_expected(error: BaseException) -> TypeGuard[KKPError]:
+    return isinstance(error, KKPError) and error.code in STATUS and error.code != "internal"
 
 
 def log_failure(error: BaseException | None, origin: Origin) -> None:
@@ -107,16 +124,15 @@ def of_status(status: int, origin: Origin, *, allow: str | None = None) -> web.R
     """Return the problem document of a status that aiohttp chose."""
     unknown = "internal" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request"
     code = _CODE_OF_STATUS.get(status, unknown)
-    response = problem(code, _DETAIL[code], origin)
+    response = _response(_problem(code, _DETAIL[code], origin))
     if allow is not None:
         response.headers["Allow"] = allow
     return response
 
 
-def problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...] = ()) -> web.Response:
-    """Return one problem document."""
+def _problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...] = ()) -> Problem:
     status = STATUS[code]
-    document = Problem(
+    return Problem(
         title=status.phrase,
         status=status.value,
         code=code,
@@ -125,12 +141,15 @@ def problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...] 
         decision_id=origin.decision_id or msgspec.UNSET,
         reasons=reasons or msgspec.UNSET,
     )
+
+
+def _response(document: Problem) -> web.Response:
     response = web.Response(
-        status=status.value,
+        status=document.status,
         body=msgspec.json.encode(document),
         content_type="application/problem+json",
         headers={"Cache-Control": "no-store"},
     )
-    if code in _CHALLENGE:
-        response.headers["WWW-Authenticate"] = _CHALLENGE[code]
+    if document.code in _CHALLENGE:
+        response.headers["WWW-Authenticate"] = _CHALLENGE[document.code]
     return response

@@ -16,8 +16,10 @@ from aiohttp import hdrs, web
 
 from kkp.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from kkp.model import Credentials
-from kkp.web import schemas
+from kkp.pacing import Pacer
+from kkp.web import batches, schemas
 
+ItemT = TypeVar("ItemT", bound=schemas.Asks[Any])
 PartT = TypeVar("PartT")
 RequestT = TypeVar("RequestT")
 RequestT_co = TypeVar("RequestT_co", covariant=True)
@@ -110,6 +112,58 @@ class JSONBody(Generic[RequestT]):
         self._check(checked, sizes)
         schemas.check_unique(raw)
         return checked, body.credentials(credentials)
+
+
+@final
+class JSONBatch(Generic[ItemT, RequestT]):
+    """Reads a JSON object with a list of items, each as if it stood alone.
+
+    Args:
+        body: Its schema; asks for what an item asks for together with what stands beside the items.
+        item: The schema of an item.
+        check: Refuses what the configuration does not admit.
+    """
+
+    query: ClassVar[None] = None
+    media_types: ClassVar[Sequence[str]] = ("application/json",)
+
+    def __init__(
+        self,
+        body: type[schemas.Asks[Callable[[ItemT], RequestT]]],
+        item: type[ItemT],
+        check: Callable[[RequestT, Sizes], None] = lambda _request, _sizes: None,
+    ) -> None:
+        self.body = body
+        self.item = item
+        self._decoder = msgspec.json.Decoder(body)
+        self._item_decoder = msgspec.json.Decoder(item)
+        self._check = check
+
+    async def __call__(
+        self, sizes: Sizes, request: web.Request, credentials: Credentials
+    ) -> tuple[Sequence[RequestT | Exception], Credentials]:
+        """See `Reader`; an item that can't be read is its error."""
+        raw = await _read(request, batches.MAX_BODY_BYTES)
+        beside, places = batches.take_apart(raw)
+        body = schemas.decode(self._decoder, beside)
+        schemas.check_unique(beside)
+        pacer, combine = Pacer(), body.request()
+        items: list[RequestT | Exception] = []
+        for place in places:
+            items.append(self._read_item(raw[place], combine, sizes))
+            await pacer.pause()
+        return items, body.credentials(credentials)
+
+    def _read_item(
+        self, raw: bytes, combine: Callable[[ItemT], RequestT], sizes: Sizes
+    ) -> RequestT | Exception:
+        try:
+            checked = combine(schemas.decode(self._item_decoder, raw))
+            self._check(checked, sizes)
+            schemas.check_unique(raw)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with one item, the others go on
+            return error
+        return checked
 
 
 @final

@@ -7,9 +7,9 @@ takes no credential in its body, a request without one in its header is refused 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -26,8 +26,9 @@ from kkp.errors import (
     UnknownBackendError,
     UnknownKeyError,
 )
+from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
-from kkp.operations.base import Operation
+from kkp.operations.base import BatchOperation, Operation
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
 from kkp.operations.identities import (
@@ -39,15 +40,27 @@ from kkp.operations.identities import (
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
-from kkp.pipeline import Origin, Pipeline
-from kkp.web import answers, schemas
+from kkp.pacing import Pacer
+from kkp.pipeline import Origin, Pipeline, Result
+from kkp.web import answers, problems, schemas
+from kkp.web.batches import MAX_BODY_BYTES
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
-from kkp.web.reading import SMALL_BODY_BYTES, JSONBody, JSONOrForm, NoBody, PathAndJSON, Query, Reader
+from kkp.web.reading import (
+    SMALL_BODY_BYTES,
+    JSONBatch,
+    JSONBody,
+    JSONOrForm,
+    NoBody,
+    PathAndJSON,
+    Query,
+    Reader,
+)
 
 if TYPE_CHECKING:
     from kkp.metrics import Metrics  # and with it a library that most runs of `kkp dev` do not need
 
+ItemT = TypeVar("ItemT", bound=schemas.Asks[Any])
 RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
@@ -126,11 +139,7 @@ class Route(Generic[RequestT, AnswerT]):
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        try:
-            credentials = read_credentials(request, required=not self.credential_in_body)
-        except UnauthenticatedError as error:
-            services.pipeline.count_failure(request[ORIGIN], error)
-            raise
+        credentials = _presented(services, request, required=not self.credential_in_body)
         checked, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await services.pipeline.run(operation, checked, credentials, origin)
@@ -141,6 +150,63 @@ class Route(Generic[RequestT, AnswerT]):
         )
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
+    """A row for many requests of one operation in one, each of which is answered as if it stood alone.
+
+    Attributes:
+        method: HTTP method.
+        path: aiohttp path.
+        operation: Which of the services' operations it is.
+        read: Reads the items, and names their schema and that of the body.
+        answer: The answer to one item, whose return type is its schema.
+        summary: One line for the API's description.
+        credential_in_body: Whether the body may carry the credential.
+        errors: What the batch as a whole may answer beside what every batch may.
+        status: The status of a batch that was answered, whatever became of its items.
+    """
+
+    method: str
+    path: str
+    operation: Callable[[Services], BatchOperation[Any, RequestT, AnswerT]]
+    read: JSONBatch[ItemT, RequestT]
+    answer: Callable[[AnswerT, RequestT], answers.Answer]
+    summary: str = ""
+    credential_in_body: bool = False
+    errors: tuple[type[KKPError], ...] = ()
+    status: int = 200
+
+    async def handle(self, services: Services, request: web.Request) -> web.Response:
+        """Read, run, answer."""
+        credentials = _presented(services, request, required=not self.credential_in_body)
+        items, credentials = await self.read(services, request, credentials)
+        operation, origin = self.operation(services), request[ORIGIN]
+        results = await services.pipeline.run_batch(operation, items, credentials, origin)
+        problems.log_unexpected((result.error for result in results if result.error is not None), origin)
+        pacer, encoded = Pacer(), []
+        for item, result in zip(items, results, strict=True):
+            encoded.append(_encoder.encode(self._answer_to(item, result, origin)))
+            await pacer.pause()
+        body = b'{"items":[%b]}' % b",".join(encoded)
+        return web.Response(status=self.status, body=body, headers=_ANSWER_HEADERS)
+
+    def _answer_to(
+        self, item: RequestT | Exception, result: Result[AnswerT], origin: Origin
+    ) -> answers.Answer | problems.Problem:
+        if result.error is not None:
+            return problems.document(result.error, replace(origin, decision_id=result.decision_id))
+        return self.answer(cast("AnswerT", result.answer), cast("RequestT", item))
+
+
+def _presented(services: Services, request: web.Request, *, required: bool) -> Credentials:
+    try:
+        return read_credentials(request, required=required)
+    except UnauthenticatedError as error:
+        services.pipeline.count_failure(request[ORIGIN], error)
+        raise
+
+
 _BACKEND_ERRORS = (
     UnknownBackendError,
     UnknownKeyError,
@@ -149,7 +215,7 @@ _BACKEND_ERRORS = (
     KMSUnavailableError,
 )
 
-ROUTES: tuple[Route[Any, Any], ...] = (
+ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
     Route(
         "POST",
         "/token",
@@ -209,6 +275,36 @@ ROUTES: tuple[Route[Any, Any], ...] = (
         answers.message_key,
         "Get the key of one message, always with a token",
         (EnvelopeInvalidError, *_BACKEND_ERRORS),
+        credential_in_body=True,
+    ),
+    BatchRoute(
+        "POST",
+        "/envelope/encrypt/batch",
+        lambda s: s.encrypt,
+        JSONBatch(
+            schemas.EncryptBatchBody,
+            schemas.EncryptBody,
+            check=lambda request, sizes: schemas.check_plaintext_size(request, sizes.max_plaintext_bytes),
+        ),
+        answers.sealed_envelope,
+        "Seal up to 1,000 plaintexts, each with its own result",
+    ),
+    BatchRoute(
+        "POST",
+        "/envelope/decrypt/batch",
+        lambda s: s.decrypt,
+        JSONBatch(schemas.DecryptBatchBody, schemas.DecryptBody),
+        answers.opened,
+        "Open up to 1,000 envelopes under one token, each with its own result",
+        credential_in_body=True,
+    ),
+    BatchRoute(
+        "POST",
+        "/envelope/rewrap/batch",
+        lambda s: s.rewrap,
+        JSONBatch(schemas.RewrapBatchBody, schemas.RewrapBody),
+        answers.sealed_envelope,
+        "Move up to 1,000 envelopes under one token, each with its own result",
         credential_in_body=True,
     ),
     Route(
@@ -296,9 +392,8 @@ ROUTES: tuple[Route[Any, Any], ...] = (
 
 def make_application(services: Services) -> web.Application:
     """Return the application that serves the table and the public documents."""
-    app = web.Application(
-        client_max_size=max(services.max_plaintext_body_bytes, services.max_envelope_body_bytes)
-    )
+    largest = (services.max_plaintext_body_bytes, services.max_envelope_body_bytes, MAX_BODY_BYTES)
+    app = web.Application(client_max_size=max(largest))
     for route in ROUTES:
         app.router.add_route(route.method, route.path, partial(route.handle, services))
     for served in PUBLIC_ROUTES:

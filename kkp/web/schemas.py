@@ -30,6 +30,7 @@ from kkp.strict_json import refuse_duplicates
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
+OpenRequestT = TypeVar("OpenRequestT", bound=OpenRequest)
 
 # A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline.
 Backend = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
@@ -41,6 +42,7 @@ Audience = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
 Subject = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
+MAX_ITEMS = 1000  # of a batch
 _MAX_INTEGER = 2**53  # beyond it, JSON readers disagree on which number is meant (RFC 8259 section 6)
 _MAX_BODY_OF_MANY_STRINGS = 64 * 1024
 _MAX_QUOTES = 2048  # several times what an honest body has around its one long string
@@ -209,9 +211,7 @@ def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> N
     Raises:
         PayloadTooLargeError: It is.
     """
-    plaintext = request.plaintext
-    size = len(plaintext) if isinstance(plaintext, bytes) else len(plaintext.encode())
-    if size > max_plaintext_bytes:
+    if request.plaintext_bytes > max_plaintext_bytes:
         raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
 
 
@@ -322,6 +322,76 @@ class ReleaseBody(_OpeningBody[OpenRequest], frozen=True):
             envelope=envelopes.parse_detached(self.envelope),
             expected_audience=self.expected_audience,
         )
+
+
+def _without_token(name: str) -> JSON:
+    nothing = {"type": "null"}
+    there = {"properties": {"token": nothing, "expected_audience": nothing}}
+    return {"allOf": [{"$ref": f"#/components/schemas/{name}"}, there]}
+
+
+def _items(schema: JSON) -> msgspec.Meta:
+    """Describe the items of a batch, which `kkp.web.batches` takes apart."""
+    return msgspec.Meta(
+        extra_json_schema={"type": "array", "minItems": 1, "maxItems": MAX_ITEMS, "items": schema}
+    )
+
+
+class EncryptBatchBody(Asks[Callable[[EncryptBody], EncryptRequest]], frozen=True):
+    """`POST /envelope/encrypt/batch`; each item is what `/envelope/encrypt` takes."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"items": [EncryptBody.example, EncryptBody.example]}
+
+    items: Annotated[msgspec.Raw, _items({"$ref": "#/components/schemas/EncryptBody"})]
+
+    def request(self) -> Callable[[EncryptBody], EncryptRequest]:
+        """Return what is asked for, given an item."""
+        return EncryptBody.request
+
+
+class _OpeningBatch(
+    Asks[Callable[[_OpeningBody[OpenRequestT]], OpenRequestT]], Generic[OpenRequestT], frozen=True
+):
+    """A batch about envelopes, all of them under one token."""
+
+    token: str | None = None
+    expected_audience: Audience | None = None
+
+    def request(self) -> Callable[[_OpeningBody[OpenRequestT]], OpenRequestT]:
+        """Return what is asked for, given an item."""
+        return self._request_of
+
+    def credentials(self, credentials: Credentials) -> Credentials:
+        """Return the credentials with the body's token beside the header's."""
+        return replace(credentials, unverified_token=self.token)
+
+    def _request_of(self, item: _OpeningBody[OpenRequestT]) -> OpenRequestT:
+        if item.token is not None or item.expected_audience is not None:
+            raise InvalidRequestError("`token` and `expected_audience` stand beside the items, once for all.")
+        return replace(item.request(), expected_audience=self.expected_audience)
+
+
+class DecryptBatchBody(_OpeningBatch[DecryptRequest], frozen=True, kw_only=True):
+    """`POST /envelope/decrypt/batch`; each item is what `/envelope/decrypt` takes, less what stands here."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": _TOKEN_EXAMPLE,
+        "items": [{"envelope": _ENVELOPE_EXAMPLE}],
+        "expected_audience": "orders-db",
+    }
+
+    items: Annotated[msgspec.Raw, _items(_without_token("DecryptBody"))]
+
+
+class RewrapBatchBody(_OpeningBatch[RewrapRequest], frozen=True, kw_only=True):
+    """`POST /envelope/rewrap/batch`; each item is what `/envelope/rewrap` takes, less what stands here."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "token": _TOKEN_EXAMPLE,
+        "items": [{"envelope": _ENVELOPE_EXAMPLE, "backend": "gcp", "key_id": "orders"}],
+    }
+
+    items: Annotated[msgspec.Raw, _items(_without_token("RewrapBody"))]
 
 
 class GrantBody(_Strict, frozen=True):
@@ -439,10 +509,23 @@ def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
     if len(body) > _MAX_BODY_OF_MANY_STRINGS and body.count(b'"') - body.count(b'\\"') > _MAX_QUOTES:
         raise InvalidRequestError("The body has too many members.")
     try:
+        return decode_of_any_size(decoder, body)
+    except RecursionError:
+        raise InvalidRequestError("The body is not JSON in UTF-8.") from None
+
+
+def decode_of_any_size(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
+    """Return a body's struct, where that makes nothing of the many strings that may be in it; see `decode`.
+
+    Raises:
+        InvalidRequestError: It is not that.
+        RecursionError: It is nested more deeply than can be read.
+    """
+    try:
         return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise InvalidRequestError(_explanation(error)) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InvalidRequestError("The body is not JSON in UTF-8.") from None
 
 

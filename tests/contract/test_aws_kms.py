@@ -22,7 +22,9 @@ from botocore.exceptions import (  # type: ignore[import-untyped]  # the wheel c
 )
 
 from kkp.errors import (
+    ClockSkewError,
     ConfigError,
+    CredentialsExpiredError,
     InvalidWrapError,
     KeyDisabledError,
     KeyNotReadyError,
@@ -98,11 +100,11 @@ REFUSALS: Mapping[str, tuple[str, int, type[KKPError]]] = {
     "the key signs": ("InvalidKeyUsageException", 400, UnknownKeyError),
     "the key is disabled": ("DisabledException", 400, KeyDisabledError),
     "the role has no permission": ("AccessDeniedException", 400, KMSDeniedError),
-    "the credentials have expired": ("ExpiredTokenException", 400, KMSDeniedError),
+    "the credentials have expired": ("ExpiredTokenException", 400, CredentialsExpiredError),
     "the access key is unknown": ("UnrecognizedClientException", 400, KMSDeniedError),
     "the session token is unknown": ("InvalidClientTokenId", 403, KMSDeniedError),
-    "the signature does not fit, or the clock is off": ("InvalidSignatureException", 400, KMSDeniedError),
-    "the request is too old": ("RequestExpired", 400, KMSDeniedError),
+    "the signature does not fit": ("InvalidSignatureException", 400, KMSDeniedError),
+    "the request is too old": ("RequestExpired", 400, ClockSkewError),
     "there is no signature": ("MissingAuthenticationToken", 403, KMSDeniedError),
     "forbidden, in words that nobody knows": ("SomethingNew", 403, KMSDeniedError),
     "throttled": ("ThrottlingException", 400, KMSThrottledError),

@@ -16,7 +16,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from kkp.errors import (
+    ClockSkewError,
     ConfigError,
+    CredentialsExpiredError,
     InvalidWrapError,
     KeyDisabledError,
     KKPError,
@@ -169,7 +171,7 @@ async def test_any_other_spelling_is_unknown_and_never_sent(
         kms.unwrap(key_id, wrapped, CONTEXT),
         kms.describe(key_id),
     ):
-        assert type(await error_of(call)) is UnknownKeyError
+        assert isinstance(await error_of(call), UnknownKeyError)
 
     assert azure.looked_up == []
 
@@ -644,7 +646,11 @@ async def test_a_token_that_key_vault_no_longer_takes_is_denied(azure: Azure, km
 LOGINS: dict[str, tuple[emulator.Fault, type[KKPError]]] = {
     "an expired secret": (
         emulator.answering(lambda: emulator.entra_error(401, "invalid_client", "AADSTS7000222: expired")),
-        KMSDeniedError,
+        CredentialsExpiredError,
+    ),
+    "an assertion of another time": (
+        emulator.answering(lambda: emulator.entra_error(401, "invalid_client", "AADSTS700024: not in time")),
+        ClockSkewError,
     ),
     "an application that is missing": (
         emulator.answering(lambda: emulator.entra_error(400, "unauthorized_client", "AADSTS700016: no")),

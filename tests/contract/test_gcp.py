@@ -17,7 +17,9 @@ from google.cloud import kms_v1
 from google_crc32c import value as crc32c
 
 from kkp.errors import (
+    ClockSkewError,
     ConfigError,
+    CredentialsExpiredError,
     InvalidWrapError,
     KeyDisabledError,
     KKPError,
@@ -624,7 +626,15 @@ class IssuerFault:
 ISSUER_FAULTS = {
     "a deleted account": IssuerFault(400, '{"error": "invalid_grant"}', KMSDeniedError),
     "a clock that is wrong": IssuerFault(
-        400, '{"error": "invalid_grant", "error_description": "Invalid JWT: iat and exp"}', KMSDeniedError
+        400,
+        '{"error": "invalid_grant", "error_description": "Invalid JWT: Token must be a short-lived token '
+        '(60 minutes) and in a reasonable timeframe. Check your iat and exp values in the JWT claim."}',
+        ClockSkewError,
+    ),
+    "a login that has expired": IssuerFault(
+        400,
+        '{"error": "invalid_grant", "error_description": "Token has been expired or revoked."}',
+        CredentialsExpiredError,
     ),
     "a key that was withdrawn": IssuerFault(401, '{"error": "invalid_client"}', KMSDeniedError),
     "an account without the scope": IssuerFault(403, '{"error": "unauthorized_client"}', KMSDeniedError),

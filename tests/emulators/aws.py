@@ -8,6 +8,7 @@ algorithm in the answers, contexts that differ only in where a name ends), and f
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -18,8 +19,9 @@ from typing import Any, Self
 
 import pytest
 from moto.core.models import DEFAULT_ACCOUNT_ID
+from moto.kms import models
 from moto.kms.models import kms_backends
-from moto.kms.utils import _deserialize_ciphertext_blob
+from moto.kms.utils import _deserialize_ciphertext_blob, generate_private_key
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
@@ -34,6 +36,8 @@ NO_AMBIENT = {
 }
 ALIASES = ("alias/orders", "alias/billing", "alias/disabled-key")
 
+# Beside its random material moto gives each key one of RSA, of use only to sign: one of a kind will do.
+models.generate_private_key = functools.cache(generate_private_key)  # type: ignore[attr-defined]
 _MOTO = DomainDispatcherApplication(create_backend_app)
 
 Document = dict[str, Any]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ SMALL_BODY = 64 * 1024
 ENCRYPT_BODY = 3 * MAX_PLAINTEXT + SMALL_BODY
 LABELS = 256 * 1024
 DECRYPT_BODY = 4 * MAX_PLAINTEXT // 3 + LABELS
+DECRYPT_BODY = 4 * MAX_PLAINTEXT // 3 + 256 * 1024
+BATCH_BODY = 8 * 1024 * 1024
 ARN = "arn:aws:kms:eu-west-1:111122223333:alias/orders"
 BACKENDS = "aws=memory://aws,twin=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 # `environment` is not restricted by the grant, so that the context may say anything about it.
@@ -70,8 +73,10 @@ class World:
         if credential is not None:
             sent.add("Authorization", f"Bearer {credential}")
         skip = ["Content-Type"]
+        # A body as large as a batch's is sent piece by piece.
+        data = body if body is None or len(body) < BATCH_BODY else io.BytesIO(body)
         async with self.kkp.session.request(
-            method, path, data=body, headers=sent, skip_auto_headers=skip
+            method, path, data=data, headers=sent, skip_auto_headers=skip
         ) as answer:
             raw = await answer.read()
             document = json.loads(raw) if raw else None
@@ -129,6 +134,10 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             "/envelope/data-key/unwrap": {"envelope": detached(envelope), "token": token},
             "/identities": {"id": "new", "roles": ["service"], "grants": [grant()], "attributes": {}},
         }
+        endpoints["/envelope/encrypt/batch"] = {"items": [endpoints["/envelope/encrypt"]] * 2}
+        endpoints["/envelope/decrypt/batch"] = {"items": [{"envelope": envelope}] * 2, "token": token}
+        moved = {"envelope": envelope, "backend": "gcp", "key_id": "orders"}
+        endpoints["/envelope/rewrap/batch"] = {"items": [moved] * 2, "token": token}
         with pytest.MonkeyPatch.context() as patches:
             yield World(kkp, install(patches), orders, stranger, token, envelope, endpoints)
 
@@ -142,6 +151,9 @@ BODY_ENDPOINTS = (
     "/envelope/rewrap",
     "/envelope/data-key",
     "/envelope/data-key/unwrap",
+    "/envelope/encrypt/batch",
+    "/envelope/decrypt/batch",
+    "/envelope/rewrap/batch",
     "/identities",
 )
 
@@ -331,6 +343,9 @@ BODY_LIMITS = [
     ("/envelope/rewrap", DECRYPT_BODY),
     ("/envelope/data-key", SMALL_BODY),
     ("/envelope/data-key/unwrap", LABELS),
+    ("/envelope/encrypt/batch", BATCH_BODY),
+    ("/envelope/decrypt/batch", BATCH_BODY),
+    ("/envelope/rewrap/batch", BATCH_BODY),
     ("/identities", SMALL_BODY),
     ("/keys/rotate", SMALL_BODY),
     ("/identities/nobody/disable", SMALL_BODY),

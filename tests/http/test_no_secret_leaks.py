@@ -176,6 +176,7 @@ class Scene:
     mover: str = field(repr=False)
     envelope: dict[str, Any]
     errors: list[Answer] = field(default_factory=list)
+    item_problems: list[bytes] = field(default_factory=list)
     message_keys: int = 0
 
     async def send(self, method: str, path: str, **arguments: Any) -> Answer:
@@ -259,6 +260,7 @@ async def exercise(scene: Scene) -> None:
     await _open(scene)
     await _move(scene)
     await _hand_out(scene)
+    await _send_batches(scene)
     await _administer(scene)
     await _look_after(scene)
     await _knock(scene)
@@ -399,6 +401,52 @@ async def _hand_out(scene: Scene) -> None:
         for credential in (None, scene.orders, scene.kkp.root_key):
             answer = await scene.post("/envelope/data-key/unwrap", {**right, **change}, credential)
             scene.learn_message_key(answer)
+
+
+async def _send_batches(scene: Scene) -> None:
+    """Seal and open batches, in which something is wrong with every other item."""
+    plant = scene.canaries
+    sealing = {"backend": "aws", **_seal_members(plant)}
+    opening = {"envelope": scene.envelope, "context": {plant.text("batch context name"): 1}}
+    sealed = [
+        sealing,
+        {**sealing, "plaintext": plant.text("plaintext in a batch")},
+        {**sealing, "plaintext": plant.text("large plaintext in a batch") * 2_000},
+        {**sealing, "plaintext": plant.plant("surrogate in a batch") + "\ud800"},
+        {**sealing, "context": {"a": [plant.text("listed context in a batch")]}},
+        {**sealing, plant.text("unknown member in a batch"): 1},
+        {**sealing, "policy_context": {plant.text("context name"): plant.text("contradiction in a batch")}},
+        {**sealing, "key_id": plant.plant("missing key id", "alias/missing{}")},
+        {**sealing, "backend": plant.lower("backend")},
+        plant.text("an item of another type"),
+    ]
+    opened: list[dict[str, Any]] = [
+        opening,
+        {"envelope": {**scene.envelope, "ciphertext": plant.text("ciphertext in a batch")}},
+        {"envelope": {**scene.envelope, "nonce": scene.envelope["nonce"][::-1]}},
+        {"envelope": {**scene.envelope, "key_id": plant.plant("label")}},
+        {**opening, "token": plant.text("a token in an item")},
+        {**opening, "context": {plant.text("context name"): plant.text("contradicting in a batch")}},
+    ]
+    target = {"backend": "gcp", "key_id": plant.plant("key to move to")}
+    beside: tuple[dict[str, Any], ...] = (
+        {},
+        {plant.text("unknown member beside a batch"): 1},
+        {"token": plant.plant("token of a batch")},
+        {"expected_audience": plant.plant("audience of a batch")},
+    )
+    for path, items, right in (
+        ("/envelope/encrypt/batch", sealed, {}),
+        ("/envelope/decrypt/batch", opened, {"token": scene.token}),
+        ("/envelope/rewrap/batch", [{**item, **target} for item in opened], {"token": scene.mover}),
+    ):
+        for more in beside:
+            for credential in (None, scene.orders, scene.token, scene.kkp.root_key):
+                answer = await scene.post(path, {**right, "items": items, **more}, credential)
+                if answer.status == 200:
+                    problems = [item for item in answer.json["items"] if "code" in item]
+                    scene.item_problems.append(json.dumps(problems, ensure_ascii=False).encode())
+        await scene.post(path, {**right, "items": {plant.text("items of another type"): 1}}, scene.token)
 
 
 async def _administer(scene: Scene) -> None:
@@ -550,6 +598,7 @@ def _the_edge_fails(patches: pytest.MonkeyPatch) -> None:
         raise RuntimeError(repr(_innards(request))) from ValueError(repr(_innards(request)))
 
     patches.setattr(Pipeline, "run", fail)
+    patches.setattr(Pipeline, "run_batch", fail)
 
 
 FAULTS: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -597,7 +646,7 @@ async def test_no_canary_comes_out_when(
         database = kkp.settings.database_path
     assert len(scene.errors) > 100
     for sent_back in (
-        b"\n".join(answer.raw for answer in scene.errors),
+        b"\n".join((*(answer.raw for answer in scene.errors), *scene.item_problems)),
         "\n".join(value for answer in scene.errors for value in answer.headers.values()).encode(),
     ):
         assert scene.canaries.found_in(sent_back) == set()
@@ -623,6 +672,7 @@ async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_fi
         scene = await new_scene(kkp)
         await exercise(scene)
         records = await kkp.records()
+    assert len(scene.item_problems) > 5
     assert {answer.json["code"] for answer in scene.errors} == {
         "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_request",
         "key_disabled", "method_not_allowed", "not_found", "payload_too_large", "policy_denied",

@@ -42,6 +42,7 @@ class Walk(NamedTuple):
         reaches: The probe that the request is there to fire; None where it reaches nothing but memory.
         status: What it answers.
         besides: Another probe that it fires as well.
+        times: How often it fires the probe.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Walk(NamedTuple):
     reaches: str | None
     status: int = 200
     besides: str | None = None
+    times: int = 1
 
 
 class Prepared(NamedTuple):
@@ -104,6 +106,28 @@ class Prepared(NamedTuple):
                 "/identities/leaver/rotate-key", None, "root", "IdentityDirectory.rotate_key", 201
             ),
             ("GET", "/audit"): Walk("/audit", None, "root", "AuditStore.read"),
+            ("POST", "/envelope/encrypt/batch"): Walk(
+                "/envelope/encrypt/batch",
+                {"items": [{**key, "plaintext": text} for text in ("one", "two", "three")]},
+                "token",
+                "MemoryKMS.wrap",
+                times=3,
+            ),
+            ("POST", "/envelope/decrypt/batch"): Walk(
+                "/envelope/decrypt/batch",
+                {"items": [{"envelope": self.envelope}] * 3, "token": self.token},
+                None,
+                "MemoryKMS.unwrap",
+                times=3,
+            ),
+            ("POST", "/envelope/rewrap/batch"): Walk(
+                "/envelope/rewrap/batch",
+                {"items": [{"envelope": self.envelope, **key}] * 3, "token": self.token},
+                None,
+                "MemoryKMS.unwrap",
+                times=3,
+                besides="MemoryKMS.wrap",
+            ),
         }
 
     async def send(self, method: str, walk: Walk, credential: str | None) -> Answer:
@@ -150,7 +174,8 @@ async def test_a_valid_request_reaches_its_probe_from_inside_the_pipeline_only(
     assert answer.status == walk.status, answer.raw
     assert prepared.probes.outside == []
     # What the row is there for, and nothing else.
-    assert prepared.probes.fired == dict.fromkeys({walk.reaches, walk.besides} - {None}, 1)
+    fired = dict.fromkeys({walk.reaches, walk.besides} - {None}, walk.times)
+    assert prepared.probes.fired == fired
 
 
 async def test_every_probe_on_the_road_is_reached_by_some_row(prepared: Prepared) -> None:
@@ -167,6 +192,14 @@ async def test_every_probe_on_the_road_is_reached_by_some_row(prepared: Prepared
     assert opened.status == 200
     assert prepared.probes.fired["LocalKMS.wrap"] == prepared.probes.fired["LocalKMS.unwrap"] == 1
     assert prepared.probes.outside == []
+
+
+def refusal(answer: Answer) -> tuple[int, str]:
+    """Return the status and the code of a refusal; of a batch's items where each has the same."""
+    if answer.status != 200:
+        return answer.status, answer.problem()
+    ((status, code),) = {(item["status"], item["code"]) for item in answer.json["items"]}
+    return status, code
 
 
 NOTHING_TOLD: Mapping[str, Any] = {"/token/introspect": {"active": False}, "/token/revoke": {}}
@@ -211,8 +244,9 @@ async def test_a_bad_credential_reaches_nothing(
         if presented is not None and walk.path in NOTHING_TOLD and answer.status == 200:
             assert answer.json == NOTHING_TOLD[walk.path]  # a stranger's: as of a token that does not exist
             continue
-        assert answer.status in {401, 403}, path
-        assert answer.problem() in {"unauthenticated", "token_invalid", "policy_denied"}, path
+        status, code = refusal(answer)
+        assert status in {401, 403}, path
+        assert code in {"unauthenticated", "token_invalid", "policy_denied"}, path
     assert prepared.probes.fired == {}
 
 
@@ -234,7 +268,7 @@ async def denying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 async def test_a_policy_that_denies_is_asked_on_every_row_and_nothing_is_reached(denying: Prepared) -> None:
     for (method, path), walk in denying.walks().items():
         answer = await denying.send(method, walk, denying.credentials[walk.credential])
-        assert (answer.status, answer.problem()) == (403, "policy_denied"), path
+        assert refusal(answer) == (403, "policy_denied"), path
     assert denying.probes.fired == {}
 
 
@@ -248,7 +282,7 @@ async def test_a_policy_that_fails_stops_every_row(
     monkeypatch.setattr("kkp.authz.embedded.EmbeddedPolicy.answer", fail)
     for (method, path), walk in prepared.walks().items():
         answer = await prepared.send(method, walk, prepared.credentials[walk.credential])
-        assert (answer.status, answer.problem()) == (503, "policy_unavailable"), path
+        assert refusal(answer) == (503, "policy_unavailable"), path
     assert prepared.probes.fired == {}
 
 

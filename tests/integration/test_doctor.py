@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 from kkp import kms
 from kkp.cli.doctor import _doctor
 from kkp.config import _SETTINGS
+from kkp.errors import ConfigError
 from tests.http.certificates import new_pair
 from tests.integration.process import database, environment, kkp, names, serving
 from tests.integration.test_start import (
@@ -71,25 +72,27 @@ class Doctor:
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
 
-    def report(self, directory: Path, **environ: str) -> dict[str, Any]:
+    def report(self, directory: Path, *, probes: Sequence[str] = (), **environ: str) -> dict[str, Any]:
         """Return what `--json` prints, having compared the exit code with it."""
-        code, text = self._run(directory, environ, as_json=True)
+        code, text = self._run(directory, environ, probes, as_json=True)
         report: dict[str, Any] = json.loads(text)
         assert code == (1 if report["status"] == "FAIL" else 0)
         return report
 
     def table(self, directory: Path, **environ: str) -> str:
         """Return what it prints for people; something fails."""
-        code, text = self._run(directory, environ, as_json=False)
+        code, text = self._run(directory, environ, (), as_json=False)
         assert code == 1
         return text
 
-    def _run(self, directory: Path, environ: Mapping[str, str], *, as_json: bool) -> tuple[int, str]:
+    def _run(
+        self, directory: Path, environ: Mapping[str, str], probes: Sequence[str], *, as_json: bool
+    ) -> tuple[int, str]:
         before = contents(directory)
         with self.monkeypatch.context() as patched:
             patched.chdir(directory)
             patched.setattr(os, "environ", environment(environ))
-            code = _doctor(Namespace(json=as_json, way=None))
+            code = _doctor(Namespace(json=as_json, way=None, probe=probes))
         assert contents(directory) == before
         printed = self.capsys.readouterr()
         return code, printed.out + printed.err
@@ -310,12 +313,39 @@ def test_a_backend_that_is_away_is_found_and_its_uri_not_shown(
     stopped: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch, adaptor: str, problem: str
 ) -> None:
     monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": f"tests.fakes.absent_kms:{adaptor}"})
-    monkeypatch.setattr("kkp.cli.checks._PING_SECONDS", 0.1)
+    if adaptor == "SilentKMS":  # of the other there is to be an answer, however often it is asked again
+        monkeypatch.setattr("kkp.cli.probes._PROBE_SECONDS", 0.1)
     report = doctor.report(stopped, KKP_BACKENDS="cloud=far://canary,local=local://")
     cloud, local = (check for check in report["checks"] if check["check"] == "backends")
     assert (cloud["status"], local["status"]) == ("FAIL", "ok")
     assert cloud["detail"] == f"cloud (far) {problem}"
     assert cloud["cure"]
+
+
+def test_a_granted_key_is_tried_and_one_that_is_named(stopped: Path, doctor: Doctor) -> None:
+    report = doctor.report(stopped, probes=("gcp:missing-key", "azure:orders"))
+    found = [(check["status"], check["detail"]) for check in report["checks"] if check["check"] == "backends"]
+    assert found == [
+        ("ok", "aws (memory) wraps and unwraps under alias/orders"),
+        ("FAIL", found[1][1]),
+        ("ok", "azure (memory) wraps and unwraps under orders"),
+        ("ok", "local (local) answers"),
+    ]
+    assert found[1][1].startswith("gcp (memory) does not wrap and unwrap under missing-key: ")
+
+
+def test_a_probe_without_a_key_is_wrong_usage(stopped: Path, doctor: Doctor) -> None:
+    for text in ("aws", "aws:", ""):
+        with pytest.raises(ConfigError, match="give BACKEND:KEY"):
+            doctor.report(stopped, probes=(text,))
+
+
+def test_grants_that_can_not_be_believed_are_not_tried(stopped: Path, doctor: Doctor) -> None:
+    by_hand("UPDATE identities SET document = replace(document, 'orders', 'planted') WHERE id = 'orders'")(
+        stopped
+    )
+    details = [check["detail"] for check in doctor.report(stopped)["checks"]]
+    assert not any("planted" in detail for detail in details)
 
 
 @pytest.mark.parametrize(
@@ -343,8 +373,8 @@ def test_a_composite_of_a_backend_that_can_not_be_made_does_not_answer(
     report = doctor.report(stopped, KKP_BACKENDS="multi=any-of://?key.a=far:a,far=far://x")
     details = [check["detail"] for check in report["checks"] if check["check"] == "backends"]
     assert details == [
-        "far (far) does not answer: There is nobody to ask for credentials.",
-        "multi (any-of) does not answer: No backend has this name.",
+        "multi (any-of) does not answer: There is nobody to ask for credentials.",
+        "far (far): There is nobody to ask for credentials.",
     ]
 
 

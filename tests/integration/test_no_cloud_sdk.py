@@ -1,10 +1,15 @@
-"""`kkp dev` loads no cloud's SDK: it would cost start-up time and memory, and widen what can be attacked."""
+"""What is not needed is not loaded: it would cost start-up time and memory, and widen what can be attacked.
+
+`kkp dev` loads no cloud's SDK, and the commands beside a server load nothing that serves or asks over HTTP.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.integration.process import environment
 
 PROGRAM = """
 import asyncio, sys
@@ -18,6 +23,15 @@ async def main():
 asyncio.run(main())
 print(*{name.partition(".")[0] for name in sys.modules})
 """
+COMMANDS = """
+import sys
+from kkp.cli import main
+
+for command in ("init", "identity add boss --role admin", "identity list", "keys list", "audit verify"):
+    assert main(command.split()) == 0, command
+print(*sys.modules)
+"""
+HTTP = {"aiohttp", "kkp.web.routes", "kkp.web.server", "opa_client", "prometheus_client"}
 SDKS = {"azure", "boto3", "botocore", "google", "grpc", "hvac", "msal", "requests"}
 
 
@@ -29,3 +43,18 @@ def test_kkp_dev_serves_without_any_cloud_sdk(tmp_path: Path) -> None:
     loaded = set(done.stdout.split())
     assert "kkp" in loaded
     assert not loaded & SDKS
+
+
+def test_the_commands_beside_a_server_load_no_http(tmp_path: Path) -> None:
+    done = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-c", COMMANDS],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "kkp.app" in loaded
+    assert not loaded & HTTP

@@ -24,10 +24,10 @@ ADDRESS = "127.0.0.1:8080"
 _HANG_SECONDS = 60
 
 
-def commands(marker: str) -> list[str]:
+def commands(marker: str, document: Path = README) -> list[str]:
     """Return the shell blocks between a marker and its end, as they stand."""
-    tested = re.search(rf"<!-- tested: {marker} -->(.*?)<!-- end -->", README.read_text(), re.DOTALL)
-    assert tested is not None, f"README.md has no `<!-- tested: {marker} -->` … `<!-- end -->`"
+    tested = re.search(rf"<!-- tested: {marker} -->(.*?)<!-- end -->", document.read_text(), re.DOTALL)
+    assert tested is not None, f"{document.name} has no `<!-- tested: {marker} -->` … `<!-- end -->`"
     blocks = re.findall(r"^```sh\n(.*?)^```", tested[1], re.DOTALL | re.MULTILINE)
     assert blocks
     return blocks

@@ -7,7 +7,7 @@ import string
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha512
+from hashlib import sha256, sha512
 from typing import Any
 
 import msgspec
@@ -818,3 +818,23 @@ def test_a_ciphertext_made_for_two_keys_opens_under_one_at_most() -> None:
                     assert len(envelope.open(mixed, data_key)) == 16
                 else:
                     assert_refused(encoded(mixed), data_key)
+
+
+# Which envelope it is.
+
+
+def test_the_digest_is_that_of_its_rfc_8785_bytes() -> None:
+    context = {"\U0001f600": "astral", "\ufb33": "beyond surrogates", "é": "\u0001", "a": '"'}
+    for sealed in (seal(), seal(b"\0", context={}, associated_data=None), seal(context=context)):
+        assert envelope.digest(sealed) == sha256(rfc8785.dumps(document(sealed))).hexdigest()
+
+
+@pytest.mark.parametrize("name", list(envelope.EnvelopeWire.__struct_fields__)[2:])
+def test_the_digest_changes_with_every_member(name: str) -> None:
+    sealed = seal()
+    value = document(sealed)[name]
+    other = (
+        {"a": "b"} if name == "context" else None if name == "encoding" else b64(bytes(len(value) * 3 // 4))
+    )
+    altered = envelope.parse(msgspec.json.encode({**document(sealed), name: other}))
+    assert envelope.digest(altered) != envelope.digest(sealed)

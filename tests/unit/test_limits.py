@@ -78,6 +78,61 @@ def test_the_caller_is_told_when_to_ask_again_in_whole_seconds(rate: float, seco
     assert door.admitted("orders") == 1
 
 
+def test_a_batch_costs_as_much_as_its_items() -> None:
+    door = Door()
+    door.limits.admit("orders", 3)
+    with pytest.raises(RateLimitedError):
+        door.limits.admit("orders", 3)
+    assert door.refused == {"orders": 1}
+    assert door.admitted("orders", 3) == 2
+
+
+def test_a_batch_as_large_as_the_burst_comes_in_and_nothing_after_it() -> None:
+    door = Door()
+    door.limits.admit("orders", 5)
+    assert door.admitted("orders") == 0
+    door.clock.advance(0.1)
+    assert door.admitted("orders", 2) == 1
+
+
+def test_a_batch_larger_than_the_burst_needs_a_full_bucket_and_is_paid_off_before_anything_else() -> None:
+    door = Door()
+    door.admitted("orders")
+    with pytest.raises(RateLimitedError) as refusal:
+        door.limits.admit("orders", 20)
+    assert refusal.value.retry_after_seconds == 1
+    door.clock.advance(0.1)
+    door.limits.admit("orders", 20)
+    door.clock.advance(1.599)
+    assert door.admitted("orders") == 0
+    door.clock.advance(0.001)
+    assert door.admitted("orders") == 1
+
+
+def test_a_batch_is_told_when_the_bucket_will_hold_it() -> None:
+    door = Door(rate=1, burst=5)
+    door.limits.admit("orders", 5)
+    with pytest.raises(RateLimitedError) as refusal:
+        door.limits.admit("orders", 4)
+    assert refusal.value.retry_after_seconds == 4
+    door.clock.advance(4)
+    door.limits.admit("orders", 4)
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.floats(0, 2)), max_size=100))
+def test_batches_get_no_more_than_the_rate_and_one_bucket_or_batch(steps: list[tuple[int, float]]) -> None:
+    door, admitted = Door(rate=10, burst=5), 0
+    for size, pause in steps:
+        door.clock.advance(pause)
+        try:
+            door.limits.admit("orders", size)
+        except RateLimitedError:
+            continue
+        admitted += size
+    elapsed = door.clock.now() - 1000.0
+    assert admitted <= max(5, 12) + 10 * elapsed + 0.001
+
+
 def test_a_rate_of_zero_limits_nobody_and_remembers_nobody() -> None:
     door = Door(rate=0)
     assert door.admitted("orders", 100_000) == 100_000

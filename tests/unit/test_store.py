@@ -14,6 +14,8 @@ import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
+from kkp.audit.base import RecordType
+from kkp.audit.chain import link
 from kkp.errors import ConfigError, ConflictError, KeyringUnavailableError
 from kkp.rows import (
     ChainedRow,
@@ -925,6 +927,18 @@ async def test_records_are_read_in_the_order_of_insertion_over_all_chains(databa
     await store.append("a", [record(2)])
     everything = [(chain, row.seq) for chain, row in await store.read(None, 10)]
     assert everything == [("z", 1), ("a", 1), ("z", 2), ("z", 3), ("a", 2)]
+
+
+async def test_records_of_a_type_are_found_and_what_only_speaks_of_it_is_not(database: Database) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    head = ChainHead("a", 1, b"")
+    speaking = link(head, 0.0, RecordType.OUTCOME, {"ref": '"type":"break_glass"', "result": "break_glass"})
+    meant = link(ChainHead("a", 2, b""), 0.0, RecordType.BREAK_GLASS, {"imported": {}, "imported_hash": ""})
+    await store.append("a", [speaking, meant])
+    assert await store.of_type("break_glass") == [meant]
+    assert await store.of_type("outcome") == [speaking]
+    assert await store.of_type("probe") == []
 
 
 async def test_pages_join_without_gap_or_overlap(database: Database) -> None:

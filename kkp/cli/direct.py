@@ -1,0 +1,128 @@
+"""Opening an envelope past KKP, on record.
+
+The attempt is recorded before a backend is asked, the outcome before the plaintext goes anywhere: no record,
+no plaintext. `kkp.cli.envelope` checks what was given, and has the person say that they mean it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kkp import data_dir
+from kkp import envelope as envelopes
+from kkp.audit.break_glass import OPENED, Attempt, Outcome, Place, RecordFile, Stored
+from kkp.authn.operator import account
+from kkp.cli import reach
+from kkp.config import Settings
+from kkp.envelope import Envelope
+from kkp.errors import ConfigError, KKPError, KMSUnavailableError
+from kkp.operations.envelopes import unwrapped
+
+STDOUT: Final = 1
+_DEADLINE_SECONDS: Final = 120.0
+
+
+class NotWrittenError(Exception):
+    """The plaintext could not be written; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What is to be done, once it is all known to make sense."""
+
+    envelope: Envelope
+    uris: Mapping[str, str]
+    settings: Callable[[], Settings]
+    reason: str
+    output: Path | None
+
+    @property
+    def digest(self) -> str:
+        """What the envelope is called in the record."""
+        return envelopes.digest(self.envelope)
+
+
+def open_on_record(act: Act, records: RecordFile) -> None:
+    """Open the envelope and release its plaintext.
+
+    Raises:
+        AuditUnavailableError: There is no record of the attempt, or none of its outcome.
+        NotWrittenError: The plaintext could not be written.
+        KKPError: The envelope could not be opened.
+    """
+    attempt = records.append(lambda place: _attempt(act, place))
+    try:
+        plaintext = asyncio.run(_opened(act))
+    except BaseException as error:  # of whatever kind: it goes on record, and on
+        _record(records, attempt, _result(error))
+        raise
+    _record(records, attempt, OPENED)
+    try:
+        _release(plaintext, act.output)
+    except OSError as error:
+        _record(records, attempt, "output_failed")
+        raise NotWrittenError(error.strerror) from error
+
+
+def _attempt(act: Act, place: Place) -> Attempt:
+    wrap = act.envelope.wrap
+    return Attempt(
+        **place._asdict(),
+        host=socket.gethostname(),
+        account=account(),
+        reason=act.reason,
+        envelope=act.digest,
+        backend=wrap.backend,
+        key_id=wrap.key_id,
+        context_names=tuple(sorted(act.envelope.header.context)),
+    )
+
+
+def _record(records: RecordFile, attempt: Stored, result: str) -> None:
+    number = attempt.record.seq
+    last = records.append(lambda place: Outcome(**place._asdict(), attempt=number, result=result))
+    print(
+        f"kkp: {result}: recorded as {last.record.chain}:{last.record.seq}, hash {last.hash}\n"
+        f"kkp: when KKP is back, run: kkp audit import {records.path}",
+        file=sys.stderr,
+    )
+
+
+def _result(error: BaseException) -> str:
+    if isinstance(error, ConfigError):
+        return "misconfigured"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return error.code if isinstance(error, KKPError) else "internal"
+
+
+async def _opened(act: Act) -> bytes:
+    """Have the backend unwrap the data key, and open the envelope.
+
+    Raises:
+        EnvelopeInvalidError: A check failed.
+        KKPError: The backend's answer was no.
+    """
+    try:
+        async with (
+            asyncio.timeout(_DEADLINE_SECONDS),
+            reach.own_resources(act.uris, act.settings) as resources,
+            reach.reached(act.envelope.wrap.backend, act.uris, resources) as backend,
+        ):
+            data_key = await unwrapped(backend, act.envelope)
+    except TimeoutError:
+        raise KMSUnavailableError("The backend did not answer in time.") from None
+    return envelopes.open(act.envelope, data_key)
+
+
+def _release(plaintext: bytes, output: Path | None) -> None:
+    if output is None:
+        data_dir.write_all(STDOUT, plaintext)
+    else:
+        data_dir.write_new(output, plaintext)

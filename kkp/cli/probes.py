@@ -1,0 +1,184 @@
+"""`kkp doctor` tries the backends: each wraps a probe, and unwraps it.
+
+The keys are those that grants name to the letter, at most MAX_KEYS of a backend, behind those of `--probe`; a
+prefix names no key. Where there is none, the backend is pinged. All are tried at the same time, each within
+the same deadline. A probe is a random key that seals nothing, under the context `{"kkp": "doctor"}`.
+
+Nothing of a URI is shown but its scheme: what follows may hold a credential.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from kkp.cli import reach
+from kkp.cli.findings import Result, Status, problem
+from kkp.envelope import DATA_KEY_BYTES
+from kkp.errors import (
+    ClockSkewError,
+    ConfigError,
+    CredentialsExpiredError,
+    InvalidWrapError,
+    KeyDisabledError,
+    KeyElsewhereError,
+    KeyNotReadyError,
+    KKPError,
+    KMSDeniedError,
+    KMSThrottledError,
+    KMSUnavailableError,
+    UnknownKeyError,
+)
+from kkp.kms.base import KMS, Resources
+from kkp.model import Grant
+
+MAX_KEYS: Final = 16
+
+_PROBE_SECONDS = 10.0
+_BACKEND_SECONDS = 30.0
+_CONTEXT: Final = {"kkp": "doctor"}
+_CURES: Final[Sequence[tuple[type[Exception], str]]] = (  # the first that fits
+    (
+        KeyElsewhereError,
+        "name a key of this backend's own region, ring or vault, or configure a backend there",
+    ),
+    (
+        UnknownKeyError,
+        "make the key in this backend's own region, ring or vault, or mend its name in the grants",
+    ),
+    (KeyDisabledError, "enable the key, or cancel its deletion"),
+    (CredentialsExpiredError, "renew the credentials that KKP runs with"),
+    (ClockSkewError, "set this machine's clock, and keep it with NTP"),
+    (KMSDeniedError, "give KKP's credentials the least permissions that docs/kms/ lists for this backend"),
+    (KMSThrottledError, "raise the backend's quota, or try again when less is asked of it"),
+    (InvalidWrapError, "it did not open what it had wrapped: see that nothing stands between it and KKP"),
+    (KeyNotReadyError, "see in which state the backend has the key; it can't be used as it is now"),
+    (
+        KMSUnavailableError,
+        "see whether it is up, and reachable from here by the name and in the region that its URI gives",
+    ),
+)
+
+
+class Means(NamedTuple):
+    """The backends, and what they are handed.
+
+    Attributes:
+        uris: By name.
+        resources: None where there is no master key.
+        has_database: Whether local keys can be taken from it.
+    """
+
+    uris: Mapping[str, str]
+    resources: Resources | None
+    has_database: bool
+
+
+async def probe_all(
+    means: Means, named: Mapping[str, Sequence[str]], grants: Sequence[Grant]
+) -> list[Result]:
+    """Try every backend, and return what was found in the order in which they are configured.
+
+    Args:
+        means: The backends.
+        named: By backend, keys that somebody asked for.
+        grants: Those of every identity.
+    """
+    tried = await asyncio.gather(*(_probe(name, means, named.get(name, ()), grants) for name in means.uris))
+    return [
+        *(result for results in tried for result in results),
+        *(
+            Result(Status.FAIL, f"--probe names {name!r}", f"name one of {', '.join(means.uris)}")
+            for name in named
+            if name not in means.uris
+        ),
+    ]
+
+
+async def _probe(name: str, means: Means, named: Sequence[str], grants: Sequence[Grant]) -> list[Result]:
+    title = f"{name} ({means.uris[name].partition('://')[0]})"
+    try:
+        uris = reach.needed(name, means.uris)
+    except ConfigError as error:
+        return [problem(text) for text in error.problems]
+    if (reach.needs_master_key(uris) and means.resources is None) or (
+        reach.needs_database(uris) and not means.has_database
+    ):
+        return [Result(Status.WARN, f"{title} was not asked, because the database could not be opened")]
+    granted = [grant.key_id for grant in grants if grant.backend == name]
+    exact = [key_id for key_id in granted if not key_id.endswith("*")]
+    keys = list(dict.fromkeys([*named, *sorted(exact)]))  # each once
+    results = await _try(name, title, uris, means.resources, keys[:MAX_KEYS])
+    return [*results, *_left_out(title, len(keys) - MAX_KEYS, len(set(granted) - set(exact)))]
+
+
+def _left_out(title: str, keys: int, prefixes: int) -> list[Result]:
+    told = []
+    if keys > 0:
+        told.append(f"{keys} more keys were not tried")
+    if prefixes:
+        told.append(f"{prefixes} of the grants' keys are prefixes, which name no key")
+    return [Result(Status.OK, f"{title}: {'; '.join(told)}; --probe tries a key by name")] if told else []
+
+
+async def _try(
+    name: str, title: str, uris: Mapping[str, str], resources: Resources | None, keys: Sequence[str]
+) -> list[Result]:
+    """Connect, and try each key; without any, ping."""
+    resources = resources or reach.without_state()
+    try:
+        async with (
+            asyncio.timeout(_BACKEND_SECONDS),
+            reach.reached(name, uris, resources) as backend,
+        ):
+            if not keys:
+                return [await _judged(backend.ping(), f"{title} answers", f"{title} does not answer")]
+            return await asyncio.gather(*(_judged_round(backend, title, key) for key in keys))
+    except ConfigError as error:
+        return [problem(f"{title}: {text}") for text in error.problems]
+    except KKPError as error:
+        return [Result(Status.FAIL, f"{title} does not answer: {error}", _cure(error))]
+    except TimeoutError:
+        return [_late(f"{title} does not answer")]
+
+
+async def _judged_round(backend: KMS, title: str, key_id: str) -> Result:
+    good, bad = (
+        f"{title} wraps and unwraps under {key_id}",
+        f"{title} does not wrap and unwrap under {key_id}",
+    )
+    return await _judged(_round(backend, key_id), good, bad)
+
+
+async def _judged(attempt: Awaitable[None], good: str, bad: str) -> Result:
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            await attempt
+    except KKPError as error:
+        return Result(Status.FAIL, f"{bad}: {error}", _cure(error))
+    except TimeoutError:
+        return _late(bad)
+    return Result(Status.OK, good)
+
+
+async def _round(backend: KMS, key_id: str) -> None:
+    """Wrap a probe and unwrap it.
+
+    Raises:
+        InvalidWrapError: Something else came back.
+        KKPError: It did not work, and why.
+    """
+    probe = os.urandom(DATA_KEY_BYTES)
+    wrapped = await backend.wrap(key_id, probe, _CONTEXT)
+    if await backend.unwrap(key_id, wrapped, _CONTEXT) != probe:
+        raise InvalidWrapError("What it unwrapped is not what it had wrapped.")
+
+
+def _late(what: str) -> Result:
+    return Result(Status.FAIL, f"{what} in time", _cure(KMSUnavailableError()))
+
+
+def _cure(error: KKPError) -> str:
+    return next((cure for kind, cure in _CURES if isinstance(error, kind)), "")

@@ -1,0 +1,162 @@
+"""How a command reaches backends by itself, without a server: only those that it needs, with what they need.
+
+A cloud takes the credentials of its own default chain, and nothing of KKP. `memory://` derives its keys from
+the master key; `local://` keeps them in the database, sealed under it. So the master key is read for these
+two alone, and the database, read-only, for the last.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Final, final
+
+from kkp import data_dir, kms
+from kkp.config import Settings
+from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
+from kkp.kms import KMSRegistry
+from kkp.kms.base import KMS, KeyDescription, Resources, WrappedKey
+from kkp.master_key import MASTER_KEY_BYTES, MasterKey
+from kkp.rows import LocalKeyRow
+from kkp.store.local_keys import LocalKeyStore
+from kkp.store.sql import Database
+
+_FROM_THE_MASTER_KEY: Final = frozenset({"memory", "local"})
+_FROM_THE_DATABASE: Final = frozenset({"local"})
+
+
+def needed(name: str, uris: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a backend with those that it is made of; what else is configured is in nobody's way.
+
+    Raises:
+        ConfigError: Its URI can't be used, or those of its members.
+    """
+    kms.check({name: uris[name]}, others=uris)
+    chosen = {each: uris[each] for each in (*kms.members(uris[name]), name)}
+    kms.check(chosen)
+    return chosen
+
+
+def needs_master_key(uris: Mapping[str, str]) -> bool:
+    """Tell whether any of these backends derives its keys from the master key, or keeps them under it."""
+    return not _FROM_THE_MASTER_KEY.isdisjoint(map(_scheme, uris.values()))
+
+
+def needs_database(uris: Mapping[str, str]) -> bool:
+    """Tell whether any of these backends keeps its keys in the database."""
+    return not _FROM_THE_DATABASE.isdisjoint(map(_scheme, uris.values()))
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0]
+
+
+@asynccontextmanager
+async def reached(name: str, uris: Mapping[str, str], resources: Resources) -> AsyncIterator[KMS]:
+    """Connect to a backend for the duration of the block.
+
+    A member of a composite that can't be made, for want of credentials above all, is one that refuses: it may
+    not be needed.
+
+    Args:
+        name: The backend's name.
+        uris: It and those that it is made of; see `needed`.
+        resources: What they are handed.
+
+    Raises:
+        ConfigError: It lacks credentials, or its SDK.
+    """
+    async with AsyncExitStack() as stack:
+        if not kms.is_composite(uris[name]):
+            yield await _connected(name, uris, resources, stack)
+            return
+        members: dict[str, KMS] = {}
+        for member in uris.keys() - {name}:
+            try:
+                members[member] = await _connected(member, uris, resources, stack)
+            except ConfigError as error:
+                members[member] = _Unmade(error)
+        composite = await kms.connect(uris[name], replace(resources, backend=members.__getitem__))
+        stack.push_async_callback(composite.close)
+        yield composite
+
+
+async def _connected(name: str, uris: Mapping[str, str], resources: Resources, stack: AsyncExitStack) -> KMS:
+    registry = await KMSRegistry.connect({name: uris[name]}, resources)
+    stack.push_async_callback(registry.close)
+    return registry.get(name)
+
+
+@asynccontextmanager
+async def own_resources(
+    uris: Mapping[str, str], settings: Callable[[], Settings]
+) -> AsyncIterator[Resources]:
+    """Yield what these backends are handed; the settings are read where that is anything.
+
+    Raises:
+        ConfigError: There is no master key, or no database, that they could do with.
+    """
+    if not needs_master_key(uris):
+        yield without_state()
+        return
+    chosen = settings()
+    master_key = MasterKey(chosen.master_key or data_dir.master_key(chosen.master_key_file, may_create=False))
+    if not needs_database(uris):
+        yield without_state(master_key)
+        return
+    data_dir.prepare_database(chosen.database_path, create=False)
+    check = master_key.check_value()
+    database = await Database.open_read_only(chosen.database_path, master_key_check=check)
+    try:
+        yield Resources(master_key, LocalKeyStore(database))
+    finally:
+        await database.close()
+
+
+def without_state(master_key: MasterKey | None = None) -> Resources:
+    """Return what a backend is handed that needs no database; without a master key it gets one of nothing."""
+    return Resources(master_key or MasterKey(os.urandom(MASTER_KEY_BYTES)), _NoLocalKeys())
+
+
+@final
+class _NoLocalKeys:
+    """Stands for a database that is not there."""
+
+    async def local_key_versions(self, key_id: str) -> Sequence[LocalKeyRow]:
+        raise KMSUnavailableError(f"There is no database to take the local key {key_id} from.")
+
+    async def add_local_key(self, row: LocalKeyRow) -> None:
+        raise KMSUnavailableError(f"There is no database to keep the local key {row.key_id} in.")
+
+
+@final
+class _Unmade:
+    """Stands for a backend that can't be made, and says why to whoever asks it.
+
+    Args:
+        error: Why.
+    """
+
+    def __init__(self, error: ConfigError) -> None:
+        self._why = error.problems[0]
+
+    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:  # noqa: ARG002  nobody is asked
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:  # noqa: ARG002  nobody is asked
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def describe(self, key_id: str) -> KeyDescription:  # noqa: ARG002  nobody is asked
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def ping(self) -> None:
+        """Refuse."""
+        raise KMSDeniedError(self._why)
+
+    async def close(self) -> None:
+        """Do nothing: nothing is held."""

@@ -1,0 +1,66 @@
+"""What a runbook tells an operator to type does what it says, as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from kkp.cli.envelope import _CODES, _EPILOG, ACKNOWLEDGEMENT
+from tests.emulators import aws
+from tests.harness import running
+from tests.integration.process import KKP, kkp, names
+from tests.integration.test_readme import commands, shell
+
+RUNBOOKS = Path(__file__).parents[2] / "docs/runbooks"
+BREAK_GLASS = RUNBOOKS / "break-glass.md"
+
+
+async def test_an_envelope_is_opened_while_kkp_is_down_and_the_record_imported_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    path = f"{KKP.parent}:{os.environ['PATH']}"
+    async with aws.emulated() as emulator:
+        async with running(tmp_path / "lost", KKP_BACKENDS=f"aws={emulator.uri}") as server:
+            document = {
+                "backend": "aws",
+                "key_id": "alias/orders",
+                "plaintext": "hello",
+                "context": {"table": "o"},
+            }
+            sealed = await server.post("/envelope/encrypt", document, credential=server.root_key)
+        shutil.rmtree(tmp_path / "lost")
+        (tmp_path / "sealed.json").write_bytes(sealed.raw)
+        blocks = [block for marker in ("look", "open", "keep") for block in commands(marker, BREAK_GLASS)]
+        script = "\n".join(blocks)
+        assert script.count("aws-kms://eu-west-1") == 1
+        script = script.replace("aws-kms://eu-west-1", f'"{emulator.uri}"')
+        printed = await shell(tmp_path, script, environ={"PATH": path})
+    assert printed.startswith("backend: aws  key: alias/orders  version: ")
+    assert '"result":"opened"' in printed
+    assert (tmp_path / "opened").read_text() == "hello"
+    assert names(tmp_path) == {"sealed.json", "opened", "break-glass.jsonl", "break-glass-copy.jsonl"}
+
+    assert (await kkp(tmp_path, "init")).code == 0
+    printed = await shell(tmp_path, "\n".join(commands("import", BREAK_GLASS)), environ={"PATH": path})
+    taken, _checkpoints, verdict, attempt, outcome = printed.splitlines()
+    assert taken.startswith("2 of 2 records were new")
+    assert verdict.startswith("clean: ")
+    assert json.loads(attempt)["record"]["imported"]["reason"].startswith("INC-1234: ")
+    assert json.loads(outcome)["record"]["imported"]["result"] == "opened"
+
+
+def test_the_sentence_and_the_exit_codes_are_those_of_the_command() -> None:
+    page = BREAK_GLASS.read_text()
+    assert f'--acknowledge "{ACKNOWLEDGEMENT}"' in page
+    documented = [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
+    assert documented == [int(code) for code in re.findall(r"(?:: |; )(\d+) ", _EPILOG)]
+    assert {code for _, code in _CODES} <= set(documented)
+
+
+def test_every_link_of_a_runbook_leads_somewhere() -> None:
+    for page in RUNBOOKS.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
