@@ -1,8 +1,9 @@
 """`kkp doctor` tries the backends: each wraps a probe, and unwraps it.
 
 The keys are those that grants name to the letter, at most MAX_KEYS of a backend, behind those of `--probe`; a
-prefix names no key. Where there is none, the backend is pinged. All are tried at the same time, each within
-the same deadline. A probe is a random key that seals nothing, under the context `{"kkp": "doctor"}`.
+prefix names no key. A composite's keys bring those of their members with them, since a composite that works
+hides members that don't. Where there is none, the backend is pinged. All are tried at the same time, each
+within the same deadline. A probe is a random key that seals nothing, under the context `{"kkp": "doctor"}`.
 
 Nothing of a URI is shown but its scheme: what follows may hold a credential.
 """
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from kkp import kms
 from kkp.cli import reach
 from kkp.cli.findings import Result, Status, problem
 from kkp.envelope import DATA_KEY_BYTES
@@ -36,9 +40,13 @@ from kkp.model import Grant
 
 MAX_KEYS: Final = 16
 
+_Try: TypeAlias = Callable[[KMS, str, str], Coroutine[Any, Any, Result]]
 _PROBE_SECONDS = 10.0
 _BACKEND_SECONDS = 30.0
 _CONTEXT: Final = {"kkp": "doctor"}
+_UNTRIED: Final = (
+    "has {}, of a former member, and does not let KKP wrap under it; whether it unwraps was not tried"
+)
 _CURES: Final[Sequence[tuple[type[Exception], str]]] = (  # the first that fits
     (
         KeyElsewhereError,
@@ -49,6 +57,7 @@ _CURES: Final[Sequence[tuple[type[Exception], str]]] = (  # the first that fits
         "make the key in this backend's own region, ring or vault, or mend its name in the grants",
     ),
     (KeyDisabledError, "enable the key, or cancel its deletion"),
+    (reach.UnmadeMemberError, "see what is said of that member here, and how to mend it"),
     (CredentialsExpiredError, "renew the credentials that KKP runs with"),
     (ClockSkewError, "set this machine's clock, and keep it with NTP"),
     (KMSDeniedError, "give KKP's credentials the least permissions that docs/kms/ lists for this backend"),
@@ -86,7 +95,9 @@ async def probe_all(
         named: By backend, keys that somebody asked for.
         grants: Those of every identity.
     """
-    tried = await asyncio.gather(*(_probe(name, means, named.get(name, ()), grants) for name in means.uris))
+    asked = {name: _asked(name, named, grants) for name in means.uris}
+    tries = {name: _tries(name, means.uris, asked) for name in means.uris}
+    tried = await asyncio.gather(*(_probe(name, means, tries[name], grants) for name in means.uris))
     return [
         *(result for results in tried for result in results),
         *(
@@ -97,7 +108,33 @@ async def probe_all(
     ]
 
 
-async def _probe(name: str, means: Means, named: Sequence[str], grants: Sequence[Grant]) -> list[Result]:
+def _asked(name: str, named: Mapping[str, Sequence[str]], grants: Sequence[Grant]) -> Sequence[str]:
+    """Return the keys of a backend that somebody named, each once."""
+    granted = {grant.key_id for grant in grants if grant.backend == name and not _is_prefix(grant)}
+    return list(dict.fromkeys([*named.get(name, ()), *sorted(granted)]))
+
+
+def _is_prefix(grant: Grant) -> bool:
+    return grant.key_id.endswith("*")
+
+
+def _tries(name: str, uris: Mapping[str, str], asked: Mapping[str, Sequence[str]]) -> Mapping[str, _Try]:
+    """Return how each key of a backend is tried: those that were asked for, and those of members."""
+    of_members = [names for other, uri in uris.items() for names in _members(uri, asked[other][:MAX_KEYS])]
+    current = [label.key_id for names in of_members for label in names.current if label.backend == name]
+    former = [label.key_id for names in of_members for label in names.former if label.backend == name]
+    tries: dict[str, _Try] = dict.fromkeys([*asked[name], *current], _round)
+    for key in former:
+        tries.setdefault(key, _former_round)
+    return tries
+
+
+def _members(uri: str, keys: Sequence[str]) -> Iterator[kms.Names]:
+    with suppress(ConfigError):  # told where the composite itself is tried
+        yield from (names for key, names in kms.member_keys(uri).items() if key in keys)
+
+
+async def _probe(name: str, means: Means, tries: Mapping[str, _Try], grants: Sequence[Grant]) -> list[Result]:
     title = f"{name} ({means.uris[name].partition('://')[0]})"
     try:
         uris = reach.needed(name, means.uris)
@@ -107,11 +144,9 @@ async def _probe(name: str, means: Means, named: Sequence[str], grants: Sequence
         reach.needs_database(uris) and not means.has_database
     ):
         return [Result(Status.WARN, f"{title} was not asked, because the database could not be opened")]
-    granted = [grant.key_id for grant in grants if grant.backend == name]
-    exact = [key_id for key_id in granted if not key_id.endswith("*")]
-    keys = list(dict.fromkeys([*named, *sorted(exact)]))  # each once
-    results = await _try(name, title, uris, means.resources, keys[:MAX_KEYS])
-    return [*results, *_left_out(title, len(keys) - MAX_KEYS, len(set(granted) - set(exact)))]
+    prefixes = {grant.key_id for grant in grants if grant.backend == name and _is_prefix(grant)}
+    results = await _try(name, title, uris, means.resources, dict(islice(tries.items(), MAX_KEYS)))
+    return [*results, *_left_out(title, len(tries) - MAX_KEYS, len(prefixes))]
 
 
 def _left_out(title: str, keys: int, prefixes: int) -> list[Result]:
@@ -124,7 +159,7 @@ def _left_out(title: str, keys: int, prefixes: int) -> list[Result]:
 
 
 async def _try(
-    name: str, title: str, uris: Mapping[str, str], resources: Resources | None, keys: Sequence[str]
+    name: str, title: str, uris: Mapping[str, str], resources: Resources | None, tries: Mapping[str, _Try]
 ) -> list[Result]:
     """Connect, and try each key; without any, ping."""
     resources = resources or reach.without_state()
@@ -133,9 +168,14 @@ async def _try(
             asyncio.timeout(_BACKEND_SECONDS),
             reach.reached(name, uris, resources) as backend,
         ):
-            if not keys:
-                return [await _judged(backend.ping(), f"{title} answers", f"{title} does not answer")]
-            return await asyncio.gather(*(_judged_round(backend, title, key) for key in keys))
+            if not tries:
+                return [await _judged(_ping(backend, title), f"{title} does not answer")]
+            return await asyncio.gather(
+                *(
+                    _judged(attempt(backend, title, key), f"{title} does not wrap and unwrap under {key}")
+                    for key, attempt in tries.items()
+                )
+            )
     except ConfigError as error:
         return [problem(f"{title}: {text}") for text in error.problems]
     except KKPError as error:
@@ -144,26 +184,22 @@ async def _try(
         return [_late(f"{title} does not answer")]
 
 
-async def _judged_round(backend: KMS, title: str, key_id: str) -> Result:
-    good, bad = (
-        f"{title} wraps and unwraps under {key_id}",
-        f"{title} does not wrap and unwrap under {key_id}",
-    )
-    return await _judged(_round(backend, key_id), good, bad)
-
-
-async def _judged(attempt: Awaitable[None], good: str, bad: str) -> Result:
+async def _judged(attempt: Awaitable[Result], bad: str) -> Result:
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
-            await attempt
+            return await attempt
     except KKPError as error:
         return Result(Status.FAIL, f"{bad}: {error}", _cure(error))
     except TimeoutError:
         return _late(bad)
-    return Result(Status.OK, good)
 
 
-async def _round(backend: KMS, key_id: str) -> None:
+async def _ping(backend: KMS, title: str) -> Result:
+    await backend.ping()
+    return Result(Status.OK, f"{title} answers")
+
+
+async def _round(backend: KMS, title: str, key_id: str) -> Result:
     """Wrap a probe and unwrap it.
 
     Raises:
@@ -174,6 +210,23 @@ async def _round(backend: KMS, key_id: str) -> None:
     wrapped = await backend.wrap(key_id, probe, _CONTEXT)
     if await backend.unwrap(key_id, wrapped, _CONTEXT) != probe:
         raise InvalidWrapError("What it unwrapped is not what it had wrapped.")
+    return Result(Status.OK, f"{title} wraps and unwraps under {key_id}")
+
+
+async def _former_round(backend: KMS, title: str, key_id: str) -> Result:
+    """Do so for a former member; where KKP may not wrap with it, and it need not, see that the key is there.
+
+    Raises:
+        KKPError: It did not work, and why.
+    """
+    try:
+        await backend.wrap(key_id, os.urandom(DATA_KEY_BYTES), _CONTEXT)
+    except KMSDeniedError:
+        await backend.describe(key_id)
+        return Result(
+            Status.WARN, f"{title} {_UNTRIED.format(key_id)}", "let KKP wrap under it, to have it tried"
+        )
+    return await _round(backend, title, key_id)
 
 
 def _late(what: str) -> Result:

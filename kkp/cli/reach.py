@@ -11,13 +11,13 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 from kkp import data_dir, kms
 from kkp.config import Settings
 from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
 from kkp.kms import KMSRegistry
-from kkp.kms.base import KMS, KeyDescription, Resources, WrappedKey
+from kkp.kms.base import KMS, Resources
 from kkp.master_key import MASTER_KEY_BYTES, MasterKey
 from kkp.rows import LocalKeyRow
 from kkp.store.local_keys import LocalKeyStore
@@ -31,12 +31,10 @@ def needed(name: str, uris: Mapping[str, str]) -> Mapping[str, str]:
     """Return a backend with those that it is made of; what else is configured is in nobody's way.
 
     Raises:
-        ConfigError: Its URI can't be used, or those of its members.
+        ConfigError: Its URI can't be used, or names members that there are not.
     """
     kms.check({name: uris[name]}, others=uris)
-    chosen = {each: uris[each] for each in (*kms.members(uris[name]), name)}
-    kms.check(chosen)
-    return chosen
+    return {each: uris[each] for each in (*kms.members(uris[name]), name)}
 
 
 def needs_master_key(uris: Mapping[str, str]) -> bool:
@@ -57,8 +55,8 @@ def _scheme(uri: str) -> str:
 async def reached(name: str, uris: Mapping[str, str], resources: Resources) -> AsyncIterator[KMS]:
     """Connect to a backend for the duration of the block.
 
-    A member of a composite that can't be made, for want of credentials above all, is one that refuses: it may
-    not be needed.
+    A member of a composite that can't be made, for want of credentials or its SDK, is one that refuses: it
+    may not be needed.
 
     Args:
         name: The backend's name.
@@ -66,7 +64,7 @@ async def reached(name: str, uris: Mapping[str, str], resources: Resources) -> A
         resources: What they are handed.
 
     Raises:
-        ConfigError: It lacks credentials, or its SDK.
+        ConfigError: It lacks credentials, its SDK, or a URI that can be used.
     """
     async with AsyncExitStack() as stack:
         if not kms.is_composite(uris[name]):
@@ -77,7 +75,7 @@ async def reached(name: str, uris: Mapping[str, str], resources: Resources) -> A
             try:
                 members[member] = await _connected(member, uris, resources, stack)
             except ConfigError as error:
-                members[member] = _Unmade(error)
+                members[member] = _Unmade(member, error)
         composite = await kms.connect(uris[name], replace(resources, backend=members.__getitem__))
         stack.push_async_callback(composite.close)
         yield composite
@@ -131,32 +129,27 @@ class _NoLocalKeys:
         raise KMSUnavailableError(f"There is no database to keep the local key {row.key_id} in.")
 
 
+class UnmadeMemberError(KMSDeniedError):
+    """A member of a composite can't be made; the text says which, and why."""
+
+
 @final
 class _Unmade:
-    """Stands for a backend that can't be made, and says why to whoever asks it.
+    """Stands for a member that can't be made, and says why to whoever asks it.
 
     Args:
+        name: The member's.
         error: Why.
     """
 
-    def __init__(self, error: ConfigError) -> None:
-        self._why = error.problems[0]
+    def __init__(self, name: str, error: ConfigError) -> None:
+        why = error.problems[0].removeprefix(f"backend {name}: ")
+        self._why = f"its member {name} can't be used: {why}"
 
-    async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:  # noqa: ARG002  nobody is asked
-        """Refuse."""
-        raise KMSDeniedError(self._why)
+    async def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise UnmadeMemberError(self._why)
 
-    async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:  # noqa: ARG002  nobody is asked
-        """Refuse."""
-        raise KMSDeniedError(self._why)
-
-    async def describe(self, key_id: str) -> KeyDescription:  # noqa: ARG002  nobody is asked
-        """Refuse."""
-        raise KMSDeniedError(self._why)
-
-    async def ping(self) -> None:
-        """Refuse."""
-        raise KMSDeniedError(self._why)
+    wrap = unwrap = describe = ping = _refuse
 
     async def close(self) -> None:
         """Do nothing: nothing is held."""

@@ -15,6 +15,9 @@ from types import MappingProxyType
 from typing import Protocol, cast, final
 
 from kkp.errors import ConfigError, UnknownBackendError
+from kkp.kms._members import Names as Names
+from kkp.kms._members import backends, parse
+from kkp.kms._parts import Kind
 from kkp.kms.base import KMS, Resources
 from kkp.kms.caching import Caching, DataKeyCache
 from kkp.kms.guarded import Guarded
@@ -33,6 +36,7 @@ _COMPOSITES = frozenset({"any-of", "all-of"})
 
 
 _NO_GUARDS: Mapping[str, Guarded] = MappingProxyType({})
+_NO_OTHERS: Mapping[str, str] = MappingProxyType({})
 
 
 class _Adaptor(Protocol):
@@ -41,18 +45,12 @@ class _Adaptor(Protocol):
     async def connect(self, uri: str, resources: Resources) -> KMS: ...
 
 
-class _Composite(_Adaptor, Protocol):
-    """An adaptor whose backends are made of others."""
-
-    def member_backends(self, uri: str) -> Collection[str]: ...
-
-
-def check(uris: Mapping[str, str], *, others: Collection[str] = ()) -> None:
+def check(uris: Mapping[str, str], *, others: Mapping[str, str] = _NO_OTHERS) -> None:
     """Check every URI, from name to URI, without reaching a backend.
 
     Args:
         uris: The backends.
-        others: Names of backends that are judged elsewhere.
+        others: Backends that are judged elsewhere, and may be members of these.
 
     Raises:
         ConfigError: URIs that name no backend, or members that are none, all of them.
@@ -60,7 +58,7 @@ def check(uris: Mapping[str, str], *, others: Collection[str] = ()) -> None:
     problems = [
         f"backend {name}: {problem}"
         for name, uri in uris.items()
-        for problem in (*_problems(uri), *_member_problems(uri, uris, others))
+        for problem in (*_problems(uri), *_member_problems(uri, {**others, **uris}))
     ]
     if problems:
         raise ConfigError(problems)
@@ -77,7 +75,16 @@ def members(uri: str) -> Collection[str]:
     Raises:
         ConfigError: It is one that can't be taken apart.
     """
-    return cast("_Composite", _adaptor(uri)).member_backends(uri) if is_composite(uri) else ()
+    return backends(uri, cast("Kind", _scheme(uri))) if is_composite(uri) else ()
+
+
+def member_keys(uri: str) -> Mapping[str, Names]:
+    """Return the members of each key that a backend makes of others' keys; none where it is no composite.
+
+    Raises:
+        ConfigError: The URI says something wrong.
+    """
+    return parse(uri, cast("Kind", _scheme(uri))).keys if is_composite(uri) else {}
 
 
 def _problems(uri: str) -> Sequence[str]:
@@ -88,15 +95,15 @@ def _problems(uri: str) -> Sequence[str]:
     return ()
 
 
-def _member_problems(uri: str, uris: Mapping[str, str], others: Collection[str]) -> Iterator[str]:
+def _member_problems(uri: str, known: Mapping[str, str]) -> Iterator[str]:
     try:
         named = members(uri)
     except ConfigError:
         return  # told already
     for member in sorted(named):
-        if is_composite(uris.get(member, "")):
+        if is_composite(known.get(member, "")):
             yield f"its member {member} is itself a composite; name that one's own members instead"
-        elif member not in uris and member not in others:
+        elif member not in known:
             yield f"no backend is called {member}; configure it, or take its members out"
 
 

@@ -26,7 +26,7 @@ from typing import Final, final
 
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.kms._aead import invalid_wrap
-from kkp.kms._members import Key, Keys, Member, backends, every_outcome, parse, successes
+from kkp.kms._members import Key, Keys, Member, every_outcome, parse, successes
 from kkp.kms._parts import Part, read, write
 from kkp.kms.base import KeyDescription, Resources, WrappedKey
 
@@ -53,15 +53,6 @@ class AllOfKMS:
             ConfigError: Everything that is wrong with it.
         """
         parse(uri, _KIND)
-
-    @staticmethod
-    def member_backends(uri: str) -> frozenset[str]:
-        """Return the names of the backends that a URI needs, as far as it can be read.
-
-        Raises:
-            ConfigError: It can't be taken apart.
-        """
-        return backends(uri, _KIND)
 
     @classmethod
     async def connect(cls, uri: str, resources: Resources) -> AllOfKMS:

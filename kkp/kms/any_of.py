@@ -34,7 +34,6 @@ from kkp.kms._aead import invalid_wrap
 from kkp.kms._members import (
     Keys,
     Member,
-    backends,
     every_outcome,
     gravest,
     outcome,
@@ -74,15 +73,6 @@ class AnyOfKMS:
             ConfigError: Everything that is wrong with it.
         """
         parse(uri, _KIND)
-
-    @staticmethod
-    def member_backends(uri: str) -> frozenset[str]:
-        """Return the names of the backends that a URI needs, as far as it can be read.
-
-        Raises:
-            ConfigError: It can't be taken apart.
-        """
-        return backends(uri, _KIND)
 
     @classmethod
     async def connect(cls, uri: str, resources: Resources) -> AnyOfKMS:

@@ -372,9 +372,10 @@ def test_a_composite_of_a_backend_that_can_not_be_made_does_not_answer(
     monkeypatch.setattr(kms, "SCHEMES", {**kms.SCHEMES, "far": "tests.fakes.absent_kms:UnmadeKMS"})
     report = doctor.report(stopped, KKP_BACKENDS="multi=any-of://?key.a=far:a,far=far://x")
     details = [check["detail"] for check in report["checks"] if check["check"] == "backends"]
+    nobody = "There is nobody to ask for credentials."
     assert details == [
-        "multi (any-of) does not answer: There is nobody to ask for credentials.",
-        "far (far): There is nobody to ask for credentials.",
+        f"multi (any-of) does not answer: its member far can't be used: {nobody}",
+        f"far (far): {nobody}",
     ]
 
 

@@ -222,6 +222,153 @@ async def test_a_cloud_is_tried_without_a_master_key_and_what_needs_one_is_not()
     assert [result.status for result in results] == [Status.OK, Status.WARN, Status.WARN]
 
 
+# --- composites, and the members that they are made of
+
+
+async def composed(composite: str, *grants: Grant, clouds: Mapping[str, str]) -> list[Result]:
+    """Try a composite called multi and its clouds, by default by its key orders."""
+    means = Means({"multi": composite, **clouds}, None, has_database=False)
+    return await probe_all(means, {}, grants or [grant("orders", "multi")])
+
+
+def _refusing(*operations: str, code: str = "AccessDeniedException") -> aws.Fault:
+    """Refuse to do some things, and do all others."""
+    refuse = aws.refusing(code)
+    return lambda asked, answer: refuse(asked, answer) if asked in operations else answer()
+
+
+async def test_a_member_that_can_not_unwrap_is_found_although_its_any_of_opens() -> None:
+    async with aws.emulated() as one, vault.emulated() as other:
+        two = "any-of://?key.orders=other:orders&key.orders=one:alias/orders"
+        one.fault = _refusing("Decrypt")
+        multi, found, well = await composed(two, clouds={"one": one.uri, "other": other.uri})
+    assert multi == (Status.OK, "multi (any-of) wraps and unwraps under orders", "")
+    assert found.status is Status.FAIL
+    assert found.detail.startswith("one (aws-kms) does not wrap and unwrap under alias/orders: ")
+    assert "least permissions" in found.cure
+    assert well == (Status.OK, "other (vault-transit) wraps and unwraps under orders", "")
+
+
+async def test_a_member_is_tried_by_each_of_its_keys_once_and_not_for_keys_that_nobody_has() -> None:
+    composite = "any-of://?key.a=one:alias/orders&key.b=one:alias/billing&key.b=one:alias/orders&key.c=one:c"
+    grants = [grant("a", "multi"), grant("b", "multi"), grant("*", "multi"), grant("alias/orders", "one")]
+    async with aws.emulated() as one:
+        results = await composed(composite, *grants, clouds={"one": one.uri})
+    assert [result.detail for result in results if result.detail.startswith("one")] == [
+        "one (aws-kms) wraps and unwraps under alias/orders",
+        "one (aws-kms) wraps and unwraps under alias/billing",
+    ]
+    assert {result.status for result in results} == {Status.OK}
+
+
+ONLY_WRAPS = ("GenerateDataKey", "Encrypt")
+FORMER: dict[str, tuple[aws.Fault | None, Status, str, str]] = {
+    "that wraps and unwraps": (None, Status.OK, "wraps and unwraps under alias/orders", ""),
+    "that may not wrap": (
+        _refusing(*ONLY_WRAPS),
+        Status.WARN,
+        "whether it unwraps was not tried",
+        "let KKP wrap under it",
+    ),
+    "that may not unwrap": (
+        _refusing("Decrypt"),
+        Status.FAIL,
+        "does not wrap and unwrap under alias/orders",
+        "least permissions",
+    ),
+    "that may do nothing": (
+        aws.refusing("AccessDeniedException"),
+        Status.FAIL,
+        "does not wrap and unwrap under alias/orders",
+        "least permissions",
+    ),
+    "whose credentials have expired": (
+        aws.refusing("ExpiredTokenException"),
+        Status.FAIL,
+        "does not wrap and unwrap under alias/orders",
+        "renew the credentials",
+    ),
+    "whose key is disabled": (
+        _refusing(*ONLY_WRAPS, "Decrypt", code="DisabledException"),
+        Status.FAIL,
+        "does not wrap and unwrap under alias/orders",
+        "enable the key",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "detail", "cure"), FORMER.values(), ids=[name.replace(" ", "-") for name in FORMER]
+)
+async def test_a_former_member_need_not_wrap(
+    fault: aws.Fault | None, status: Status, detail: str, cure: str
+) -> None:
+    async with aws.emulated() as one, vault.emulated() as other:
+        one.fault = fault or one.fault
+        composite = "any-of://?key.orders=other:orders&former.orders=one:alias/orders"
+        multi, found, _ = await composed(composite, clouds={"one": one.uri, "other": other.uri})
+    assert multi.status is Status.OK
+    assert found.status is status
+    assert detail in found.detail
+    assert cure in found.cure
+
+
+async def test_who_is_former_to_one_key_and_current_to_another_must_wrap() -> None:
+    composite = "any-of://?key.a=one:alias/orders&key.b=other:orders&former.b=one:alias/orders"
+    async with aws.emulated() as one, vault.emulated() as other:
+        one.fault = _refusing(*ONLY_WRAPS)
+        clouds = {"one": one.uri, "other": other.uri}
+        results = await composed(composite, grant("a", "multi"), grant("b", "multi"), clouds=clouds)
+    (found,) = (result for result in results if result.detail.startswith("one"))
+    assert found.status is Status.FAIL
+
+
+async def test_members_are_no_more_than_the_limit_and_come_behind_keys_that_were_asked_for() -> None:
+    members = "&".join(f"key.{number}=one:alias/key-{number:02}" for number in range(MAX_KEYS))
+    grants = [grant(str(number), "multi") for number in range(MAX_KEYS)]
+    async with aws.emulated() as one:
+        for number in range(MAX_KEYS):
+            one.add_key(f"alias/key-{number:02}")
+        uris = {"multi": f"any-of://?{members}", "one": one.uri}
+        means = Means(uris, None, has_database=False)
+        results = await probe_all(means, {"one": ["alias/orders"]}, grants)
+    found = [result.detail.removeprefix("one (aws-kms)") for result in results[MAX_KEYS:]]
+    assert found[0] == " wraps and unwraps under alias/orders"
+    assert found[MAX_KEYS:] == [": 1 more keys were not tried; --probe tries a key by name"]
+
+
+async def test_a_member_that_can_not_be_made_is_named_where_its_composite_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with aws.emulated() as one, vault.emulated() as other:
+        _no_extra(Cloud(one.uri, "", one), monkeypatch)
+        composite = "any-of://?key.orders=other:orders&key.orders=one:alias/orders"
+        multi, found, well = await composed(composite, clouds={"one": one.uri, "other": other.uri})
+    assert multi.status is Status.FAIL
+    assert multi.detail.startswith(
+        "multi (any-of) does not wrap and unwrap under orders: its member one can't be used: aws-kms:// needs"
+    )
+    assert multi.cure == "see what is said of that member here, and how to mend it"
+    assert (found.status, "install KKP with the extra" in found.cure) == (Status.FAIL, True)
+    assert well.status is Status.OK
+
+
+async def test_a_composite_that_can_not_be_read_is_told_once_and_tries_nobody() -> None:
+    async with vault.emulated() as other:
+        clouds = {"other": other.uri}
+        wrong, well = await composed("any-of://?key.orders=other:orders&hedge_ms=x", clouds=clouds)
+    assert (wrong.status, well) == (Status.FAIL, (Status.OK, "other (vault-transit) answers", ""))
+    assert "hedge_ms" in wrong.detail
+
+
+async def test_a_composite_of_a_composite_is_told() -> None:
+    async with vault.emulated() as other:
+        clouds = {"inner": "any-of://?key.a=other:orders", "other": other.uri}
+        wrong, *_ = await composed("any-of://?key.orders=inner:a", clouds=clouds)
+    assert wrong.status is Status.FAIL
+    assert "its member inner is itself a composite" in wrong.detail
+
+
 # --- deadlines, and answers that can't be right
 
 

@@ -152,7 +152,7 @@ def test_what_may_be_a_password_is_not_repeated(uri: str) -> None:
 
 
 def test_a_member_whose_scheme_is_unknown_is_told_once_and_not_as_missing() -> None:
-    check({"multi": "any-of://?key.orders=far:orders"}, others={"far"})
+    check({"multi": "any-of://?key.orders=far:orders"}, others={"far": "memory://aws"})
 
 
 @pytest.mark.parametrize(
