@@ -13,7 +13,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from kkp.config import decode_master_key
@@ -21,6 +21,7 @@ from kkp.errors import ConfigError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite gives those that it makes the database's mode
 
 
@@ -73,10 +74,16 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         OSError: It can't be opened.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened_directory(directory) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _opened_directory(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -98,11 +105,8 @@ def flush_directory(directory: Path) -> None:
     Raises:
         OSError: It can't be opened or flushed.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened_directory(directory) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def prepare(directory: Path) -> None:
@@ -231,21 +235,57 @@ def write_secret(path: Path, text: str) -> None:
 def write_new(path: Path, content: bytes) -> None:
     """Write a new file for its owner only and make it durable; never overwrite one.
 
-    The file gets its name once it is whole on disk: a crash leaves no half of it under that name, only all of
-    it, or a file that nothing reads.
+    The file gets its name once it is whole on disk. Until then it has none, so that whatever ends the process
+    leaves all of it or nothing. Where the filesystem has no files without a name, it has another one until
+    then, and a kill leaves that; where it has no links either (FAT), it is written in its place, and a kill
+    leaves a part of it.
 
     Raises:
         OSError: It exists or can't be written; then there is nothing of it.
     """
-    unnamed = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
-    descriptor = os.open(unnamed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
+    with ExitStack() as stack:
+        descriptor, source = _unnamed_file(path, stack)
+        _write_durably(descriptor, content)
         try:
-            write_all(descriptor, content)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.link(unnamed, path)  # unlike a rename, it never overwrites
-    finally:
-        unnamed.unlink()
+            _link(source, path)
+        except FileExistsError:
+            raise
+        except OSError:  # it has no links, or there is no /proc; whatever else is wrong is met again
+            _write_in_place(path, content)
     flush_directory(path.parent)
+
+
+def _unnamed_file(path: Path, stack: ExitStack) -> tuple[int, Path]:
+    """Return a new file that does not last beyond the stack, and where it can be linked from."""
+    try:
+        descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        source = Path(f"/proc/self/fd/{descriptor}")
+    except OSError:  # it has no such files; whatever else is wrong is met again
+        source = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+        stack.callback(source.unlink, missing_ok=True)
+        descriptor = os.open(source, _NEW_FILE, 0o600)
+    stack.callback(os.close, descriptor)
+    return descriptor, source
+
+
+def _link(source: Path, path: Path) -> None:
+    """Give a file a name; unlike a rename, it never overwrites."""
+    with _opened_directory(path.parent) as directory:
+        # Without a directory Python calls link(2), which takes what lies in /proc and not where it leads.
+        os.link(source, path.name, dst_dir_fd=directory, follow_symlinks=True)
+
+
+def _write_in_place(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, _NEW_FILE, 0o600)
+    try:
+        _write_durably(descriptor, content)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_durably(descriptor: int, content: bytes) -> None:
+    write_all(descriptor, content)
+    os.fsync(descriptor)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from kkp.errors import ConfigError, KKPError, KMSUnavailableError
 from kkp.operations.envelopes import unwrapped
 
 STDOUT: Final = 1
+_STDERR: Final = 2
 _DEADLINE_SECONDS: Final = 120.0
 
 
@@ -46,6 +47,12 @@ class Act:
     def digest(self) -> str:
         """What the envelope is called in the record."""
         return envelopes.digest(self.envelope)
+
+
+def say(text: str) -> None:
+    """Tell the operator, if they can be told: what is done does not depend on it."""
+    with suppress(OSError):  # the terminal of a session that was lost
+        data_dir.write_all(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def open_on_record(act: Act, records: RecordFile) -> None:
@@ -87,11 +94,8 @@ def _attempt(act: Act, place: Place) -> Attempt:
 def _record(records: RecordFile, attempt: Stored, result: str) -> None:
     number = attempt.record.seq
     last = records.append(lambda place: Outcome(**place._asdict(), attempt=number, result=result))
-    print(
-        f"kkp: {result}: recorded as {last.record.chain}:{last.record.seq}, hash {last.hash}\n"
-        f"kkp: when KKP is back, run: kkp audit import {records.path}",
-        file=sys.stderr,
-    )
+    say(f"kkp: {result}: recorded as {last.record.chain}:{last.record.seq}, hash {last.hash}")
+    say(f"kkp: when KKP is back, run: kkp audit import {records.path}")
 
 
 def _result(error: BaseException) -> str:

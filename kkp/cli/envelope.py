@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from kkp import envelope as envelopes
 from kkp.audit.break_glass import MAX_REASON_CHARACTERS, RecordFile
 from kkp.cli import reach
 from kkp.cli.common import OK, REFUSED, UNUSABLE, pair, settings
-from kkp.cli.direct import STDOUT, Act, NotWrittenError, open_on_record
+from kkp.cli.direct import STDOUT, Act, NotWrittenError, open_on_record, say
 from kkp.clock import SteadyClock
 from kkp.config import Settings, given
 from kkp.envelope import Envelope
@@ -71,6 +72,7 @@ _EPILOG: Final = (
     "plaintext was written whole. "
     "docs/runbooks/break-glass.md has the steps."
 )
+_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 _MAX_FILE_BYTES: Final = 96 * 1024 * 1024  # 64 MiB of plaintext in base64url, and what stands around it
 
 
@@ -132,6 +134,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _open(options: argparse.Namespace) -> int:
+    _end_as_by_ctrl_c()
     try:
         uses = _uses(options.backend)
         act = _prepared(options, uses)
@@ -142,19 +145,35 @@ def _open(options: argparse.Namespace) -> int:
     except KKPError as error:
         return _told(error)
     except NotWrittenError as error:
-        print(f"kkp: the plaintext could not be written: {error}", file=sys.stderr)
+        say(f"kkp: the plaintext could not be written: {error}")
         return NOT_WRITTEN
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  its text may hold what it worked on
-        print(f"kkp: internal: {type(error).__name__}; report it", file=sys.stderr)
+        say(f"kkp: internal: {type(error).__name__}; report it")
         return BROKEN
     return OK
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Have what else ends a process, such as a session that is lost, interrupt it as Ctrl-C does, and once.
+
+    So the outcome goes on record, and no file is left behind. What is ignored, as under nohup, stays so.
+    """
+    heard = [number for number in _ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def interrupt(*_: object) -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, interrupt)
+
+
 def _told(error: KKPError) -> int:
     for problem in error.problems if isinstance(error, ConfigError) else [f"{error.code}: {error}"]:
-        print(f"kkp: {problem}", file=sys.stderr)
+        say(f"kkp: {problem}")
     return next((code for kind, code in _CODES if isinstance(error, kind)), BROKEN)
 
 

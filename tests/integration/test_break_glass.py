@@ -154,6 +154,7 @@ class Operator:
         with self._monkeypatch.context() as patched:
             patched.chdir(self.here)
             patched.setattr(os, "environ", environment(environ))
+            patched.setattr(signal, "signal", lambda *_: None)  # they are the main thread's
             code = await asyncio.to_thread(_run, command)
         return checked(Finished(code, *self._capfd.readouterr()))
 
@@ -180,10 +181,10 @@ def operator(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return Operator(here, monkeypatch, capfd)
 
 
-async def open_by_process(here: Path, cloud: Cloud, command: Path = KKP) -> Finished:
+async def open_by_process(here: Path, cloud: Cloud, command: Path = KKP, *more: str) -> Finished:
     """Run the command as a process of its own."""
     backend = ("--backend", f"cloud={cloud.uri}")
-    arguments = ("envelope", "open", "--direct", "sealed.json", *MEANT, *backend)
+    arguments = ("envelope", "open", "--direct", "sealed.json", *MEANT, *backend, *more)
     return checked(await kkp(here, *arguments, executable=command))
 
 
@@ -559,7 +560,10 @@ async def test_a_backend_that_is_away_is_told_from_one_that_denies(cloud: Cloud,
     assert results(here) == ["attempt", "kms_unavailable"]
 
 
-async def test_an_interrupted_attempt_is_on_record_without_a_traceback(cloud: Cloud, here: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_an_interrupted_attempt_is_on_record_without_a_traceback(
+    cloud: Cloud, here: Path, number: signal.Signals
+) -> None:
     await seal(here, cloud.uri, cloud.key)
     asked = threading.Event()
 
@@ -574,12 +578,45 @@ async def test_an_interrupted_attempt_is_on_record_without_a_traceback(cloud: Cl
         cwd=here, env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert await asyncio.to_thread(asked.wait, _HANG_SECONDS)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     async with asyncio.timeout(_HANG_SECONDS):
         out, err = await process.communicate()
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     assert results(here) == ["attempt", "interrupted"]
+
+
+async def test_whoever_ignores_a_hangup_goes_on_through_it(cloud: Cloud, here: Path) -> None:
+    await seal(here, cloud.uri, cloud.key)
+    asked, hung_up = threading.Event(), threading.Event()
+
+    def wait(_operation: str, answer: Callable[[], aws.Reply]) -> aws.Reply:
+        asked.set()
+        hung_up.wait(_HANG_SECONDS)
+        return answer()
+
+    cloud.emulator.fault = wait
+    command = _script(here / "nohup-kkp", f"trap '' HUP\necho $$ >pid\nexec {KKP} \"$@\"")
+    opening = asyncio.create_task(open_by_process(here, cloud, command))
+    assert await asyncio.to_thread(asked.wait, _HANG_SECONDS)
+    os.kill(int((here / "pid").read_text()), signal.SIGHUP)
+    hung_up.set()
+    opened = await opening
+    assert (opened.code, opened.out) == (0, PLAINTEXT)
+
+
+async def test_whoever_can_be_told_nothing_still_opens(cloud: Cloud, here: Path) -> None:
+    await seal(here, cloud.uri, cloud.key)
+    deaf = _script(here / "deaf-kkp", f'exec {KKP} "$@" 2>/dev/full')
+    opened = await open_by_process(here, cloud, deaf)
+    assert (opened.code, opened.out) == (0, PLAINTEXT)
+    assert results(here) == ["attempt", "opened"]
+
+
+def _script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o700)
+    return path
 
 
 # --- no record, no plaintext
@@ -625,11 +662,10 @@ async def test_the_attempt_is_on_disk_before_the_backend_is_asked_and_the_outcom
     cloud: Cloud, here: Path
 ) -> None:
     await seal(here, cloud.uri, cloud.key)
-    traced = here / "strace-kkp"
-    traced.write_text(
-        f'#!/bin/sh\nexec strace -f -qq -y -s 2000 -e trace=fsync,connect,write -o {here}/trace {KKP} "$@"\n'
+    traced = _script(
+        here / "strace-kkp",
+        f'exec strace -f -qq -y -s 2000 -e trace=fsync,connect,write -o {here}/trace {KKP} "$@"',
     )
-    traced.chmod(0o700)
     opened = await open_by_process(here, cloud, traced)
     if "ptrace" in opened.err.lower():
         pytest.skip("nothing may be traced here")
@@ -667,11 +703,53 @@ async def test_a_plaintext_that_can_not_be_written_leaves_nothing_and_is_on_reco
     assert names(here) == {"sealed.json", "break-glass.jsonl"}
 
 
+def _on_a_filesystem(command: Path, on_link: str) -> Path:
+    """Write a `kkp` for a filesystem without files that have no name, where a link does what it is told."""
+    command.write_text(f"""#!{sys.executable}
+import os, signal, sys
+
+opened = os.open
+
+def refuse(path, flags, *arguments, **options):
+    if flags & os.O_TMPFILE == os.O_TMPFILE:
+        raise OSError(95, "Operation not supported")
+    return opened(path, flags, *arguments, **options)
+
+def link(*_, **__):
+    {on_link}
+
+os.open, os.link = refuse, link
+from kkp.cli import main
+sys.exit(main())
+""")
+    command.chmod(0o700)
+    return command
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_session_that_is_lost_as_the_plaintext_is_written_leaves_none_of_it(
+    cloud: Cloud, here: Path, number: signal.Signals
+) -> None:
+    await seal(here, cloud.uri, cloud.key)
+    ended = _on_a_filesystem(here.parent / "kkp", f"os.kill(os.getpid(), {int(number)})")
+    refused = await open_by_process(here, cloud, ended, "--output", "opened")
+    assert refused.code == 130
+    assert names(here) == {"sealed.json", "break-glass.jsonl"}
+
+
+async def test_a_filesystem_without_links_gets_the_plaintext_too(cloud: Cloud, here: Path) -> None:
+    await seal(here, cloud.uri, cloud.key)
+    fat = _on_a_filesystem(here.parent / "kkp", 'raise PermissionError(1, "Operation not permitted")')
+    opened = await open_by_process(here, cloud, fat, "--output", "opened")
+    assert opened.code == 0, opened.err
+    assert (here / "opened").read_text() == PLAINTEXT
+    assert names(here) == {"sealed.json", "break-glass.jsonl", "opened"}
+    assert results(here) == ["attempt", "opened"]
+
+
 async def test_a_full_stdout_is_told(cloud: Cloud, here: Path) -> None:
     await seal(here, cloud.uri, cloud.key)
-    full = here / "full-kkp"
-    full.write_text(f'#!/bin/sh\nexec {KKP} "$@" >/dev/full\n')
-    full.chmod(0o700)
+    full = _script(here / "full-kkp", f'exec {KKP} "$@" >/dev/full')
     refused = await open_by_process(here, cloud, full)
     assert refused.code == 7
     assert "No space left on device" in refused.err
@@ -816,6 +894,19 @@ async def test_an_any_of_opens_with_the_credentials_of_one_cloud_and_an_all_of_d
     refused = await operator.open(None, *MEANT, *given(all_of), environ={lost: ""})
     assert (refused.code, refused.out) == (4, "")
     assert (await operator.open(None, *MEANT, *given(all_of))).out == PLAINTEXT
+
+
+async def test_an_any_of_opens_without_the_sdk_of_the_other_cloud(
+    two_clouds: dict[str, str], operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = {**two_clouds, "cloud": f"any-of://?{two_clouds['cloud']}"}
+    await seal_with_both(operator.here, uris)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    monkeypatch.delitem(sys.modules, "kkp.kms.aws", raising=False)
+    assert (await operator.open(None, *MEANT, *given(uris))).out == PLAINTEXT
+    refused = await operator.open(None, *MEANT, *given(uris), environ={"VAULT_TOKEN": ""})
+    assert (refused.code, refused.out) == (4, "")
+    assert "its member first can't be used: aws-kms:// needs the package boto3" in refused.err
 
 
 async def test_a_composite_needs_its_members_to_be_given_and_nobody_else(

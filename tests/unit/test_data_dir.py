@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import signal
 import sqlite3
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kkp.config import decode_master_key
-from kkp.data_dir import master_key, prepare, prepare_database, read_secret, write_secret
+from kkp.data_dir import master_key, prepare, prepare_database, read_secret, write_new, write_secret
 from kkp.errors import ConfigError
 
 pytestmark = pytest.mark.promise(40)
@@ -166,7 +169,7 @@ def test_the_file_and_its_directory_are_made_durable(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "fsync", record)
     write_secret(tmp_path / "root.key", SECRET)
     file, directory = synced
-    assert file.startswith("root.key.")  # it gets its name when it is whole
+    assert file.endswith("(deleted)")  # it gets its name when it is whole
     assert directory == tmp_path.name
 
 
@@ -182,6 +185,96 @@ def test_a_secret_that_could_not_be_made_durable_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+# Filesystems that can do less.
+
+
+def without_nameless_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuse(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+FILESYSTEMS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], ...]] = {
+    "all that it takes": (),
+    "no files without a name": (without_nameless_files,),
+    "no hard links, or no proc": (without_links,),
+    "neither": (without_nameless_files, without_links),
+}
+
+
+@pytest.fixture(params=FILESYSTEMS)
+def filesystem(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take from the filesystem what some don't have."""
+    for take in FILESYSTEMS[request.param]:
+        take(monkeypatch)
+
+
+@pytest.mark.usefixtures("filesystem")
+def test_a_new_file_is_whole_its_owners_alone_and_lies_alone(tmp_path: Path) -> None:
+    content = os.urandom(1_000_000)
+    write_new(tmp_path / "opened", content)
+    assert [path.name for path in tmp_path.iterdir()] == ["opened"]
+    assert (tmp_path / "opened").read_bytes() == content
+    assert mode(tmp_path / "opened") == 0o600
+
+
+@pytest.mark.usefixtures("filesystem")
+@pytest.mark.parametrize("is_link", [True, False])
+def test_whatever_has_the_name_is_kept(tmp_path: Path, is_link: bool) -> None:  # noqa: FBT001  the table's
+    path = tmp_path / "opened"
+    if is_link:
+        path.symlink_to("elsewhere")
+    else:
+        path.write_bytes(b"before")
+    with pytest.raises(FileExistsError):
+        write_new(path, b"after")
+    assert list(tmp_path.iterdir()) == [path]
+    assert is_link or path.read_bytes() == b"before"
+
+
+@pytest.mark.usefixtures("filesystem")
+@pytest.mark.parametrize("end", [OSError(errno.EIO, "EIO"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize("moment", ["before a byte is written", "when all are"])
+def test_a_write_that_ends_early_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException, moment: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise end
+
+    monkeypatch.setattr(os, "write" if moment.startswith("before") else "fsync", fail)
+    with pytest.raises(type(end)):
+        write_new(tmp_path / "opened", b"content")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["os.write", "os.fsync", "os.link"])
+def test_a_kill_before_the_file_has_its_name_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from kkp.data_dir import write_new
+
+{moment} = lambda *_, **__: os.kill(os.getpid(), {signal.SIGKILL:d})
+write_new(Path("opened"), b"content")
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)  # noqa: S603  our own
+    assert killed.returncode == -signal.SIGKILL
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("filesystem")
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     before = list(Path("/proc/self/fd").iterdir())
     write_secret(tmp_path / "root.key", SECRET)
