@@ -624,7 +624,9 @@ def _file_backends(backends: JSON, path: Path, texts: dict[str, str], problems: 
         )
         return
     if not isinstance(tables, str):
-        tables = ",".join(f"{name}={_backend_uri(table)}" for name, table in tables.items())
+        # What a table says is one backend, whatever stands in it.
+        items = (f"{name}={_backend_uri(table)}" for name, table in tables.items())
+        tables = ",".join(item.replace(",", quote(",")) for item in items)
     texts["KKP_BACKENDS"] = tables
 
 

@@ -231,6 +231,25 @@ def test_backends_are_a_list_or_tables_and_the_environment_replaces_them_whole()
     assert settings().backends == {"azure": "memory://azure"}
 
 
+COMMAS: dict[str, tuple[str, dict[str, str]]] = {
+    "in an option": (
+        '[backends.v]\nuri = "vault-transit://h:1/t?ca_file=/a,b.pem"',
+        {"v": "vault-transit://h:1/t?ca_file=/a%2Cb.pem"},
+    ),
+    "before what looks like another backend": (
+        '[backends.v]\nuri = "memory://v?x=1,w=local://"',
+        {"v": "memory://v?x=1%2Cw=local://"},
+    ),
+    "at the end": ('[backends.v]\nuri = "memory://v,"', {"v": "memory://v%2C"}),
+}
+
+
+@pytest.mark.parametrize(("text", "backends"), COMMAS.values(), ids=COMMAS)
+def test_a_table_is_one_backend_also_with_a_comma(text: str, backends: dict[str, str]) -> None:
+    toml(text)
+    assert load({}, DEV, schemes=kms.SCHEMES).backends == backends
+
+
 COMPOSITE_TABLES: dict[str, tuple[str, str]] = {
     "members and former ones": (
         """[backends.multi]
