@@ -58,16 +58,19 @@ _Hex: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 
 
-class Attempt(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="attempt"
-):
-    """What is about to be opened."""
+class _Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
+    """What every record has."""
 
     v: int = 1
     chain: _Text
     seq: int
     prev: _Hex
     time: int
+
+
+class Attempt(_Placed, frozen=True, kw_only=True, tag="attempt"):
+    """What is about to be opened."""
+
     host: _Text
     account: _Text
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON_CHARACTERS)]
@@ -77,16 +80,9 @@ class Attempt(
     context_names: tuple[_Text, ...]
 
 
-class Outcome(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="outcome"
-):
+class Outcome(_Placed, frozen=True, kw_only=True, tag="outcome"):
     """How an attempt ended."""
 
-    v: int = 1
-    chain: _Text
-    seq: int
-    prev: _Hex
-    time: int
     attempt: int
     result: Annotated[str, msgspec.Meta(pattern=r"\A[a-z_]{1,64}\Z")]
 

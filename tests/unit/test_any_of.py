@@ -122,7 +122,7 @@ async def test_a_member_that_hangs_is_left_out_at_its_deadline(clouds: Clouds) -
 
 
 async def test_the_guard_of_a_member_that_hangs_hears_of_it(clouds: Clouds) -> None:
-    limits = BackendLimits(timeout_seconds=0.05, breaker_failures=1, breaker_seconds=60)
+    limits = BackendLimits(timeout_seconds=0.5, breaker_failures=1, breaker_seconds=60)
     guard = Guarded(clouds.aws, "aws", limits)
     clouds.aws.hang()
     by_name: dict[str, KMS] = {"aws": guard, "gcp": clouds.gcp, "azure": clouds.azure}
