@@ -818,6 +818,15 @@ async def test_an_any_of_opens_with_the_credentials_of_one_cloud_and_an_all_of_d
     assert (await operator.open(None, *MEANT, *given(all_of))).out == PLAINTEXT
 
 
+async def test_an_any_of_opens_where_one_member_alone_is_given(
+    two_clouds: dict[str, str], operator: Operator
+) -> None:
+    await seal_with_both(operator.here, {**two_clouds, "cloud": f"any-of://?{two_clouds['cloud']}"})
+    for name, member in zip(("first", "second"), two_clouds["cloud"].split("&"), strict=True):
+        alone = {name: two_clouds[name], "cloud": f"any-of://?{member}"}
+        assert (await operator.open(None, *MEANT, *given(alone))).out == PLAINTEXT
+
+
 async def test_a_composite_needs_its_members_to_be_given_and_nobody_else(
     two_clouds: dict[str, str], operator: Operator
 ) -> None:
