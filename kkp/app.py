@@ -305,7 +305,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
-            warnings={**warnings, "backends": registry.warning},
+            warnings={**warnings, "backends": registry.warning, "composites": registry.members_warning},
         ),
         issue_token=IssueToken(
             keyring,
@@ -363,6 +363,7 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
     metrics = Metrics()
     metrics.watch_keyring(keyring, base.clock)
     metrics.watch_backends(registry.guards)
+    metrics.watch_composites(registry.composites)
     base.audit.watch(metrics.audit_commit)
     return metrics
 

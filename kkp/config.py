@@ -28,13 +28,16 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from kkp import backend_tables
+from kkp.backend_tables import BACKEND_NAME
 from kkp.errors import ConfigError
 from kkp.model import JSON, BackendLimits
 from kkp.peers import Network, parse_networks
 from kkp.ring_times import SETTINGS as RING_SETTINGS
 from kkp.ring_times import RingTimes
 
-_BACKEND_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
+_BACKENDS_TEXT = re.compile(r"^\s*backends\s*=", re.MULTILINE)
+_BACKENDS_TABLE = re.compile(r"^\s*\[\s*backends\s*\.", re.MULTILINE)
 _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
@@ -314,7 +317,7 @@ def _backends(text: str) -> dict[str, str]:
     backends: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, separator, uri = item.partition("=")
-        if not separator or not _BACKEND_NAME.match(name) or "://" not in uri or name in backends:
+        if not separator or not BACKEND_NAME.match(name) or "://" not in uri or name in backends:
             raise ValueError
         backends[name] = uri
     if not backends:
@@ -515,11 +518,12 @@ def load(
         ConfigError: Lists every problem and its cure.
     """
     problems: list[str] = []
-    given = _given(environ, problems)
+    refused: set[str] = set()
+    given = _given(environ, problems, refused)
     texts = {name: setting.default for name, setting in _SETTINGS.items()} | dict(way.defaults) | given
     draft = Draft(given, _origins(environ, given), texts, {}, problems)
-    _parse(draft, unless={name for name in way.required if not given.get(name)})
-    _check_given(draft, way)
+    _parse(draft, unless=refused | {name for name in way.required if not given.get(name)})
+    _check_given(draft, way, refused)
     _check_database(draft)
     _check_master_key(draft)
     _check_data_key_cache(draft)
@@ -535,12 +539,13 @@ def load(
     return _settings(draft, ring_times, _warnings(environ))
 
 
-def _given(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
-    """Return the texts that were set, the environment's before the file's."""
-    given = _file_texts(environ.get("KKP_CONFIG", ""), problems)
+def _given(environ: Mapping[str, str], problems: list[str], refused: set[str]) -> dict[str, str]:
+    """Return the texts that were set, the environment's first; `refused` gets what of the file is none."""
+    given = _file_texts(environ.get("KKP_CONFIG", ""), problems, refused)
     for name, setting in _SETTINGS.items():
         if _is_set(environ, name, setting):
             given[name] = environ[name]
+            refused.discard(name)
     return given
 
 
@@ -578,7 +583,7 @@ class Given:
 def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
     """Return every setting of the table; a file that can't be used gives none, and `load` says so."""
     config_path = environ.get("KKP_CONFIG", "")
-    from_file = _file_texts(config_path, [])
+    from_file = _file_texts(config_path, [], set())
     found = []
     for name, setting in _SETTINGS.items():
         text, source = way.defaults.get(name, setting.default), "default"
@@ -590,16 +595,19 @@ def given(environ: Mapping[str, str], way: Way) -> tuple[Given, ...]:
     return tuple(found)
 
 
-def _file_texts(config_path: str, problems: list[str]) -> dict[str, str]:
+def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dict[str, str]:
     path = Path(config_path or "kkp.toml")
     if not config_path and not path.exists():
         return {}
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        problems.append(
-            f"KKP_CONFIG: {path} can't be read as TOML ({type(error).__name__}); mend or unset it"
-        )
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"KKP_CONFIG: {path} can't be read ({type(error).__name__}); mend or unset it")
+        return {}
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:  # it tells the place, and of a value one character at most
+        problems.append(f"KKP_CONFIG: {path} can't be read as TOML: {error}; {_toml_cure(text)}")
         return {}
     backends = document.pop("backends", None)
     texts: dict[str, str] = {}
@@ -610,19 +618,25 @@ def _file_texts(config_path: str, problems: list[str]) -> dict[str, str]:
         else:
             texts[name] = str(value)
     if backends is not None:
-        _file_backends(backends, path, texts, problems)
+        _file_backends(backends, path, texts, problems, refused)
     return texts
 
 
-def _file_backends(backends: JSON, path: Path, texts: dict[str, str], problems: list[str]) -> None:
-    try:
-        tables = msgspec.convert(backends, str | dict[str, _BackendTable])
-    except msgspec.ValidationError:
-        problems.append(
-            f"{path}: [backends.<name>] takes a string, `uri`, and [backends.<name>.keys.<key>] two lists of "
-            "strings, `members` and `former`"
-        )
+def _toml_cure(text: str) -> str:
+    if _BACKENDS_TEXT.search(text) and _BACKENDS_TABLE.search(text):
+        return "`backends` is one string, or tables such as [backends.aws], and not both"
+    return "mend it there"
+
+
+def _file_backends(
+    backends: JSON, path: Path, texts: dict[str, str], problems: list[str], refused: set[str]
+) -> None:
+    wrong = [f"{path}: {problem}" for problem in backend_tables.problems(backends)]
+    if wrong:
+        problems.extend(wrong)
+        refused.add("KKP_BACKENDS")
         return
+    tables = msgspec.convert(backends, str | dict[str, _BackendTable])
     if not isinstance(tables, str):
         # What a table says is one backend, whatever stands in it.
         items = (f"{name}={_backend_uri(table)}" for name, table in tables.items())
@@ -669,12 +683,12 @@ def _parse(draft: Draft, *, unless: Collection[str]) -> None:
             draft.problems.append(f"{name}: {shown} can't be used{told}; give {setting.good}")
 
 
-def _check_given(draft: Draft, way: Way) -> None:
+def _check_given(draft: Draft, way: Way, refused: Collection[str]) -> None:
     for name, cure in way.refused.items():
         if draft.given.get(name):
             draft.problems.append(f"{name}: not taken by {way.command} (from {draft.origins[name]}); {cure}")
     for name, cure in way.required.items():
-        if not draft.given.get(name):
+        if not draft.given.get(name) and name not in refused:
             draft.problems.append(f"{name}: {way.command} needs it; give {cure}")
 
 
@@ -731,11 +745,19 @@ def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
 
 def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
     known = {*_SETTINGS, "KKP_CONFIG"}
-    return tuple(
+    unknown = [
         f"{name} is not a setting of KKP and is ignored"
         for name in sorted(environ)
         if name.startswith("KKP_") and name not in known
-    )
+    ]
+    return (*_replaced_backends(environ), *unknown)
+
+
+def _replaced_backends(environ: Mapping[str, str]) -> Iterator[str]:
+    """Tell that backends of the file are not there: unlike other settings, they look as if they added up."""
+    path = environ.get("KKP_CONFIG", "")
+    if environ.get("KKP_BACKENDS") and "KKP_BACKENDS" in _file_texts(path, [], set()):
+        yield f"KKP_BACKENDS in the environment replaces all backends of {path or 'kkp.toml'}"
 
 
 def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) -> Settings:

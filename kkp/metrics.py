@@ -26,6 +26,7 @@ from kkp.errors import KeyringUnavailableError
 from kkp.keyring.rotation import Keyring
 from kkp.keyring.state import KeyState
 from kkp.kms.caching import Use
+from kkp.kms.failing import FailingMembers
 from kkp.kms.guarded import Guarded
 from kkp.model import Decision, PolicyInput
 from kkp.pipeline import CountsFailures, Records
@@ -149,6 +150,17 @@ class Metrics:
         for name, guard in guards.items():
             guard.watch(partial(self.kms_call, name))
             is_open.labels(name).set_function(guard.is_left_alone)
+
+    def watch_composites(self, composites: Mapping[str, FailingMembers]) -> None:
+        """Show how many members of each composite fail."""
+        failing = Gauge(
+            "kkp_kms_failing_members",
+            "Members of a composite that failed when they were last asked.",
+            ("backend",),
+            registry=self._registry,
+        )
+        for name, members in composites.items():
+            failing.labels(name).set_function(members.count)
 
     def watch_certificate(self, not_after: Callable[[], float]) -> None:
         """Show until when the TLS certificate in force is good, in Unix seconds."""

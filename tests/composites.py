@@ -49,10 +49,10 @@ class Clouds:
         for cloud in CLOUDS:
             self[cloud].calls.clear()
 
-    async def composite(self, uri: str, *, timeout_seconds: float = 60) -> KMS:
+    async def composite(self, uri: str, *, timeout_seconds: float = 60, name: str = "") -> KMS:
         """Connect a composite."""
         limits = BackendLimits(timeout_seconds)
-        return await connect(uri, Resources(MASTER_KEY, LocalKeysInMemory(), limits, self.__getitem__))
+        return await connect(uri, Resources(MASTER_KEY, LocalKeysInMemory(), limits, self.__getitem__, name))
 
 
 def document(wrapped: WrappedKey) -> Document:

@@ -14,12 +14,14 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Protocol, cast, final
 
+from kkp.backend_tables import COMPOSITES
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms._members import Names as Names
 from kkp.kms._members import backends, parse
 from kkp.kms._parts import Kind
 from kkp.kms.base import KMS, Resources
 from kkp.kms.caching import Caching, DataKeyCache
+from kkp.kms.failing import FailingMembers, HasMembers
 from kkp.kms.guarded import Guarded
 
 SCHEMES: Mapping[str, str] = {
@@ -32,11 +34,10 @@ SCHEMES: Mapping[str, str] = {
     "any-of": "kkp.kms.any_of:AnyOfKMS",
     "all-of": "kkp.kms.all_of:AllOfKMS",
 }
-_COMPOSITES = frozenset({"any-of", "all-of"})
-
 
 _NO_GUARDS: Mapping[str, Guarded] = MappingProxyType({})
 _NO_OTHERS: Mapping[str, str] = MappingProxyType({})
+_NO_COMPOSITES: Mapping[str, FailingMembers] = MappingProxyType({})
 
 
 class _Adaptor(Protocol):
@@ -66,7 +67,7 @@ def check(uris: Mapping[str, str], *, others: Mapping[str, str] = _NO_OTHERS) ->
 
 def is_composite(uri: str) -> bool:
     """Tell whether a backend is made of others, which have to be connected before it."""
-    return _scheme(uri) in _COMPOSITES
+    return _scheme(uri) in COMPOSITES
 
 
 def members(uri: str) -> Collection[str]:
@@ -141,6 +142,7 @@ class KMSRegistry:
         backends: Every backend, now or later; the registry closes them.
         guards: Those that guard them; a composite's members have their own.
         cache: Where callers' data keys are kept; None for nowhere.
+        composites: Those of the composites' members that fail.
     """
 
     def __init__(
@@ -148,9 +150,11 @@ class KMSRegistry:
         backends: Mapping[str, KMS],
         guards: Mapping[str, Guarded] = _NO_GUARDS,
         cache: DataKeyCache | None = None,
+        composites: Mapping[str, FailingMembers] = _NO_COMPOSITES,
     ) -> None:
         self._backends = backends
         self.guards = guards
+        self.composites = composites
         self._cache = cache
 
     @classmethod
@@ -165,13 +169,16 @@ class KMSRegistry:
         check(uris)
         backends: dict[str, KMS] = {}
         guards: dict[str, Guarded] = {}
-        registry = cls(backends, guards, cache)
-        resources = replace(resources, backend=registry.get)
+        composites: dict[str, FailingMembers] = {}
+        registry = cls(backends, guards, cache, composites)
         async with AsyncExitStack() as opened:
             for name in sorted(uris, key=lambda name: is_composite(uris[name])):
-                backends[name] = await connect(uris[name], resources)
-                if not is_composite(uris[name]):
-                    backends[name] = guards[name] = Guarded(backends[name], name, resources.limits)
+                own = replace(resources, name=name, backend=registry.get)
+                kms = backends[name] = await connect(uris[name], own)
+                if isinstance(kms, HasMembers):
+                    composites[name] = kms.failing
+                else:
+                    backends[name] = guards[name] = Guarded(kms, name, resources.limits)
                 opened.push_async_callback(backends[name].close)
             opened.pop_all()
         return registry
@@ -209,6 +216,14 @@ class KMSRegistry:
         if not away:
             return None
         return f"{away} of {len(self.guards)} backends can't be used at the moment; the log says which"
+
+    def members_warning(self) -> str | None:
+        """Say how many members of composites fail, for a reader who must not learn their names."""
+        failing = sum(composite.count() for composite in self.composites.values())
+        if not failing:
+            return None
+        total = sum(composite.total for composite in self.composites.values())
+        return f"{failing} of {total} members of composites failed when last asked; the log says which"
 
     async def close(self) -> None:
         """Close every backend, even where another one fails to."""

@@ -36,6 +36,7 @@ from kkp.errors import (
 from kkp.kms import _address
 from kkp.kms._parts import MAX_PARTS, Kind, Label, Part, key_version
 from kkp.kms.base import KMS, KeyDescription, Resources
+from kkp.kms.failing import FailingMembers, Work
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _MEMBER = re.compile(
@@ -54,6 +55,7 @@ _GRAVEST_FIRST: Final = (
 
 _OPTIONS: Mapping[Kind, tuple[str, ...]] = {"any-of": ("min_members", "hedge_ms"), "all-of": ()}
 _BACKSTOP = 1.25
+_NO_SUCH_KEY = "The backend has no such key. Its keys have names of their own, not their members'."
 _DEFAULT_HEDGE_MS = 300
 _MAX_HEDGE_MS = 60_000
 
@@ -110,12 +112,11 @@ def parse(uri: str, kind: Kind) -> Composition:
     problems = [problem for name, texts in listed.items() for problem in _key_problems(kind, name, *texts)]
     if not listed:
         problems.append(f"{kind}:// has no key; {_cure(kind)}")
-    if len(given) != len(others) or not given.keys() <= set(_OPTIONS[kind]):
-        options = " and ".join(_OPTIONS[kind]) or "no options"
-        problems.append(f"besides key.NAME and former.NAME {kind}:// takes {options}, each at most once")
+    problems.extend(_option_problems(kind, [name for name, _ in others]))
     fewest = min((len(current) for current, _ in listed.values() if current), default=MAX_PARTS)
-    min_members = _whole_number(given, "min_members", range(1, fewest + 1), problems)
-    hedge_ms = _whole_number(given, "hedge_ms", range(_MAX_HEDGE_MS + 1), problems)
+    own = {name: text for name, text in given.items() if name in _OPTIONS[kind]}
+    min_members = _whole_number(own, "min_members", range(1, fewest + 1), problems)
+    hedge_ms = _whole_number(own, "hedge_ms", range(_MAX_HEDGE_MS + 1), problems)
     if problems:
         raise ConfigError(problems)
     return Composition(
@@ -146,6 +147,16 @@ def _taken_apart(uri: str, kind: Kind) -> tuple[_Listed, list[tuple[str, str]]]:
         else:
             others.append((option, text))
     return listed, others
+
+
+def _option_problems(kind: Kind, names: Sequence[str]) -> Iterator[str]:
+    """Tell of options that are not this kind's. One that no kind has is not named: it may be a secret."""
+    foreign = {option for options in _OPTIONS.values() for option in options} - {*_OPTIONS[kind]}
+    for name in sorted(foreign & {*names}):
+        yield f"{name}: {kind}:// takes no options, because every member must do its part; take it out"
+    if len({*names}) != len(names) or not {*names} <= foreign | {*_OPTIONS[kind]}:
+        options = " and ".join(_OPTIONS[kind]) or "no options"
+        yield f"besides key.NAME and former.NAME {kind}:// takes {options}, each at most once"
 
 
 def _whole_number(given: Mapping[str, str], name: str, limits: range, problems: list[str]) -> int | None:
@@ -184,21 +195,23 @@ def _labels(texts: Iterable[str]) -> tuple[Label, ...]:
 class Member:
     """A key of another backend, and how long that may take over an answer.
 
-    What may be raised is what `KMS` raises; a deadline that passed is a KMSUnavailableError.
+    What may be raised is what `KMS` raises; a deadline that passed is a KMSUnavailableError. How wraps and
+    unwraps go is noted for the operator.
     """
 
     label: Label
     kms: KMS = field(repr=False)
     timeout_seconds: float
+    failing: FailingMembers = field(repr=False)
 
     async def wrap(self, secret: bytes, context: Mapping[str, str]) -> Part:
         """Return this member's part."""
-        wrapped = await self._in_time(self.kms.wrap(self.label.key_id, secret, context))
+        wrapped = await self._noted("wrap", self.kms.wrap(self.label.key_id, secret, context))
         return Part(self.label.backend, wrapped.encrypted_data_key, self.label.key_id, wrapped.key_version)
 
     async def unwrap(self, part: Part, context: Mapping[str, str]) -> bytes:
         """Return what this member says its part holds."""
-        return await self._in_time(self.kms.unwrap(self.label.key_id, part.wrapped, context))
+        return await self._noted("unwrap", self.kms.unwrap(self.label.key_id, part.wrapped, context))
 
     async def version(self) -> tuple[str, str, str]:
         """Return the backend, the key id and the version that wraps now."""
@@ -208,6 +221,15 @@ class Member:
     async def ping(self) -> None:
         """Reach the backend."""
         await self._in_time(self.kms.ping())
+
+    async def _noted(self, work: Work, call: Awaitable[_T]) -> _T:
+        try:
+            answer = await self._in_time(call)
+        except KKPError as error:
+            self.failing.failed(self.label, work, error)
+            raise
+        self.failing.worked(self.label, work)
+        return answer
 
     async def _in_time(self, call: Awaitable[_T]) -> _T:
         try:
@@ -236,6 +258,7 @@ class Keys:
     kind: Kind
     by_name: Mapping[str, Key]
     min_members: int | None
+    failing: FailingMembers
 
     @classmethod
     def bind(cls, kind: Kind, composition: Composition, resources: Resources) -> Keys:
@@ -244,13 +267,17 @@ class Keys:
         Raises:
             UnknownBackendError: One is not.
         """
+        seconds = resources.limits.timeout_seconds * _BACKSTOP
+        listed = {label for key in composition.keys.values() for label in key.current + key.former}
+        failing = FailingMembers(f"{kind} {resources.name}".rstrip(), len(listed))
 
         def bound(labels: Iterable[Label]) -> tuple[Member, ...]:
-            seconds = resources.limits.timeout_seconds * _BACKSTOP
-            return tuple(Member(label, resources.backend(label.backend), seconds) for label in labels)
+            return tuple(
+                Member(label, resources.backend(label.backend), seconds, failing) for label in labels
+            )
 
         keys = {name: Key(bound(key.current), bound(key.former)) for name, key in composition.keys.items()}
-        return cls(kind, keys, composition.min_members)
+        return cls(kind, keys, composition.min_members, failing)
 
     def needed(self, key: Key) -> int:
         """Return how many of the key's current members must do their part."""
@@ -265,7 +292,8 @@ class Keys:
         try:
             return self.by_name[key_id]
         except KeyError:
-            raise UnknownKeyError("The backend has no such key.") from None
+            self.failing.unknown_key(self.by_name)
+            raise UnknownKeyError(_NO_SUCH_KEY) from None
 
     async def describe(self, key_id: str) -> KeyDescription:
         """Tell the version that would wrap now; see `KMS.describe`."""

@@ -15,6 +15,7 @@ is right.
 - To unwrap, all must answer whose parts there are, current members or former, and each part must be a
   member's. The check value tells whether the shares are those that were made, not which one is wrong.
 - If a member fails, the error is that of the one that says most; an outage goes before everything else.
+  Which member that was `kkp.kms.failing` tells the operator, and nobody tells the caller.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class AllOfKMS:
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self.failing = keys.failing
 
     @staticmethod
     def check(uri: str) -> None:

@@ -16,20 +16,18 @@ wrapped it answers. The options are in docs/kms/composites.md, the URI in `kkp.k
 - If none opens, the error is that of the member that says most; an outage goes before everything else.
 
 Every member can open everything: an any-of is as strong as its weakest member, and whoever may wrap with one
-of them can seal for all. That a member fails is told in the log once, and once that it works again, because
-callers don't notice.
+of them can seal for all. That a member fails is told by `kkp.kms.failing`, because callers don't notice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, final
 
-from kkp.errors import InvalidWrapError, KKPError, KMSThrottledError
+from kkp.errors import KKPError
 from kkp.kms._aead import invalid_wrap
 from kkp.kms._members import (
     Keys,
@@ -45,8 +43,6 @@ from kkp.kms.base import KeyDescription, Resources, WrappedKey
 
 _KIND: Final = "any-of"
 
-_log = logging.getLogger(__name__)
-
 
 @final
 class AnyOfKMS:
@@ -60,10 +56,10 @@ class AnyOfKMS:
 
     def __init__(self, keys: Keys, *, hedge_seconds: float, overtaken_seconds: float) -> None:
         self._keys = keys
+        self.failing = keys.failing
         self._hedge_seconds = hedge_seconds
         self._overtaken_seconds = overtaken_seconds
         self._asked_last_until: dict[Label, float] = {}
-        self._failing: set[Label] = set()
 
     @staticmethod
     def check(uri: str) -> None:
@@ -93,8 +89,6 @@ class AnyOfKMS:
         """Have every current member wrap the data key; see `KMS.wrap`."""
         key = self._keys.get(key_id)
         outcomes = await every_outcome(member.wrap(data_key, context) for member in key.current)
-        for member, one in zip(key.current, outcomes, strict=True):
-            self._note(member, one)
         parts = successes(outcomes, self._keys.needed(key))
         return write(_KIND, key_id, parts, data_key, context)
 
@@ -164,23 +158,7 @@ class AnyOfKMS:
     async def _open(
         self, member: Member, part: Part, sealed: Sealed, key_id: str, context: Mapping[str, str]
     ) -> bytes:
-        answer = await outcome(member.unwrap(part, context))
-        self._note(member, answer)
-        if isinstance(answer, KKPError):
-            raise answer
+        answer = await member.unwrap(part, context)
         if not sealed.belongs_to(answer, key_id, context):
             raise invalid_wrap()
         return answer
-
-    def _note(self, member: Member, result: object) -> None:
-        """Tell the operator, once, what no caller notices; a bad wrap or a throttle says little of it."""
-        label = member.label
-        if isinstance(result, InvalidWrapError | KMSThrottledError):
-            return
-        if not isinstance(result, KKPError):
-            if label in self._failing:
-                self._failing.discard(label)
-                _log.warning("any-of: member %s:%s works again", *label)
-        elif label not in self._failing:
-            self._failing.add(label)
-            _log.error("any-of: member %s:%s is passed over (%s): %s", *label, result.code, result)

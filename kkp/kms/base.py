@@ -89,12 +89,14 @@ class Resources:
             cancelled, such as the sockets of a thread, and keeps to it where nobody guards it.
         backend: Returns a connected backend by its configured name, or raises UnknownBackendError. Composites
             find their members by it, which belong to whoever connected them.
+        name: The backend's own configured name, for the log; empty where nobody gave it.
     """
 
     master_key: MasterKey = field(repr=False)
     local_keys: LocalKeyStore
     limits: BackendLimits = field(default_factory=BackendLimits)
     backend: Callable[[str], KMS] = field(default=_no_other_backend, repr=False)
+    name: str = ""
 
 
 class KMS(Protocol):

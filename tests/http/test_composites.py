@@ -232,8 +232,30 @@ uri = "{azure.URI}"
         await assert_opens(kkp, token, newer)
 
 
+@pytest.mark.parametrize("kind", ["any-of", "all-of"])
+async def test_the_log_names_composite_and_member_once_and_the_caller_learns_neither(
+    sky: Sky, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    async with running(tmp_path, KKP_BACKENDS=sky.backends(multi=f"{kind}://?{MEMBERS}")) as kkp:
+        sky.lose("gcp")
+        document = {"backend": "multi", "key_id": "orders", "plaintext": "hello"}
+        for _ in range(3):
+            answer = await kkp.post("/envelope/encrypt", document, credential=kkp.root_key)
+            assert (answer.status, answer.problem()) == (503, "kms_unavailable")
+            assert not any(name in answer.raw for name in (b"multi", b"orders", b"gcp"))
+        sky.lose()
+        await seal(kkp, kkp.root_key, "multi")
+
+    told = [record.getMessage() for record in caplog.records if record.name == "kkp.kms.failing"]
+    assert [message.partition(" (")[0] for message in told] == [
+        f"{kind} multi: member gcp:orders can't wrap",
+        f"{kind} multi: member gcp:orders can wrap again",
+    ]
+
+
 async def test_a_logical_name_that_is_not_configured_is_an_unknown_key(sky: Sky, tmp_path: Path) -> None:
     async with running(tmp_path, KKP_BACKENDS=sky.backends(multi=f"any-of://?{MEMBERS}")) as kkp:
         document = {"backend": "multi", "key_id": "billing", "plaintext": "hello"}
         answer = await kkp.post("/envelope/encrypt", document, credential=kkp.root_key)
         assert (answer.status, answer.problem()) == (404, "unknown_key")
+        assert not any(name in answer.raw for name in (b"orders", b"aws", b"gcp", b"azure"))

@@ -236,6 +236,31 @@ async def test_a_backend_that_is_left_alone_shows() -> None:
     assert 'kkp_kms_calls_total{backend="aws",outcome="kms_unavailable"} 2.0' in text
 
 
+async def test_a_member_of_a_composite_that_fails_shows_and_readiness_warns_without_a_name(
+    tmp_path: Path,
+) -> None:
+    backends = {
+        "aws": "memory://aws",
+        "gcp": "memory://gcp",
+        "multi": "any-of://?min_members=1&key.orders=aws:alias/orders&key.orders=gcp:missing",
+        "both": "all-of://?key.orders=aws:alias/orders&key.orders=gcp:orders",
+    }
+    listed = ",".join(f"{name}={uri}" for name, uri in backends.items())
+    async with measured(tmp_path, KKP_BACKENDS=listed) as server:
+        kkp = server.kkp
+        assert (await server.samples())["kkp_kms_failing_members"] == {("multi",): 0, ("both",): 0}
+        assert (await kkp.get("/readyz")).json["warnings"] == {}
+        for backend in ("multi", "both"):
+            await kkp.seal(kkp.root_key, backend=backend, key_id="orders")
+
+        assert (await server.samples())["kkp_kms_failing_members"] == {("multi",): 1, ("both",): 0}
+        ready = await kkp.get("/readyz")
+        assert (ready.status, ready.json["status"]) == (200, "ok")
+        warning = "1 of 4 members of composites failed when last asked; the log says which"
+        assert ready.json["warnings"] == {"composites": warning}
+        assert not any(name in ready.raw for name in (b"multi", b"gcp", b"missing"))
+
+
 async def test_the_api_does_not_serve_them(server: Measured) -> None:
     assert (await server.kkp.get("/metrics")).status == 404
 

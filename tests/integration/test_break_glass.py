@@ -909,6 +909,15 @@ async def test_an_any_of_opens_without_the_sdk_of_the_other_cloud(
     assert "its member first can't be used: aws-kms:// needs the package boto3" in refused.err
 
 
+async def test_an_any_of_opens_where_one_member_alone_is_given(
+    two_clouds: dict[str, str], operator: Operator
+) -> None:
+    await seal_with_both(operator.here, {**two_clouds, "cloud": f"any-of://?{two_clouds['cloud']}"})
+    for name, member in zip(("first", "second"), two_clouds["cloud"].split("&"), strict=True):
+        alone = {name: two_clouds[name], "cloud": f"any-of://?{member}"}
+        assert (await operator.open(None, *MEANT, *given(alone))).out == PLAINTEXT
+
+
 async def test_a_composite_needs_its_members_to_be_given_and_nobody_else(
     two_clouds: dict[str, str], operator: Operator
 ) -> None:

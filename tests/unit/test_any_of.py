@@ -382,27 +382,11 @@ async def test_closing_it_closes_no_member(clouds: Clouds, kms: KMS) -> None:
 # What the operator is told.
 
 
-async def test_a_member_that_fails_is_told_once_and_once_that_it_works_again(
-    clouds: Clouds, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING, "kkp.kms.any_of")
-    kms = await clouds.composite(f"any-of://?{THREE}&min_members=2")
-    clouds.gcp.refuse(DENIED)
-    wraps = [await kms.wrap("orders", DATA_KEY, CONTEXT) for _ in range(3)]
-    clouds.gcp.mood = None
-    wraps += [await kms.wrap("orders", DATA_KEY, CONTEXT) for _ in range(3)]
-
-    assert caplog.messages == [
-        "any-of: member gcp:orders is passed over (kms_denied): not you",
-        "any-of: member gcp:orders works again",
-    ]
-
-
 @pytest.mark.parametrize("error", [INVALID, THROTTLED], ids=repr)
 async def test_what_a_caller_can_bring_about_fills_no_log(
     clouds: Clouds, kms: KMS, caplog: pytest.LogCaptureFixture, error: KKPError
 ) -> None:
-    caplog.set_level(logging.DEBUG, "kkp.kms.any_of")
+    caplog.set_level(logging.DEBUG, "kkp.kms")
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds.aws.refuse(error)
     clouds.gcp.say(OTHER_KEY)

@@ -103,8 +103,11 @@ BAD: Mapping[str, tuple[str, str]] = {
     "an all-of of one and a former one": (
         "all-of://?key.orders=aws:alias/orders&former.orders=gcp:orders", "one member alone shares nothing"
     ),
-    "an all-of that needs fewer": (f"all-of://?{TWO}&min_members=1", "takes no options"),
-    "an all-of that hedges": (f"all-of://?{TWO}&hedge_ms=1", "takes no options"),
+    "an all-of that needs fewer": (f"all-of://?{TWO}&min_members=1", "min_members: all-of:// takes no"),
+    "an all-of that hedges": (f"all-of://?{TWO}&hedge_ms=1", "hedge_ms: all-of:// takes no options"),
+    "an all-of with an option that nobody has": (
+        f"all-of://?{TWO}&canary=1", "besides key.NAME and former.NAME all-of:// takes no options"
+    ),
     "nobody needed": (f"any-of://?{TWO}&min_members=0", "min_members is a whole number from 1 to 2"),
     "more needed than there are": (f"any-of://?{TWO}&min_members=3", "from 1 to 2"),
     "more needed than the smallest key has": (
@@ -145,7 +148,8 @@ def test_everything_that_is_wrong_is_told_at_once(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["any-of://?key.orders=canary", "any-of://canary", "all-of://?key.canary%20=x"]
+    "uri",
+    ["any-of://?key.orders=canary", "any-of://canary", "all-of://?key.canary%20=x", "all-of://?canary=x"],
 )
 def test_what_may_be_a_password_is_not_repeated(uri: str) -> None:
     assert not any("canary" in problem for problem in problems(uri))

@@ -313,34 +313,174 @@ def test_an_unknown_name_in_the_file_is_refused(text: str, name: str) -> None:
     assert f"`{name}` is not a setting" in problem
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+OPTIONS = 'options go into the uri: uri = "'
+MALFORMED_TABLES: dict[str, tuple[str, list[str]]] = {
+    "no uri, but a url": (
         '[backends.aws]\nurl = "memory://aws"',
+        ['[backends.aws] has no uri; give uri = "SCHEME://…"', f"[backends.aws] url: {OPTIONS}SCHEME://…?url=…"],
+    ),
+    "an option beside the uri": (
         '[backends.aws]\nuri = "memory://aws"\nregion = "x"',
-        "[backends.aws]\nuri = 1",
-        "[backends]\naws = 'memory://aws'",
-        '[backends.a]\nuri = "any-of://"\nkeys.b = ["aws:c"]',
-        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = "aws:c" }',
-        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = [1] }',
-        '[backends.a]\nuri = "any-of://"\nkeys.b = { former = ["aws:c"] }',
+        [f'[backends.aws] region: {OPTIONS}memory://…?region=…"'],
+    ),
+    "an option of an any-of beside its uri": (
+        '[backends.both]\nuri = "any-of://"\nmin_members = 1',
+        [f'[backends.both] min_members: {OPTIONS}any-of://…?min_members=…"'],
+    ),
+    "an option of an any-of beside the uri of an all-of": (
+        '[backends.both]\nuri = "all-of://"\nmin_members = 1',
+        ["[backends.both] min_members: all-of:// takes no options, because every member must do its part"],
+    ),
+    "an option of an any-of beside the members of a key": (
         '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c"], min_members = 1 }',
-        '[backends.a]\nkeys.b = { members = ["aws:c"] }',
-        "backends = 1",
-        "backends = ['aws=memory://aws']",
-    ],
-)
-def test_a_malformed_backend_table_is_refused(text: str) -> None:
+        [
+            "[backends.a.keys.b] min_members: a key has members and former alone; options hold for all keys"
+        ],
+    ),
+    "members of no key": (
+        '[backends.a]\nuri = "any-of://"\nmembers = ["aws:c"]',
+        ["[backends.a] members: it belongs to a key; write it under [backends.a.keys.NAME]"],
+    ),
+    "a uri that is no text": ("[backends.aws]\nuri = 1", ["[backends.aws] uri: it is one string"]),
+    "a uri without a scheme": ('[backends.aws]\nuri = "aws"', ["[backends.aws] uri: it is one string"]),
+    "a name in capitals": ('[backends.AWS]\nuri = "memory://aws"', ["[backends.AWS]: a backend's name is"]),
+    "a name of 33": (
+        f'[backends.{"a" * 33}]\nuri = "memory://aws"', [f"[backends.{'a' * 33}]: a backend's name is"]
+    ),
+    "a backend that is no table": (
+        "[backends]\naws = 'memory://aws'",
+        ['[backends] aws: a backend is a table of its own; write [backends.aws] with uri = "SCHEME://…"'],
+    ),
+    "keys of what is no composite": (
+        '[backends.aws]\nuri = "memory://aws"\n[backends.aws.keys.payroll]\nmembers = ["aws:x"]',
+        ["[backends.aws.keys.payroll]: only any-of:// and all-of:// have keys"],
+    ),
+    "keys of what is no composite that are no tables": (
+        '[backends.aws]\nuri = "memory://aws"\nkeys = []', ["[backends.aws] keys: only any-of:// and all-of://"]
+    ),
+    "keys that are no tables": (
+        '[backends.a]\nuri = "any-of://"\nkeys = ["aws:c"]', ["[backends.a] keys: each key is a table"]
+    ),
+    "a key that is no table": (
+        '[backends.a]\nuri = "any-of://"\nkeys.b = ["aws:c"]', ["[backends.a.keys.b]: it is a table"]
+    ),
+    "members that are one text": (
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = "aws:c" }',
+        ["[backends.a.keys.b] members: it is a list of strings"],
+    ),
+    "a member that is no text": (
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c", 1] }',
+        ["[backends.a.keys.b] members: it is a list of strings"],
+    ),
+    "former ones that are one text": (
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { members = ["aws:c"], former = "aws:d" }',
+        ["[backends.a.keys.b] former: it is a list of strings"],
+    ),
+    "former ones alone": (
+        '[backends.a]\nuri = "any-of://"\nkeys.b = { former = ["aws:c"] }',
+        ["[backends.a.keys.b] has no members"],
+    ),
+    "keys without a uri": (
+        '[backends.a]\nkeys.b = { members = ["aws:c"] }', ["[backends.a] has no uri; give uri = "]
+    ),
+    "a number": ("backends = 1", ["`backends` is one string, or a table for each backend"]),
+    "a list": ("backends = ['aws=memory://aws']", ["`backends` is one string, or a table for each backend"]),
+    "three mistakes": (
+        """[backends.aws]
+[backends.one.keys.x]
+members = "aws:x"
+[backends.two]
+uri = "all-of://"
+keys.y = { member = ["aws:y"] }
+""",
+        [
+            "[backends.aws] has no uri",
+            "[backends.one] has no uri",
+            "[backends.one.keys.x] members: it is a list of strings",
+            "[backends.two.keys.y] has no members",
+            "[backends.two.keys.y] member: a key has members and former alone",
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "beginnings"), MALFORMED_TABLES.values(), ids=MALFORMED_TABLES)
+def test_all_that_is_wrong_with_tables_of_backends_is_told_by_name(text: str, beginnings: list[str]) -> None:
     toml(text)
-    (problem,) = problems()
-    assert "[backends.<name>]" in problem
+    told = problems()
+    assert len(told) == len(beginnings), told
+    for problem, beginning in zip(told, beginnings, strict=True):
+        assert problem.startswith(f"kkp.toml: {beginning}")
 
 
-@pytest.mark.parametrize("content", [b"= 1", b"a = ", b"\xff\xfe", b"a = 1\na = 2"])
-def test_a_file_that_is_no_toml_is_refused(here: Path, content: bytes) -> None:
-    (here / "kkp.toml").write_bytes(content)
-    (problem,) = problems()
-    assert problem.startswith("KKP_CONFIG: kkp.toml can't be read as TOML")
+def test_a_value_in_a_table_of_backends_is_not_repeated() -> None:
+    toml(f'[backends.aws]\nuri = "{CANARY}"\nregion = "{CANARY}"\nkeys.a = {{ members = "{CANARY}" }}')
+    assert CANARY not in str(problems())
+
+
+def test_tables_of_backends_that_are_refused_are_not_told_as_missing(here: Path) -> None:
+    toml("[backends.aws]")
+    with pytest.raises(ConfigError) as refusal:
+        load({**SERVED, "KKP_BACKENDS": ""}, SERVE, schemes=SCHEMES)
+    assert [problem for problem in refusal.value.problems if "ackends" in problem.lower()] == [
+        'kkp.toml: [backends.aws] has no uri; give uri = "SCHEME://…"'
+    ]
+
+
+def test_refused_tables_of_backends_hide_nothing_that_is_wrong_with_the_variable() -> None:
+    toml("[backends.aws]")
+    assert [problem.partition(" ")[0] for problem in problems(KKP_BACKENDS="x")] == [
+        "kkp.toml:",
+        "KKP_BACKENDS:",
+    ]
+
+
+def test_backends_in_the_environment_that_replace_those_of_the_file_are_a_warning(here: Path) -> None:
+    toml('[backends.aws]\nuri = "memory://aws"')
+    (here / "other.toml").write_text('backends = "aws=memory://aws"')
+    told = "KKP_BACKENDS in the environment replaces all backends of "
+    assert settings().warnings == ()
+    assert settings(KKP_BACKENDS="gcp=memory://gcp").warnings == (f"{told}kkp.toml",)
+    assert settings(KKP_BACKENDS="gcp=memory://gcp", KKP_CONFIG="other.toml").warnings == (
+        f"{told}other.toml",
+    )
+    toml("token_ttl_secs = 60")
+    assert settings(KKP_BACKENDS="gcp=memory://gcp").warnings == ()
+
+
+NOT_BOTH = "`backends` is one string, or tables such as [backends.aws], and not both"
+NO_TOML: dict[str, tuple[str, str]] = {
+    "no key": ("a = 1\n= 1\n", "Invalid statement (at line 2, column 1); mend it there"),
+    "no value": ("issuer = \n", "Invalid value (at line 1, column 10); mend it there"),
+    "a text without quotes": (
+        "token_ttl_secs = 9\nissuer = https\n", "Invalid value (at line 2, column 10); mend it there"
+    ),
+    "a name twice": ("a = 1\na = 2\n", "Cannot overwrite a value (at line 2, column 6); mend it there"),
+    "a table twice": (
+        "[backends.aws]\n[other]\n[backends.aws]\n",
+        "Cannot declare ('backends', 'aws') twice (at line 3, column 14); mend it there",
+    ),
+    "backends as a text and as tables": (
+        'backends = "aws=memory://aws"\n[backends.gcp]\nuri = "memory://gcp"\n',
+        f"Cannot overwrite a value (at line 2, column 14); {NOT_BOTH}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), NO_TOML.values(), ids=NO_TOML)
+def test_a_file_that_is_no_toml_is_refused_with_the_place(text: str, told: str) -> None:
+    toml(text)
+    assert problems() == (f"KKP_CONFIG: kkp.toml can't be read as TOML: {told}",)
+
+
+def test_a_value_in_a_file_that_is_no_toml_is_not_repeated() -> None:
+    toml(f"master_key = {CANARY}\n")
+    assert CANARY not in str(problems())
+
+
+def test_a_file_that_is_no_text_is_refused(here: Path) -> None:
+    (here / "kkp.toml").write_bytes(b"\xff\xfe")
+    assert problems() == ("KKP_CONFIG: kkp.toml can't be read (UnicodeDecodeError); mend or unset it",)
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])
