@@ -79,9 +79,7 @@ def _banner(chosen: Settings, address: Address, metrics_address: Address | None)
         data_dir=chosen.data_dir,
         url=url,
         policy=chosen.policy_path or "the bundled policy",
-        trial=_trial(chosen, url)
-        if chosen.policy_path is None
-        else "",  # another policy may well refuse root
+        trial=_trial(chosen, url),
     )
     return text if metrics_address is None else f"{text}\nMetrics are at http://{metrics_address}/metrics\n"
 
@@ -98,7 +96,9 @@ def _about(backends: Mapping[str, str]) -> str:
 
 
 def _trial(chosen: Settings, url: str) -> str:
-    """Return what can be tried; nothing where no key is known that is there."""
+    """Return what can be tried; nothing where no key is known that is there, or that root may use."""
+    if chosen.policy_path is not None:
+        return ""  # another policy may well refuse root
     for name, uri in chosen.backends.items():
         if uri in _KEYS:
             root_key = chosen.data_dir / "root.key"

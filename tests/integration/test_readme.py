@@ -90,16 +90,6 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_nothing_tells_to_install_kkp_by_its_name() -> None:
-    """Whoever owns that name in a package index would get their code onto the machine."""
-    checkout = README.parent
-    told = [*checkout.glob("*.md"), *checkout.glob("docs/**/*.md"), *checkout.glob("kkp/**/*.py")]
-    told += [path for path in checkout.glob("deploy/**/*") if path.is_file()]
-    assert len(told) > 100
-    for path in told:
-        assert re.search(r"kkp\[(aws|azure|gcp)|pip install [^\n]*\bkkp\b", path.read_text()) is None, path
-
-
 async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
     blocks = commands("round trip")
     await run(tmp_path, blocks)
@@ -175,6 +165,16 @@ async def test_without_opa_production_does_not_wait_for_ever(tmp_path: Path) -> 
     assert start.count("no-such-opa") == 2
     printed = await shell(tmp_path, f"unset KKP_LISTEN_ADDR KKP_ISSUER\nexec 2>&1\n{start}\nkill $SERVER")
     assert "there is no opa on the PATH" in printed
+
+
+def test_nothing_tells_to_install_kkp_by_its_name() -> None:
+    """Whoever owns that name in a package index would get their code onto the machine."""
+    checkout = README.parent
+    told = [*checkout.glob("*.md"), *checkout.glob("docs/**/*.md"), *checkout.glob("kkp/**/*.py")]
+    told += [path for path in checkout.glob("deploy/**/*") if path.is_file()]
+    assert len(told) > 100
+    for path in told:
+        assert re.search(r"kkp\[(aws|azure|gcp)|pip install [^\n]*\bkkp\b", path.read_text()) is None, path
 
 
 async def test_what_is_no_json_is_told_in_one_line(tmp_path: Path) -> None:
