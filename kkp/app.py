@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -55,6 +55,7 @@ from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
     IdentityRequest,
+    KnownNames,
     ListIdentities,
     RotateServiceKey,
 )
@@ -205,7 +206,9 @@ async def development(settings: Settings, *, clock: Clock | None = None) -> Asyn
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=True))
         await _ensure_root(base)
         warnings = {"policy": lambda: policy.warning}
-        services = await stack.enter_async_context(_running_services(base, engine, warnings))
+        # Another policy may know a role all the same that it does not keep where the bundled one does.
+        roles = _no_roles if settings.policy_path is not None else lambda: policy.roles
+        services = await stack.enter_async_context(_running_services(base, engine, warnings, roles))
         await stack.enter_async_context(running(policy.run()))
         yield services
 
@@ -241,12 +244,20 @@ async def production(
         )
         stack.push_async_callback(policy.close)
         base = await stack.enter_async_context(foundation(settings, clock=clock, create=False))
-        yield await stack.enter_async_context(_running_services(base, policy, warnings))
+        # The policy's roles are known to OPA alone.
+        yield await stack.enter_async_context(_running_services(base, policy, warnings, _no_roles))
+
+
+def _no_roles() -> Collection[str]:
+    return ()
 
 
 @asynccontextmanager
 async def _running_services(
-    base: Foundation, policy: PolicyEngine, warnings: Mapping[str, Callable[[], str | None]]
+    base: Foundation,
+    policy: PolicyEngine,
+    warnings: Mapping[str, Callable[[], str | None]],
+    roles: Callable[[], Collection[str]],
 ) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         data_keys = _data_key_cache(base)
@@ -265,7 +276,10 @@ async def _running_services(
         stack.push_async_callback(failures.flush)
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
-        services = _services(base, state, policy, registry, keyring, revoked, failures, limited, warnings)
+        names = KnownNames(backends=base.settings.backends, roles=roles)
+        services = _services(
+            base, state, policy, registry, keyring, revoked, failures, limited, warnings, names
+        )
         if data_keys is not None:
             if services.metrics is not None:
                 data_keys.watch(services.metrics.data_key)
@@ -286,6 +300,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
+    names: KnownNames,
 ) -> Services:
     # HTTP, which the commands beside a server do not need and would wait for.
     from kkp.web import openapi  # noqa: PLC0415
@@ -323,7 +338,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         revoke_signing_key=RevokeSigningKey(keyring),
         introspect_token=IntrospectToken(authenticator),
         revoke_token=RevokeToken(authenticator, revoked),
-        add_identity=AddIdentity(directory, clock),
+        add_identity=AddIdentity(directory, clock, names),
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),

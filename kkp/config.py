@@ -313,7 +313,12 @@ def _data_key_age_seconds(text: str) -> float:
     return value
 
 
-def _backends(text: str) -> dict[str, str]:
+def read_backends(text: str) -> dict[str, str]:
+    """Return the backends of a list `name=uri,…`, from name to URI.
+
+    Raises:
+        ValueError: It is no such list.
+    """
     backends: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, separator, uri = item.partition("=")
@@ -377,7 +382,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_POLICY_RULE": _Setting("", _policy_rule, "decision or allow, or nothing to find out"),
     "KKP_CHECKPOINT_SINK": _Setting("", _checkpoint_sink, "file:/path or command:/path/to/program"),
     "KKP_BACKENDS": _Setting(
-        _DEV_BACKENDS, _backends, "a list such as aws=memory://aws,local=local://", secret=True
+        _DEV_BACKENDS, read_backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
     "KKP_KMS_TIMEOUT_MS": _Setting(
         "5000", _milliseconds_up_to(_MAX_KMS_TIMEOUT_MS), "milliseconds, from 1 to 60000"
@@ -385,7 +390,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_KMS_ATTEMPTS": _Setting("3", _count_up_to(10), "a whole number from 1 to 10"),
     "KKP_KMS_CONCURRENCY": _Setting("32", _count_up_to(256), "a whole number from 1 to 256"),
     "KKP_KMS_BREAKER_FAILURES": _Setting("10", _count_up_to(1_000_000), "a whole number from 1 to 1000000"),
-    "KKP_KMS_BREAKER_SECS": _Setting("5", _interval, "a number of seconds up to 3600"),
+    "KKP_KMS_BREAKER_SECS": _Setting("5", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting(
         "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
     ),
@@ -402,7 +407,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
-    "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds up to 3600"),
+    "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_ACCEPT_ROLLBACK": _Setting("", _checkpoint_hash, "the hash that the refused start names"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
     "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _optional_seconds, _SECONDS_HINT),

@@ -185,7 +185,10 @@ class EnvelopeInvalidError(KKPError):
     code = "envelope_invalid"
 
     def __init__(self) -> None:
-        super().__init__("The envelope is malformed, was altered, or does not belong to this key.")
+        super().__init__(
+            "The envelope is malformed, was altered, does not belong to this key, or is detached where a "
+            "whole one is wanted, or whole where a detached one is."
+        )
 
 
 class RateLimitedError(KKPError):
@@ -193,12 +196,14 @@ class RateLimitedError(KKPError):
 
     Args:
         retry_after_seconds: When to ask again, in whole seconds, 1 or more.
+        cost: How many requests it counts as.
     """
 
     code = "rate_limited"
 
-    def __init__(self, retry_after_seconds: int) -> None:
-        super().__init__("Too many requests of this caller; try again later.")
+    def __init__(self, retry_after_seconds: int, cost: int = 1) -> None:
+        batch = f", and this batch counts as its {cost} items" if cost > 1 else ""
+        super().__init__(f"Too many requests of this caller{batch}; try again later.")
         self.retry_after_seconds = retry_after_seconds
 
 

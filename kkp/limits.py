@@ -64,7 +64,7 @@ class CallerLimits:
         wait_seconds = full_at - now - max(self._seconds_to_fill, cost * self._seconds_each)
         if wait_seconds > _ROUNDING_SECONDS:
             self._count_refusal(caller)
-            raise RateLimitedError(max(1, math.ceil(wait_seconds)))
+            raise RateLimitedError(max(1, math.ceil(wait_seconds)), cost)
         self._full_at.pop(bucket, None)  # so that it moves to the end
         self._full_at[bucket] = full_at
 

@@ -127,7 +127,7 @@ class Metrics:
         self._failures.labels(reason).inc()
 
     def data_key(self, use: Use, is_cached: bool) -> None:  # noqa: FBT001  called back
-        """Count one data key that was looked for in the cache."""
+        """Count one data key that the cache had, or the backend gave in its place."""
         self._data_keys.labels(use, "cache" if is_cached else "backend").inc()
 
     def readiness(self, results: Mapping[str, bool]) -> None:

@@ -64,6 +64,11 @@ class ReloadingPolicy:
         return self._policy.revision
 
     @property
+    def roles(self) -> frozenset[str]:
+        """The roles of the policy in force; see `PolicySource.roles`."""
+        return self._source.roles
+
+    @property
     def warning(self) -> str | None:
         """Say that what is on disk is not what is in force; None if it is."""
         if self._changes >= _MANY_CHANGES:

@@ -2,7 +2,7 @@
 
 It changes nothing, beside a server or without one; backends note in their own logs that they were asked to
 wrap and unwrap a probe. No secret is shown, and of a URL no user information and nothing that follows its
-path.
+path. What a composite is made of follows it, and is shown: names, and two numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kkp.authz.embedded import default_policy_path
 from kkp.cli.checks import examine
 from kkp.cli.common import OK, REFUSED
 from kkp.cli.findings import Finding, Status, problem
-from kkp.config import Given, Settings, given, load
+from kkp.config import Given, Settings, given, load, read_backends
 from kkp.errors import ConfigError
 from kkp.ring_times import Rule
 from kkp.ways import COMMAND, DEV, SERVE
@@ -33,6 +33,7 @@ _NOT_SET = "not set"
 # From the first to the last that could begin or end a credential, however oddly it is written.
 _USER_INFORMATION = re.compile(r"://.*@", re.DOTALL)
 _AFTER_THE_PATH = re.compile(r"[?#].*", re.DOTALL)
+_COMPOSITION = re.compile(r"(?:(?:key|former)\.[^=#]+|min_members|hedge_ms)=[^#]*")
 
 
 class _Setting(NamedTuple):
@@ -98,7 +99,11 @@ async def _examine(way_name: str | None, probes: Mapping[str, Sequence[str]]) ->
     by_command = {item.name: item.text for item in given(os.environ, COMMAND)}
     serves = way_name == "serve" or (way_name is None and by_command["KKP_OPA_URL"] != "")
     way, checks_of_way = (SERVE, PRODUCTION_CHECKS) if serves else (DEV, ())
-    settings = [_Setting(item.name, _shown(item), item.source) for item in given(os.environ, way)]
+    settings = [
+        _Setting(item.name, _shown(item), item.source)
+        for item in given(os.environ, way)
+        if item.text or item.name not in COMMAND.refused  # no way of running takes those
+    ]
     try:
         chosen = load(os.environ, way, schemes=kms.SCHEMES, checks=checks_of_way)
     except ConfigError as error:
@@ -118,8 +123,32 @@ def _shown(item: Given) -> str:
         return _NOT_SET
     if item.secret and item.name not in _URLS:
         return "set"
-    without_user = _USER_INFORMATION.sub("://", item.text)
+    if item.name == "KKP_BACKENDS":
+        return _shown_backends(item.text)
+    return _without_secrets(item.text)
+
+
+def _without_secrets(text: str) -> str:
+    without_user = _USER_INFORMATION.sub("://", text)
     return _AFTER_THE_PATH.sub("…", without_user) if "://" in without_user else without_user
+
+
+def _shown_backends(text: str) -> str:
+    """Show each backend for itself, if it can be told where each ends."""
+    try:
+        backends = read_backends(text)
+    except ValueError:
+        return _without_secrets(text)
+    return ",".join(f"{name}={_shown_backend(uri)}" for name, uri in backends.items())
+
+
+def _shown_backend(uri: str) -> str:
+    if not kms.is_composite(uri):
+        return _without_secrets(uri)
+    scheme, _, rest = uri.partition("://")
+    address, _, options = rest.partition("?")
+    shown = [option if _COMPOSITION.fullmatch(option) else "…" for option in options.split("&")]
+    return f"{scheme}://{address and '…'}?{'&'.join(shown)}"
 
 
 def _derived(setting: _Setting, chosen: Settings) -> _Setting:

@@ -16,7 +16,7 @@ from kkp.config import Settings
 from kkp.errors import ConfigError, PolicyLoadError
 from kkp.model import Credentials, Grant, Identity, KeyTimes
 from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities, RotateServiceKey
-from kkp.web.schemas import MAX_OVERLAP_SECONDS, IdentityBody, RotateKeyBody, TokenOp
+from kkp.web.schemas import MAX_OVERLAP_SECONDS, IdentityBody, RotateKeyBody, TokenOp, explanation
 
 _EXPIRES_HELP = "how long the service key lives, such as 3600 or 30d"
 
@@ -89,7 +89,7 @@ def _identity_rotate_key(options: argparse.Namespace) -> int:
     try:
         body = msgspec.convert(document, RotateKeyBody)
     except msgspec.ValidationError as error:
-        raise ConfigError([f"identity rotate-key: {error}"]) from None
+        raise ConfigError([f"identity rotate-key: {explanation(error)}"]) from None
 
     async def rotate(base: app.Foundation) -> int:
         operation = RotateServiceKey(base.directory, base.clock)
@@ -162,7 +162,7 @@ def _identity_body(options: argparse.Namespace) -> IdentityBody:
     try:
         return msgspec.convert(document, IdentityBody)
     except msgspec.ValidationError as error:
-        raise ConfigError([f"identity add: {error}"]) from None
+        raise ConfigError([f"identity add: {explanation(error)}"]) from None
 
 
 def _grant(

@@ -130,7 +130,7 @@ def _adaptor(uri: str) -> _Adaptor:
     try:
         return cast("_Adaptor", getattr(import_module(module), name))
     except ModuleNotFoundError as error:
-        cure = "install KKP with the extra of this backend, kkp[aws], kkp[azure] or kkp[gcp]"
+        cure = "in a checkout of KKP, pip install --require-hashes --no-deps -r requirements.lock brings it"
         raise ConfigError([f"{scheme}:// needs the package {error.name}; {cure}"]) from None
 
 

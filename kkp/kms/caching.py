@@ -117,11 +117,10 @@ class DataKeyCache:
         """Return the data key for a message of this size: the one that is here, or what the backend says."""
         entries, asked_at = self._entries, self._clock.now()
         found = self._take(question, plaintext_bytes, asked_at)
+        data_key = await ask() if found is None else found
         self._on_use(question.use, found is not None)
-        if found is not None:
-            return found
-        data_key = await ask()
-        if entries is self._entries and plaintext_bytes <= self.limits.plaintext_bytes:
+        is_new = found is None and entries is self._entries
+        if is_new and plaintext_bytes <= self.limits.plaintext_bytes:
             self._keep(
                 question,
                 _Entry(

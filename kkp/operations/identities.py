@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from kkp.authn.base import Authenticated
 from kkp.authn.identities import IdentityDirectory, check_name, new_service_key
 from kkp.clock import Clock
+from kkp.errors import InvalidRequestError
 from kkp.model import Action, Grant, Identity, KeyTimes
 from kkp.operations.base import Operation, Proposal
 
@@ -69,16 +70,60 @@ class RotatedKey:
     dropped_expires_at: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownNames:
+    """What a new identity may name. Its own name is used up by a slip in another, so none is taken.
+
+    Attributes:
+        backends: The configured ones.
+        roles: Returns those of the policy in force; none where they can't be known.
+    """
+
+    backends: Collection[str]
+    roles: Callable[[], Collection[str]]
+
+    def check(self, request: IdentityRequest) -> None:
+        """Refuse what names something else.
+
+        Raises:
+            InvalidRequestError: It does; the message says where, and what there is, and repeats nothing.
+        """
+        roles = self.roles()
+        strange_backends = [
+            f"`$.grants[{number}].backend`"
+            for number, grant in enumerate(request.grants)
+            if grant.backend not in self.backends
+        ]
+        strange_roles = [
+            f"`$.roles[{number}]`" for number, role in enumerate(request.roles) if role not in roles
+        ]
+        if strange_backends:
+            raise InvalidRequestError(_nothing_called("backend", strange_backends, self.backends))
+        if roles and strange_roles:
+            raise InvalidRequestError(_nothing_called("role", strange_roles, roles))
+
+
+def _nothing_called(what: str, places: Sequence[str], known: Collection[str]) -> str:
+    return f"No {what} has this name - at {', '.join(places)}; there are {', '.join(sorted(known))}"
+
+
 @final
 class AddIdentity(Operation[Proposal, IdentityRequest, NewIdentity]):
-    """`POST /identities` and `kkp identity add`."""
+    """`POST /identities` and `kkp identity add`.
+
+    Args:
+        directory: Of the identities.
+        clock: What time it is.
+        names: What it may name; None where the caller has seen to that.
+    """
 
     action: ClassVar[Action] = Action.MANAGE_IDENTITY
     changes_state: ClassVar[bool] = True
 
-    def __init__(self, directory: IdentityDirectory, clock: Clock) -> None:
+    def __init__(self, directory: IdentityDirectory, clock: Clock, names: KnownNames | None = None) -> None:
         self._directory = directory
         self._clock = clock
+        self._names = names
 
     def propose(self, authenticated: Authenticated, request: IdentityRequest) -> Proposal:
         """Name the identity and what it would be able to do."""
@@ -94,7 +139,14 @@ class AddIdentity(Operation[Proposal, IdentityRequest, NewIdentity]):
         return Proposal(authenticated=authenticated, details={"identity": details})
 
     async def run(self, proposal: Proposal, request: IdentityRequest) -> NewIdentity:  # noqa: ARG002  all is in the request
-        """Store it under a new service key."""
+        """Store it under a new service key.
+
+        Raises:
+            InvalidRequestError: It names what does not exist; told only now, so that names can't be probed.
+            ConflictError: There is, or was, one of this name.
+        """
+        if self._names is not None:
+            self._names.check(request)
         now, ttl = self._clock.now(), request.key_ttl_seconds
         expires_at = None if ttl is None else now + ttl
         identity = Identity(request.id, request.roles, request.grants, dict(request.attributes), now)

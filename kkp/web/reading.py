@@ -86,6 +86,7 @@ class JSONBody(Generic[RequestT]):
         body: Its schema.
         limit: The most bytes it may have.
         check: Refuses what the configuration does not admit.
+        setting: What the limit follows from; empty where it is the same everywhere.
     """
 
     query: ClassVar[None] = None
@@ -96,17 +97,19 @@ class JSONBody(Generic[RequestT]):
         body: type[schemas.Asks[RequestT]],
         limit: Callable[[Sizes], int] = lambda _: SMALL_BODY_BYTES,
         check: Callable[[RequestT, Sizes], None] = lambda _request, _sizes: None,
+        setting: str = "",
     ) -> None:
         self.body = body
         self._decoder = msgspec.json.Decoder(body)
         self._limit = limit
         self._check = check
+        self._setting = setting
 
     async def __call__(
         self, sizes: Sizes, request: web.Request, credentials: Credentials
     ) -> tuple[RequestT, Credentials]:
         """See `Reader`."""
-        raw = await _read(request, self._limit(sizes))
+        raw = await _read(request, self._limit(sizes), setting=self._setting)
         body = schemas.decode(self._decoder, raw)
         checked = body.request()
         self._check(checked, sizes)
@@ -278,18 +281,21 @@ class Query(Generic[RequestT]):
         return schemas.parameters(request.query, self.query).request(), credentials
 
 
-async def _read(request: web.Request, limit: int, *, media_type: str = "application/json") -> bytes:
+async def _read(
+    request: web.Request, limit: int, *, media_type: str = "application/json", setting: str = ""
+) -> bytes:
     """Return the body, bounded in size and time, if it says that it is of this media type."""
     # Most send it to the letter, which is told more quickly than the header is parsed.
     if request.headers.get(hdrs.CONTENT_TYPE) != media_type:
         _check_media_type(request, media_type)
     if hdrs.CONTENT_ENCODING in request.headers:
         raise UnsupportedMediaTypeError("The body must not have a content coding.")
+    too_large = f"The body is over {limit} bytes{setting and f', which follow from {setting}'}."
     if request.content_length is not None and request.content_length > limit:
-        raise PayloadTooLargeError(f"The body is over {limit} bytes.")
+        raise PayloadTooLargeError(too_large)
     body = await _read_in_time(request)
     if len(body) > limit:
-        raise PayloadTooLargeError(f"The body is over {limit} bytes.")
+        raise PayloadTooLargeError(too_large)
     return body
 
 

@@ -65,6 +65,7 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
 _LABELS_BYTES = 256 * 1024
+_SIZED_BY = "KKP_MAX_PLAINTEXT_BYTES"
 _ANSWER_HEADERS = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
 _encoder = msgspec.json.Encoder()
 
@@ -233,6 +234,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
             schemas.EncryptBody,
             limit=lambda sizes: sizes.max_plaintext_body_bytes,
             check=lambda request, sizes: schemas.check_plaintext_size(request, sizes.max_plaintext_bytes),
+            setting=_SIZED_BY,
         ),
         answers.sealed_envelope,
         "Seal a plaintext under a key",
@@ -242,7 +244,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "POST",
         "/envelope/decrypt",
         lambda s: s.decrypt,
-        JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
+        JSONBody(schemas.DecryptBody, limit=lambda sizes: sizes.max_envelope_body_bytes, setting=_SIZED_BY),
         answers.opened,
         "Open an envelope, always with a token",
         (EnvelopeInvalidError, *_BACKEND_ERRORS),
@@ -252,7 +254,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "POST",
         "/envelope/rewrap",
         lambda s: s.rewrap,
-        JSONBody(schemas.RewrapBody, limit=lambda sizes: sizes.max_envelope_body_bytes),
+        JSONBody(schemas.RewrapBody, limit=lambda sizes: sizes.max_envelope_body_bytes, setting=_SIZED_BY),
         answers.sealed_envelope,
         "Move an envelope to another key, its payload untouched, always with a token",
         (EnvelopeInvalidError, *_BACKEND_ERRORS),

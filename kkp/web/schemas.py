@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -32,14 +32,38 @@ BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
 OpenRequestT = TypeVar("OpenRequestT", bound=OpenRequest)
 
-# A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline.
-Backend = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)")]
-KeyId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,511}$(?!\n)")]
-KeyPattern = Annotated[
-    str, msgspec.Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?$(?!\n)", min_length=1)
+# A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline. Its description
+# is what a refusal says is expected.
+_VISIBLE = msgspec.Meta(
+    pattern=r"^[\x21-\x7e]{1,256}$(?!\n)",
+    description="1 to 256 visible ASCII characters, without spaces",
+)
+Backend = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)",
+        description="a backend's name: 1 to 32 of a-z, 0-9, _ and -, of which the first is a letter or a "
+        "digit",
+    ),
 ]
-Audience = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
-Subject = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]{1,256}$(?!\n)")]
+KeyId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,511}$(?!\n)",
+        description="a key's name: 1 to 512 of A-Z, a-z, 0-9 and ._:/@+=-, of which the first is a letter or "
+        "a digit",
+    ),
+]
+KeyPattern = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?$(?!\n)",
+        min_length=1,
+        description="a key's name, or the beginning of one and an asterisk",
+    ),
+]
+Audience = Annotated[str, _VISIBLE]
+Subject = Annotated[str, _VISIBLE]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 MAX_ITEMS = 1000  # of a batch
@@ -54,7 +78,20 @@ TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
 MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
 Overlap = Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_SECONDS)]
-RoleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+RoleName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)",
+        description="a role's name: 1 to 63 of a-z, 0-9, _ and -, of which the first is a letter",
+    ),
+]
+AuditCursor = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9-]{1,64}:[0-9]{1,15}$(?!\n)",
+        description="<chain>:<seq>, as `next` of the page before has it",
+    ),
+]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -80,12 +117,18 @@ _DETACHED_EXAMPLE: Mapping[str, JSON] = {
 }
 _ENVELOPE_EXAMPLE: Mapping[str, JSON] = {**_DETACHED_EXAMPLE, "nonce": "…", "ciphertext": "…"}
 _TOKEN_EXAMPLE = "eyJhbGciOiJFZERTQSIsImtpZCI6…"  # noqa: S105  the beginning of one
-# A member's name is repeated where it can only be a slip of the pen: short, small letters.
-_REPEATED = re.compile(
-    r"^(Invalid enum value|Object contains unknown field(?: `[a-z_]{1,20}`(?= - at |\Z))?)"
-    r".*?( - at `\$[a-z0-9_.\[\]]*`)?\Z",
-    re.DOTALL,
-)
+_EXPECTED: Mapping[str, str] = {
+    repr(meta.pattern): str(meta.description)
+    for kind in (Backend, KeyId, KeyPattern, Audience, RoleName, AuditCursor)
+    for meta in get_args(kind)[1:]
+}
+# Which values a member takes that takes no others; a list's are those of its items.
+_CHOICES: Mapping[str, Sequence[str]] = {"ops": get_args(TokenOp), "encoding": ("utf-8", "null")}
+_AT_PLACE = r"(?P<place> - at `\$[a-z0-9_.\[\]]*`)?\Z"
+_UNKNOWN_FIELD = re.compile(rf"Object contains unknown field `(?P<name>.*?)`{_AT_PLACE}", re.DOTALL)
+_OTHER_VALUE = re.compile(rf"Invalid enum value .*?{_AT_PLACE}", re.DOTALL)
+_OTHER_TEXT = re.compile(rf"Expected `str` matching regex (?P<pattern>.*?){_AT_PLACE}", re.DOTALL)
+_SLIP_OF_THE_PEN = re.compile(r"[a-z_]{1,20}")
 
 
 class Wire(msgspec.Struct, frozen=True):
@@ -206,13 +249,15 @@ class EncryptBody(_SealingBody[EncryptRequest], frozen=True):
 
 
 def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> None:
-    """Refuse a plaintext that is too long.
+    """Refuse a plaintext that is too long, naming the setting that says so.
 
     Raises:
         PayloadTooLargeError: It is.
     """
     if request.plaintext_bytes > max_plaintext_bytes:
-        raise PayloadTooLargeError(f"The plaintext is over {max_plaintext_bytes} bytes.")
+        raise PayloadTooLargeError(
+            f"The plaintext is over {max_plaintext_bytes} bytes (KKP_MAX_PLAINTEXT_BYTES)."
+        )
 
 
 class DataKeyBody(_SealingBody[DataKeyRequest], frozen=True):
@@ -494,7 +539,7 @@ def held_token_of_form(body: bytes) -> HeldTokenBody:
     try:
         return msgspec.convert(known, HeldTokenBody)  # others are ignored, as RFC 6749 section 3.2 demands
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(_explanation(error)) from None
+        raise InvalidRequestError(explanation(error)) from None
 
 
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:
@@ -524,7 +569,7 @@ def decode_of_any_size(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> Bod
     try:
         return decoder.decode(body)
     except msgspec.DecodeError as error:
-        raise InvalidRequestError(_explanation(error)) from None
+        raise InvalidRequestError(explanation(error)) from None
     except ValueError:
         raise InvalidRequestError("The body is not JSON in UTF-8.") from None
 
@@ -553,19 +598,51 @@ def parameters(given: Mapping[str, str], schema: type[BodyT]) -> BodyT:
     try:
         return msgspec.convert(unique, schema, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(_explanation(error)) from None
+        raise InvalidRequestError(explanation(error)) from None
 
 
-def _explanation(error: msgspec.DecodeError) -> str:
-    """Return the decoder's sentence, bounded, without an op or a member's name that could be anything."""
-    text = _REPEATED.sub(r"\1\2", str(error))
+def explanation(error: msgspec.DecodeError) -> str:
+    """Say what the decoder found, bounded, without a value or a member's name that could be anything."""
+    text = str(error)
+    for sentence, told in _TOLD.items():
+        found = sentence.match(text)
+        if found is not None:
+            text = told(found) + (found["place"] or "")
     return text[:_MAX_EXPLANATION_CHARACTERS]
+
+
+def _unknown_member(found: re.Match[str]) -> str:
+    """Repeat the member's name where it is one of KKP's own, or short, small letters: a slip of the pen."""
+    name = found["name"]
+    is_harmless = _SLIP_OF_THE_PEN.fullmatch(name) is not None or _is_own(name)
+    return f"Object contains unknown field `{name}`" if is_harmless else "Object contains unknown field"
+
+
+def _is_own(name: str, schema: type[msgspec.Struct] = Wire) -> bool:
+    """Tell whether a schema that goes over the wire, be it a request's or an answer's, has such a member."""
+    return name in schema.__struct_fields__ or any(_is_own(name, below) for below in schema.__subclasses__())
+
+
+def _other_value(found: re.Match[str]) -> str:
+    member = re.sub(r"\[\w*\]|`", "", found["place"]).rpartition(".")[2]
+    return f"Expected one of {', '.join(_CHOICES[member])}"
+
+
+def _other_text(found: re.Match[str]) -> str:
+    return f"Expected {_EXPECTED[found['pattern']]}"
+
+
+_TOLD: Mapping[re.Pattern[str], Callable[[re.Match[str]], str]] = {
+    _UNKNOWN_FIELD: _unknown_member,
+    _OTHER_VALUE: _other_value,
+    _OTHER_TEXT: _other_text,
+}
 
 
 class AuditParameters(Asks[AuditQuery], frozen=True):
     """`GET /audit`."""
 
-    after: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9-]{1,64}:[0-9]{1,15}$(?!\n)")] | None = None
+    after: AuditCursor | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
 
     def request(self) -> AuditQuery:

@@ -536,6 +536,14 @@ async def test_a_uri_that_names_no_backend_is_a_configuration_error(uri: str, re
         await connect(uri, resources)
 
 
+def test_an_sdk_that_is_not_there_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package, "SCHEMES", {"far": "no_such_sdk.client:FarKMS"})
+    with pytest.raises(ConfigError) as error:
+        check({"away": "far://x"})
+    told = "in a checkout of KKP, pip install --require-hashes --no-deps -r requirements.lock brings it"
+    assert error.value.problems == (f"backend away: far:// needs the package no_such_sdk; {told}",)
+
+
 def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     program = "import sys, kkp.kms; print(*(name for name in sys.modules if name.startswith('kkp.kms')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program

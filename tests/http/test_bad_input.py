@@ -366,7 +366,9 @@ async def test_a_body_over_the_limit_is_refused_and_one_at_it_is_read(
     root = world.kkp.root_key
     at_limit = b" " * limit
     await world.refuses(400, "invalid_request", "POST", path, at_limit, credential=root)
-    await world.refuses(413, "payload_too_large", "POST", path, at_limit + b" ", credential=root)
+    answer = await world.refuses(413, "payload_too_large", "POST", path, at_limit + b" ", credential=root)
+    follows = ", which follow from KKP_MAX_PLAINTEXT_BYTES" if limit in {ENCRYPT_BODY, DECRYPT_BODY} else ""
+    assert answer.json["detail"] == f"The body is over {limit} bytes{follows}."
 
 
 @pytest.mark.promise(18)

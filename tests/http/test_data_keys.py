@@ -431,6 +431,7 @@ async def test_exactly_the_members_of_a_detached_envelope_are_taken(
 
 async def test_a_detached_envelope_is_not_one_to_open(world: World, invalid: dict[str, Any]) -> None:
     assert without_ids(await world.open(world.envelope)) == invalid
+    assert "detached where a whole one is wanted" in invalid["detail"]  # among all else that it may be
 
 
 async def test_an_envelopes_member_given_twice_is_refused(world: World) -> None:

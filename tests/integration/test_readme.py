@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -104,6 +105,16 @@ async def test_an_envelope_of_it_moves_to_another_cloud(tmp_path: Path) -> None:
     assert printed.splitlines()[-1] == "moved: the same bytes came back"
 
 
+async def test_the_key_of_one_message_comes_back_for_its_envelope(tmp_path: Path) -> None:
+    first, again = (await run(tmp_path, commands("data key"))).splitlines()
+    assert len(base64.b64decode(first, validate=True)) == 32
+    assert again == first
+
+
+async def test_a_batch_is_sealed_and_opened(tmp_path: Path) -> None:
+    assert await run(tmp_path, commands("batch")) == "one\ntwo\n"
+
+
 async def test_a_token_of_it_verifies_offline_and_the_audit_log_is_clean(tmp_path: Path) -> None:
     printed = await run(tmp_path, commands("round trip") + commands("offline"))
     claims, checkpoints, verdict = printed.splitlines()[-3:]
@@ -144,6 +155,26 @@ async def test_production_starts_serves_and_ends_as_it_says(tmp_path: Path) -> N
     assert json.loads(opened)["plaintext"] == "hello", printed
     assert verdict.startswith("clean: ")
     assert names(tmp_path) == {*checkout, "production"}
+
+
+async def test_without_opa_production_does_not_wait_for_ever(tmp_path: Path) -> None:
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    script = "\n".join(commands("production")).replace("8443", free_address().rpartition(":")[2])
+    start, _, _ = script.partition("# Mint a token")
+    start = re.sub(r"\bopa (?=run|>)", "no-such-opa ", start)
+    assert start.count("no-such-opa") == 2
+    printed = await shell(tmp_path, f"unset KKP_LISTEN_ADDR KKP_ISSUER\nexec 2>&1\n{start}\nkill $SERVER")
+    assert "there is no opa on the PATH" in printed
+
+
+def test_nothing_tells_to_install_kkp_by_its_name() -> None:
+    """Whoever owns that name in a package index would get their code onto the machine."""
+    checkout = README.parent
+    told = [*checkout.glob("*.md"), *checkout.glob("docs/**/*.md"), *checkout.glob("kkp/**/*.py")]
+    told += [path for path in checkout.glob("deploy/**/*") if path.is_file()]
+    assert len(told) > 100
+    for path in told:
+        assert re.search(r"kkp\[(aws|azure|gcp)|pip install [^\n]*\bkkp\b", path.read_text()) is None, path
 
 
 async def test_what_is_no_json_is_told_in_one_line(tmp_path: Path) -> None:

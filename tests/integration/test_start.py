@@ -12,8 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
+from kkp.cli.dev import _banner
+from kkp.config import Address
+from tests.harness import settings_for
 from tests.integration.process import Server, database, kkp, names, refuses_connections, serving, show
 
 MAX_RESIDENT_KIB = 120 * 1024
@@ -91,6 +95,39 @@ async def test_the_banner_names_the_urls_warns_and_holds_no_secret(tmp_path: Pat
         secrets = [server.root_key, (server.data_dir / "master.key").read_text().strip()]
         for secret in secrets:
             assert secret not in server.banner + server.log
+
+
+@pytest.mark.parametrize(
+    ("backends", "about", "trial"),
+    [
+        ("local=local://,aws=memory://aws", "Its KMS backends are emulated, ", ("local", "default")),
+        ("eu=memory://aws", "Its KMS backends are emulated, ", ("eu", "alias/orders")),
+        ("g=memory://gcp", "Its KMS backends are emulated, ", ("g", "orders")),
+        (
+            "aws=aws-kms://eu-west-1,a=memory://azure,two=any-of://?key.o=aws:a&key.o=a:a",
+            "Of its KMS backends these are real: aws, ",
+            ("a", "orders"),
+        ),
+        ("aws=aws-kms://eu-west-1", "Of its KMS backends these are real: aws, ", None),
+    ],
+)
+def test_the_banner_says_what_is_real_and_tries_a_key_that_is_there(
+    tmp_path: Path, backends: str, about: str, trial: tuple[str, str] | None
+) -> None:
+    banner = _banner(settings_for(tmp_path, KKP_BACKENDS=backends), Address("127.0.0.1", 8080), None)
+    assert about in banner
+    named = set(re.findall(r'"backend":"(\w+)","key_id":"([\w/]+)"', banner))
+    assert named == (set() if trial is None else {trial})
+    assert ("Try, " in banner) is (trial is not None)
+    assert "Metrics" not in banner
+
+
+async def test_the_banner_says_where_metrics_are(tmp_path: Path) -> None:
+    async with serving(tmp_path, environ={"KKP_METRICS_ADDR": "127.0.0.1:0"}) as server:
+        found = re.search(r"^Metrics are at (\S+)$", server.banner, re.MULTILINE)
+        assert found is not None
+        async with aiohttp.ClientSession() as session, session.get(found[1]) as answer:
+            assert answer.status == 200
 
 
 # Refusals: exit code 2, every reason, no traceback, nothing left running.

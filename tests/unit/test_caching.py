@@ -559,6 +559,16 @@ async def test_each_key_is_counted_by_its_use_and_by_where_it_came_from(
     assert counted == [(message.use, False), (message.use, True)]
 
 
+async def test_a_key_that_the_backend_did_not_give_is_not_counted(world: World, message: Message) -> None:
+    counted: list[tuple[Use, bool]] = []
+    world.cache.watch(lambda use, is_cached: counted.append((use, is_cached)))
+    world.kms.failure = KMSUnavailableError("away")
+    with pytest.raises(KMSUnavailableError):
+        await world.key(message)
+
+    assert not counted
+
+
 async def test_a_composite_is_cached_as_a_whole_and_its_members_are_not(world: World) -> None:
     uris = {
         "aws": "memory://aws",

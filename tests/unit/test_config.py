@@ -564,14 +564,14 @@ BAD_VALUES = {
         ["0", "-1", "1.5", "1000001", "off"], "give a whole number from 1 to 1000000",
     ),
     "KKP_KMS_BREAKER_SECS": (
-        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
+        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds above 0, up to 3600",
     ),
     "KKP_CHECKPOINT_SINK": (
         ["/srv/c", "file:", "file:c", "file://", "file:///c", "command:sh", "https://sink", "file:/a\nb"],
         "give file:/path or command:/path/to/program",
     ),
     "KKP_CHECKPOINT_INTERVAL_SECS": (
-        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds up to 3600",
+        ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds above 0, up to 3600",
     ),
     "KKP_ACCEPT_ROLLBACK": (
         ["yes", "1", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n"],

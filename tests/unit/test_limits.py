@@ -87,6 +87,21 @@ def test_a_batch_costs_as_much_as_its_items() -> None:
     assert door.admitted("orders", 3) == 2
 
 
+@pytest.mark.parametrize(
+    ("cost", "told"),
+    [
+        (1, "Too many requests of this caller; try again later."),
+        (2, "Too many requests of this caller, and this batch counts as its 2 items; try again later."),
+    ],
+)
+def test_who_sends_a_batch_is_told_what_it_counts_as(cost: int, told: str) -> None:
+    door = Door(burst=1)
+    door.admitted("orders")
+    with pytest.raises(RateLimitedError) as refusal:
+        door.limits.admit("orders", cost)
+    assert str(refusal.value) == told
+
+
 def test_a_batch_as_large_as_the_burst_comes_in_and_nothing_after_it() -> None:
     door = Door()
     door.limits.admit("orders", 5)

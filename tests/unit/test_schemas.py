@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ from multidict import MultiDict
 from kkp import envelope as envelopes
 from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KKPError, PayloadTooLargeError
 from kkp.keyring.rotation import Rotation
-from kkp.model import Credentials, Grant, Identity, KeyTimes
+from kkp.model import JSON, Credentials, Grant, Identity, KeyTimes
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import EncryptRequest, Opened, OpenRequest, RewrapRequest
@@ -22,6 +22,7 @@ from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, TokenRequest
 from kkp.tokens import Claims
 from kkp.web import answers, schemas
+from kkp.web.routes import ROUTES
 from kkp.web.schemas import (
     DataKeyBody,
     DecryptBody,
@@ -794,13 +795,73 @@ def test_a_refusal_does_not_repeat_what_was_sent(read: Callable[[bytes], object]
     assert "\n" not in explanation
 
 
-def test_an_unknown_op_is_refused_by_place() -> None:
-    assert refusal(read_token, body(TOKEN, ops=["x"])) == "Invalid enum value - at `$.ops[0]`"
+def test_an_unknown_op_is_refused_by_place_with_those_that_there_are() -> None:
+    told = "Expected one of encrypt, decrypt, rewrap - at `$"
+    assert refusal(read_token, body(TOKEN, ops=["x"])) == f"{told}.ops[0]`"
+    grant_of_x = body(IDENTITY, grants=[{**GRANT, "ops": ["x - at `$.encoding`"]}])
+    assert refusal(read_identity, grant_of_x) == f"{told}.grants[0].ops[0]`"
+
+
+def test_an_unknown_encoding_is_refused_with_those_that_there_are() -> None:
+    unknown = body(DATA_KEY, encoding="latin-1")
+    assert refusal(read_data_key, unknown) == "Expected one of utf-8, null - at `$.encoding`"
+
+
+@pytest.mark.parametrize(
+    ("read", "raw", "wanted"),
+    [
+        (read_token, body(TOKEN, backend="AWS"), "a backend's name: 1 to 32 of a-z,"),
+        (read_token, body(TOKEN, key_id=" k"), "a key's name: 1 to 512 of A-Z,"),
+        (read_token, body(TOKEN, audience="a b"), "1 to 256 visible ASCII characters,"),
+        (read_token, body(TOKEN, subject="a b"), "1 to 256 visible ASCII characters,"),
+        (read_decrypt, body(DECRYPT, expected_audience=" "), "1 to 256 visible ASCII characters,"),
+        (read_identity, body(IDENTITY, roles=["Admin"]), "a role's name: 1 to 63 of a-z,"),
+        (read_identity, body(IDENTITY, grants=[{**GRANT, "key_id": "*k"}]), "a key's name, or the beginning"),
+    ],
+)
+def test_what_is_wanted_is_said_in_words(read: Callable[[bytes], object], raw: bytes, wanted: str) -> None:
+    explanation = refusal(read, raw)
+    assert explanation.startswith(f"Expected {wanted}")
+    assert " - at `$." in explanation
+    assert "(?!" not in explanation
+
+
+def _members(schema: JSON, name: str = "") -> Iterator[tuple[str, dict[str, JSON]]]:
+    """Yield each schema in a schema, with the member that it is of."""
+    for each in schema if isinstance(schema, list) else [schema]:
+        if not isinstance(each, dict):
+            continue
+        yield name, each
+        for word, below in each.items():
+            if word == "properties" and isinstance(below, dict):
+                for member, described in below.items():
+                    yield from _members(described, member)
+            else:
+                yield from _members(below, name)
+
+
+def test_every_pattern_and_every_choice_of_a_request_has_words() -> None:
+    """Without them, whoever breaks one would be told of a failure of KKP's own."""
+    read = [shape for route in ROUTES for shape in (route.read.body, route.read.query) if shape is not None]
+    _, schemas_of = msgspec.json.schema_components(read)
+    found = [each for schema in schemas_of.values() for each in _members(schema)]
+    patterns = {
+        str(schema["pattern"]): schema.get("description") for _, schema in found if "pattern" in schema
+    }
+    assert {repr(pattern): words for pattern, words in patterns.items()} == schemas._EXPECTED
+    assert {name for name, schema in found if "enum" in schema} == schemas._CHOICES.keys()
 
 
 def test_an_unknown_member_is_refused_by_place() -> None:
     """A slip of the pen is named; but a client's mistake may put anything there, a secret too."""
     assert refusal(read_token, body(TOKEN, audiance="x")) == "Object contains unknown field `audiance`"
+    elsewhere = body(IDENTITY, grants=[{**GRANT, "plaintext_b64": "x"}])
+    assert (
+        refusal(read_identity, elsewhere)
+        == "Object contains unknown field `plaintext_b64` - at `$.grants[0]`"
+    )
+    for name in ("message_key_b64", "former_key_expires_at"):  # members of answers
+        assert refusal(read_token, body(TOKEN, **{name: 1})) == f"Object contains unknown field `{name}`"
     for name in ("x" * 21, "x" * 1_000_000, "kkp_sk_Zq3", "s3cret", "a\nb"):
         assert refusal(read_token, body(TOKEN, **{name: 1})) == "Object contains unknown field"
 
@@ -808,7 +869,7 @@ def test_an_unknown_member_is_refused_by_place() -> None:
 def test_a_plaintext_that_is_too_large_is_not_repeated() -> None:
     with pytest.raises(PayloadTooLargeError) as error:
         read_encrypt(body(ENCRYPT, plaintext=CANARY * LIMIT))
-    assert str(error.value) == f"The plaintext is over {LIMIT} bytes."
+    assert str(error.value) == f"The plaintext is over {LIMIT} bytes (KKP_MAX_PLAINTEXT_BYTES)."
 
 
 def test_requests_show_no_plaintext() -> None:
