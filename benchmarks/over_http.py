@@ -101,8 +101,15 @@ class Server:
 
     @property
     def peak_rss_mib(self) -> float:
-        status = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
+        return memory_mib(self._status, "VmHWM")
+
+    @property
+    def rss_mib(self) -> float:
+        return memory_mib(self._status, "VmRSS")
+
+    @property
+    def _status(self) -> str:
+        return Path(f"/proc/{self.process.pid}/status").read_text()
 
     def drive(self, messages: Sequence[bytes], requests: int) -> tuple[float, float]:
         """Return the requests per second and the CPU seconds that they took."""
@@ -129,6 +136,11 @@ class _Request(NamedTuple):
 
     message: bytes
     answer_bytes: int
+
+
+def memory_mib(status: str, name: str) -> float:
+    """Return one of the sizes that `/proc/<pid>/status` lists."""
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:")) / 1024
 
 
 @contextmanager

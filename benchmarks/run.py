@@ -9,7 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import machine
 from benchmarks.over_http import Figure, Result, Size, measure
+from benchmarks.startup import Start, measure_starts
 from benchmarks.test_costs import FLOORS
 
 _HERE = Path(__file__).resolve().parent
@@ -30,8 +31,15 @@ def main() -> int:
     with TemporaryDirectory() as temporary:
         directory = Path(temporary)
         costs = _costs(directory / "costs.json", smoke=smoke)
+        starts = measure_starts(directory / "starts", 1 if smoke else 5)
         result = measure(directory, Size(2, 200) if smoke else Size(7, 4000))
-    lines = [*machine(), *_http_table(result), *_parts_table(result), *_costs_table(costs)]
+    lines = [
+        *machine(),
+        *_start_table(starts),
+        *_http_table(result),
+        *_parts_table(result),
+        *_costs_table(costs),
+    ]
     sys.stdout.write("\n".join([*lines, ""]))
     return 0
 
@@ -51,6 +59,14 @@ def _costs(report: Path, *, smoke: bool) -> dict[str, float]:
 
 def _name(test: str) -> str:
     return test.removeprefix("test_").replace("[", "_").removesuffix("]")
+
+
+def _start_table(starts: Mapping[str, Start]) -> Iterator[str]:
+    yield "\nFrom exec to the first 200 of /readyz, on an empty data directory; to import aiohttp\n"
+    yield "| process | ms | CPU ms | RSS MiB |\n|---|--:|--:|--:|"
+    for name, start in starts.items():
+        figures = (start.milliseconds, start.cpu_milliseconds, start.rss_mib)
+        yield f"| {name} | {' | '.join(_spread(figure, 0) for figure in figures)} |"
 
 
 def _http_table(result: Result) -> Iterator[str]:

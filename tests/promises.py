@@ -69,7 +69,15 @@ PROMISES: Mapping[int, Promise] = {
     24: Promise(1),
     25: Promise(2, (Bar("contexts", 10_000),)),
     26: Promise(1, (Bar("flipped bits", 5_000),)),
-    27: Promise(100, (Bar("messages", 10_000), Bar("seconds to an answer", most=2))),
+    27: Promise(
+        100,
+        (
+            Bar("messages", 10_000),
+            Bar("seconds to an answer", most=2),
+            Bar("envelopes moved", 10_000),
+            Bar("kills during a move", 50),
+        ),
+    ),
     28: Promise(20, (Bar("answers traced", 1_000), Bar("kills", 100))),
     29: Promise(1),
     30: Promise(

@@ -14,7 +14,7 @@ import json
 import logging
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +39,7 @@ from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
 from tests.harness import KKP, Answer, Client, detached, grant, running, settings_for
+from tests.spellings import folded_spellings, spellings
 
 pytestmark = pytest.mark.promise(31)
 
@@ -99,8 +100,8 @@ class Canaries:
         return {
             name
             for name, value in self.values.items()
-            if any(needle in haystack for needle in _spellings(value))
-            or any(needle in folded for needle in _folded_spellings(value))
+            if any(needle in haystack for needle in spellings(value))
+            or any(needle in folded for needle in folded_spellings(value))
         }
 
     def found_by_field(self, records: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
@@ -110,32 +111,6 @@ class Canaries:
             for name, value in record.items():
                 values.setdefault(name, []).append(value)
         return {name: self.found_in(json.dumps(value).encode()) for name, value in values.items()}
-
-
-def _spellings(value: bytes) -> Iterator[bytes]:
-    """Spell a value as it stands, in base64 at each of its three alignments, and in JSON."""
-    yield value
-    yield repr(value)[2:-1].encode()
-    for shift in range(3):
-        encoded = base64.b64encode(bytes(shift) + value)
-        inner = encoded[4 if shift else 0 : len(encoded) - 4]  # the ends depend on the neighbours
-        yield inner
-        yield inner.translate(bytes.maketrans(b"+/", b"-_"))
-    try:
-        text = value.decode()
-    except UnicodeDecodeError:
-        return
-    for ascii_only in (True, False):
-        yield json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode()
-    yield repr(text)[1:-1].encode()
-
-
-def _folded_spellings(value: bytes) -> Iterator[bytes]:
-    """Spell a value where capitals don't matter: in hex and percent-encoded, in part and throughout."""
-    yield value.hex().encode()
-    yield quote(value, safe="").lower().encode()
-    yield "".join(f"%{byte:02x}" for byte in value).encode()
-    yield "".join(f"\\x{byte:02x}" for byte in value).encode()
 
 
 SPELLINGS: Mapping[str, Callable[[bytes], bytes]] = {

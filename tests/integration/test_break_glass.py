@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import stat
-import sys
 import termios
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -51,30 +50,6 @@ MEANT = ("--reason", "the region is down", "--acknowledge", ACKNOWLEDGEMENT)
 _HANG_SECONDS = 30
 
 
-def _with_names(command: Path) -> Path:
-    """Write a `kkp` whose name service answers as this process's does; the emulator gave us that."""
-    ports = {
-        host: socket.getaddrinfo(host, 443, socket.AF_INET, socket.SOCK_STREAM)[0][4][1]
-        for host in (azure.VAULT_HOST, azure.LOGIN_HOST)
-    }
-    command.write_text(f"""#!{sys.executable}
-import socket, sys
-
-ports, real = {ports!r}, socket.getaddrinfo
-
-def getaddrinfo(host, port, *arguments, **options):
-    if host in ports:
-        return real("127.0.0.1", ports[host], *arguments, **options)
-    return real(host, port, *arguments, **options)
-
-socket.getaddrinfo = getaddrinfo
-from kkp.cli import main
-sys.exit(main())
-""")
-    command.chmod(0o700)
-    return command
-
-
 DENY: Mapping[str, Callable[[Any], object]] = {
     "aws-kms": lambda emulator: setattr(emulator, "fault", aws.refusing("AccessDeniedException")),
     "vault-transit": lambda emulator: emulator.tokens.clear(),
@@ -97,7 +72,7 @@ async def any_cloud(
 @pytest.fixture
 def command(any_cloud: Cloud, tmp_path: Path) -> Path:
     """A `kkp` that reaches the cloud from a process of its own."""
-    return _with_names(tmp_path / "cloud/kkp") if any_cloud.uri == azure.URI else KKP
+    return azure.write_command(tmp_path / "cloud/kkp") if any_cloud.uri == azure.URI else KKP
 
 
 @pytest.fixture

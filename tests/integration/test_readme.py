@@ -11,13 +11,18 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from kkp.model import Grant, Identity
+from tests.emulators import azure
+from tests.emulators.clouds import CLOUDS
 from tests.harness import running
-from tests.integration.process import NO_SETTINGS, environment, names, serving
+from tests.integration.process import KKP, NO_SETTINGS, environment, names, serving
 from tests.opa import POLICY, require_opa
 
 README = Path(__file__).parents[2] / "README.md"
@@ -66,7 +71,13 @@ async def shell(directory: Path, script: str, *, environ: Mapping[str, str] = NO
     return out.decode()
 
 
-async def run(directory: Path, blocks: list[str], settings: Mapping[str, str] = NO_SETTINGS) -> str:
+async def run(
+    directory: Path,
+    blocks: list[str],
+    settings: Mapping[str, str] = NO_SETTINGS,
+    *,
+    executable: Path = KKP,
+) -> str:
     """Run shell blocks beside a server, from where a checkout would be, and return what they print.
 
     A reader has `KKP` and `KEY` from the first block.
@@ -74,7 +85,7 @@ async def run(directory: Path, blocks: list[str], settings: Mapping[str, str] = 
     (directory / ".venv").symlink_to(sys.prefix)
     address = free_address()
     environ = {"KKP_LISTEN_ADDR": address, "KKP_ISSUER": ""}
-    async with serving(directory, environ={**environ, **settings}) as server:
+    async with serving(directory, executable=executable, environ={**environ, **settings}) as server:
         script = "\n".join([_first_lines(), *blocks]).replace(ADDRESS, address)
         printed = await shell(directory, script, environ=environ)
         assert await server.stop() == 0
@@ -90,14 +101,55 @@ def content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
-    blocks = commands("round trip")
-    await run(tmp_path, blocks)
-    source = re.search(r"base64 -w0 (/[^\s)]+)\)", "".join(blocks))
+def check_opened(directory: Path) -> None:
+    """Hold what the round trip opened against the file that it sealed."""
+    source = re.search(r"base64 -w0 (/[^\s)]+)\)", "".join(commands("round trip")))
     assert source is not None
-    opened = {name: content(tmp_path / name) for name in names(tmp_path) if name.startswith("opened-")}
+    opened = {name: content(directory / name) for name in names(directory) if name.startswith("opened-")}
     expected = content(Path(source[1]))
     assert opened == {f"opened-{backend}": expected for backend in ("aws", "azure", "gcp")}
+
+
+async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
+    await run(tmp_path, commands("round trip"))
+    check_opened(tmp_path)
+
+
+# How often each emulator was asked to seal, and to open.
+ASKED: Mapping[str, Callable[[Any], tuple[int, int]]] = {
+    "aws": lambda aws: (aws.operations.count("GenerateDataKey"), aws.operations.count("Decrypt")),
+    "gcp": lambda gcp: (gcp.calls.count("Encrypt"), gcp.calls.count("Decrypt")),
+    "azure": lambda vault: (
+        sum(request.endswith("/wrapkey") for request in vault.requests),
+        sum(request.endswith("/unwrapkey") for request in vault.requests),
+    ),
+    "vault": lambda vault: (
+        vault.paths.count("/v1/transit/encrypt/orders"),
+        vault.paths.count("/v1/transit/decrypt/orders"),
+    ),
+}
+
+
+@pytest.mark.parametrize("gcp", ["gcp", "vault"])
+async def test_the_round_trip_is_the_same_over_the_wires_of_the_clouds_by_their_own_sdks(
+    gcp: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends = {"aws": "aws", "gcp": gcp, "azure": "azure"}
+    own = tmp_path / "clouds"
+    own.mkdir()
+    async with AsyncExitStack() as stack:
+        clouds = {
+            backend: await stack.enter_async_context(CLOUDS[cloud](own, monkeypatch))
+            for backend, cloud in backends.items()
+        }
+        uris = ",".join(f"{backend}={cloud.uri}" for backend, cloud in clouds.items())
+        executable = azure.write_command(own / "kkp")
+        await run(tmp_path, commands("round trip"), {"KKP_BACKENDS": uris}, executable=executable)
+    check_opened(tmp_path)
+    for backend, cloud in clouds.items():
+        sealed, opened = ASKED[backends[backend]](cloud.emulator)
+        assert sealed >= 1, backend
+        assert opened >= 1, backend
 
 
 async def test_an_envelope_of_it_moves_to_another_cloud(tmp_path: Path) -> None:
