@@ -293,7 +293,7 @@ async def _read(
     too_large = f"The body is over {limit} bytes{setting and f', which follow from {setting}'}."
     if request.content_length is not None and request.content_length > limit:
         raise PayloadTooLargeError(too_large)
-    body = await _read_in_time(request)
+    body = await _read_in_time(request, limit)
     if len(body) > limit:
         raise PayloadTooLargeError(too_large)
     return body
@@ -306,12 +306,16 @@ def _check_media_type(request: web.Request, media_type: str) -> None:
         raise UnsupportedMediaTypeError("The body must be UTF-8.")
 
 
-async def _read_in_time(request: web.Request) -> bytes:
+async def _read_in_time(request: web.Request, limit: int) -> bytes:
+    """Return the body, or the beginning of one that is over its limit."""
     if request.content.is_eof():  # it has arrived whole, as most do: waiting would cost more than the reading
         return request.content.read_nowait()
+    body = bytearray()
     try:
         async with asyncio.timeout(_READ_SECONDS):
-            return await request.read()
+            while len(body) <= limit and (piece := await request.content.readany()):
+                body += piece
+        return bytes(body)
     except TimeoutError:
         raise InvalidRequestError("The body did not arrive in time.") from None
     except ConnectionResetError:  # the client's doing, and so nothing for the log
