@@ -46,6 +46,7 @@ from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
 from kkp.limits import CallerLimits
+from kkp.live_state import LiveState, Loads
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
@@ -62,7 +63,7 @@ from kkp.operations.identities import (
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
-from kkp.pipeline import LiveState, Loads, Origin, Pipeline
+from kkp.pipeline import Origin, Pipeline
 from kkp.store.audit import AuditStore
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore

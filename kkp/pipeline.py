@@ -18,10 +18,12 @@ Rules that hold here:
 - A failure after step 5 appends an outcome record that points to the first. Success needs no second one.
 - Nothing else in KKP calls `Operation.run`.
 
-A batch walks the same road with all of its items side by side. It is authenticated once. Each distinct
+A batch walks the same road with its items side by side, a slice of so many distinct questions at a time. Each
 question is decided and recorded once, with how many items ask it and a digest of which. Only when every
-record is durable, all at one epoch, do the items run; each then succeeds or fails by itself. When the epoch
-moves while they run, those that have not begun walk again from step 2.
+record of a slice is durable, all at one epoch, do its items run; each then succeeds or fails by itself. The
+caller is authenticated, from memory, for each slice. While its items run, the database's epoch and the
+credential are looked at again and again: when either no longer is what it was, the items that have not begun
+walk again from step 2.
 """
 
 from __future__ import annotations
@@ -30,19 +32,18 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from operator import attrgetter
-from typing import Generic, Literal, Protocol, TypeVar, final
+from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
 
 from kkp.audit.base import AuditEntry, Receipt
 from kkp.authn.base import Authenticated
 from kkp.authz.base import PolicyEngine
+from kkp.batch import Asked, Item, Result, Standing
 from kkp.clock import Clock
 from kkp.errors import (
     AuditUnavailableError,
@@ -54,6 +55,7 @@ from kkp.errors import (
     StaleProposalError,
     TokenExpiredError,
 )
+from kkp.live_state import LiveState
 from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
 from kkp.operations.base import BatchOperation, EnvelopeFacts, Operation, Proposal, refusal
 from kkp.pacing import Pacer, each
@@ -67,8 +69,12 @@ ProposalT = TypeVar("ProposalT", bound=Proposal)
 _MOST_WALKS = 8
 # A proposal goes stale when its decision takes longer than a second: that is tried once more.
 _MOST_STALE = 2
-# How many questions of a batch are decided, and how many of its items run, at a time.
+# A change that lands while a batch is decided costs the work on so many of its questions.
+_QUESTIONS_IN_SLICE = 64
+# How many questions of a batch are decided, and records made, at a time.
 _AT_ONCE = 32
+# How many items run at a time: a quarter of a backend's slots, so that one batch leaves others theirs.
+_ITEMS_AT_ONCE = 8
 _CANCELLED = "cancelled"
 _SUPERSEDED = "superseded"
 _log = logging.getLogger(__name__)
@@ -105,75 +111,6 @@ class LimitsCallers(Protocol):
         """Take note of one request, or of a batch of so many; RateLimitedError if that is too much."""
 
 
-class Loads(Protocol):
-    """A part of the state that is held in memory as of an epoch."""
-
-    @property
-    def epoch(self) -> int:
-        """The epoch it was loaded at."""
-
-    async def load(self) -> None:
-        """Read it again."""
-
-
-@final
-class LiveState:
-    """Everything held in memory that a decision rests on, and the epoch that it is at.
-
-    Args:
-        read_epoch: Reads the database's epoch.
-        parts: What to load again when it moves.
-    """
-
-    def __init__(self, read_epoch: Callable[[], Awaitable[int]], parts: Sequence[Loads]) -> None:
-        self._read_epoch = read_epoch
-        self._parts = parts
-        self._loading = asyncio.Lock()
-        self._checking = asyncio.Lock()
-        self._checks_begun = 0
-        self._last_check_done = 0
-        self._last_check_failed = False
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that every part has reached."""
-        reached: int = min(map(_epoch_of, self._parts))
-        return reached
-
-    async def reach(self, epoch: int) -> None:
-        """Load whatever is older than this epoch.
-
-        Raises:
-            KeyringUnavailableError: The database can't be read, or its rows can't be believed.
-        """
-        async with self._loading:
-            for part in self._parts:
-                if part.epoch < epoch:
-                    await part.load()
-
-    async def refresh(self) -> None:
-        """Look at the epoch, and load what it says has changed.
-
-        Everybody who asks while a look is under way shares the next one: what was committed before the
-        question is seen, and a flood of unknown credentials costs one small read at a time.
-        """
-        needed = self._checks_begun + 1
-        async with self._checking:
-            if self._last_check_done < needed:
-                await self._check()
-            elif self._last_check_failed:
-                raise KeyringUnavailableError("The state database is not available.")
-
-    async def _check(self) -> None:
-        self._checks_begun += 1
-        self._last_check_failed = True
-        try:
-            await self.reach(await self._read_epoch())
-            self._last_check_failed = False
-        finally:
-            self._last_check_done = self._checks_begun
-
-
 @dataclass(slots=True)
 class Origin:
     """Where a request came from, and what its answer is to be traced by.
@@ -187,69 +124,6 @@ class Origin:
     request_id: str
     client_ip: str = ""
     decision_id: str | None = None
-
-
-@final
-@dataclass(slots=True, eq=False)
-class Result(Generic[AnswerT]):
-    """What becomes of one item of a batch.
-
-    Attributes:
-        answer: What the operation returned.
-        error: Why it returned nothing.
-        decision_id: Which decision the item rests on; None if nothing was decided.
-        is_open: Whether it has neither as yet.
-    """
-
-    answer: AnswerT | None = None
-    error: Exception | None = None
-    decision_id: str | None = None
-    is_open: bool = True
-
-    def succeed(self, answer: AnswerT) -> None:
-        """Close it with an answer."""
-        self.answer, self.is_open = answer, False
-
-    def fail(self, error: Exception) -> None:
-        """Close it without one."""
-        self.error, self.is_open = error, False
-
-
-@final
-@dataclass(slots=True, eq=False)
-class _Item(Generic[RequestT, AnswerT]):
-    """One item of a batch on its way, and how often its proposal went stale."""
-
-    position: int
-    request: RequestT
-    result: Result[AnswerT]
-    times_stale: int = 0
-
-
-@final
-@dataclass(slots=True, eq=False)
-class _Asked(Generic[ProposalT, RequestT, AnswerT]):
-    """One question of a batch: who asks it, how it was decided, and what became of those who do.
-
-    Attributes:
-        proposal: That of the first, and once it is decided the one that was approved for all.
-        question: The policy input.
-        decision_id: What the caller is told.
-        items: Who asks it.
-        traces: Which items they are, for the audit.
-        failure: What they are told unless it was allowed.
-        receipt: The record; None until it is durable.
-        outcomes: How many ended without an answer, by code.
-    """
-
-    proposal: ProposalT
-    question: bytes
-    decision_id: str
-    items: list[_Item[RequestT, AnswerT]] = field(default_factory=list)
-    traces: list[Sequence[JSON]] = field(default_factory=list)
-    failure: KKPError | None = None
-    receipt: Receipt | None = None
-    outcomes: Counter[str] = field(default_factory=Counter)
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -278,7 +152,6 @@ class _PolicyInput(msgspec.Struct, frozen=True):
 
 _KEEPS_CHANGING = "The state keeps changing; try again."
 _encoder = msgspec.json.Encoder(order="deterministic")
-_epoch_of = attrgetter("epoch")
 
 
 @final
@@ -333,7 +206,7 @@ class Pipeline:
         """
         stale = 0
         for walk in range(_MOST_WALKS):
-            authenticated = await self._authenticate(credentials, origin)
+            authenticated = await self.authenticate(credentials, origin)
             if walk == 0 and self._limits is not None:
                 self._limits.admit(authenticated.caller.id)
             proposal = operation.propose(authenticated, request)
@@ -382,19 +255,20 @@ class Pipeline:
         Raises:
             AuthenticationError: Who is calling could not be established.
             RateLimitedError: The caller asks too often; each item counts as a request.
-            AuditUnavailableError: Not every decision could be made durable, so nothing was done.
-            KKPError: Whatever else concerns all. Once an item has run, such an error is that of the others.
+            AuditUnavailableError: The first decisions could not be made durable, so nothing was done.
+            Exception: Whatever else concerns all. Once an item was decided, that is an error of the others.
         """
         results: list[Result[AnswerT]] = [Result() for _ in requests]
-        items: list[_Item[RequestT, AnswerT]] = []
+        items: list[Item[RequestT, AnswerT]] = []
         for position, (request, result) in enumerate(zip(requests, results, strict=True)):
             if isinstance(request, Exception):
                 result.fail(request)
             else:
-                items.append(_Item(position, request, result))
+                items.append(Item(position, request, result))
         try:
-            await self._walk_together(operation, items, credentials, origin, len(requests))
-        except KKPError as error:
+            for some in await self._slices(operation, items, credentials, origin, len(requests)):
+                await self._walk_together(operation, some, credentials, origin)
+        except Exception as error:
             if not any(result.decision_id for result in results):
                 raise
             for result in results:
@@ -402,13 +276,28 @@ class Pipeline:
                     result.fail(error)
         return results
 
-    async def _walk_together(
+    async def _slices(
         self,
         operation: BatchOperation[ProposalT, RequestT, AnswerT],
-        items: Sequence[_Item[RequestT, AnswerT]],
+        items: Sequence[Item[RequestT, AnswerT]],
         credentials: Credentials,
         origin: Origin,
         cost: int,
+    ) -> Sequence[Sequence[Item[RequestT, AnswerT]]]:
+        """Admit the caller, and return the items in slices; all that ask one question are in the same."""
+        authenticated = await self.authenticate(credentials, origin)
+        if self._limits is not None:
+            self._limits.admit(authenticated.caller.id, cost)
+        groups = [one.items for one in await self._ask(operation, authenticated, items, origin)]
+        starts = range(0, len(groups), _QUESTIONS_IN_SLICE)
+        return [[*itertools.chain(*groups[start : start + _QUESTIONS_IN_SLICE])] for start in starts]
+
+    async def _walk_together(
+        self,
+        operation: BatchOperation[ProposalT, RequestT, AnswerT],
+        items: Sequence[Item[RequestT, AnswerT]],
+        credentials: Credentials,
+        origin: Origin,
     ) -> None:
         """Walk until every item has its result, in steps that are those of `run`.
 
@@ -417,9 +306,7 @@ class Pipeline:
         """
         waiting, fruitless = items, 0
         for walk in itertools.count():
-            authenticated = await self._authenticate(credentials, origin)
-            if walk == 0 and self._limits is not None:
-                self._limits.admit(authenticated.caller.id, cost)
+            authenticated = await self.authenticate(credentials, origin)
             asked = await self._ask(operation, authenticated, waiting, origin, walk)
             receipts = await self._decide_all_on_record(operation, asked, origin)
             if any(receipt.epoch != authenticated.epoch for receipt in receipts):
@@ -427,7 +314,9 @@ class Pipeline:
                 await each(receipts, supersede, at_once=_AT_ONCE)
                 await self._state.reach(max(receipt.epoch for receipt in receipts))
             else:
-                await self._operate_all(operation, asked, authenticated.epoch)
+                again = partial(self._authenticator.authenticate, credentials, epoch=authenticated.epoch)
+                standing = Standing(self._state, again, authenticated.epoch)
+                await self._operate_all(operation, asked, standing)
             left = [item for item in waiting if item.result.is_open]
             if not left:
                 return
@@ -436,7 +325,12 @@ class Pipeline:
                 raise KeyringUnavailableError(_KEEPS_CHANGING)
             waiting = left
 
-    async def _authenticate(self, credentials: Credentials, origin: Origin) -> Authenticated:
+    async def authenticate(self, credentials: Credentials, origin: Origin) -> Authenticated:
+        """Tell who is calling; also asked before much is read. A failure is counted.
+
+        Raises:
+            AuthenticationError: Who is calling could not be established.
+        """
         try:
             return await self._authenticate_now(credentials)
         except AuthenticationError as error:
@@ -464,16 +358,16 @@ class Pipeline:
         self,
         operation: BatchOperation[ProposalT, RequestT, AnswerT],
         authenticated: Authenticated,
-        items: Sequence[_Item[RequestT, AnswerT]],
+        items: Sequence[Item[RequestT, AnswerT]],
         origin: Origin,
-        walk: int,
-    ) -> Collection[_Asked[ProposalT, RequestT, AnswerT]]:
+        walk: int = 0,
+    ) -> Collection[Asked[ProposalT, RequestT, AnswerT]]:
         """Propose every item, at one moment, and return the distinct questions that this makes.
 
         What code itself refuses differs from what it does not, though the question be the same.
         """
         pacer, now = Pacer(), self._clock.now()
-        asked: dict[tuple[bytes, str], _Asked[ProposalT, RequestT, AnswerT]] = {}
+        asked: dict[tuple[bytes, str], Asked[ProposalT, RequestT, AnswerT]] = {}
         for item in items:
             await pacer.pause()
             try:
@@ -486,8 +380,8 @@ class Pipeline:
             refused = refusal(proposal, operation.scope)
             key = question, "" if refused is None else refused.code
             if key not in asked:
-                decision_id = f"{origin.request_id}-{walk}-{len(asked)}"
-                asked[key] = _Asked(proposal, question, decision_id)
+                decision_id = f"{origin.request_id}-{walk}-{item.position}"
+                asked[key] = Asked(proposal, question, decision_id)
             asked[key].items.append(item)
             asked[key].traces.append(trace)
         return asked.values()
@@ -518,12 +412,12 @@ class Pipeline:
     async def _decide_all_on_record(
         self,
         operation: BatchOperation[ProposalT, RequestT, AnswerT],
-        asked: Collection[_Asked[ProposalT, RequestT, AnswerT]],
+        asked: Collection[Asked[ProposalT, RequestT, AnswerT]],
         origin: Origin,
     ) -> Sequence[Receipt]:
-        """Decide and record every question of a batch; all of it is durable when this returns."""
+        """Decide and record every question of a slice; all of it is durable when this returns."""
 
-        async def decide(one: _Asked[ProposalT, RequestT, AnswerT]) -> None:
+        async def decide(one: Asked[ProposalT, RequestT, AnswerT]) -> None:
             one.proposal, one.failure, one.receipt = await self._decide_on_record(
                 operation, one.proposal, one.question, origin, one.decision_id, one.traces
             )
@@ -573,27 +467,28 @@ class Pipeline:
     async def _operate_all(
         self,
         operation: BatchOperation[ProposalT, RequestT, AnswerT],
-        asked: Collection[_Asked[ProposalT, RequestT, AnswerT]],
-        epoch: int,
+        asked: Collection[Asked[ProposalT, RequestT, AnswerT]],
+        standing: Standing,
     ) -> None:
         """Run every item that was allowed, and record how those ended that did not succeed."""
 
         async def operate(
-            step: tuple[_Asked[ProposalT, RequestT, AnswerT], _Item[RequestT, AnswerT]],
+            step: tuple[Asked[ProposalT, RequestT, AnswerT], Item[RequestT, AnswerT]],
         ) -> None:
             one, item = step
             if one.failure is not None:
                 item.result.fail(one.failure)
             else:
-                outcome = await self._operate_item(operation, one.proposal, item, epoch)
+                outcome = await self._operate_item(operation, one.proposal, item, standing)
                 one.outcomes.subtract((_CANCELLED,))
                 one.outcomes.update(() if outcome is None else (outcome,))
-            item.result.decision_id = one.decision_id
+            if not item.result.is_open:
+                item.result.decision_id = one.decision_id
 
         for one in asked:  # an item that has not ended is one that was cancelled
             one.outcomes[_CANCELLED] = 0 if one.failure is not None else len(one.items)
         try:
-            await each([(one, item) for one in asked for item in one.items], operate, at_once=_AT_ONCE)
+            await each([(one, item) for one in asked for item in one.items], operate, at_once=_ITEMS_AT_ONCE)
         finally:
             await asyncio.shield(self._record_outcomes(asked))
 
@@ -601,19 +496,14 @@ class Pipeline:
         self,
         operation: BatchOperation[ProposalT, RequestT, AnswerT],
         proposal: ProposalT,
-        item: _Item[RequestT, AnswerT],
-        epoch: int,
+        item: Item[RequestT, AnswerT],
+        standing: Standing,
     ) -> str | None:
         """Run one item of a batch; return the code to be recorded unless it succeeded."""
-        if self._state.epoch != epoch:
+        if not await standing.holds():
             return _SUPERSEDED
         try:
             item.result.succeed(await self._operate(operation, proposal, item.request))
-        except StaleProposalError as error:
-            item.times_stale += 1
-            if item.times_stale == _MOST_STALE:
-                item.result.fail(error)
-            return error.code
         except Exception as error:  # noqa: BLE001  of whatever kind: it is this item's, and goes on record
             item.result.fail(error)
             return _code_of(error)
@@ -629,7 +519,7 @@ class Pipeline:
                 await self._state.refresh()
         return answer
 
-    async def _record_outcomes(self, asked: Collection[_Asked[ProposalT, RequestT, AnswerT]]) -> None:
+    async def _record_outcomes(self, asked: Collection[Asked[ProposalT, RequestT, AnswerT]]) -> None:
         """Append the outcomes of a batch, one for each question and code, until one can't be recorded."""
         outcomes = [
             (one.receipt, code, count)

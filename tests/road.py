@@ -11,12 +11,14 @@ from typing import Any, ClassVar
 
 from kkp.audit.log import AuditLog
 from kkp.authn.base import Authenticated
+from kkp.batch import Result
 from kkp.errors import InvalidRequestError, KKPError, TokenExpiredError, UnauthenticatedError
 from kkp.limits import CallerLimits
+from kkp.live_state import LiveState
 from kkp.master_key import MasterKey
 from kkp.model import Action, Caller, Credentials, Decision, PolicyInput
 from kkp.operations.base import BatchOperation, Proposal
-from kkp.pipeline import LiveState, Origin, Pipeline, Result
+from kkp.pipeline import Origin, Pipeline
 from kkp.tokens import Claims
 from tests.fakes.audit_store import FakeAuditStore
 from tests.fakes.clock import FakeClock
@@ -56,6 +58,7 @@ class Directory:
         self.known = {"key": CALLER}
         self.loads = 0
         self.asked = 0
+        self.all_expired = False
         self._stored = dict(self.known)
         self._store = store
 
@@ -70,7 +73,7 @@ class Directory:
 
     def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
         self.asked += 1
-        if credentials.unverified_bearer == "expired":
+        if self.all_expired or credentials.unverified_bearer == "expired":
             raise TokenExpiredError("expired")
         caller = self.known.get(credentials.unverified_bearer or "")
         if caller is None:

@@ -65,7 +65,7 @@ class _Entry:
 class DataKeyCache:
     """The data keys of all callers and backends, the least recently used dropped first.
 
-    To `kkp.pipeline.LiveState` it is a part of the state like the others, which loads nothing.
+    To `kkp.live_state.LiveState` it is a part of the state like the others, which loads nothing.
 
     Args:
         limits: How long and how often a key serves.

@@ -112,7 +112,7 @@ class BatchOperation(
     """A verb that is also done for many requests at once.
 
     Requests that ask policy one question share its decision, the record of it, and one of their proposals: so
-    whatever `run` takes from a proposal stands in the question.
+    whatever `run` takes from a proposal stands in the question. None of them goes stale.
     """
 
     def trace(self, request: RequestT_contra) -> Sequence[JSON]:

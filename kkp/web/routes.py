@@ -1,7 +1,9 @@
 """One table: method, path, operation, body, answer.
 
 A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. On a route that
-takes no credential in its body, a request without one in its header is refused unread.
+takes no credential in its body, a request without one in its header is refused unread. A body that has not
+arrived whole is waited for only when the credential in the header, if there is one, is good; a batch is not
+even looked at before.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final
 
 import msgspec
 from aiohttp import hdrs, web
 
+from kkp.batch import Result
 from kkp.errors import (
     ConflictError,
     EnvelopeInvalidError,
@@ -41,9 +44,8 @@ from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
-from kkp.pipeline import Origin, Pipeline, Result
+from kkp.pipeline import Origin, Pipeline
 from kkp.web import answers, problems, schemas
-from kkp.web.batches import MAX_BODY_BYTES
 from kkp.web.credentials import read_credentials
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import (
@@ -141,6 +143,9 @@ class Route(Generic[RequestT, AnswerT]):
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
         credentials = _presented(services, request, required=not self.credential_in_body)
+        # What has arrived whole is in memory already, and the road authenticates it.
+        if not request.content.is_eof() and credentials.unverified_bearer is not None:
+            await services.pipeline.authenticate(credentials, request[ORIGIN])
         checked, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await services.pipeline.run(operation, checked, credentials, origin)
@@ -163,7 +168,7 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
         read: Reads the items, and names their schema and that of the body.
         answer: The answer to one item, whose return type is its schema.
         summary: One line for the API's description.
-        credential_in_body: Whether the body may carry the credential.
+        credential_in_body: Never: what a batch may be costs too much to be read for somebody unknown.
         errors: What the batch as a whole may answer beside what every batch may.
         status: The status of a batch that was answered, whatever became of its items.
     """
@@ -174,13 +179,14 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
     read: JSONBatch[ItemT, RequestT]
     answer: Callable[[AnswerT, RequestT], answers.Answer]
     summary: str = ""
-    credential_in_body: bool = False
+    credential_in_body: ClassVar[bool] = False
     errors: tuple[type[KKPError], ...] = ()
     status: int = 200
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        credentials = _presented(services, request, required=not self.credential_in_body)
+        credentials = _presented(services, request, required=True)
+        await services.pipeline.authenticate(credentials, request[ORIGIN])
         items, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         results = await services.pipeline.run_batch(operation, items, credentials, origin)
@@ -298,7 +304,6 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         JSONBatch(schemas.DecryptBatchBody, schemas.DecryptBody),
         answers.opened,
         "Open up to 1,000 envelopes under one token, each with its own result",
-        credential_in_body=True,
     ),
     BatchRoute(
         "POST",
@@ -307,7 +312,6 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         JSONBatch(schemas.RewrapBatchBody, schemas.RewrapBody),
         answers.sealed_envelope,
         "Move up to 1,000 envelopes under one token, each with its own result",
-        credential_in_body=True,
     ),
     Route(
         "POST",
@@ -394,8 +398,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
 
 def make_application(services: Services) -> web.Application:
     """Return the application that serves the table and the public documents."""
-    largest = (services.max_plaintext_body_bytes, services.max_envelope_body_bytes, MAX_BODY_BYTES)
-    app = web.Application(client_max_size=max(largest))
+    app = web.Application()
     for route in ROUTES:
         app.router.add_route(route.method, route.path, partial(route.handle, services))
     for served in PUBLIC_ROUTES:

@@ -397,22 +397,17 @@ class EncryptBatchBody(Asks[Callable[[EncryptBody], EncryptRequest]], frozen=Tru
 class _OpeningBatch(
     Asks[Callable[[_OpeningBody[OpenRequestT]], OpenRequestT]], Generic[OpenRequestT], frozen=True
 ):
-    """A batch about envelopes, all of them under one token."""
+    """A batch about envelopes, all of them under one token, which is the bearer."""
 
-    token: str | None = None
     expected_audience: Audience | None = None
 
     def request(self) -> Callable[[_OpeningBody[OpenRequestT]], OpenRequestT]:
         """Return what is asked for, given an item."""
         return self._request_of
 
-    def credentials(self, credentials: Credentials) -> Credentials:
-        """Return the credentials with the body's token beside the header's."""
-        return replace(credentials, unverified_token=self.token)
-
     def _request_of(self, item: _OpeningBody[OpenRequestT]) -> OpenRequestT:
         if item.token is not None or item.expected_audience is not None:
-            raise InvalidRequestError("`token` and `expected_audience` stand beside the items, once for all.")
+            raise InvalidRequestError("An item has no `token` and no `expected_audience` of its own.")
         return replace(item.request(), expected_audience=self.expected_audience)
 
 
@@ -420,7 +415,6 @@ class DecryptBatchBody(_OpeningBatch[DecryptRequest], frozen=True, kw_only=True)
     """`POST /envelope/decrypt/batch`; each item is what `/envelope/decrypt` takes, less what stands here."""
 
     example: ClassVar[Mapping[str, JSON]] = {
-        "token": _TOKEN_EXAMPLE,
         "items": [{"envelope": _ENVELOPE_EXAMPLE}],
         "expected_audience": "orders-db",
     }
@@ -432,7 +426,6 @@ class RewrapBatchBody(_OpeningBatch[RewrapRequest], frozen=True, kw_only=True):
     """`POST /envelope/rewrap/batch`; each item is what `/envelope/rewrap` takes, less what stands here."""
 
     example: ClassVar[Mapping[str, JSON]] = {
-        "token": _TOKEN_EXAMPLE,
         "items": [{"envelope": _ENVELOPE_EXAMPLE, "backend": "gcp", "key_id": "orders"}],
     }
 

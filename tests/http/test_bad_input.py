@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -135,9 +136,9 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             "/identities": {"id": "new", "roles": ["service"], "grants": [grant()], "attributes": {}},
         }
         endpoints["/envelope/encrypt/batch"] = {"items": [endpoints["/envelope/encrypt"]] * 2}
-        endpoints["/envelope/decrypt/batch"] = {"items": [{"envelope": envelope}] * 2, "token": token}
+        endpoints["/envelope/decrypt/batch"] = {"items": [{"envelope": envelope}] * 2}
         moved = {"envelope": envelope, "backend": "gcp", "key_id": "orders"}
-        endpoints["/envelope/rewrap/batch"] = {"items": [moved] * 2, "token": token}
+        endpoints["/envelope/rewrap/batch"] = {"items": [moved] * 2}
         with pytest.MonkeyPatch.context() as patches:
             yield World(kkp, install(patches), orders, stranger, token, envelope, endpoints)
 
@@ -382,20 +383,48 @@ async def test_a_body_that_does_not_say_its_length_is_cut_at_the_limit(
     world.check(answer, 413, "payload_too_large")
 
 
+async def _status_before_the_end(world: World, path: str, bearer: str, rest: bytes) -> bytes:
+    """Send a request whose body has no end, and return what its answer begins with."""
+    reader, writer = await asyncio.open_connection(world.kkp.host, world.kkp.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: kkp\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Authorization: Bearer {bearer}\r\n".encode() + rest)
+    async with asyncio.timeout(5):  # a body is waited for for 10 s
+        status = await reader.readline()
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return status
+
+
 @pytest.mark.promise(18)
 @pytest.mark.parametrize(("path", "limit"), BODY_LIMITS)
 async def test_a_length_over_the_limit_is_refused_before_the_body_is_sent(
     world: World, path: str, limit: int
 ) -> None:
-    reader, writer = await asyncio.open_connection(world.kkp.host, world.kkp.port)
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: kkp\r\nAuthorization: Bearer {world.kkp.root_key}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {limit + 1}\r\n\r\n"
-    )
-    writer.write(head.encode())
-    assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
-    writer.close()
-    await writer.wait_closed()
+    rest = f"Content-Length: {limit + 1}\r\n\r\n".encode()
+    status = await _status_before_the_end(world, path, world.kkp.root_key, rest)
+    assert status.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.promise(18)
+@pytest.mark.parametrize(("path", "limit"), BODY_LIMITS)
+async def test_a_body_without_a_length_is_read_no_further_than_its_routes_limit(
+    world: World, path: str, limit: int
+) -> None:
+    """Not up to the largest limit of all routes."""
+    rest = f"Transfer-Encoding: chunked\r\n\r\n{limit + 1:x}\r\n".encode() + b" " * (limit + 1)
+    status = await _status_before_the_end(world, path, world.kkp.root_key, rest)
+    assert status.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.promise(18)
+@pytest.mark.parametrize(("path", "limit"), BODY_LIMITS)
+async def test_a_body_is_not_waited_for_where_the_bearer_is_unknown(
+    world: World, path: str, limit: int
+) -> None:
+    rest = f"Content-Length: {limit}\r\n\r\n".encode()
+    status = await _status_before_the_end(world, path, "kkp_sk_" + "A" * 43, rest)
+    assert status.startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.parametrize("path", ["/keys/rotate", "/keys/jwks/nobody/revoke", "/identities/nobody/disable"])

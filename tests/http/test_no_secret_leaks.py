@@ -410,18 +410,18 @@ async def _send_batches(scene: Scene) -> None:
         {"token": plant.plant("token of a batch")},
         {"expected_audience": plant.plant("audience of a batch")},
     )
-    for path, items, right in (
-        ("/envelope/encrypt/batch", sealed, {}),
-        ("/envelope/decrypt/batch", opened, {"token": scene.token}),
-        ("/envelope/rewrap/batch", [{**item, **target} for item in opened], {"token": scene.mover}),
+    for path, items in (
+        ("/envelope/encrypt/batch", sealed),
+        ("/envelope/decrypt/batch", opened),
+        ("/envelope/rewrap/batch", [{**item, **target} for item in opened]),
     ):
         for more in beside:
-            for credential in (None, scene.orders, scene.token, scene.kkp.root_key):
-                answer = await scene.post(path, {**right, "items": items, **more}, credential)
+            for credential in (None, scene.orders, scene.token, scene.mover, scene.kkp.root_key):
+                answer = await scene.post(path, {"items": items, **more}, credential)
                 if answer.status == 200:
                     problems = [item for item in answer.json["items"] if "code" in item]
                     scene.item_problems.append(json.dumps(problems, ensure_ascii=False).encode())
-        await scene.post(path, {**right, "items": {plant.text("items of another type"): 1}}, scene.token)
+        await scene.post(path, {"items": {plant.text("items of another type"): 1}}, scene.token)
 
 
 async def _administer(scene: Scene) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from kkp import pacing
+from kkp import batch, pacing
 from kkp.audit.verify import verify_rows
 from kkp.authn.base import Authenticated
+from kkp.batch import Result, Standing
 from kkp.errors import (
     AudienceMismatchError,
     AuditUnavailableError,
@@ -24,19 +25,21 @@ from kkp.errors import (
     PolicyDeniedError,
     PolicyUnavailableError,
     RateLimitedError,
-    StaleProposalError,
+    TokenExpiredError,
     UnauthenticatedError,
 )
 from kkp.master_key import MasterKey
 from kkp.model import Decision, PolicyInput
 from kkp.operations.base import Proposal
-from kkp.pipeline import Result
 from tests.fakes.audit_store import Failure
 from tests.road import ALLOW, CALLER, DENY, Road, Work, built_road, limit
 
+SLICE = 64
+
 
 @pytest.fixture
-async def road() -> AsyncIterator[Road]:
+async def road(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Road]:
+    monkeypatch.setattr(batch, "LOOK_SECONDS", 3600.0)  # no look by chance, on a slow machine
     async with built_road() as road:
         yield road
         rows = road.store.stored_rows()
@@ -100,6 +103,16 @@ def failing(*errors: Exception) -> Callable[[], Any]:
     return fail
 
 
+def changing(road: Road) -> Callable[[], Any]:
+    """Change something about somebody else, and see it at once, so that no other item begins meanwhile."""
+
+    async def change() -> None:
+        road.directory.write(key=CALLER, other=CALLER)
+        await road.directory.load()
+
+    return change
+
+
 def bodies(road: Road) -> list[dict[str, Any]]:
     return [json.loads(body) for body in road.store.bodies()[1:]]
 
@@ -141,9 +154,35 @@ async def test_questions_of_one_batch_are_asked_at_one_moment(
     assert len(road.policy.questions) == 1
 
 
-async def test_a_batch_is_authenticated_once(road: Road) -> None:
-    await road.walk_together(*(f"key-{number}" for number in range(100)))
-    assert road.directory.asked == 1
+async def test_a_batch_is_authenticated_once_and_again_for_each_slice(road: Road) -> None:
+    await road.walk_together(*(f"key-{number}" for number in range(SLICE)))
+    assert road.directory.asked == 1 + 1
+    await road.walk_together(*(f"key-{number}" for number in range(SLICE + 1)))
+    assert road.directory.asked == 2 + 1 + 2
+
+
+async def test_a_slice_of_64_questions_is_decided_before_its_items_run_and_the_next_one_after(
+    road: Road,
+) -> None:
+    asked_when_it_ran: list[int] = []
+
+    async def note() -> None:
+        asked_when_it_ran.append(len(road.policy.questions))
+
+    keys = [f"k{number}" for number in range(2 * SLICE + 1)]
+    road.work = Doing(**dict.fromkeys(keys, note))
+    assert ended(await road.walk_together(*keys)) == did(*keys)
+    assert asked_when_it_ran == [SLICE] * SLICE + [2 * SLICE] * SLICE + [2 * SLICE + 1]
+
+
+async def test_items_of_one_question_stay_together_however_far_apart_they_stand(road: Road) -> None:
+    keys = ["first", *(f"k{number}" for number in range(2 * SLICE)), "first"]
+    results = await road.walk_together(*keys)
+    assert ended(results) == did(*keys)
+    asked = [question["request"]["key_id"] for question in road.policy.questions]
+    assert asked.count("first") == 1
+    assert results[0].decision_id == results[-1].decision_id
+    assert len({result.decision_id for result in results}) == 2 * SLICE + 1
 
 
 async def test_a_batch_without_a_good_credential_is_refused_as_a_whole_and_counted_once(road: Road) -> None:
@@ -165,8 +204,8 @@ async def test_every_record_is_durable_before_any_item_runs(road: Road) -> None:
 
 
 @pytest.mark.promise(28)
-@pytest.mark.parametrize("durable", [0, 1, 2])
-async def test_no_item_runs_unless_every_question_is_on_record(road: Road, durable: int) -> None:
+@pytest.mark.parametrize("durable", [0, 1])
+async def test_no_item_runs_unless_every_question_of_its_slice_is_on_record(road: Road, durable: int) -> None:
     """However many of the records were durable before the store failed."""
     append, left = road.store.append, durable
 
@@ -178,10 +217,26 @@ async def test_no_item_runs_unless_every_question_is_on_record(road: Road, durab
 
     road.store.append = appends  # type: ignore[method-assign]
     with pytest.raises(AuditUnavailableError):
-        await road.walk_together(*(f"key-{number}" for number in range(100)))
+        await road.walk_together(*(f"key-{number}" for number in range(SLICE)))
     assert road.work.runs == 0
-    assert 0 <= len(road.records()) < 100
+    assert 0 <= len(road.records()) < SLICE
     assert (len(road.records()) > 0) == (durable > 0)
+    road.store.failure = None
+
+
+@pytest.mark.promise(28)
+async def test_a_slice_that_can_not_be_recorded_ends_the_batch_and_what_was_done_before_is_told(
+    road: Road,
+) -> None:
+    async def break_the_store() -> None:
+        road.store.failure = Failure.FAIL
+
+    keys = [f"k{number}" for number in range(2 * SLICE)]
+    road.work = Doing(**{keys[SLICE - 1]: break_the_store})
+    results = await road.walk_together(*keys)
+    assert ended(results) == [*did(*keys[:SLICE]), *[AuditUnavailableError] * SLICE]
+    assert road.work.runs == SLICE
+    assert [result.decision_id for result in results[SLICE:]] == [None] * SLICE
     road.store.failure = None
 
 
@@ -222,6 +277,14 @@ async def test_a_policy_that_breaks_ends_the_batch_and_what_was_recorded_says_so
         await road.walk_together("a", "a", "b")
     assert road.work.runs == 0
     assert road.records()[1] == {"type": "outcome", "ref": "chain:2", "result": "internal", "count": 2}
+
+
+@pytest.mark.promise(19)
+async def test_a_policy_that_breaks_later_on_takes_no_answer_from_the_items_before(road: Road) -> None:
+    keys = [f"k{number}" for number in range(SLICE + 1)]
+    road.pipeline._policy = Deciding(**{keys[SLICE]: ZeroDivisionError()})
+    assert ended(await road.walk_together(*keys)) == [*did(*keys[:SLICE]), ZeroDivisionError]
+    assert road.work.runs == SLICE
 
 
 async def test_what_code_refuses_is_not_decided_with_what_it_does_not_though_the_question_be_one(
@@ -317,12 +380,12 @@ async def test_results_are_told_though_their_outcomes_can_not_be_recorded_and_th
         road.store.failure = Failure.FAIL
         raise KMSUnavailableError("away")
 
-    road.work = Doing(**{f"k{number}": break_the_store for number in range(100)})
+    road.work = Doing(**{f"k{number}": break_the_store for number in range(SLICE)})
     with caplog.at_level(logging.WARNING, "kkp.pipeline"):
         results = await road.walk_together(*road.work.by_request)
-    assert ended(results) == [KMSUnavailableError] * 100
+    assert ended(results) == [KMSUnavailableError] * SLICE
     assert [record.message for record in caplog.records if record.name == "kkp.pipeline"] == [
-        "of 100 outcomes of a batch some could not be recorded"
+        f"of {SLICE} outcomes of a batch some could not be recorded"
     ]
     road.store.failure = None
 
@@ -390,11 +453,11 @@ async def test_the_digest_changes_with_any_item_and_with_its_place(road: Road) -
 
     road.work, digests = Same(), []
     unreadable = InvalidRequestError("unreadable")
-    for batch in (
+    for requests in (
         ("a", "b", "c"), ("x", "b", "c"), ("a", "x", "c"), ("a", "b", "x"), ("b", "a", "c"),
         ("a", "b"), ("a", "b", "c", "c"), (unreadable, "a", "b", "c"), ("a", "b", unreadable, "c"),
     ):  # fmt: skip
-        await road.walk_together(*batch)
+        await road.walk_together(*requests)
         digests.append(digest(road))
     assert len(set(digests)) == len(digests)
     await road.walk_together("a", "b", "c")
@@ -422,12 +485,12 @@ async def test_a_batch_counts_as_many_requests_as_it_has_items(road: Road) -> No
 
 async def test_a_batch_that_walks_twice_counts_once(road: Road) -> None:
     refused = limit(road, 2)
-    road.work.errors = [StaleProposalError("slow")]
+    road.work = Doing(a=changing(road))
     assert ended(await road.walk_together("a", "b")) == did("a", "b")
-    assert refused == []
+    assert (road.directory.asked, refused) == (1 + 2, [])
 
 
-async def test_no_more_than_32_questions_or_items_are_under_way_at_a_time(road: Road) -> None:
+async def test_no_more_than_32_questions_and_8_items_are_under_way_at_a_time(road: Road) -> None:
     under_way: Counter[str] = Counter()
     most: Counter[str] = Counter()
 
@@ -446,7 +509,7 @@ async def test_no_more_than_32_questions_or_items_are_under_way_at_a_time(road: 
     keys = [f"k{number}" for number in range(100)]
     road.work = Doing(**dict.fromkeys(keys, lambda: count("items")))
     assert ended(await road.walk_together(*keys)) == did(*keys)
-    assert most == {"questions": 32, "items": 32}
+    assert most == {"questions": 32, "items": 8}
 
 
 async def test_others_have_their_turn_while_a_batch_is_worked_on(
@@ -464,7 +527,7 @@ async def test_others_have_their_turn_while_a_batch_is_worked_on(
     others = asyncio.ensure_future(wait_for_turns())
     await road.walk_together(*["a"] * 320)
     others.cancel()
-    assert turns >= 320  # one for each that is proposed, and more while they run, 32 side by side
+    assert turns >= 320  # one for each that is proposed, and more while they run, 8 side by side
 
 
 async def test_who_shares_a_pacer_shares_its_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,7 +569,7 @@ async def test_a_revocation_that_lands_while_policy_thinks_stops_the_whole_batch
     assert sorted(record["result"] for record in road.records() if "ref" in record) == ["superseded"] * 3
 
 
-async def test_a_change_that_lands_between_two_records_makes_the_whole_batch_walk_again(road: Road) -> None:
+async def test_a_change_that_lands_between_two_records_makes_the_whole_slice_walk_again(road: Road) -> None:
     append, changed = road.store.append, False
 
     async def change_behind_the_first_record(chain: str, rows: Any) -> int:
@@ -520,7 +583,7 @@ async def test_a_change_that_lands_between_two_records_makes_the_whole_batch_wal
     road.store.append = change_behind_the_first_record  # type: ignore[method-assign]
     keys = [f"k{number}" for number in range(40)]  # more than are recorded together
     assert ended(await road.walk_together(*keys)) == did(*keys)
-    assert (road.work.runs, len(road.policy.questions), road.directory.asked) == (40, 80, 2)
+    assert (road.work.runs, len(road.policy.questions), road.directory.asked) == (40, 80, 1 + 2)
     outcomes = [record for record in road.records() if record["type"] == "outcome"]
     assert len(outcomes) == 40
 
@@ -530,6 +593,51 @@ async def test_a_state_that_changes_all_the_time_ends_in_503_as_a_whole(road: Ro
     with pytest.raises(KeyringUnavailableError):
         await road.walk_together("a", "b")
     assert road.work.runs == 0
+
+
+async def test_a_change_costs_the_decisions_of_one_slice(road: Road) -> None:
+    def change_at_the_100th() -> None:
+        if len(road.policy.questions) == 100:
+            road.directory.write(key=CALLER)
+
+    road.policy.meanwhile = change_at_the_100th
+    keys = [f"k{number}" for number in range(200)]
+    assert ended(await road.walk_together(*keys)) == did(*keys)
+    assert len(road.policy.questions) == 200 + SLICE
+    superseded = [record for record in road.records() if record.get("result") == "superseded"]
+    assert len(superseded) == SLICE
+
+
+async def test_changes_by_others_again_and_again_do_not_starve_a_large_batch(road: Road) -> None:
+    """Such as the tokens that others revoke: with so many, no batch was ever decided at one epoch."""
+
+    def change_now_and_then() -> None:
+        if len(road.policy.questions) % 150 == 0:
+            road.directory.write(key=CALLER)
+
+    road.policy.meanwhile = change_now_and_then
+    keys = [f"k{number}" for number in range(1000)]
+    assert ended(await road.walk_together(*keys)) == did(*keys)
+    assert road.work.runs == 1000
+    assert len(road.policy.questions) <= 2 * 1000
+
+
+async def test_a_batch_that_is_refused_before_anything_of_it_ran_is_refused_as_a_whole(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was decided, and on record, when the caller was disabled."""
+    holds = Standing.holds
+
+    async def disabled_by_then(standing: Standing) -> bool:
+        road.directory.write()
+        await road.state.refresh()
+        return await holds(standing)
+
+    monkeypatch.setattr(Standing, "holds", disabled_by_then)
+    with pytest.raises(UnauthenticatedError):
+        await road.walk_together("a", "b", "c")
+    assert road.work.runs == 0
+    assert [record["result"] for record in road.records() if "ref" in record] == ["superseded"] * 3
 
 
 async def test_an_identity_disabled_while_its_items_run_gets_no_further_one(road: Road) -> None:
@@ -546,11 +654,7 @@ async def test_an_identity_disabled_while_its_items_run_gets_no_further_one(road
 
 
 async def test_a_change_while_items_run_sends_those_that_have_not_begun_round_again(road: Road) -> None:
-    async def change() -> None:
-        road.directory.write(key=CALLER, other=CALLER)
-        await road.directory.load()  # at once, so that no other item begins meanwhile
-
-    road.work = Doing(b=change)
+    road.work = Doing(b=changing(road))
     results = await road.walk_together("a", "b", "c", "a", "d")
     assert ended(results) == did("a", "b", "c", "a", "d")
     assert sorted(road.work.ran) == ["a", "a", "b", "c", "d"]
@@ -562,15 +666,10 @@ async def test_a_change_while_items_run_sends_those_that_have_not_begun_round_ag
 
 async def test_a_state_that_changes_at_every_item_ends_them_all_one_after_the_other(road: Road) -> None:
     """There is no limit on how often, as long as each walk gets somewhere."""
-
-    async def change() -> None:
-        road.directory.write(key=CALLER)
-        await road.directory.load()
-
     keys = [f"k{number}" for number in range(20)]
-    road.work = Doing(**dict.fromkeys(keys, change))
+    road.work = Doing(**dict.fromkeys(keys, changing(road)))
     assert ended(await road.walk_together(*keys)) == did(*keys)
-    assert road.directory.asked == 20
+    assert road.directory.asked == 1 + 20
 
 
 async def test_once_an_item_has_run_an_outage_is_that_of_the_others(road: Road) -> None:
@@ -591,20 +690,88 @@ async def test_once_an_item_has_run_an_outage_is_that_of_the_others(road: Road) 
     assert ended(results) == [*did("a"), AuditUnavailableError]
 
 
-# Proposals that go stale.
+# What others change meanwhile.
 
 
-@pytest.mark.promise(20)
-async def test_a_stale_item_is_proposed_decided_and_recorded_again_alone(road: Road) -> None:
-    road.work = Doing(b=failing(StaleProposalError("slow")))
-    assert ended(await road.walk_together("a", "b", "c")) == did("a", "b", "c")
-    assert road.work.ran == ["a", "b", "c", "b"]
-    stale = [record for record in road.records() if record["type"] == "outcome"]
-    assert [(record["result"], record["count"]) for record in stale] == [("keyring_unavailable", 1)]
+async def test_what_another_process_disables_stops_the_items_that_have_not_begun(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in this process moves but by a look at the database."""
+    monkeypatch.setattr(batch, "LOOK_SECONDS", 0.0)
+
+    async def disable() -> None:
+        road.directory.write(other=CALLER)
+
+    keys = ["first", *(f"k{number}" for number in range(20))]
+    road.work = Doing(first=disable)
+    results = await road.walk_together(*keys)
+    began = road.work.runs
+    assert 1 <= began <= 8
+    assert ended(results) == [*did(*keys[:began]), *[UnauthenticatedError] * (len(keys) - began)]
 
 
-@pytest.mark.promise(20)
-async def test_an_item_that_stays_stale_is_tried_once_more_and_refused(road: Road) -> None:
-    road.work = Doing(b=failing(*[StaleProposalError("slow")] * 9))
-    assert ended(await road.walk_together("a", "b")) == [*did("a"), StaleProposalError]
-    assert road.work.ran == ["a", "b", "b"]
+async def test_what_another_process_changes_sends_the_items_that_have_not_begun_round_again(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "LOOK_SECONDS", 0.0)
+
+    async def change() -> None:
+        road.directory.write(key=CALLER)
+
+    keys = ["first", *(f"k{number}" for number in range(20))]
+    road.work = Doing(first=change)
+    assert ended(await road.walk_together(*keys)) == did(*keys)
+    assert road.work.runs == len(keys)
+    assert {body["epoch"] for body in bodies(road) if body["type"] == "decision"} == {1, 2}
+
+
+async def test_a_credential_that_expires_meanwhile_opens_nothing_further(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "LOOK_SECONDS", 0.0)
+
+    async def expire() -> None:
+        road.directory.all_expired = True
+
+    keys = ["first", *(f"k{number}" for number in range(20))]
+    road.work = Doing(first=expire)
+    results = await road.walk_together(*keys)
+    began = road.work.runs
+    assert 1 <= began <= 8
+    assert ended(results) == [*did(*keys[:began]), *[TokenExpiredError] * (len(keys) - began)]
+    assert road.failures.counted == [("192.0.2.7", "token_expired")]
+
+
+async def standing_at(road: Road, monkeypatch: pytest.MonkeyPatch) -> tuple[Standing, list[float]]:
+    """Return a standing, and the time that it goes by."""
+    now = [100.0]
+    monkeypatch.setattr("kkp.batch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(batch, "LOOK_SECONDS", 0.25)
+    return Standing(road.state, lambda: None, road.directory.epoch), now
+
+
+async def test_the_database_is_looked_at_every_quarter_of_a_second_and_no_more_often(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing, now = await standing_at(road, monkeypatch)
+    for seconds, looks in ((0, 0), (0.24, 0), (0.25, 1), (0.49, 1), (0.5, 2), (0.5, 2)):
+        now[0] = 100.0 + seconds
+        assert await standing.holds()
+        assert len(road.epoch_reads) == looks
+
+
+async def test_while_the_database_is_away_nothing_begins_and_it_is_asked_once(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing, now = await standing_at(road, monkeypatch)
+    asked = 0
+
+    async def away() -> int:
+        nonlocal asked
+        asked += 1
+        raise KeyringUnavailableError("away")
+
+    monkeypatch.setattr(road.state, "_read_epoch", away)
+    now[0] += 0.25
+    assert [await standing.holds() for _ in range(20)] == [False] * 20
+    assert asked == 1

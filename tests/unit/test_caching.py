@@ -17,8 +17,8 @@ from kkp.errors import InvalidWrapError, KeyringUnavailableError, KMSUnavailable
 from kkp.kms import KMSRegistry
 from kkp.kms.base import Resources, WrappedKey, data_key_from
 from kkp.kms.caching import Caching, DataKeyCache, Use
+from kkp.live_state import LiveState
 from kkp.master_key import MasterKey
-from kkp.pipeline import LiveState
 from tests.fakes.clock import FakeClock
 from tests.fakes.local_keys import LocalKeysInMemory
 from tests.fakes.random_kms import RandomKMS

@@ -23,9 +23,9 @@ from kkp.errors import (
     TokenExpiredError,
     UnauthenticatedError,
 )
+from kkp.live_state import LiveState
 from kkp.model import Decision
 from kkp.operations.base import Proposal
-from kkp.pipeline import LiveState
 from kkp.tokens import Claims
 from tests.fakes.audit_store import Failure
 from tests.road import ALLOW, CALLER, DENY, Road, Work, built_road, limit

@@ -1,0 +1,87 @@
+"""What is held in memory and decisions rest on: the ring, the identities, what is revoked; and as of when.
+
+Rules that hold here:
+- The epoch is the database's count of everything that a decision rests on. A part that is older than it is
+  loaded again before anything further is decided.
+- A look at it is one small read, which everybody shares who asks meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from operator import attrgetter
+from typing import Protocol, final
+
+from kkp.errors import KeyringUnavailableError
+
+_epoch_of = attrgetter("epoch")
+
+
+class Loads(Protocol):
+    """A part of the state that is held in memory as of an epoch."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch it was loaded at."""
+
+    async def load(self) -> None:
+        """Read it again."""
+
+
+@final
+class LiveState:
+    """Everything held in memory that a decision rests on, and the epoch that it is at.
+
+    Args:
+        read_epoch: Reads the database's epoch.
+        parts: What to load again when it moves.
+    """
+
+    def __init__(self, read_epoch: Callable[[], Awaitable[int]], parts: Sequence[Loads]) -> None:
+        self._read_epoch = read_epoch
+        self._parts = parts
+        self._loading = asyncio.Lock()
+        self._checking = asyncio.Lock()
+        self._checks_begun = 0
+        self._last_check_done = 0
+        self._last_check_failed = False
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that every part has reached."""
+        reached: int = min(map(_epoch_of, self._parts))
+        return reached
+
+    async def reach(self, epoch: int) -> None:
+        """Load whatever is older than this epoch.
+
+        Raises:
+            KeyringUnavailableError: The database can't be read, or its rows can't be believed.
+        """
+        async with self._loading:
+            for part in self._parts:
+                if part.epoch < epoch:
+                    await part.load()
+
+    async def refresh(self) -> None:
+        """Look at the epoch, and load what it says has changed.
+
+        Everybody who asks while a look is under way shares the next one: what was committed before the
+        question is seen, and a flood of unknown credentials costs one small read at a time.
+        """
+        needed = self._checks_begun + 1
+        async with self._checking:
+            if self._last_check_done < needed:
+                await self._check()
+            elif self._last_check_failed:
+                raise KeyringUnavailableError("The state database is not available.")
+
+    async def _check(self) -> None:
+        self._checks_begun += 1
+        self._last_check_failed = True
+        try:
+            await self.reach(await self._read_epoch())
+            self._last_check_failed = False
+        finally:
+            self._last_check_done = self._checks_begun
