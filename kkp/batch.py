@@ -55,11 +55,19 @@ class Result(Generic[AnswerT]):
 @final
 @dataclass(slots=True, eq=False)
 class Item(Generic[RequestT, AnswerT]):
-    """One item of a batch on its way."""
+    """One item of a batch on its way.
+
+    Attributes:
+        position: Which one it is, from 0.
+        request: What it asks for.
+        result: What becomes of it.
+        trace: Which one it is, for the audit; made once, when it is first proposed.
+    """
 
     position: int
     request: RequestT
     result: Result[AnswerT]
+    trace: Sequence[JSON] = ()
 
 
 @final
@@ -72,7 +80,6 @@ class Asked(Generic[ProposalT, RequestT, AnswerT]):
         question: The policy input.
         decision_id: What the caller is told.
         items: Who asks it.
-        traces: Which items they are, for the audit.
         failure: What they are told unless it was allowed.
         receipt: The record; None until it is durable.
         outcomes: How many ended without an answer, by code.
@@ -82,7 +89,6 @@ class Asked(Generic[ProposalT, RequestT, AnswerT]):
     question: bytes
     decision_id: str
     items: list[Item[RequestT, AnswerT]] = field(default_factory=list)
-    traces: list[Sequence[JSON]] = field(default_factory=list)
     failure: KKPError | None = None
     receipt: Receipt | None = None
     outcomes: Counter[str] = field(default_factory=Counter)

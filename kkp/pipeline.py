@@ -373,7 +373,7 @@ class Pipeline:
             try:
                 proposal = operation.propose(authenticated, item.request)
                 question = self._question(operation, proposal, origin, now)
-                trace = (item.position, *operation.trace(item.request))
+                item.trace = item.trace or (item.position, *operation.trace(item.request))
             except Exception as error:  # noqa: BLE001  whatever is wrong with one item, the others go on
                 item.result.fail(error)
                 continue
@@ -383,7 +383,6 @@ class Pipeline:
                 decision_id = f"{origin.request_id}-{walk}-{item.position}"
                 asked[key] = Asked(proposal, question, decision_id)
             asked[key].items.append(item)
-            asked[key].traces.append(trace)
         return asked.values()
 
     def _question(
@@ -418,8 +417,9 @@ class Pipeline:
         """Decide and record every question of a slice; all of it is durable when this returns."""
 
         async def decide(one: Asked[ProposalT, RequestT, AnswerT]) -> None:
+            traces = [item.trace for item in one.items]
             one.proposal, one.failure, one.receipt = await self._decide_on_record(
-                operation, one.proposal, one.question, origin, one.decision_id, one.traces
+                operation, one.proposal, one.question, origin, one.decision_id, traces
             )
 
         try:
