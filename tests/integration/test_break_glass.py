@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import stat
+import sys
 import termios
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
