@@ -8,11 +8,17 @@ a call      admitted by the breaker? a slot? asked, on a task of its own; its an
 Rules:
 - A call has one deadline for everything that it consists of: waiting for a slot, attempts and pauses. Then
   it is KMSUnavailableError, whatever the backend does.
+- A slot is waited for until half of the deadline has passed. So nobody takes a slot for a question that there
+  is no time left to answer, and under too many calls the backend answers those that it can.
 - A call that is given up is cancelled and not waited for. One that does not end by that, because a thread
   can't be ended, keeps its slot until it does: a backend that hangs gets no more work than it has slots.
 - Only KMSThrottledError and KMSUnavailableError are tried again. A refusal is an answer, and so is a caller's
-  mistake: neither opens the breaker. While that is open nothing is asked, and the caller is told so at once.
-  `kkp.kms._breaker` has its rules.
+  mistake, and a throttle, which one caller can bring about for all: none opens the breaker. Against
+  throttling there are the pauses and the slots.
+- A late answer counts as a failure only if the backend had a fair share of the deadline for it: how long a
+  call waited before says nothing of the backend.
+- While the breaker is open nothing is asked, and the caller is told so at once. `kkp.kms._breaker` has its
+  rules.
 - An answer is distrusted: it has the right type, an envelope can hold it, and no wrap shows the data key.
   What fails that, and whatever an adaptor raises that is no error of ours, is KMSUnavailableError and a line
   in the log, without the answer and without the exception's text.
@@ -39,7 +45,7 @@ from kkp.envelope import (
     MAX_KEY_ID_BYTES,
     MAX_KEY_VERSION_BYTES,
 )
-from kkp.errors import KeyNotReadyError, KKPError, KMSUnavailableError
+from kkp.errors import KeyNotReadyError, KKPError, KMSThrottledError, KMSUnavailableError
 from kkp.kms._breaker import Breaker, Period
 from kkp.kms._futures import look_at
 from kkp.kms.base import KMS, DataKey, GeneratesDataKeys, KeyDescription, RotatesKeys, WrappedKey
@@ -50,15 +56,22 @@ _Ask = Callable[[], Coroutine[Any, Any, _T]]
 
 OK = "ok"
 
-_WAITING_FOR_EACH_SLOT = 32
+# Each that waits holds its request in memory: its body, and what is to be sealed. Fewer than this would turn
+# requests away from a quick backend that the audit lets go together, up to 256 in one transaction.
+_WAITING_FOR_EACH_SLOT = 8
+# Shares of the deadline: the longest wait for a slot, and the least time after which no answer is a failure.
+_LONGEST_WAIT = 0.5
+_FAIR_SHARE = 0.25
 # The longest pause before the second attempt; each further one may be twice as long.
 _FIRST_PAUSE_SECONDS = 0.05
 _LATE = "The backend did not answer in time."
+# To try again may help, but the backend is there.
+_ANSWERS = (KeyNotReadyError, KMSThrottledError)
 _log = logging.getLogger(__name__)
 
 
-class _NotAskedError(KMSUnavailableError):
-    """The backend was left alone; to try again at once would be no different."""
+class _NoVerdictError(KMSUnavailableError):
+    """The backend was not asked, or not for long enough; to try again at once would be no different."""
 
 
 @final
@@ -154,7 +167,7 @@ class Guarded:
         while True:
             try:
                 return await self._attempt(ask, is_good, deadline)
-            except (_NotAskedError, KeyNotReadyError):
+            except (_NoVerdictError, KeyNotReadyError):
                 raise
             except KMSUnavailableError:
                 attempts -= 1
@@ -169,7 +182,7 @@ class Guarded:
         """Ask once, if the breaker lets it, and tell it how that went."""
         period = self._breaker.admit()
         if period is None:
-            raise _NotAskedError("The backend fails, and is not asked for a moment.")
+            raise _NoVerdictError("The backend fails, and is not asked for a moment.")
         try:
             answer = await self._ask(ask, is_good, period, deadline)
         except BaseException as error:
@@ -180,9 +193,9 @@ class Guarded:
 
     def _judge(self, period: Period, error: BaseException | None) -> None:
         was_open = self._breaker.is_open
-        if isinstance(error, _NotAskedError) or not isinstance(error, KKPError | None):
+        if isinstance(error, _NoVerdictError) or not isinstance(error, KKPError | None):
             self._breaker.abandoned(period)
-        elif isinstance(error, KMSUnavailableError) and not isinstance(error, KeyNotReadyError):
+        elif isinstance(error, KMSUnavailableError) and not isinstance(error, _ANSWERS):
             self._breaker.failed(period)
         else:
             self._breaker.succeeded(period)
@@ -198,13 +211,15 @@ class Guarded:
         await self._take_slot(deadline)
         if not self._breaker.still_admits(period):
             self._slots.release()
-            raise _NotAskedError("The backend fails, and is not asked for a moment.")
+            raise _NoVerdictError("The backend fails, and is not asked for a moment.")
         loop = asyncio.get_running_loop()
+        seconds = deadline - loop.time()
         task = loop.create_task(ask())
         try:
-            await asyncio.wait((task,), timeout=deadline - loop.time())
+            await asyncio.wait((task,), timeout=seconds)
             if not task.done():
-                raise KMSUnavailableError(_LATE)
+                is_fair = seconds >= self._limits.timeout_seconds * _FAIR_SHARE
+                raise KMSUnavailableError(_LATE) if is_fair else _NoVerdictError(_LATE)
             return self._checked(task, is_good)
         finally:
             task.cancel()  # means nothing to one that is done
@@ -217,13 +232,13 @@ class Guarded:
             await self._slots.acquire()  # at once
             return
         if self._waiting >= self._limits.concurrency * _WAITING_FOR_EACH_SLOT:
-            raise _NotAskedError("Too many calls wait for the backend.")
+            raise _NoVerdictError("Too many calls wait for the backend.")
         self._waiting += 1
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline - self._limits.timeout_seconds * (1 - _LONGEST_WAIT)):
                 await self._slots.acquire()
         except TimeoutError:
-            raise KMSUnavailableError(_LATE) from None
+            raise _NoVerdictError("The backend is busy with other calls.") from None
         finally:
             self._waiting -= 1
 
