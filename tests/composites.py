@@ -13,6 +13,7 @@ import rfc8785
 
 from kkp.kms import connect
 from kkp.kms.base import KMS, Resources, WrappedKey
+from kkp.kms.guarded import Guarded
 from kkp.master_key import MasterKey
 from kkp.model import BackendLimits
 from tests.fakes.local_keys import LocalKeysInMemory
@@ -49,10 +50,18 @@ class Clouds:
         for cloud in CLOUDS:
             self[cloud].calls.clear()
 
-    async def composite(self, uri: str, *, timeout_seconds: float = 60, name: str = "") -> KMS:
-        """Connect a composite."""
-        limits = BackendLimits(timeout_seconds)
-        return await connect(uri, Resources(MASTER_KEY, LocalKeysInMemory(), limits, self.__getitem__, name))
+    async def composite(self, uri: str, *, name: str = "") -> KMS:
+        """Connect a composite, whose members have no guards."""
+        return await connect(
+            uri, Resources(MASTER_KEY, LocalKeysInMemory(), backend=self.__getitem__, name=name)
+        )
+
+    async def guarded_composite(self, uri: str, **limits: Any) -> tuple[KMS, Mapping[str, Guarded]]:
+        """Connect a composite whose members have guards, with these limits and one attempt; return both."""
+        given = BackendLimits(attempts=1, **limits)
+        guards = {cloud: Guarded(self[cloud], cloud, given) for cloud in CLOUDS}
+        resources = Resources(MASTER_KEY, LocalKeysInMemory(), given, guards.__getitem__)
+        return await connect(uri, resources), guards
 
 
 def document(wrapped: WrappedKey) -> Document:

@@ -9,9 +9,8 @@ wrap; at most 8 in all. BACKEND is the configured name of a backend that is not 
 key's name there. The options `min_members` and `hedge_ms` are any-of's. As in any URI's query, `%`, `&`,
 `#`, `+` and, in a list of backends, `,` are percent-encoded.
 
-Each call to a member has a deadline of its own, so that a backend that hangs holds up no composite, guarded
-or not. It comes a little after the backend's own: whoever guards that is to hear of the hang, and not of a
-call that somebody gave up.
+A call to a member has the deadline of its backend's guard, and no other: a backend without a guard that hangs
+holds up its composites.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ _GRAVEST_FIRST: Final = (
 )
 
 _OPTIONS: Mapping[Kind, tuple[str, ...]] = {"any-of": ("min_members", "hedge_ms"), "all-of": ()}
-_BACKSTOP = 1.25
 _NO_SUCH_KEY = "The backend has no such key. Its keys have names of their own, not their members'."
 _DEFAULT_HEDGE_MS = 300
 _MAX_HEDGE_MS = 60_000
@@ -193,15 +191,13 @@ def _labels(texts: Iterable[str]) -> tuple[Label, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A key of another backend, and how long that may take over an answer.
+    """A key of another backend. What may be raised is what `KMS` raises.
 
-    What may be raised is what `KMS` raises; a deadline that passed is a KMSUnavailableError. How wraps and
-    unwraps go is noted for the operator.
+    How wraps and unwraps go is noted for the operator.
     """
 
     label: Label
     kms: KMS = field(repr=False)
-    timeout_seconds: float
     failing: FailingMembers = field(repr=False)
 
     async def wrap(self, secret: bytes, context: Mapping[str, str]) -> Part:
@@ -215,28 +211,21 @@ class Member:
 
     async def version(self) -> tuple[str, str, str]:
         """Return the backend, the key id and the version that wraps now."""
-        description = await self._in_time(self.kms.describe(self.label.key_id))
+        description = await self.kms.describe(self.label.key_id)
         return *self.label, description.key_version
 
     async def ping(self) -> None:
         """Reach the backend."""
-        await self._in_time(self.kms.ping())
+        await self.kms.ping()
 
     async def _noted(self, work: Work, call: Awaitable[_T]) -> _T:
         try:
-            answer = await self._in_time(call)
+            answer = await call
         except KKPError as error:
             self.failing.failed(self.label, work, error)
             raise
         self.failing.worked(self.label, work)
         return answer
-
-    async def _in_time(self, call: Awaitable[_T]) -> _T:
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
-                return await call
-        except TimeoutError:
-            raise KMSUnavailableError("A backend of this key did not answer in time.") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,14 +256,13 @@ class Keys:
         Raises:
             UnknownBackendError: One is not.
         """
-        seconds = resources.limits.timeout_seconds * _BACKSTOP
         listed = {label for key in composition.keys.values() for label in key.current + key.former}
-        failing = FailingMembers(f"{kind} {resources.name}".rstrip(), len(listed))
+        failing = FailingMembers(
+            f"{kind} {resources.name}".rstrip(), len(listed), resources.limits.breaker_seconds
+        )
 
         def bound(labels: Iterable[Label]) -> tuple[Member, ...]:
-            return tuple(
-                Member(label, resources.backend(label.backend), seconds, failing) for label in labels
-            )
+            return tuple(Member(label, resources.backend(label.backend), failing) for label in labels)
 
         keys = {name: Key(bound(key.current), bound(key.former)) for name, key in composition.keys.items()}
         return cls(kind, keys, composition.min_members, failing)

@@ -8,8 +8,10 @@ wrapped it answers. The options are in docs/kms/composites.md, the URI in `kkp.k
   an envelope is opened for years, and a part that is missing is missing for all of them. At least
   `min_members` must succeed, by default every one.
 - To unwrap, members are asked in the configured order: the first, and the next as soon as one fails or
-  `hedge_ms` have passed without an answer. The first good answer wins and the others are cancelled. Who was
-  overtaken is asked last for some seconds, so that a cloud that hangs does not delay every request. An answer
+  `hedge_ms` have passed without an answer. The first good answer wins. Who was overtaken is asked last for
+  some seconds, so that a cloud that hangs does not delay every request; and the call goes on to its own
+  deadline, so that its guard, the breaker and the metrics learn of the hang. The guard's slots bound how many
+  such calls there are. If nobody waits any more for the whole, all calls are given up. An answer
   that the check value does not fit is no good one, so that a member that lies or is confused is passed over.
 - A part that no member is configured for is passed over as well, never asked: a cloud whose line had to leave
   the configuration does not take the others with it. It can't be planted, since the check value covers it.
@@ -29,6 +31,7 @@ from typing import Any, Final, final
 
 from kkp.errors import KKPError
 from kkp.kms._aead import invalid_wrap
+from kkp.kms._futures import look_at
 from kkp.kms._members import (
     Keys,
     Member,
@@ -51,7 +54,8 @@ class AnyOfKMS:
     Args:
         keys: They and their members.
         hedge_seconds: How long an answer is waited for before the next member is asked too.
-        overtaken_seconds: For how long a member that was overtaken is asked last.
+        overtaken_seconds: For how long a member that was overtaken is asked last, and after how long the log
+            may have another line of a member.
     """
 
     def __init__(self, keys: Keys, *, hedge_seconds: float, overtaken_seconds: float) -> None:
@@ -60,6 +64,7 @@ class AnyOfKMS:
         self._hedge_seconds = hedge_seconds
         self._overtaken_seconds = overtaken_seconds
         self._asked_last_until: dict[Label, float] = {}
+        self._overtaken: set[asyncio.Task[bytes | KKPError]] = set()
 
     @staticmethod
     def check(uri: str) -> None:
@@ -116,7 +121,8 @@ class AnyOfKMS:
         await self._keys.ping()
 
     async def close(self) -> None:
-        """Hold nothing: the members belong to whoever connected them."""
+        """Give up what was overtaken; the members belong to whoever connected them."""
+        await _give_up(self._overtaken)
 
     async def _first_good(self, attempts: Mapping[Label, Callable[[], Coroutine[Any, Any, bytes]]]) -> bytes:
         """Return the first answer, starting the next attempt when one fails or keeps silent for too long.
@@ -138,18 +144,22 @@ class AnyOfKMS:
                     del running[task]
                 for answer in [task.result() for task in done]:
                     if not isinstance(answer, KKPError):
-                        self._overtake(running.values())
+                        self._overtake(running)
                         return answer
                     errors.append(answer)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await _give_up(running)
         raise gravest(errors)
 
-    def _overtake(self, labels: Iterable[Label]) -> None:
+    def _overtake(self, running: dict[asyncio.Task[bytes | KKPError], Label]) -> None:
+        """Ask these last for a while, and let their calls end by themselves."""
         until = asyncio.get_running_loop().time() + self._overtaken_seconds
-        self._asked_last_until.update(dict.fromkeys(labels, until))
+        self._asked_last_until.update(dict.fromkeys(running.values(), until))
+        self._overtaken.update(running)
+        for task in running:
+            task.add_done_callback(self._overtaken.discard)
+            task.add_done_callback(look_at)
+        running.clear()
 
     def _overtaken_last(self, members: Sequence[Member]) -> Sequence[Member]:
         now = asyncio.get_running_loop().time()
@@ -162,3 +172,10 @@ class AnyOfKMS:
         if not sealed.belongs_to(answer, key_id, context):
             raise invalid_wrap()
         return answer
+
+
+async def _give_up(tasks: Iterable[asyncio.Task[bytes | KKPError]]) -> None:
+    given_up = [*tasks]
+    for task in given_up:
+        task.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)

@@ -7,13 +7,16 @@ Rules:
 - Wrapping and unwrapping are told apart, because a member may be permitted the one and not the other. An
   outage is over for both as soon as either works.
 - A bad wrap and a throttle say little of a member, and are not noted.
+- A failure so soon after the one before was told is not noted either, unless that one lasts: what a member
+  refuses, such as a disabled version of a key, and what it opens a caller can ask for in turn, without end.
 - A member that is not asked counts as what it was when it was last asked.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, TypeAlias, final, runtime_checkable
 
 from kkp.errors import InvalidWrapError, KeyNotReadyError, KKPError, KMSThrottledError, KMSUnavailableError
@@ -32,11 +35,22 @@ class FailingMembers:
     Args:
         composite: What the log calls it.
         total: How many members it has.
+        quiet_seconds: How soon is too soon for another failure of a member that worked again.
+        monotonic: Seconds on a clock that never runs backwards.
     """
 
-    def __init__(self, composite: str, total: int) -> None:
+    def __init__(
+        self,
+        composite: str,
+        total: int,
+        quiet_seconds: float,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total = total
         self._composite = composite
+        self._quiet_seconds = quiet_seconds
+        self._monotonic = monotonic
+        self._quiet_until: dict[tuple[_Label, Work], float] = {}
         self._has_told_keys = False
         self._failing: dict[tuple[_Label, Work], type[KKPError]] = {}
 
@@ -56,12 +70,15 @@ class FailingMembers:
         """Note that a member did not do it."""
         if isinstance(error, InvalidWrapError | KMSThrottledError):
             return
-        is_new = (member, work) not in self._failing
-        self._failing[member, work] = type(error)
-        if is_new:
+        if (member, work) not in self._failing:
+            now = self._monotonic()
+            if now < self._quiet_until.get((member, work), now):
+                return
+            self._quiet_until[member, work] = now + self._quiet_seconds
             _log.error(
                 "%s: member %s:%s can't %s (%s): %s", self._composite, *member, work, error.code, error
             )
+        self._failing[member, work] = type(error)
 
     def worked(self, member: _Label, work: Work) -> None:
         """Note that a member did it."""

@@ -128,7 +128,7 @@ async def test_nothing_works_without_any_one_of_them(clouds: Clouds, kms: KMS, a
 
 @pytest.mark.parametrize("away", CLOUDS)
 async def test_a_member_that_hangs_ends_at_its_deadline(clouds: Clouds, away: str) -> None:
-    kms = await clouds.composite(f"all-of://?{THREE}", timeout_seconds=0.05)
+    kms, _ = await clouds.guarded_composite(f"all-of://?{THREE}", timeout_seconds=0.05)
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds[away].hang()
 

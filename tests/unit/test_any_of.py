@@ -18,12 +18,9 @@ from kkp.errors import (
     KMSUnavailableError,
     UnknownKeyError,
 )
-from kkp.kms import connect
-from kkp.kms.base import KMS, Resources
-from kkp.kms.guarded import Guarded
-from kkp.model import BackendLimits
-from tests.composites import CLOUDS, CONTEXT, DATA_KEY, MASTER_KEY, THREE, Clouds, document, forged, part
-from tests.fakes.local_keys import LocalKeysInMemory
+from kkp.kms.base import KMS
+from tests.composites import CLOUDS, CONTEXT, DATA_KEY, THREE, Clouds, document, forged, part
+from tests.fakes.instant_loop import in_no_time
 
 OUTAGE = KMSUnavailableError("away")
 THROTTLED = KMSThrottledError("busy")
@@ -114,23 +111,14 @@ async def test_so_many_must_wrap_as_are_configured_and_by_default_all(
 
 
 async def test_a_member_that_hangs_is_left_out_at_its_deadline(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&min_members=2", timeout_seconds=0.05)
+    kms, guards = await clouds.guarded_composite(
+        f"any-of://?{THREE}&min_members=2", timeout_seconds=0.05, breaker_failures=1
+    )
     clouds.aws.hang()
 
     assert parts_of(await kms.wrap("orders", DATA_KEY, CONTEXT)) == ["gcp", "azure"]
     assert clouds.aws.cancelled == 1
-
-
-async def test_the_guard_of_a_member_that_hangs_hears_of_it(clouds: Clouds) -> None:
-    limits = BackendLimits(timeout_seconds=0.5, breaker_failures=1, breaker_seconds=60)
-    guard = Guarded(clouds.aws, "aws", limits)
-    clouds.aws.hang()
-    by_name: dict[str, KMS] = {"aws": guard, "gcp": clouds.gcp, "azure": clouds.azure}
-    resources = Resources(MASTER_KEY, LocalKeysInMemory(), limits, by_name.__getitem__)
-    kms = await connect(f"any-of://?{THREE}&min_members=2", resources)
-
-    assert parts_of(await kms.wrap("orders", DATA_KEY, CONTEXT)) == ["gcp", "azure"]
-    assert guard.is_left_alone()
+    assert [cloud for cloud, guard in guards.items() if guard.is_left_alone()] == ["aws"]
 
 
 async def test_one_backend_is_pinged_once_however_many_members_it_has(clouds: Clouds) -> None:
@@ -163,14 +151,74 @@ async def test_the_next_is_asked_at_once_when_one_fails(clouds: Clouds, kms: KMS
 
 
 @pytest.mark.parametrize("hedge_ms", [0, 1])
-async def test_a_member_that_keeps_silent_is_overtaken_and_given_up(clouds: Clouds, hedge_ms: int) -> None:
+async def test_a_member_that_keeps_silent_is_overtaken_and_its_call_goes_on(
+    clouds: Clouds, hedge_ms: int
+) -> None:
     kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms={hedge_ms}")
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     clouds.aws.hang()
     clouds.gcp.hang()
 
     assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+    assert (clouds.aws.cancelled, clouds.gcp.cancelled, clouds.azure.cancelled) == (0, 0, 0)
+    await kms.close()
     assert (clouds.aws.cancelled, clouds.gcp.cancelled, clouds.azure.cancelled) == (1, 1, 0)
+
+
+@in_no_time
+async def test_a_first_member_that_hangs_is_noticed_although_every_envelope_opens() -> None:
+    clouds = Clouds()
+    kms, guards = await clouds.guarded_composite(
+        f"any-of://?{THREE}", timeout_seconds=2, breaker_failures=3, breaker_seconds=60
+    )
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    outcomes: list[str] = []
+    guards["aws"].watch(outcomes.append)
+    clouds.aws.hang()
+    opened = await asyncio.gather(*(kms.unwrap("orders", wrapped, CONTEXT) for _ in range(3)))
+    assert opened == [DATA_KEY] * 3
+    assert asyncio.get_running_loop().time() < 1
+    await asyncio.sleep(2)
+
+    assert outcomes == ["kms_unavailable"] * 3
+    assert guards["aws"].is_left_alone()
+    assert clouds.aws.cancelled == 3
+
+
+@in_no_time
+async def test_a_first_member_that_hangs_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    clouds = Clouds()
+    kms, _ = await clouds.guarded_composite(f"any-of://?{THREE}", timeout_seconds=2)
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    clouds.aws.hang()
+    await kms.unwrap("orders", wrapped, CONTEXT)
+    assert caplog.messages == []
+    await asyncio.sleep(2)
+
+    late = "The backend did not answer in time."
+    assert caplog.messages == [f"any-of: member aws:alias/orders can't unwrap (kms_unavailable): {late}"]
+
+
+@in_no_time
+async def test_calls_that_were_overtaken_are_no_more_than_their_backend_has_slots(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clouds = Clouds()
+    kms, _ = await clouds.guarded_composite(
+        f"any-of://?{THREE}&hedge_ms=1", timeout_seconds=2, concurrency=2, breaker_failures=1000
+    )
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    clouds.forget()
+    clouds.aws.hang()
+    for _ in range(5):
+        opened = await asyncio.gather(*(kms.unwrap("orders", wrapped, CONTEXT) for _ in range(10)))
+        assert opened == [DATA_KEY] * 10
+
+    assert clouds.aws.calls == ["unwrap"] * 2
+    await asyncio.sleep(2)
+    assert clouds.aws.cancelled == 2
+    assert len(asyncio.all_tasks()) == 1
+    assert "never retrieved" not in caplog.text
 
 
 async def test_who_was_overtaken_is_asked_last_for_a_while_and_then_again_in_its_turn(
@@ -208,6 +256,7 @@ async def test_an_answer_that_comes_after_the_next_was_asked_still_counts(clouds
     clouds.azure.hang()
 
     assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+    await kms.close()
     assert (clouds.gcp.cancelled, clouds.azure.cancelled) == (1, 1)
 
 
@@ -233,7 +282,7 @@ async def test_a_failure_after_all_were_asked_leaves_it_to_the_others(clouds: Cl
 
 
 async def test_when_all_hang_it_ends_at_their_deadlines(clouds: Clouds) -> None:
-    kms = await clouds.composite(f"any-of://?{THREE}&hedge_ms=0", timeout_seconds=0.05)
+    kms, _ = await clouds.guarded_composite(f"any-of://?{THREE}&hedge_ms=0", timeout_seconds=0.05)
     wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
     for cloud in CLOUDS:
         clouds[cloud].hang()

@@ -40,7 +40,7 @@ def everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture
 def failing() -> FailingMembers:
-    return FailingMembers("any-of multi", 3)
+    return FailingMembers("any-of multi", 3, quiet_seconds=0)
 
 
 # By itself.
@@ -60,6 +60,34 @@ def test_a_member_that_fails_is_told_once_and_once_that_it_works_again(
         ("ERROR", "any-of multi: member gcp:orders can't wrap (kms_denied): not you"),
         ("WARNING", "any-of multi: member gcp:orders can wrap again"),
     ]
+
+
+@pytest.mark.parametrize(("seconds", "pairs"), [(0, 1), (4.9, 1), (5, 2), (50, 11)])
+def test_who_asks_in_turn_for_what_a_member_refuses_and_what_it_opens_fills_no_log(
+    caplog: pytest.LogCaptureFixture, seconds: float, pairs: int
+) -> None:
+    now = 0.0
+    failing = FailingMembers("any-of multi", 3, quiet_seconds=5, monotonic=lambda: now)
+    for number in range(1001):
+        now = seconds * number / 1000
+        failing.failed(AWS, "unwrap", KeyDisabledError("off"))
+        failing.worked(AWS, "unwrap")
+
+    assert len(caplog.messages) == 2 * pairs
+
+
+def test_a_failure_that_came_too_soon_is_told_if_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    failing = FailingMembers("any-of multi", 3, quiet_seconds=5, monotonic=lambda: now)
+    for now in (0.0, 1.0, 4.999):
+        failing.failed(AWS, "unwrap", DENIED)
+        if now == 0:
+            failing.worked(AWS, "unwrap")
+    assert (failing.count(), len(caplog.messages)) == (0, 2)
+
+    now = 5.0
+    failing.failed(AWS, "unwrap", DENIED)
+    assert (failing.count(), len(caplog.messages)) == (1, 3)
 
 
 def test_a_member_that_may_unwrap_and_not_wrap_fails_all_the_time_and_fills_no_log(
