@@ -13,7 +13,8 @@ is right.
 
 - To wrap, all current members are asked at the same time, and every one must succeed.
 - To unwrap, all must answer whose parts there are, current members or former, and each part must be a
-  member's. The check value tells whether the shares are those that were made, not which one is wrong.
+  member's. The check value tells whether the shares are those that were made, not which one is wrong. So
+  whoever may wrap with any two members, current or former, can seal for the key; it opens nothing to them.
 - If a member fails, the error is that of the one that says most; an outage goes before everything else.
   Which member that was `kkp.kms.failing` tells the operator, and nobody tells the caller.
 """

@@ -1,4 +1,4 @@
-"""What an attacker can do to a composite's wrapped key, and what comes of it: nothing.
+"""What an attacker can do to a composite's wrapped key, and what comes of it: nothing, or what a test says.
 
 The attacker knows the format and everything that is public, has many wrapped keys to take apart, and computes
 the key version anew, as anybody can.
@@ -17,6 +17,7 @@ import rfc8785
 from kkp import envelope
 from kkp.envelope import MAX_ENCRYPTED_DATA_KEY_BYTES, Envelope
 from kkp.errors import EnvelopeInvalidError, InvalidWrapError
+from kkp.kms.all_of import join
 from kkp.kms.base import KMS, WrappedKey
 from tests.composites import (
     CONTEXT,
@@ -214,6 +215,38 @@ async def test_one_member_alone_can_not_stand_for_all(clouds: Clouds) -> None:
 
     await assert_refused(kms, forged(checked({"kind": "all-of", "parts": parts, "v": 1}, DATA_KEY)))
     assert clouds.calls == NOBODY
+
+
+@pytest.mark.parametrize(
+    "members",
+    [(("gcp", "orders"), ("azure", "orders")), (("aws", "alias/orders"), ("gcp", "old"))],
+    ids=["current", "current and former"],
+)
+async def test_whoever_may_wrap_with_two_members_can_seal_for_an_all_of_of_three(
+    clouds: Clouds, members: tuple[tuple[str, str], ...]
+) -> None:
+    """No protection is lost by it that there was: what all of them sealed still takes all to open."""
+    kms = await clouds.composite(f"all-of://?{THREE}&former.orders=gcp:old")
+    shares = [b"1" * 32, b"2" * 32]
+    parts = [
+        part(f"{cloud}:{key_id}", await clouds[cloud].kms.wrap(key_id, share, CONTEXT))
+        for (cloud, key_id), share in zip(members, shares, strict=True)
+    ]
+    forgery: Document = {"check": "", "kind": "all-of", "parts": parts, "v": 1}
+
+    assert await kms.unwrap("orders", forged(checked(forgery, b"".join(shares))), CONTEXT) == join(shares)
+
+
+@pytest.mark.promise(24)
+async def test_one_members_wrap_and_a_genuine_part_of_another_make_no_all_of(clouds: Clouds) -> None:
+    kms = await clouds.composite(f"all-of://?{THREE}")
+    genuine = document(await kms.wrap("orders", DATA_KEY, CONTEXT))["parts"][0]
+    share = b"1" * 32
+    parts = [genuine, part("gcp:orders", await clouds.gcp.kms.wrap("orders", share, CONTEXT))]
+    forgery: Document = {"check": "", "kind": "all-of", "parts": parts, "v": 1}
+
+    for guess in (share, share * 2, bytes(32) + share, DATA_KEY + share):
+        await assert_refused(kms, forged(checked(forgery, guess)))
 
 
 @pytest.mark.promise(25)
