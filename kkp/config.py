@@ -42,7 +42,7 @@ _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
-_MAX_DATA_KEY_AGE_SECONDS = 3600
+_MIN_DATA_KEY_AGE_SECONDS, _MAX_DATA_KEY_AGE_SECONDS = 1, 3600
 _MAX_CACHED_DATA_KEYS = 100_000
 # What SP 800-38D lets a single AES-GCM key do, although the messages of a data key have a key each.
 _MAX_DATA_KEY_MESSAGES = 2**32
@@ -308,7 +308,7 @@ def _issuer(text: str) -> str:
 
 def _data_key_age_seconds(text: str) -> float:
     value = float(text)
-    if not 0 <= value <= _MAX_DATA_KEY_AGE_SECONDS:
+    if value != 0 and not _MIN_DATA_KEY_AGE_SECONDS <= value <= _MAX_DATA_KEY_AGE_SECONDS:
         raise ValueError
     return value
 
@@ -395,7 +395,7 @@ _SETTINGS: Mapping[str, _Setting] = {
         "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
     ),
     "KKP_DATA_KEY_CACHE_SECS": _Setting(
-        "0", _data_key_age_seconds, "seconds, up to 3600, or 0 to cache no data keys"
+        "0", _data_key_age_seconds, "seconds, from 1 to 3600, or 0 to cache no data keys"
     ),
     "KKP_DATA_KEY_CACHE_ENTRIES": _Setting("1000", _count_up_to(_MAX_CACHED_DATA_KEYS), "from 1 to 100000"),
     "KKP_DATA_KEY_CACHE_MESSAGES": _Setting(

@@ -194,12 +194,13 @@ class KMSRegistry:
         except KeyError:
             raise UnknownBackendError("No backend has this name.") from None
 
-    def for_caller(self, name: str, caller_id: str, *, plaintext_bytes: int) -> KMS:
+    def for_caller(self, name: str, caller_id: str, *, epoch: int, plaintext_bytes: int) -> KMS:
         """Return the backend as a caller uses it for one message: with data keys of before, if any are kept.
 
         Args:
             name: The backend's.
             caller_id: Whose message it is; nobody else's data key serves it.
+            epoch: The one at which its request was decided.
             plaintext_bytes: How long the message is.
 
         Raises:
@@ -208,7 +209,14 @@ class KMSRegistry:
         kms = self.get(name)
         if self._cache is None:
             return kms
-        return Caching(kms, self._cache, backend=name, caller_id=caller_id, plaintext_bytes=plaintext_bytes)
+        return Caching(
+            kms,
+            self._cache,
+            backend=name,
+            caller_id=caller_id,
+            epoch=epoch,
+            plaintext_bytes=plaintext_bytes,
+        )
 
     def warning(self) -> str | None:
         """Say how many backends are left alone at the moment, for a reader who must not learn their names."""

@@ -8,8 +8,9 @@ Rules that hold here:
   served by what another one's request brought in. The parts are compared one by one, never run together.
 - One answer of the backend serves at most so many messages, so many bytes of plaintext and so long, counted
   from before the backend was asked. A message that alone is over the limit of bytes passes the cache by.
-- When the database's epoch moves, everything is dropped before any operation that knows of it runs. What the
-  backend was asked before that, and answers after it, serves its own request and is not kept.
+- When the database's epoch moves, everything is dropped before any operation that knows of it runs. What a
+  request brings in that was decided at another epoch than the cache's serves that request and is not kept,
+  whenever the backend was asked and whenever it answers.
 - Errors are not kept. Callers that ask at the same time for the same key each ask the backend: none waits
   for another's call, so none fails or is cancelled with it.
 - `wrap` always asks the backend.
@@ -98,10 +99,8 @@ class DataKeyCache:
         Raises:
             KeyringUnavailableError: The database can't be read.
         """
-        epoch = await self._read_epoch()
-        # Another dictionary, so that who is waiting for a backend can tell that theirs is gone.
-        self._entries = OrderedDict()
-        self._epoch = epoch
+        self._epoch = await self._read_epoch()
+        self._entries.clear()
 
     async def run(self) -> None:
         """Drop what has expired, again and again: unused, a key stays for twice its age at most."""
@@ -112,14 +111,21 @@ class DataKeyCache:
                 del self._entries[question]
 
     async def get(
-        self, question: Question, plaintext_bytes: int, ask: Callable[[], Awaitable[DataKey]]
+        self, question: Question, epoch: int, plaintext_bytes: int, ask: Callable[[], Awaitable[DataKey]]
     ) -> DataKey:
-        """Return the data key for a message of this size: the one that is here, or what the backend says."""
-        entries, asked_at = self._entries, self._clock.now()
+        """Return the data key for a message of this size: the one that is here, or what the backend says.
+
+        Args:
+            question: What it is found by.
+            epoch: The one at which the message's request was decided.
+            plaintext_bytes: How long the message is.
+            ask: Asks the backend.
+        """
+        asked_at = self._clock.now()
         found = self._take(question, plaintext_bytes, asked_at)
         data_key = await ask() if found is None else found
         self._on_use(question.use, found is not None)
-        is_new = found is None and entries is self._entries
+        is_new = found is None and epoch == self._epoch
         if is_new and plaintext_bytes <= self.limits.plaintext_bytes:
             self._keep(
                 question,
@@ -162,16 +168,18 @@ class Caching:
         cache: Everybody's.
         backend: The backend's configured name.
         caller_id: Whose message it is.
+        epoch: The one at which its request was decided.
         plaintext_bytes: How long it is.
     """
 
-    def __init__(
-        self, kms: KMS, cache: DataKeyCache, *, backend: str, caller_id: str, plaintext_bytes: int
+    def __init__(  # noqa: PLR0913  a message is all of that
+        self, kms: KMS, cache: DataKeyCache, *, backend: str, caller_id: str, epoch: int, plaintext_bytes: int
     ) -> None:
         self._kms = kms
         self._cache = cache
         self._backend = backend
         self._caller_id = caller_id
+        self._epoch = epoch
         self._plaintext_bytes = plaintext_bytes
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
@@ -184,7 +192,7 @@ class Caching:
         if not self._cache.limits.encrypts:
             return await ask()
         question = Question("encrypt", self._caller_id, self._backend, key_id, context_bytes(context))
-        return await self._cache.get(question, self._plaintext_bytes, ask)
+        return await self._cache.get(question, self._epoch, self._plaintext_bytes, ask)
 
     async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
         """Return the data key, of the backend or from before; see `KMS.unwrap`."""
@@ -201,7 +209,7 @@ class Caching:
             wrapped.key_version,
             wrapped.encrypted_data_key,
         )
-        return (await self._cache.get(question, self._plaintext_bytes, ask)).plaintext
+        return (await self._cache.get(question, self._epoch, self._plaintext_bytes, ask)).plaintext
 
     async def describe(self, key_id: str) -> KeyDescription:
         """Ask the backend; see `KMS.describe`."""

@@ -107,7 +107,10 @@ class Encrypt(BatchOperation[Proposal, EncryptRequest, Envelope]):
     async def run(self, proposal: Proposal, request: EncryptRequest) -> Envelope:
         """Take a data key and seal the plaintext under it."""
         kms = self._registry.for_caller(
-            request.backend, proposal.caller.id, plaintext_bytes=request.plaintext_bytes
+            request.backend,
+            proposal.caller.id,
+            epoch=proposal.authenticated.epoch,
+            plaintext_bytes=request.plaintext_bytes,
         )
         data_key = await data_key_from(kms, request.key_id, request.context)
         return envelopes.seal(
@@ -153,6 +156,7 @@ class Decrypt(BatchOperation[Proposal, DecryptRequest, Opened]):
         kms = self._registry.for_caller(
             request.envelope.wrap.backend,
             proposal.caller.id,
+            epoch=proposal.authenticated.epoch,
             plaintext_bytes=request.envelope.plaintext_bytes,
         )
         data_key = await unwrapped(kms, request.envelope)

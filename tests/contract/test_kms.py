@@ -101,7 +101,7 @@ def cached(kms: KMS) -> KMS:
         return 0
 
     cache = DataKeyCache(limits, SteadyClock(), epoch)
-    return Caching(kms, cache, backend="backend", caller_id="orders", plaintext_bytes=100)
+    return Caching(kms, cache, backend="backend", caller_id="orders", epoch=0, plaintext_bytes=100)
 
 
 WRAPPERS: Mapping[type, Callable[[KMS], KMS]] = {

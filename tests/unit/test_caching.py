@@ -61,12 +61,13 @@ class World:
             self.cache,
             backend=message.backend,
             caller_id=message.caller_id,
+            epoch=self.cache.epoch,
             plaintext_bytes=message.plaintext_bytes,
         )
 
-    async def key(self, message: Message) -> bytes:
+    async def key(self, message: Message, kms: Caching | None = None) -> bytes:
         """Return the data key that the message gets."""
-        kms = self.of(message)
+        kms = kms or self.of(message)
         if message.use == "encrypt":
             return (await data_key_from(kms, message.key_id, message.context)).plaintext
         wrapped = WrappedKey(message.encrypted_data_key, message.key_version)
@@ -401,6 +402,21 @@ async def test_what_was_asked_before_the_drop_is_not_kept_after_it(world: World,
     assert await world.key(message) != before
 
 
+@pytest.mark.promise(21)
+@pytest.mark.parametrize("moved", [-1, 1], ids=["older", "newer"])
+async def test_what_was_decided_at_another_epoch_is_not_kept_however_late_it_is_asked(
+    world: World, message: Message, moved: int
+) -> None:
+    world.epoch = 2
+    await world.cache.load()
+    decided = world.of(message)
+    world.epoch += moved
+    await world.cache.load()
+    await world.key(message, decided)
+
+    assert not world.cache._entries
+
+
 async def test_what_is_asked_while_the_epoch_is_read_is_not_kept(world: World, message: Message) -> None:
     """The epoch that is read may be newer than what was asked."""
     reading = asyncio.Event()
@@ -528,7 +544,9 @@ async def test_the_registry_gives_a_caller_keys_of_before_and_others_the_backend
     wrapped = WrappedKey(b"wrapped", "1")
 
     async def opened(caller_id: str) -> bytes:
-        return await registry.for_caller("aws", caller_id, plaintext_bytes=10).unwrap("key", wrapped, {})
+        return await registry.for_caller("aws", caller_id, epoch=0, plaintext_bytes=10).unwrap(
+            "key", wrapped, {}
+        )
 
     first = await opened("orders")
     assert await opened("orders") == first
@@ -539,14 +557,14 @@ async def test_the_registry_gives_a_caller_keys_of_before_and_others_the_backend
 def test_without_a_cache_a_caller_gets_the_backend_itself(world: World) -> None:
     registry = KMSRegistry({"aws": world.kms})
 
-    assert registry.for_caller("aws", "orders", plaintext_bytes=10) is world.kms
+    assert registry.for_caller("aws", "orders", epoch=0, plaintext_bytes=10) is world.kms
 
 
 @pytest.mark.parametrize("has_cache", [False, True])
 def test_a_backend_that_is_not_there_is_unknown_to_a_caller(world: World, *, has_cache: bool) -> None:
     registry = KMSRegistry({"aws": world.kms}, cache=world.cache if has_cache else None)
     with pytest.raises(UnknownBackendError):
-        registry.for_caller("gcp", "orders", plaintext_bytes=10)
+        registry.for_caller("gcp", "orders", epoch=0, plaintext_bytes=10)
 
 
 async def test_each_key_is_counted_by_its_use_and_by_where_it_came_from(
@@ -577,7 +595,7 @@ async def test_a_composite_is_cached_as_a_whole_and_its_members_are_not(world: W
     }
     resources = Resources(MasterKey(b"m" * 32), LocalKeysInMemory())
     registry = await KMSRegistry.connect(uris, resources, world.cache)
-    kms = registry.for_caller("both", "orders", plaintext_bytes=10)
+    kms = registry.for_caller("both", "orders", epoch=0, plaintext_bytes=10)
     made = await data_key_from(kms, "orders", {})
     for _ in range(3):
         assert await kms.unwrap("orders", made.wrapped, {}) == made.plaintext

@@ -1111,6 +1111,12 @@ def test_data_keys_are_cached_only_when_they_are_given_an_age() -> None:
     )
 
 
+def test_a_data_key_serves_a_second_at_least() -> None:
+    chosen = settings(KKP_DATA_KEY_CACHE_SECS="1").data_key_cache
+    assert chosen is not None
+    assert chosen.age_seconds == 1
+
+
 def test_the_largest_data_key_cache_that_can_be_set() -> None:
     chosen = settings(
         KKP_DATA_KEY_CACHE_SECS="3600",
@@ -1126,6 +1132,8 @@ def test_the_largest_data_key_cache_that_can_be_set() -> None:
     ("name", "text"),
     [
         ("KKP_DATA_KEY_CACHE_SECS", "-1"),
+        ("KKP_DATA_KEY_CACHE_SECS", "0.000001"),
+        ("KKP_DATA_KEY_CACHE_SECS", "0.999"),
         ("KKP_DATA_KEY_CACHE_SECS", "3600.1"),
         ("KKP_DATA_KEY_CACHE_SECS", "nan"),
         ("KKP_DATA_KEY_CACHE_SECS", "inf"),
