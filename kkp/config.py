@@ -353,6 +353,7 @@ class _Setting:
 
 
 _SECONDS_HINT = "a number of seconds"
+_LIMITS = BackendLimits()
 _SETTINGS: Mapping[str, _Setting] = {
     "KKP_LISTEN_ADDR": _Setting(
         "127.0.0.1:8080", _address, "host:port, such as 127.0.0.1:8080 or [::1]:8080"
@@ -385,12 +386,20 @@ _SETTINGS: Mapping[str, _Setting] = {
         _DEV_BACKENDS, read_backends, "a list such as aws=memory://aws,local=local://", secret=True
     ),
     "KKP_KMS_TIMEOUT_MS": _Setting(
-        "5000", _milliseconds_up_to(_MAX_KMS_TIMEOUT_MS), "milliseconds, from 1 to 60000"
+        f"{_LIMITS.timeout_seconds * 1000:.0f}",
+        _milliseconds_up_to(_MAX_KMS_TIMEOUT_MS),
+        "milliseconds, from 1 to 60000",
     ),
-    "KKP_KMS_ATTEMPTS": _Setting("3", _count_up_to(10), "a whole number from 1 to 10"),
-    "KKP_KMS_CONCURRENCY": _Setting("32", _count_up_to(256), "a whole number from 1 to 256"),
-    "KKP_KMS_BREAKER_FAILURES": _Setting("10", _count_up_to(1_000_000), "a whole number from 1 to 1000000"),
-    "KKP_KMS_BREAKER_SECS": _Setting("5", _interval, "a number of seconds above 0, up to 3600"),
+    "KKP_KMS_ATTEMPTS": _Setting(str(_LIMITS.attempts), _count_up_to(10), "a whole number from 1 to 10"),
+    "KKP_KMS_CONCURRENCY": _Setting(
+        str(_LIMITS.concurrency), _count_up_to(256), "a whole number from 1 to 256"
+    ),
+    "KKP_KMS_BREAKER_FAILURES": _Setting(
+        str(_LIMITS.breaker_failures), _count_up_to(1_000_000), "a whole number from 1 to 1000000"
+    ),
+    "KKP_KMS_BREAKER_SECS": _Setting(
+        f"{_LIMITS.breaker_seconds:g}", _interval, "a number of seconds above 0, up to 3600"
+    ),
     "KKP_MAX_PLAINTEXT_BYTES": _Setting(
         "1048576", _count_up_to(_MAX_PLAINTEXT_CEILING), "bytes, from 1 to 67108864"
     ),

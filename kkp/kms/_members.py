@@ -19,7 +19,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, TypeVar
 from urllib.parse import parse_qsl
 
 from kkp.errors import (
@@ -296,6 +296,54 @@ class Keys:
         by_backend = dict(zip(one_of, outcomes, strict=True))
         for key in self.by_name.values():
             successes([by_backend[member.label.backend] for member in key.current], self.needed(key))
+
+
+class Composite:
+    """What both kinds of composites do alike; they differ in how they wrap and unwrap.
+
+    Args:
+        composition: What the URI says.
+        resources: Where the members' backends are, connected already.
+
+    Raises:
+        UnknownBackendError: A member's backend is not there.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, composition: Composition, resources: Resources) -> None:
+        self._keys = Keys.bind(self.kind, composition, resources)
+        self.failing = self._keys.failing
+
+    @classmethod
+    def check(cls, uri: str) -> None:
+        """Refuse a URI that says something wrong.
+
+        Raises:
+            ConfigError: Everything that is wrong with it.
+        """
+        parse(uri, cls.kind)
+
+    @classmethod
+    async def connect(cls, uri: str, resources: Resources) -> Self:
+        """Find the members.
+
+        Raises:
+            ConfigError: The URI says something wrong.
+            UnknownBackendError: A member's backend is not there.
+        """
+        return cls(parse(uri, cls.kind), resources)
+
+    async def describe(self, key_id: str) -> KeyDescription:
+        """Tell the version that would wrap now; see `KMS.describe`."""
+        return await self._keys.describe(key_id)
+
+    async def ping(self) -> None:
+        """Reach so many members that every key can wrap; see `KMS.ping`."""
+        await self._keys.ping()
+
+    async def close(self) -> None:
+        """Hold nothing: the members belong to whoever connected them."""
 
 
 async def outcome(call: Awaitable[_T]) -> _T | KKPError:

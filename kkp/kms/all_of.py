@@ -24,48 +24,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from typing import Final, final
+from typing import ClassVar, final
 
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.kms._aead import invalid_wrap
-from kkp.kms._members import Key, Keys, Member, every_outcome, parse, successes
-from kkp.kms._parts import Part, read, write
-from kkp.kms.base import KeyDescription, Resources, WrappedKey
+from kkp.kms._members import Composite, Key, Member, every_outcome, successes
+from kkp.kms._parts import Kind, Part, read, write
+from kkp.kms.base import WrappedKey
 
-_KIND: Final = "all-of"
 _FEWEST_SHARES = 2
 
 
 @final
-class AllOfKMS:
-    """Logical keys, each of which takes all of its members to open.
+class AllOfKMS(Composite):
+    """Logical keys, each of which takes all of its members to open."""
 
-    Args:
-        keys: They and their members.
-    """
-
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
-        self.failing = keys.failing
-
-    @staticmethod
-    def check(uri: str) -> None:
-        """Refuse a URI that says something wrong.
-
-        Raises:
-            ConfigError: Everything that is wrong with it.
-        """
-        parse(uri, _KIND)
-
-    @classmethod
-    async def connect(cls, uri: str, resources: Resources) -> AllOfKMS:
-        """Find the members, which are connected already.
-
-        Raises:
-            ConfigError: The URI says something wrong.
-            UnknownBackendError: A member's backend is not there.
-        """
-        return cls(Keys.bind(_KIND, parse(uri, _KIND), resources))
+    kind: ClassVar[Kind] = "all-of"
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Have every current member wrap its share; see `KMS.wrap`."""
@@ -73,12 +47,12 @@ class AllOfKMS:
         shares = split(data_key, len(members))
         asked = zip(members, shares, strict=True)
         outcomes = await every_outcome(member.wrap(share, context) for member, share in asked)
-        return write(_KIND, key_id, successes(outcomes, len(members)), b"".join(shares), context)
+        return write(self.kind, key_id, successes(outcomes, len(members)), b"".join(shares), context)
 
     async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
         """Have every part opened, and put the shares together; see `KMS.unwrap`."""
         key = self._keys.get(key_id)
-        sealed = read(_KIND, wrapped)
+        sealed = read(self.kind, wrapped)
         asked = _holders(key, sealed.parts)
         outcomes = await every_outcome(member.unwrap(part, context) for member, part in asked)
         shares = successes(outcomes, len(asked))
@@ -87,17 +61,6 @@ class AllOfKMS:
         if not is_whole or not sealed.belongs_to(b"".join(shares), key_id, context):
             raise invalid_wrap()
         return join(shares)
-
-    async def describe(self, key_id: str) -> KeyDescription:
-        """Tell the version that would wrap now; see `KMS.describe`."""
-        return await self._keys.describe(key_id)
-
-    async def ping(self) -> None:
-        """Reach every member."""
-        await self._keys.ping()
-
-    async def close(self) -> None:
-        """Hold nothing: the members belong to whoever connected them."""
 
 
 def split(data_key: bytes, number: int) -> list[bytes]:

@@ -27,80 +27,48 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, final
+from typing import Any, ClassVar, final
 
 from kkp.errors import KKPError
 from kkp.kms._aead import invalid_wrap
 from kkp.kms._futures import look_at
 from kkp.kms._members import (
-    Keys,
+    Composite,
+    Composition,
     Member,
     every_outcome,
     gravest,
     outcome,
-    parse,
     successes,
 )
-from kkp.kms._parts import Label, Part, Sealed, read, write
-from kkp.kms.base import KeyDescription, Resources, WrappedKey
-
-_KIND: Final = "any-of"
+from kkp.kms._parts import Kind, Label, Part, Sealed, read, write
+from kkp.kms.base import Resources, WrappedKey
 
 
 @final
-class AnyOfKMS:
-    """Logical keys, each of which any of its members opens.
+class AnyOfKMS(Composite):
+    """Logical keys, each of which any of its members opens."""
 
-    Args:
-        keys: They and their members.
-        hedge_seconds: How long an answer is waited for before the next member is asked too.
-        overtaken_seconds: For how long a member that was overtaken is asked last, and after how long the log
-            may have another line of a member.
-    """
+    kind: ClassVar[Kind] = "any-of"
 
-    def __init__(self, keys: Keys, *, hedge_seconds: float, overtaken_seconds: float) -> None:
-        self._keys = keys
-        self.failing = keys.failing
-        self._hedge_seconds = hedge_seconds
-        self._overtaken_seconds = overtaken_seconds
+    def __init__(self, composition: Composition, resources: Resources) -> None:
+        super().__init__(composition, resources)
+        self._hedge_seconds = composition.hedge_seconds
+        self._overtaken_seconds = resources.limits.breaker_seconds
         self._asked_last_until: dict[Label, float] = {}
         self._overtaken: set[asyncio.Task[bytes | KKPError]] = set()
-
-    @staticmethod
-    def check(uri: str) -> None:
-        """Refuse a URI that says something wrong.
-
-        Raises:
-            ConfigError: Everything that is wrong with it.
-        """
-        parse(uri, _KIND)
-
-    @classmethod
-    async def connect(cls, uri: str, resources: Resources) -> AnyOfKMS:
-        """Find the members, which are connected already.
-
-        Raises:
-            ConfigError: The URI says something wrong.
-            UnknownBackendError: A member's backend is not there.
-        """
-        composition = parse(uri, _KIND)
-        return cls(
-            Keys.bind(_KIND, composition, resources),
-            hedge_seconds=composition.hedge_seconds,
-            overtaken_seconds=resources.limits.breaker_seconds,
-        )
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Have every current member wrap the data key; see `KMS.wrap`."""
         key = self._keys.get(key_id)
         outcomes = await every_outcome(member.wrap(data_key, context) for member in key.current)
         parts = successes(outcomes, self._keys.needed(key))
-        return write(_KIND, key_id, parts, data_key, context)
+        return write(self.kind, key_id, parts, data_key, context)
 
     async def unwrap(self, key_id: str, wrapped: WrappedKey, context: Mapping[str, str]) -> bytes:
         """Return the first data key that a member opens and that is the right one; see `KMS.unwrap`."""
         key = self._keys.get(key_id)
-        sealed = read(_KIND, wrapped)
+        sealed = read(self.kind, wrapped)
         parts = {part.label: part for part in sealed.parts}
         holders = [member for member in key.current + key.former if member.label in parts]
         if not holders:
@@ -111,14 +79,6 @@ class AnyOfKMS:
                 for member in self._overtaken_last(holders)
             }
         )
-
-    async def describe(self, key_id: str) -> KeyDescription:
-        """Tell the version that would wrap now; see `KMS.describe`."""
-        return await self._keys.describe(key_id)
-
-    async def ping(self) -> None:
-        """Reach so many members that every key can wrap."""
-        await self._keys.ping()
 
     async def close(self) -> None:
         """Give up what was overtaken; the members belong to whoever connected them."""
