@@ -22,7 +22,7 @@ from kkp.kms.guarded import Guarded
 from kkp.master_key import MasterKey
 from kkp.model import BackendLimits
 from tests.emulators import sts
-from tests.emulators.aws import CREDENTIALS, AWSEmulator, emulated
+from tests.emulators.aws import AWSEmulator, emulated
 from tests.emulators.listener import Listener
 from tests.fakes.local_keys import LocalKeysInMemory
 from tests.integration.process import refuses_connections, serving
@@ -51,8 +51,6 @@ async def aws(
 ) -> AsyncIterator[AWSEmulator]:
     """AWS KMS, with a web identity in the place of the emulator's own credentials."""
     async with emulated() as emulator:
-        for name in CREDENTIALS:
-            monkeypatch.delenv(name)
         for name, value in sts.environment(tmp_path, token_service.url).items():
             monkeypatch.setenv(name, value)
         yield emulator

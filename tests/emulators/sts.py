@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tests.emulators.aws import NO_AMBIENT
+from tests.emulators.aws import CREDENTIALS, NO_AMBIENT
 from tests.emulators.listener import Answer, Said, always
 
 _XMLNS = 'xmlns="https://sts.amazonaws.com/doc/2011-06-15/"'
@@ -39,6 +39,7 @@ def environment(directory: Path, url: str) -> Mapping[str, str]:
     token.write_text("e30.e30.signature")
     return {
         **NO_AMBIENT,
+        **dict.fromkeys(CREDENTIALS, ""),
         "AWS_WEB_IDENTITY_TOKEN_FILE": str(token),
         "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/kkp",
         "AWS_ROLE_SESSION_NAME": "kkp",
