@@ -1,10 +1,12 @@
 """A listener on a loopback port: it counts who connects, keeps what they say, and answers as it is told.
 
-It stands for whatever a test has no emulator for: a token service, a metadata service, a proxy, a trap.
+A connection has one request. It stands for whatever a test has no emulator for: a token service, a metadata
+service, a proxy, a trap.
 """
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 import threading
@@ -29,7 +31,6 @@ class Asked(NamedTuple):
 
     method: str
     target: str
-    head: str
     body: bytes
 
 
@@ -43,7 +44,7 @@ def always(said: Said) -> Answer:
 
 def redirecting(status: int, location: str) -> Answer:
     """Send everybody elsewhere."""
-    return always(Said(status, b"", {"Location": location}))
+    return always(Said(status, b"elsewhere", {"Location": location}))
 
 
 @final
@@ -106,27 +107,28 @@ class Listener:
         with suppress(OSError, ValueError), connection:  # of a client that goes, or speaks something else
             secured = connection if self._tls is None else self._tls.wrap_socket(connection, server_side=True)
             with secured, secured.makefile("rb") as stream:
-                while (asked := _read(stream.readline, stream.read)) is not None:
-                    self.requests.append(asked)
-                    if self.answer is None:
-                        secured.recv(1)  # until the other side, or the test, has had enough
-                        return
-                    secured.sendall(_written(self.answer(asked)))
+                if stream.peek(1)[:1].isalpha():  # else it is TLS, or nothing
+                    self._say(secured, _read(stream))
         self._open.discard(connection)
 
+    def _say(self, connection: socket.socket, asked: Asked) -> None:
+        self.requests.append(asked)
+        if self.answer is None:
+            connection.recv(1)  # until the other side, or the test, has had enough
+        else:
+            connection.sendall(_written(self.answer(asked)))
 
-def _read(line: Callable[[int], bytes], read: Callable[[int], bytes]) -> Asked | None:
+
+def _read(stream: io.BufferedReader) -> Asked:
     lines: list[str] = []
-    while (text := line(65536).decode("latin-1").rstrip("\r\n")) or not lines:
-        if not text:
-            return None
+    while text := stream.readline().decode("latin-1").rstrip("\r\n"):
         lines.append(text)
     method, target, _ = lines[0].split(" ", 2)
     fields = dict(each.lower().split(": ", 1) for each in lines[1:])
-    return Asked(method, target, "\n".join(lines), read(int(fields.get("content-length", 0))))
+    return Asked(method, target, stream.read(int(fields.get("content-length", 0))))
 
 
 def _written(said: Said) -> bytes:
-    fields = {"Content-Length": str(len(said.body)), **said.headers}
+    fields = {"Content-Length": str(len(said.body)), "Connection": "close", **said.headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {said.status} Said\r\n{head}\r\n".encode() + said.body
