@@ -51,6 +51,7 @@ _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _ENVIRONMENT = "the environment"
+_OF_BACKENDS = "KKP_KMS_"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
 
 
@@ -553,6 +554,21 @@ def load(
     return _settings(draft, ring_times, _warnings(environ))
 
 
+def load_backend_limits(environ: Mapping[str, str]) -> BackendLimits:
+    """Read what a backend may take and nothing else, for a command that works whatever the rest is.
+
+    Raises:
+        ConfigError: Lists what is wrong with these settings, and its cure.
+    """
+    given = _given(environ, [], set())
+    texts = {name: setting.default for name, setting in _SETTINGS.items()} | given
+    draft = Draft(given, _origins(environ, given), texts, {}, [])
+    _parse(draft, unless={name for name in _SETTINGS if not name.startswith(_OF_BACKENDS)})
+    if draft.problems:
+        raise ConfigError(draft.problems)
+    return _backend_limits(draft.values)
+
+
 def _given(environ: Mapping[str, str], problems: list[str], refused: set[str]) -> dict[str, str]:
     """Return the texts that were set, the environment's first; `refused` gets what of the file is none."""
     given = _file_texts(environ.get("KKP_CONFIG", ""), problems, refused)
@@ -745,6 +761,16 @@ def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
     return times
 
 
+def _backend_limits(values: Mapping[str, Any]) -> BackendLimits:
+    return BackendLimits(
+        timeout_seconds=values["KKP_KMS_TIMEOUT_MS"],
+        attempts=values["KKP_KMS_ATTEMPTS"],
+        concurrency=values["KKP_KMS_CONCURRENCY"],
+        breaker_failures=values["KKP_KMS_BREAKER_FAILURES"],
+        breaker_seconds=values["KKP_KMS_BREAKER_SECS"],
+    )
+
+
 def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
     if not values["KKP_DATA_KEY_CACHE_SECS"]:
         return None
@@ -795,13 +821,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         opa_ca_file=values["KKP_OPA_CA_FILE"],
         policy_rule=values["KKP_POLICY_RULE"],
         backends=values["KKP_BACKENDS"],
-        backend_limits=BackendLimits(
-            timeout_seconds=values["KKP_KMS_TIMEOUT_MS"],
-            attempts=values["KKP_KMS_ATTEMPTS"],
-            concurrency=values["KKP_KMS_CONCURRENCY"],
-            breaker_failures=values["KKP_KMS_BREAKER_FAILURES"],
-            breaker_seconds=values["KKP_KMS_BREAKER_SECS"],
-        ),
+        backend_limits=_backend_limits(values),
         max_plaintext_bytes=values["KKP_MAX_PLAINTEXT_BYTES"],
         data_key_cache=_data_key_cache(values),
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],

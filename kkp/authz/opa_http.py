@@ -232,6 +232,9 @@ class OPAConnections:
                 _, connection = await loop.create_connection(_Connection, host, address.port, ssl=self._tls)
         except OSError as error:
             raise OPAConnectionError(f"can't be reached ({type(error).__name__})") from None
+        if self._is_closed:  # in the meantime
+            connection.close()
+            raise OPAConnectionError("is closed")
         return connection
 
     def _head(self, path: str, length: int) -> bytes:

@@ -287,12 +287,13 @@ async def _opa(settings: Settings, url: str) -> Result:
 
 async def _backends(examined: Examined) -> list[Result]:
     granted = await _grants(examined)
-    resources = None
+    resources, limits = None, examined.settings.backend_limits
     if examined.database is not None:
-        resources = Resources(_master_key_of(examined), LocalKeyStore(examined.database))
+        resources = Resources(_master_key_of(examined), LocalKeyStore(examined.database), limits)
     elif examined.master_key is not None:
-        resources = reach.without_state(examined.master_key)
-    found = Means(examined.settings.backends, resources, has_database=examined.database is not None)
+        resources = reach.without_state(limits, examined.master_key)
+    has_database = examined.database is not None
+    found = Means(examined.settings.backends, resources, has_database=has_database, limits=limits)
     return await probe_all(found, examined.probes, granted)
 
 

@@ -22,6 +22,7 @@ from kkp.cli import reach
 from kkp.config import Settings
 from kkp.envelope import Envelope
 from kkp.errors import ConfigError, KKPError, KMSUnavailableError
+from kkp.model import BackendLimits
 from kkp.operations.envelopes import unwrapped
 
 STDOUT: Final = 1
@@ -40,6 +41,7 @@ class Act:
     envelope: Envelope
     uris: Mapping[str, str]
     settings: Callable[[], Settings]
+    limits: BackendLimits
     reason: str
     output: Path | None
 
@@ -116,7 +118,7 @@ async def _opened(act: Act) -> bytes:
     try:
         async with (
             asyncio.timeout(_DEADLINE_SECONDS),
-            reach.own_resources(act.uris, act.settings) as resources,
+            reach.own_resources(act.uris, act.settings, act.limits) as resources,
             reach.reached(act.envelope.wrap.backend, act.uris, resources) as backend,
         ):
             data_key = await unwrapped(backend, act.envelope)

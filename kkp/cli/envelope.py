@@ -30,7 +30,7 @@ from kkp.cli import reach
 from kkp.cli.common import OK, REFUSED, UNUSABLE, pair, settings
 from kkp.cli.direct import STDOUT, Act, NotWrittenError, open_on_record, say
 from kkp.clock import SteadyClock
-from kkp.config import Settings, given
+from kkp.config import Settings, given, load_backend_limits
 from kkp.envelope import Envelope
 from kkp.errors import (
     AuditUnavailableError,
@@ -42,6 +42,7 @@ from kkp.errors import (
     KMSUnavailableError,
     UnknownKeyError,
 )
+from kkp.model import BackendLimits
 from kkp.strict_json import refuse_duplicates
 from kkp.ways import COMMAND
 
@@ -83,9 +84,10 @@ class _Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Uses(NamedTuple):
-    """The backends to choose from, where the record goes by default, and the settings for the rest."""
+    """The backends, what each may take, where the record goes by default, and the settings for the rest."""
 
     uris: Mapping[str, str]
+    limits: BackendLimits
     data_dir: Path
     settings: Callable[[], Settings]
 
@@ -178,15 +180,18 @@ def _told(error: KKPError) -> int:
 
 
 def _uses(named: Sequence[str]) -> _Uses:
-    """Return the backends of the command line; else those of the settings, which must be good then."""
+    """Return the backends of the command line; else those of the settings, which must be good then.
+
+    With those of the command line, of the settings only `KKP_KMS_*` must be good.
+    """
     if not named:
         chosen = settings()
-        return _Uses(chosen.backends, chosen.data_dir, lambda: chosen)
+        return _Uses(chosen.backends, chosen.backend_limits, chosen.data_dir, lambda: chosen)
     uris = dict(map(pair, named))
     if len(uris) != len(named):
         raise ConfigError(["--backend: two have one name; give each of them once"])
     texts = {item.name: item.text for item in given(os.environ, COMMAND)}
-    return _Uses(uris, Path(texts["KKP_DATA_DIR"]), settings)
+    return _Uses(uris, load_backend_limits(os.environ), Path(texts["KKP_DATA_DIR"]), settings)
 
 
 def _prepared(options: argparse.Namespace, uses: _Uses) -> Act:
@@ -210,7 +215,8 @@ def _prepared(options: argparse.Namespace, uses: _Uses) -> Act:
         known = ", ".join(uses.uris)
         problem = f"the envelope is of the backend {name!r}, and there are {known}"
         raise ConfigError([f"{problem}; give --backend NAME=URI"])
-    return Act(envelope, reach.needed(name, uses.uris), uses.settings, reason, options.output)
+    chosen = reach.needed(name, uses.uris)
+    return Act(envelope, chosen, uses.settings, uses.limits, reason, options.output)
 
 
 def _read(path: Path) -> Envelope:

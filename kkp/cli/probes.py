@@ -36,7 +36,7 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms.base import KMS, Resources
-from kkp.model import Grant
+from kkp.model import BackendLimits, Grant
 
 MAX_KEYS: Final = 16
 
@@ -78,11 +78,13 @@ class Means(NamedTuple):
         uris: By name.
         resources: None where there is no master key.
         has_database: Whether local keys can be taken from it.
+        limits: What each may take where there are no resources.
     """
 
     uris: Mapping[str, str]
     resources: Resources | None
     has_database: bool
+    limits: BackendLimits = BackendLimits()
 
 
 async def probe_all(
@@ -145,7 +147,7 @@ async def _probe(name: str, means: Means, tries: Mapping[str, _Try], grants: Seq
     ):
         return [Result(Status.WARN, f"{title} was not asked, because the database could not be opened")]
     prefixes = {grant.key_id for grant in grants if grant.backend == name and _is_prefix(grant)}
-    results = await _try(name, title, uris, means.resources, dict(islice(tries.items(), MAX_KEYS)))
+    results = await _try(name, title, uris, means, dict(islice(tries.items(), MAX_KEYS)))
     return [*results, *_left_out(title, len(tries) - MAX_KEYS, len(prefixes))]
 
 
@@ -159,10 +161,10 @@ def _left_out(title: str, keys: int, prefixes: int) -> list[Result]:
 
 
 async def _try(
-    name: str, title: str, uris: Mapping[str, str], resources: Resources | None, tries: Mapping[str, _Try]
+    name: str, title: str, uris: Mapping[str, str], means: Means, tries: Mapping[str, _Try]
 ) -> list[Result]:
     """Connect, and try each key; without any, ping."""
-    resources = resources or reach.without_state()
+    resources = means.resources or reach.without_state(means.limits)
     try:
         async with (
             asyncio.timeout(_BACKEND_SECONDS),

@@ -19,6 +19,7 @@ from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
 from kkp.kms import KMSRegistry
 from kkp.kms.base import KMS, Resources
 from kkp.master_key import MASTER_KEY_BYTES, MasterKey
+from kkp.model import BackendLimits
 from kkp.rows import LocalKeyRow
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.sql import Database
@@ -89,33 +90,33 @@ async def _connected(name: str, uris: Mapping[str, str], resources: Resources, s
 
 @asynccontextmanager
 async def own_resources(
-    uris: Mapping[str, str], settings: Callable[[], Settings]
+    uris: Mapping[str, str], settings: Callable[[], Settings], limits: BackendLimits
 ) -> AsyncIterator[Resources]:
-    """Yield what these backends are handed; the settings are read where that is anything.
+    """Yield what these backends are handed; the settings are read where that is more than the limits.
 
     Raises:
         ConfigError: There is no master key, or no database, that they could do with.
     """
     if not needs_master_key(uris):
-        yield without_state()
+        yield without_state(limits)
         return
     chosen = settings()
     master_key = MasterKey(chosen.master_key or data_dir.master_key(chosen.master_key_file, may_create=False))
     if not needs_database(uris):
-        yield without_state(master_key)
+        yield without_state(limits, master_key)
         return
     data_dir.prepare_database(chosen.database_path, create=False)
     check = master_key.check_value()
     database = await Database.open_read_only(chosen.database_path, master_key_check=check)
     try:
-        yield Resources(master_key, LocalKeyStore(database))
+        yield Resources(master_key, LocalKeyStore(database), limits)
     finally:
         await database.close()
 
 
-def without_state(master_key: MasterKey | None = None) -> Resources:
+def without_state(limits: BackendLimits, master_key: MasterKey | None = None) -> Resources:
     """Return what a backend is handed that needs no database; without a master key it gets one of nothing."""
-    return Resources(master_key or MasterKey(os.urandom(MASTER_KEY_BYTES)), _NoLocalKeys())
+    return Resources(master_key or MasterKey(os.urandom(MASTER_KEY_BYTES)), _NoLocalKeys(), limits)
 
 
 @final

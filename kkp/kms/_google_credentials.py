@@ -6,7 +6,8 @@ gRPC's own plug-in for this is not used: it takes a thread for each call, and tu
 the token into UNAVAILABLE and a line in the log.
 
 Rules: a refusal is KMSDeniedError only where the token's issuer says so with an OAuth code (RFC 6749 section
-5.2); everything else is an outage. No proxy of the environment is used. Nothing of what an issuer answered
+5.2); everything else is an outage. No proxy of the environment is used, and no
+redirect followed. Nothing of what an issuer answered
 gets into an error.
 """
 
@@ -57,7 +58,7 @@ class Credentials(Protocol):
 
 
 class _Transport(google_requests.Request):
-    """google-auth's way to an issuer: no proxy of the environment, and it gives up in time."""
+    """google-auth's way to an issuer: no proxy of the environment, no redirect, and it gives up in time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +66,7 @@ class _Transport(google_requests.Request):
 
     def __call__(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401  as inherited
         options.setdefault("timeout", _REQUEST_SECONDS)
+        options["allow_redirects"] = False  # it would take what is shown to the issuer elsewhere
         return super().__call__(*args, **options)  # type: ignore[no-untyped-call]  # google-auth's has no types
 
 

@@ -14,13 +14,16 @@ Rules:
   where the name holds the id; of an alias, `DescribeKey` tells, at its first wrap and whenever an answer is a
   surprise.
 - Whatever says that AWS could not be reached, failed or is not to be trusted is KMSUnavailableError. Only an
-  answer of AWS that refuses the credentials is KMSDeniedError; to have none is not an answer.
+  answer of AWS that refuses the credentials is KMSDeniedError; to have none is not an answer. A request that
+  KMS does not take, for a reason that is not known here, is KeyNotReadyError: a caller may have brought it
+  about.
 - One try for each call. No proxy of the environment, and no endpoint from it or from AWS's configuration
   files: calls go to AWS's own address of the region, or to the URI's `endpoint`.
 - boto3 blocks, so its calls run in a few threads of their own, and a hanging AWS holds on to no more than
   these. A call lasts as long as its thread, cancelled or not, so that whoever counts calls counts threads.
 
-Credentials are those of boto3's default chain (environment, shared files, web identity, container, instance).
+Credentials are those of boto3's default chain (environment, shared files, web identity, container, instance),
+fetched apart from the calls (`kkp.kms._aws_credentials`).
 
 Least permissions, on the keys that grants may name; `kms:Encrypt` is for data keys that another key wrapped
 before:
@@ -62,6 +65,7 @@ from kkp.errors import (
 )
 from kkp.kms import _address
 from kkp.kms._aead import invalid_wrap
+from kkp.kms._aws_credentials import AWSCredentials, find_credentials, session_within
 from kkp.kms._futures import look_at
 from kkp.kms.base import DataKey, KeyDescription, Resources, WrappedKey
 from kkp.model import BackendLimits
@@ -94,7 +98,8 @@ _THROTTLED = frozenset(
 )  # fmt: skip
 _NOT_PERMITTED = frozenset({"AccessDenied", "AccessDeniedException", "NotAuthorized"})
 _DENIED = frozenset(
-    {"AuthFailure", "IncompleteSignature", "InvalidClientTokenId", "InvalidSignatureException",
+    {"AuthFailure", "IncompleteSignature", "InvalidClientTokenId", "InvalidIdentityToken",
+     "InvalidSignatureException",
      "MissingAuthenticationToken", "MissingAuthenticationTokenException", "NotAuthorizedException",
      "OptInRequired", "SignatureDoesNotMatch", "UnrecognizedClientException"}
 )  # fmt: skip
@@ -104,6 +109,8 @@ _SKEWED = frozenset({"RequestExpired", "RequestTimeTooSkewed"})
 _SKEWED_SIGNATURE = ("Signature expired", "Signature not yet current")
 _FORBIDDEN = frozenset({401, 403})
 _TOO_MANY = 429
+_REFUSED = range(400, 500)
+_OPERATIONS = frozenset({"DescribeKey", "Decrypt", "Encrypt", "GenerateDataKey"})
 
 # The states of a key, as DescribeKey has them; in every other one it is AWS's turn to mend something.
 _USABLE = frozenset({"Enabled", "Updating"})
@@ -124,9 +131,18 @@ class _Client(Protocol):
     def close(self) -> None: ...
 
 
+class _Credentials(Protocol):
+    """What is used of the client's credentials."""
+
+    async def ready(self) -> None: ...
+
+
 class _Wrapped(msgspec.Struct, frozen=True, rename="pascal"):
     key_id: str
     ciphertext_blob: bytes
+
+    def __repr__(self) -> str:  # what is made of it holds data keys, in the clear or wrapped
+        return f"{type(self).__name__}(...)"
 
 
 class _Generated(_Wrapped, frozen=True, rename="pascal"):
@@ -142,6 +158,9 @@ class _Decrypted(msgspec.Struct, frozen=True, rename="pascal"):
     plaintext: bytes
     encryption_algorithm: Literal["SYMMETRIC_DEFAULT"]
 
+    def __repr__(self) -> str:
+        return "_Decrypted(...)"
+
 
 class _Metadata(msgspec.Struct, frozen=True, rename="pascal"):
     arn: str
@@ -155,7 +174,7 @@ class _Described(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class _NotPermittedError(KMSDeniedError):
-    """AWS knows who asks, and does not let them."""
+    """KMS knows who asks, and does not let them."""
 
 
 class _InvalidStateError(KeyNotReadyError):
@@ -181,12 +200,14 @@ class AWSKMS:
 
     Args:
         client: boto3's client of KMS, which does not retry.
+        credentials: What the client signs with.
         region: The one that the client speaks to.
         threads: How many calls may be under way.
     """
 
-    def __init__(self, client: _Client, region: str, threads: int) -> None:
+    def __init__(self, client: _Client, credentials: _Credentials, region: str, threads: int) -> None:
         self._client = client
+        self._credentials = credentials
         self._region = region
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="aws-kms")
         self._reached: dict[str, str] = {}
@@ -210,8 +231,8 @@ class AWSKMS:
         address = _read(uri)
         # Its debug level logs what is sent and what comes back: data keys.
         logging.getLogger("botocore").setLevel(logging.INFO)
-        client = await asyncio.to_thread(_new_client, address, resources.limits)
-        return cls(client, address.region, resources.limits.concurrency)
+        client, credentials = await asyncio.to_thread(_new_client, address, resources.limits)
+        return cls(client, credentials, address.region, resources.limits.concurrency)
 
     async def wrap(self, key_id: str, data_key: bytes, context: Mapping[str, str]) -> WrappedKey:
         """Encrypt the data key; see `KMS.wrap`."""
@@ -305,6 +326,7 @@ class AWSKMS:
         self, form: type[_T], operation: Callable[..., Mapping[str, Any]], **parameters: object
     ) -> _T:
         try:
+            await self._credentials.ready()
             return msgspec.convert(await self._in_thread(partial(operation, **parameters)), form)
         except ClientError as error:
             raise _translated(error) from None
@@ -387,25 +409,20 @@ def _endpoint(given: Mapping[str, str]) -> str | None:
     return url
 
 
-def _new_client(address: _Address, limits: BackendLimits) -> _Client:
-    config = Config(
-        connect_timeout=limits.timeout_seconds,
-        read_timeout=limits.timeout_seconds,
-        retries={"total_max_attempts": 1, "mode": "standard"},
-        max_pool_connections=limits.concurrency,
-        proxies={},  # not None, which would mean those of the environment
-        ignore_configured_endpoint_urls=True,
-    )
+def _new_client(address: _Address, limits: BackendLimits) -> tuple[_Client, AWSCredentials]:
+    config = Config(max_pool_connections=limits.concurrency, ignore_configured_endpoint_urls=True)
     try:
-        session = boto3.session.Session(region_name=address.region)
-        if session.get_credentials() is None:
+        session = session_within(address.region, limits.timeout_seconds)
+        credentials = find_credentials(session, limits.timeout_seconds)
+        if credentials is None:
             raise ConfigError(["aws-kms://: AWS's chain found no credentials; give the process a role"])
-        client: _Client = session.client("kms", endpoint_url=address.endpoint, config=config)
+        boto = boto3.session.Session(botocore_session=session)
+        client: _Client = boto.client("kms", endpoint_url=address.endpoint, config=config)
     except (BotoCoreError, ClientError, ValueError) as error:
         # The text may tell what stands in a file of credentials.
         problem = f"aws-kms://: AWS's credentials or configuration can't be used ({type(error).__name__})"
         raise ConfigError([f"{problem}; see whether `aws kms` works for this user"]) from None
-    return client
+    return client, credentials
 
 
 def _translated(error: ClientError) -> KKPError:
@@ -423,19 +440,25 @@ def _translated(error: ClientError) -> KKPError:
     if code in _THROTTLED or status == _TOO_MANY:
         return KMSThrottledError("AWS KMS asks for fewer requests.")
     message = str(error.response.get("Error", {}).get("Message", ""))
-    return _refused(code, status, is_skewed=code in _SKEWED or message.startswith(_SKEWED_SIGNATURE))
+    is_skewed = code in _SKEWED or message.startswith(_SKEWED_SIGNATURE)
+    refused = _refused(code, status, is_kms=error.operation_name in _OPERATIONS, is_skewed=is_skewed)
+    return refused or KMSUnavailableError("AWS KMS failed.")
 
 
-def _refused(code: str, status: object, *, is_skewed: bool) -> KMSError:
+def _refused(code: str, status: object, *, is_kms: bool, is_skewed: bool) -> KMSError | None:
+    """Return what a refusal means: by KMS, or by whom AWS's credentials come from."""
     if is_skewed:
         return ClockSkewError("AWS KMS refused KKP's credentials, because this machine's clock is off.")
     if code in _EXPIRED:
         return CredentialsExpiredError("AWS KMS refused KKP's credentials, because they have expired.")
-    if code in _NOT_PERMITTED:
+    if code in _NOT_PERMITTED and is_kms:
         return _NotPermittedError("AWS KMS does not permit this to KKP's credentials.")
-    if code in _DENIED or status in _FORBIDDEN:
+    if code in _DENIED | _NOT_PERMITTED or status in _FORBIDDEN:
         return KMSDeniedError("AWS KMS refused KKP's credentials.")
-    return KMSUnavailableError("AWS KMS failed.")
+    # What stands on the road to AWS answers with a status alone.
+    if is_kms and status in _REFUSED and code.isidentifier():
+        return KeyNotReadyError("AWS KMS did not take this request.")
+    return None
 
 
 def _is_id(text: str) -> bool:

@@ -133,6 +133,9 @@ class _Result(msgspec.Struct, frozen=True):
     kid: str
     value: str
 
+    def __repr__(self) -> str:
+        return f"_Result(kid={self.kid!r})"
+
 
 class _InnerError(msgspec.Struct, frozen=True):
     code: str = ""

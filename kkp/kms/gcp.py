@@ -160,7 +160,7 @@ class GCPKMS:
         transport = grpc_asyncio.KeyManagementServiceGrpcAsyncIOTransport
         tokens = await AccessTokens.default(transport.AUTH_SCOPES)
         credentials = grpc.ssl_channel_credentials(roots)
-        channel = grpc.aio.secure_channel(address.endpoint, credentials, options=_CHANNEL_OPTIONS)
+        channel = grpc.aio.secure_channel(f"dns:///{address.endpoint}", credentials, options=_CHANNEL_OPTIONS)
         client = kms_v1.KeyManagementServiceAsyncClient(transport=transport(channel=channel))
         return cls(client, tokens, address.ring, resources.limits.timeout_seconds)
 

@@ -97,6 +97,9 @@ class _Encrypted(msgspec.Struct, frozen=True):
 class _Decrypted(msgspec.Struct, frozen=True):
     plaintext: bytes
 
+    def __repr__(self) -> str:
+        return "_Decrypted(...)"
+
 
 @dataclass(frozen=True, slots=True)
 class _Address:

@@ -113,14 +113,16 @@ REFUSALS: Mapping[str, tuple[str, int, type[KKPError]]] = {
     "AWS failed": ("KMSInternalException", 500, KMSUnavailableError),
     "what AWS depends on was slow": ("DependencyTimeoutException", 503, KMSUnavailableError),
     "the key can't be reached": ("KeyUnavailableException", 500, KMSUnavailableError),
+    "the service is away": ("ServiceUnavailable", 503, KMSUnavailableError),
+    "an error of AWS's that nobody knows": ("SomethingNew", 500, KMSUnavailableError),
     "the key store is not connected": (
         "CloudHsmClusterInvalidConfigurationException",
         400,
-        KMSUnavailableError,
+        KeyNotReadyError,
     ),
-    "the service is away": ("ServiceUnavailable", 503, KMSUnavailableError),
-    "the request is not understood": ("ValidationException", 400, KMSUnavailableError),
-    "an error that nobody knows": ("SomethingNew", 400, KMSUnavailableError),
+    "the request is not understood": ("ValidationException", 400, KeyNotReadyError),
+    "a refusal that nobody knows": ("SomethingNew", 400, KeyNotReadyError),
+    "a refusal that nobody knows, of the last status": ("SomethingNew", 499, KeyNotReadyError),
 }
 
 
@@ -201,6 +203,8 @@ NO_ANSWERS: Mapping[str, Reply] = {
     "a redirect": Reply(307, b"", {"Location": "http://169.254.169.254/"}),
     "an error without a code": Reply(500, b""),
     "a page of a proxy's": Reply(502, b"<html>bad gateway</html>"),
+    "a page that says not found": Reply(404, b"<html>not found</html>"),
+    "a refusal without a code": Reply(400, b""),
 }
 
 
@@ -550,7 +554,7 @@ NOT_EVEN_ASKED = {
 
 @pytest.mark.parametrize("failure", NOT_EVEN_ASKED.values(), ids=NOT_EVEN_ASKED.keys())
 async def test_what_goes_wrong_before_aws_is_asked_is_an_outage_and_no_denial(failure: Exception) -> None:
-    kms = AWSKMS(_Failing(failure), REGION, threads=4)
+    kms = AWSKMS(_Failing(failure), _InHand(), REGION, threads=4)
     for refusal in await every_use(kms, WrappedKey(b"w" * 96, OTHER_ID), KMSUnavailableError):
         assert "hunter2" not in str(refusal)
     await kms.close()
@@ -558,17 +562,25 @@ async def test_what_goes_wrong_before_aws_is_asked_is_an_outage_and_no_denial(fa
 
 async def test_a_token_service_that_refuses_the_role_is_a_denial() -> None:
     failure = ClientError({"Error": {"Code": "AccessDenied"}}, "AssumeRoleWithWebIdentity")
-    kms = AWSKMS(_Failing(failure), REGION, threads=4)
+    kms = AWSKMS(_Failing(failure), _InHand(), REGION, threads=4)
     await every_use(kms, WrappedKey(b"w" * 96, OTHER_ID), KMSDeniedError)
     await kms.close()
 
 
 async def test_a_wrap_of_a_multi_region_key_opens_in_another_region() -> None:
     identifier = "mrk-1234abcd12ab34cd56ef1234567890ab"
-    kms = AWSKMS(_Opening(f"arn:aws:kms:us-east-1:{ACCOUNT}:key/{identifier}"), "us-east-1", threads=4)
+    client = _Opening(f"arn:aws:kms:us-east-1:{ACCOUNT}:key/{identifier}")
+    kms = AWSKMS(client, _InHand(), "us-east-1", threads=4)
 
     assert await kms.unwrap("alias/orders", WrappedKey(b"w" * 96, identifier), CONTEXT) == DATA_KEY
     await kms.close()
+
+
+class _InHand:
+    """Credentials that are there."""
+
+    async def ready(self) -> None:
+        """Fetch nothing."""
 
 
 class _Failing:

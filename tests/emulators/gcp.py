@@ -322,7 +322,7 @@ def _account_key() -> rsa.RSAPrivateKey:
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
-def _write_account(path: Path, issuer_url: str) -> None:
+def write_account(path: Path, issuer_url: str) -> None:
     """Write a service account's file as Google hands it out."""
     private_key = _account_key().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -353,7 +353,7 @@ async def cloud_kms(directory: Path, environ: pytest.MonkeyPatch) -> AsyncIterat
     server.add_key("signing-key", Purpose.ASYMMETRIC_SIGN)
     async with _issuer(server.issuer) as issuer_url, _grpc_server(server, directory) as port:
         account = directory / "service-account.json"
-        _write_account(account, issuer_url)
+        write_account(account, issuer_url)
         environ.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
         authority = directory / "google-ca.pem"
         server.uri = f"gcp-kms://{RING}?endpoint=127.0.0.1:{port}&ca_file={authority}"

@@ -10,7 +10,7 @@ import pytest
 
 from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
-from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load
+from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load, load_backend_limits
 from kkp.errors import ConfigError
 from kkp.model import BackendLimits
 from kkp.ring_times import RingTimes
@@ -1158,3 +1158,11 @@ def test_sealing_from_a_cache_that_is_off_is_refused() -> None:
     assert problem == (
         "KKP_DATA_KEY_CACHE_ENCRYPT: no data keys are cached; give KKP_DATA_KEY_CACHE_SECS, or unset it"
     )
+
+
+def test_the_limits_of_backends_are_read_alone_whatever_the_rest_is(tmp_path: Path) -> None:
+    rest = {"KKP_CONFIG": str(tmp_path / "absent.toml"), "KKP_LISTEN_ADDR": "nowhere"}
+    limits = load_backend_limits({**rest, "KKP_KMS_TIMEOUT_MS": "250", "KKP_KMS_ATTEMPTS": "1"})
+    assert (limits.timeout_seconds, limits.attempts) == (0.25, 1)
+    with pytest.raises(ConfigError, match="KKP_KMS_TIMEOUT_MS"):
+        load_backend_limits({**rest, "KKP_KMS_TIMEOUT_MS": "soon"})
