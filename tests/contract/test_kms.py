@@ -587,7 +587,7 @@ def test_an_extra_that_is_not_installed_is_a_problem_with_its_cure(monkeypatch: 
     monkeypatch.setitem(sys.modules, "boto3", None)
     monkeypatch.delitem(sys.modules, "kkp.kms.aws", raising=False)
 
-    with pytest.raises(ConfigError, match=r"boto3.*kkp\[aws\]"):
+    with pytest.raises(ConfigError, match=r"boto3.*requirements\.lock"):
         check({"aws": "aws-kms://eu-west-1"})
 
 

@@ -249,7 +249,7 @@ async def test_first_starts_killed_after_any_delay_are_followed_by_a_clean_one(t
     await check_starts_clean(tmp_path)
 
 
-STEPS = ["fsync:1", "link:1", "link:2", "fsync:4", "fdatasync:2", "fdatasync:10"]
+STEPS = ["fsync:1", "linkat:1", "linkat:2", "fsync:4", "fdatasync:2", "fdatasync:10"]
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace, which kills at a system call, is missing")
