@@ -79,9 +79,11 @@ class LiveState:
 
     async def _check(self) -> None:
         self._checks_begun += 1
-        self._last_check_failed = True
         try:
             await self.reach(await self._read_epoch())
-            self._last_check_failed = False
-        finally:
-            self._last_check_done = self._checks_begun
+        except asyncio.CancelledError:
+            raise  # it found nothing out: whoever shares it looks again
+        except BaseException:
+            self._last_check_failed, self._last_check_done = True, self._checks_begun
+            raise
+        self._last_check_failed, self._last_check_done = False, self._checks_begun

@@ -10,7 +10,7 @@ Rules that hold here:
 - A group is bounded, so that it holds up the loop for some milliseconds at most; what is over goes into the
   next turn.
 - A question is answered by the policy that is in force when it is put, not when it was asked.
-- A caller that hung up is not asked for.
+- Nothing is asked for who no longer waits.
 """
 
 from __future__ import annotations

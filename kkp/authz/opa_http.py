@@ -5,8 +5,8 @@ loop's time. So this one knows one server, one method and answers that are small
 llhttp, parses them. These rules hold here:
 
 - A connection carries one question at a time. It goes back to the others only after an answer that came
-  whole, that OPA does not want to be the last, and that nothing followed. After anything else, a caller that
-  hung up included, it is closed, so no late answer meets a later question.
+  whole, that OPA does not want to be the last, and that nothing followed. After anything else, one that was
+  given up on included, it is closed, so no late answer meets a later question.
 - A connection that has something to say before it is asked is closed, also while that still lies in the
   kernel. One whose other end is gone is found the same way, so an OPA that was restarted costs no question.
 - An answer has its length or its chunks: one that ends with its connection can't be told from half of one,

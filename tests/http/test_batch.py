@@ -657,7 +657,7 @@ async def test_a_batch_whose_key_hangs_leaves_the_backend_to_others(
     assert codes(checked(await sealing, 64)) == [None] * 64
 
 
-async def test_a_batch_whose_client_went_away_is_on_record_as_cancelled(
+async def test_a_batch_that_is_cancelled_is_on_record_as_that(
     kkp: KKP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = asyncio.Event()

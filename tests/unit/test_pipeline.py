@@ -306,3 +306,25 @@ async def test_while_the_database_is_away_everybody_who_asks_shares_one_look_and
     assert all(isinstance(result, KeyringUnavailableError) for result in results)
     await state.refresh()
     assert looks == 3
+
+
+async def test_a_look_that_is_cancelled_fails_nobody_who_shares_it() -> None:
+    gates = [asyncio.Event() for _ in range(3)]
+    looks = iter(gates)
+
+    async def read_epoch() -> int:
+        await next(looks).wait()
+        return 1
+
+    state = LiveState(read_epoch, [])
+    first = asyncio.ensure_future(state.refresh())
+    await asyncio.sleep(0)
+    shares = [asyncio.ensure_future(state.refresh()) for _ in range(3)]
+    gates[0].set()
+    await first
+    while not state._checking.locked():  # noqa: ASYNC110  the next look begins in some turn of the loop
+        await asyncio.sleep(0)
+    shares[0].cancel()
+    gates[2].set()
+    results = await asyncio.gather(*shares, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError, type(None), type(None)]
