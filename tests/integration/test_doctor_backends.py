@@ -139,7 +139,7 @@ FAILURES: dict[str, tuple[Emulated, Callable[[Cloud, pytest.MonkeyPatch], None],
     ),
     "a clock that is off by Entra's": (key_vault, _a_fault_of_entra("AADSTS700024"), "", "machine's clock"),
     "no credentials": (aws_kms, _no_credentials, "", "give the process a role"),
-    "no SDK": (aws_kms, _no_extra, "", "install KKP with the extra"),
+    "no SDK": (aws_kms, _no_extra, "", "requirements.lock brings it"),
     "Google refuses": (
         cloud_kms,
         lambda cloud, _environ: cloud.emulator.refuse(grpc.StatusCode.PERMISSION_DENIED),
@@ -349,7 +349,7 @@ async def test_a_member_that_can_not_be_made_is_named_where_its_composite_fails(
         "multi (any-of) does not wrap and unwrap under orders: its member one can't be used: aws-kms:// needs"
     )
     assert multi.cure == "see what is said of that member here, and how to mend it"
-    assert (found.status, "install KKP with the extra" in found.cure) == (Status.FAIL, True)
+    assert (found.status, "requirements.lock brings it" in found.cure) == (Status.FAIL, True)
     assert well.status is Status.OK
 
 

@@ -69,11 +69,11 @@ async def initialise(directory: Path, environ: Mapping[str, str]) -> str:
 
 @asynccontextmanager
 async def serving_with_root(directory: Path, opa_url: str, **environ: str) -> AsyncIterator[Server]:
-    """Serve with what `kkp dev` has: an administrator whose key lies in `root.key`, a backend named `aws`.
+    """Serve with what `kkp dev` has: an administrator whose key lies in `root.key`, backends `aws` and `gcp`.
 
     OPA has time enough, because who fails here is somebody else.
     """
-    chosen = settings(opa_url, KKP_BACKENDS="aws=local://", KKP_OPA_TIMEOUT_MS="1000", **environ)
+    chosen = settings(opa_url, KKP_BACKENDS="aws=local://,gcp=local://", KKP_OPA_TIMEOUT_MS="1000", **environ)
     root_key = directory / ".kkp/root.key"
     if not root_key.exists():
         root_key.write_text(await initialise(directory, chosen))
