@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -130,7 +131,7 @@ def read_records(content: bytes) -> list[Stored]:
         AlteredError: Anything in it is not as it was written.
     """
     found: list[Stored] = []
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
+    for number, line in enumerate(io.BytesIO(content), 1):  # which ends lines at newlines alone
         if not line.endswith(b"\n"):
             raise AlteredError(number, "was cut short")
         stored = _read_line(number, line[:-1])

@@ -801,6 +801,7 @@ def _make_pipe(path: Path) -> None:
     os.mkfifo(path, 0o600)
 
 
+NO_RECORD = "line 1 is no break-glass record"
 BAD_IMPORTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "edited": (
         lambda path: path.write_bytes(path.read_bytes().replace(b"region", b"rEgion")),
@@ -811,7 +812,16 @@ BAD_IMPORTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "gone": (lambda path: path.unlink(), 2, "does not exist"),
     "open to others": (lambda path: path.chmod(0o644), 2, "chmod 600"),
     "a pipe": (_make_pipe, 2, "is no file"),
-    "garbage": (lambda path: path.write_bytes(os.urandom(100) + b"\n"), 1, "is no break-glass record"),
+    "garbage": (
+        lambda path: path.write_bytes(bytes(range(256)) + b"\n"),
+        1,
+        "line 1 is no break-glass record",
+    ),
+    "garbage with returns": (
+        lambda path: path.write_bytes(b"\r\x80\r\n"),
+        1,
+        "line 1 is no break-glass record",
+    ),
 }
 
 
