@@ -93,18 +93,33 @@ class ChainHead(NamedTuple):
     hash: bytes
 
 
+class TreeRow(NamedTuple):
+    """How far the Merkle tree of a chain was followed, and the number of the checkpoint that lists its root.
+
+    What it says is not believed before the root was compared with that checkpoint's.
+    """
+
+    chain: str
+    size: int
+    frontier: bytes
+    checkpoint: int
+
+
 class LogPosition(NamedTuple):
     """Where the whole audit log stands, as one transaction read it.
 
     Attributes:
         epoch: The state's epoch.
-        records: How many records there are.
-        heads: The heads that no chain's first record carries; they commit to every other chain.
+        records: How many records there were ever.
+        heads: The heads that no chain's first record carries, which commit to every other chain, and some
+            whose root no checkpoint lists yet.
+        trees: Their trees, as far as there is one.
     """
 
     epoch: int
     records: int
     heads: tuple[ChainHead, ...]
+    trees: tuple[TreeRow, ...] = ()
 
 
 class CheckpointRow(NamedTuple):
@@ -112,6 +127,13 @@ class CheckpointRow(NamedTuple):
 
     seq: int
     line: bytes
+
+
+class SignedRows(NamedTuple):
+    """A new checkpoint, and the trees whose roots it lists."""
+
+    checkpoint: CheckpointRow
+    trees: tuple[TreeRow, ...] = ()
 
 
 class Standing(NamedTuple):

@@ -27,8 +27,9 @@ from typing import Final, NamedTuple, final
 
 from kkp.audit.base import RecordType
 from kkp.audit.chain import FIRST_SEQ, GENESIS_HASH, Body, read_body, record_hash
-from kkp.audit.checkpoints import MAX_LINE_BYTES, Checkpoint, read_checkpoint
+from kkp.audit.checkpoints import Checkpoint, read_checkpoint
 from kkp.audit.evidence import Evidence, NotCheckpointsError, read_lines, weigh
+from kkp.audit.signed_lines import MAX_LINE_BYTES
 from kkp.data_dir import read_only_uri
 from kkp.sqlite_guard import deny_planted_code
 

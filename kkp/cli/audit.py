@@ -18,8 +18,9 @@ from typing import Final
 
 from kkp import app, data_dir
 from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
-from kkp.audit.checkpoints import Checkpoint, read_public_key
+from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.export import export, is_database, read_cursor, verify_export
+from kkp.audit.signed_lines import read_public_key
 from kkp.audit.sinks import is_gone
 from kkp.audit.verify import (
     UnreadableError,

@@ -1,21 +1,37 @@
-"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed."""
+"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed; and the chains' trees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from functools import partial
+from typing import Final, TypeAlias, final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
-from kkp.rows import ChainHead, CheckpointRow, LogPosition, Standing
+from kkp.rows import ChainHead, CheckpointRow, LogPosition, SignedRows, Standing, TreeRow
 from kkp.store import schema
 from kkp.store.audit import SELECT_UNCARRIED
 from kkp.store.sql import Database, read_epoch
 
 _checkpoints = schema.checkpoints
 _records = schema.audit_records
-_COUNT_RECORDS = select(func.coalesce(func.sum(schema.audit_chains.c.head_seq), 0))
+_chains = schema.audit_chains
+_trees = schema.audit_trees
+_COUNT_RECORDS = select(func.coalesce(func.sum(_chains.c.head_seq), 0))
 _SELECT_NEWEST = select(_checkpoints.c.seq, _checkpoints.c.line).order_by(_checkpoints.c.seq.desc()).limit(1)
+# A log of a thousand boots that has no trees yet gets them bit by bit: a line has an end.
+_MOST_UNLISTED: Final = 64
+_SELECT_UNLISTED = (
+    select(_chains.c.chain, _chains.c.head_seq, _chains.c.head_hash)
+    .outerjoin(_trees, _trees.c.chain == _chains.c.chain)
+    .where(_trees.c.size.is_distinct_from(_chains.c.head_seq))
+    .where(_chains.c.carried_seq == _chains.c.head_seq)
+    .order_by(_chains.c.chain)
+    .limit(_MOST_UNLISTED)
+)
+
+ReadHashes: TypeAlias = Callable[[str, int, int], Sequence[object]]
+"""Return the hashes of a chain's records behind this number, up to that one, in order."""
 
 
 @final
@@ -24,10 +40,6 @@ class CheckpointStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def epoch(self) -> int:
-        """Return the present epoch."""
-        return await self._database.epoch()
 
     async def newest(self) -> CheckpointRow | None:
         """Return the checkpoint of the highest number, None if there is none."""
@@ -38,6 +50,19 @@ class CheckpointStore:
         query = select(_checkpoints.c.seq, _checkpoints.c.line).where(_checkpoints.c.seq == seq)
         row = await self._database.read(lambda connection: connection.execute(query).first())
         return CheckpointRow(*row) if row else None
+
+    async def position(self) -> LogPosition:
+        """Return where the log stands."""
+        return await self._database.read(_position)
+
+    async def hashes(self, chain: str, after: int, upto: int) -> Sequence[object]:
+        """Return the hashes of a chain's records behind this number, up to that one, in order."""
+        return await self._database.read(lambda connection: _hashes(connection, chain, after, upto))
+
+    async def pruning(self, chain: str) -> object:
+        """Return the signed line that says which of a chain's records are gone; None: none."""
+        query = select(schema.audit_prunings.c.line).where(schema.audit_prunings.c.chain == chain)
+        return await self._database.read(lambda connection: connection.execute(query).scalar())
 
     async def standing(self, heads: Sequence[ChainHead]) -> Standing:
         """Return what the database holds of these heads."""
@@ -52,20 +77,20 @@ class CheckpointStore:
         return await self._database.read(work)
 
     async def add(
-        self, make: Callable[[CheckpointRow | None, LogPosition], CheckpointRow | None]
+        self, make: Callable[[CheckpointRow | None, LogPosition, ReadHashes], SignedRows | None]
     ) -> CheckpointRow | None:
         """Add the checkpoint that `make` makes of the newest one and of where the log stands, if any."""
 
         def work(connection: Connection) -> CheckpointRow | None:
-            position = LogPosition(
-                epoch=read_epoch(connection),
-                records=connection.execute(_COUNT_RECORDS).scalar_one(),
-                heads=tuple(ChainHead(*row) for row in connection.execute(SELECT_UNCARRIED)),
-            )
-            made = make(_newest(connection), position)
-            if made is not None:
-                connection.execute(insert(_checkpoints).values(**made._asdict(), delivered=False))
-            return made
+            made = make(_newest(connection), _position(connection), partial(_hashes, connection))
+            if made is None:
+                return None
+            connection.execute(insert(_checkpoints).values(**made.checkpoint._asdict(), delivered=False))
+            if made.trees:
+                listed = [tree.chain for tree in made.trees]
+                connection.execute(delete(_trees).where(_trees.c.chain.in_(listed)))
+                connection.execute(insert(_trees), [tree._asdict() for tree in made.trees])
+            return made.checkpoint
 
         return await self._database.write(work)
 
@@ -86,6 +111,26 @@ class CheckpointStore:
         lost = (_checkpoints.c.seq > after) & _checkpoints.c.delivered.is_(True)
         mark = update(_checkpoints).where(lost).values(delivered=False)
         return await self._database.write(lambda connection: connection.execute(mark).rowcount)
+
+
+def _position(connection: Connection) -> LogPosition:
+    heads = [
+        ChainHead(*row) for query in (SELECT_UNCARRIED, _SELECT_UNLISTED) for row in connection.execute(query)
+    ]
+    names = [head.chain for head in heads]
+    return LogPosition(
+        epoch=read_epoch(connection),
+        records=connection.execute(_COUNT_RECORDS).scalar_one(),
+        heads=tuple(heads),
+        trees=tuple(
+            TreeRow(*row) for row in connection.execute(select(_trees).where(_trees.c.chain.in_(names)))
+        ),
+    )
+
+
+def _hashes(connection: Connection, chain: str, after: int, upto: int) -> Sequence[object]:
+    place = (_records.c.chain == chain) & (_records.c.seq > after) & (_records.c.seq <= upto)
+    return connection.execute(select(_records.c.hash).where(place).order_by(_records.c.seq)).scalars().all()
 
 
 def _newest(connection: Connection) -> CheckpointRow | None:

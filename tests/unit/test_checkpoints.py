@@ -13,8 +13,9 @@ import rfc8785
 from nacl.signing import SigningKey, VerifyKey
 
 from kkp.audit.base import ChainHead
-from kkp.audit.checkpoints import MAX_LINE_BYTES, disagreements, key_id, read_checkpoint, read_public_key
+from kkp.audit.checkpoints import disagreements, read_checkpoint
 from kkp.audit.evidence import NotCheckpointsError, read_lines, weigh
+from kkp.audit.signed_lines import MAX_LINE_BYTES, key_id, read_public_key
 from kkp.master_key import MasterKey
 from kkp.rows import LogPosition, Standing
 from tests.fakes.logs import NOW, a_checkpoint, a_signer
@@ -24,7 +25,18 @@ pytestmark = pytest.mark.promise(30)
 A = ChainHead("20261122T031500Z-0000000a", 7, b"\xaa" * 32)
 B = ChainHead("20261122T031500Z-0000000b", 9, b"\xbb" * 32)
 POSITION = LogPosition(epoch=5, records=16, heads=(B, A))
-PREFIX = b"kkp/audit-checkpoint/v1\0"
+PREFIX = b"kkp/audit-checkpoint/v2\0"
+ROOTS = {A.chain: b"\x11" * 32}
+OF_VERSION_1 = (  # as it was signed before there were trees
+    b'{"checkpoint":{"epoch":5,"heads":[{"chain":"20261122T031500Z-0000000a","hash":"'
+    + b"aa" * 32
+    + b'","seq":7}],"key":"Bf56XuodM7OM-f4Go1MiIC8RNCPAfMqZpjZ6S6v3Aqg",'
+    b'"kid":"wGFAAkiBRZpRX86Nj4ddFtmBs5jGYwvWxVOIW6bB6Ic","prev":"'
+    + b"00"
+    * 32
+    + b'","records":16,"rollback":false,"seq":1,"time":1795317300,"v":1},"signature":"'
+    b'U1kD06eRtSX12KR9MFcBQ6UyuYq6RH9cih-Zu8Y1ZFURteAjy4KBPtfvpSbRLHROWMcI4O5YIGCqLThMFSAhAQ"}'
+)
 
 
 def encoded(raw: bytes) -> str:
@@ -33,21 +45,21 @@ def encoded(raw: bytes) -> str:
 
 def test_a_checkpoint_is_the_documented_line_and_verifies_with_nothing_but_this_page() -> None:
     first = a_signer().sign(POSITION, None, NOW)
-    second = a_signer().sign(POSITION._replace(records=17), first, NOW + 60.9)
+    second = a_signer().sign(POSITION._replace(records=17), first, NOW + 60.9, roots=ROOTS)
     document = json.loads(second.line)
     body = rfc8785.dumps(document["checkpoint"])
     seed = MasterKey(b"k" * 32).derive("kkp/audit-checkpoint/v1")
     key = bytes(SigningKey(seed).verify_key)
     assert document["checkpoint"] == {
-        "v": 1,
+        "v": 2,
         "seq": 2,
         "prev": first.hash,
         "time": int(NOW) + 60,
         "epoch": 5,
         "records": 17,
         "heads": [
-            {"chain": A.chain, "seq": 7, "hash": "aa" * 32},
-            {"chain": B.chain, "seq": 9, "hash": "bb" * 32},
+            {"chain": A.chain, "seq": 7, "hash": "aa" * 32, "root": "11" * 32},
+            {"chain": B.chain, "seq": 9, "hash": "bb" * 32, "root": None},
         ],
         "rollback": False,
         "key": encoded(key),
@@ -69,6 +81,23 @@ def test_a_checkpoint_reads_back_as_it_was_signed() -> None:
     assert str(signed) == "checkpoint 1 of 2026-11-22T03:15:00Z"
 
 
+def test_a_checkpoint_of_version_1_is_read_for_ever_and_has_a_successor() -> None:
+    old = read_checkpoint(OF_VERSION_1)
+    assert (old.seq, old.records, old.hash[:8], old.key) == (1, 16, "1dde92e8", a_signer().public_key)
+    assert [(head.seq, head.hash, head.root) for head in old.heads] == [(7, "aa" * 32, None)]
+    new = a_checkpoint(A, records=17, after=old)
+    assert weigh([old, new], old.key).problems == ()
+
+
+def test_no_flipped_bit_of_version_1_is_read() -> None:
+    line = bytearray(OF_VERSION_1)
+    for place in range(len(line)):
+        line[place] ^= 1
+        with pytest.raises(ValueError, match=r"."):
+            read_checkpoint(bytes(line))
+        line[place] ^= 1
+
+
 def test_the_key_is_the_master_keys_own_for_this_purpose() -> None:
     assert a_signer().public_key == a_signer().public_key
     assert a_signer().public_key != a_signer(b"other" + b"k" * 27).public_key
@@ -83,7 +112,8 @@ def resigned(change: Callable[[dict[str, Any]], object], *, key: bytes = b"s" * 
     body |= {"key": public, "kid": key_id(public)}
     change(body)
     text = rfc8785.dumps(body)
-    signature = encoded(signing.sign(PREFIX + text).signature)
+    prefix = b"kkp/audit-checkpoint/v%d\0" % body["v"]
+    signature = encoded(signing.sign(prefix + text).signature)
     return b'{"checkpoint":' + text + b',"signature":"' + signature.encode() + b'"}'
 
 
@@ -92,7 +122,12 @@ def test_the_forger_of_these_tests_can_sign() -> None:
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another version": lambda body: body.update(v=2),
+    "a newer version": lambda body: body.update(v=3),
+    "version 0": lambda body: body.update(v=0),
+    "version 1 with a root": lambda body: body.update(v=1),
+    "version 2 without a root": lambda body: body["heads"][0].pop("root"),
+    "a root that is no hash": lambda body: body["heads"][0].update(root="11"),
+    "a root that is empty": lambda body: body["heads"][0].update(root=""),
     "a member too many": lambda body: body.update(more=1),
     "a member too few": lambda body: body.pop("epoch"),
     "number 0": lambda body: body.update(seq=0),
