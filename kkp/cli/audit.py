@@ -18,18 +18,11 @@ from typing import Final
 
 from kkp import app, data_dir
 from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
-from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.signed_lines import read_public_key
 from kkp.audit.sinks import is_gone
-from kkp.audit.verify import (
-    UnreadableError,
-    Verdict,
-    own_lines,
-    read_checkpoint_file,
-    reading,
-    verify_sqlite,
-)
+from kkp.audit.sqlite_log import CheckpointFile, own_lines, reading, verify_sqlite
+from kkp.audit.verify import UnreadableError, Verdict
 from kkp.cli.common import OK, REFUSED, UNUSABLE, origin, settings, with_foundation
 from kkp.config import Settings
 from kkp.errors import ConfigError
@@ -112,9 +105,10 @@ def _verdict(options: argparse.Namespace, chosen: Settings | None) -> Verdict:
         paths = [chosen.database_path]
     if sink is not None and sink.kind == "file" and sink.path.exists():
         checkpoint_path = sink.path
-    found: list[Checkpoint] = [] if checkpoint_path is None else read_checkpoint_file(checkpoint_path)
+    found = [CheckpointFile(checkpoint_path)] if checkpoint_path is not None else []
     if len(paths) > 1 or not is_database(paths[0]):
-        return verify_export(paths, found, public_key=options.public_key)
+        checkpoints = [checkpoint for file in found for checkpoint in file.read()]
+        return verify_export(paths, checkpoints, public_key=options.public_key)
     verdict = verify_sqlite(
         paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
     )

@@ -17,7 +17,8 @@ from typing import NamedTuple, final
 
 from kkp import app, data_dir
 from kkp.audit.sinks import is_gone
-from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
+from kkp.audit.sqlite_log import CheckpointFile, verify_sqlite
+from kkp.audit.verify import UnreadableError
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
@@ -228,7 +229,7 @@ async def _audit(examined: Examined) -> Result:
     path, sink = examined.settings.database_path, examined.settings.checkpoint_sink
     try:
         has_file = sink.kind == "file" and sink.path.exists()
-        checkpoints = await asyncio.to_thread(read_checkpoint_file, sink.path) if has_file else []
+        checkpoints = [CheckpointFile(sink.path)] if has_file else []
         verdict = await asyncio.to_thread(verify_sqlite, path, checkpoints)
     except UnreadableError as error:
         return Result(Status.FAIL, str(error), _RESTORE)

@@ -12,7 +12,8 @@ import pytest
 
 from kkp.audit.chain import record_hash
 from kkp.audit.export import export, is_database, read_cursor, verify_export
-from kkp.audit.verify import UnreadableError, reading, verify_sqlite
+from kkp.audit.sqlite_log import reading, verify_sqlite
+from kkp.audit.verify import UnreadableError
 from tests.fakes.logs import a_chain, a_checkpoint, head_of
 
 pytestmark = pytest.mark.promise(30)
@@ -51,7 +52,7 @@ def exported(path: Path, after: tuple[str, int] | None = None) -> Path:
 
 
 def test_an_export_is_clean_where_the_database_is(path: Path, database: sqlite3.Connection) -> None:
-    assert verify_export([exported(path)], [CHECKPOINT]) == verify_sqlite(path, [CHECKPOINT])
+    assert verify_export([exported(path)], [CHECKPOINT]) == verify_sqlite(path)
     assert verify_export([exported(path)], [CHECKPOINT]).clean
 
 

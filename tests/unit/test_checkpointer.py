@@ -19,7 +19,7 @@ from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.log import AuditLog
 from kkp.audit.sinks import CheckpointSink, FileSink
-from kkp.audit.verify import read_checkpoint_file, verify_sqlite
+from kkp.audit.sqlite_log import CheckpointFile, read_checkpoint_file, verify_sqlite
 from kkp.errors import AuditUnavailableError, ConfigError
 from kkp.master_key import MasterKey
 from kkp.model import Action
@@ -119,7 +119,7 @@ async def refusal(path: Path, sink: CheckpointSink | None, *, accept: str = "") 
 
 
 def clean(path: Path, *sinks: Path) -> None:
-    found = [checkpoint for sink in sinks for checkpoint in read_checkpoint_file(sink)]
+    found = [CheckpointFile(sink) for sink in sinks]
     verdict = verify_sqlite(path, found)
     assert verdict.clean, (verdict.findings, verdict.disagreements)
 
@@ -533,7 +533,7 @@ async def test_an_accepted_rollback_goes_on_and_on_record_and_is_accepted_once(
     assert b'"type":"rollback_accepted"' in bodies[4]
     accepting = read_checkpoint_file(sink.path)[-1]
     assert (accepting.seq, accepting.prev, accepting.rollback) == (newest.seq + 1, newest.hash, True)
-    verdict = verify_sqlite(path, read_checkpoint_file(sink.path))
+    verdict = verify_sqlite(path, [CheckpointFile(sink.path)])
     assert verdict.clean
     assert verdict.evidence.notes == (f"{accepting} accepts that what earlier ones list is gone",)
     await run_once(path, sink)
