@@ -20,9 +20,9 @@ key       the public key, base64url
 kid       that key's RFC 7638 thumbprint
 ```
 
-`signature = Ed25519("kkp/audit-checkpoint/v2" ‖ 0x00 ‖ BODY)` and `hash = SHA-256` of the same bytes, with the
-number of `v` in the prefix. The key's seed is the master key's subkey `kkp/audit-checkpoint/v1`, whatever the
-version; who verifies needs the public key only.
+`signature = Ed25519("kkp/audit-checkpoint/v2" ‖ 0x00 ‖ BODY)` and `hash = SHA-256` of the same bytes; the
+prefix has the number of `v`. The key's seed is the master key's subkey `kkp/audit-checkpoint/v1`, whatever
+the version; who verifies needs the public key only.
 
 The heads are a frontier: each of the other chains is carried, at its present head, by the first record of a
 chain that is listed or carried itself. So the few heads listed commit to every record of every chain, and a
@@ -71,7 +71,7 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chain: str
     seq: Number
     hash: Hash
-    root: Hash | None | msgspec.UnsetType = msgspec.UNSET
+    root: Hash | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

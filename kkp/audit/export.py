@@ -14,7 +14,6 @@ out and reported; verification then finds that it is missing.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,13 +23,15 @@ import msgspec
 from kkp.audit.chain import FIRST_SEQ
 from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import weigh
-from kkp.audit.verify import StoredRow, UnreadableError, Verdict, verify_rows
+from kkp.audit.stored_log import StoredLog
+from kkp.audit.verify import Row, StoredRow, UnreadableError, Verdict, verify_rows
 
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 _CURSOR: Final = re.compile(r"([\x21-\x7e]{1,128}):([0-9]{1,18})", re.ASCII)
-_POSITION: Final = "SELECT position FROM audit_records NOT INDEXED WHERE chain = ? AND seq = ?"
+_POSITION: Final = "SELECT position FROM audit_records NOT INDEXED WHERE chain = :chain AND seq = :seq"
 _ROWS_AFTER: Final = (
-    "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED WHERE position > ? ORDER BY position"
+    "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED WHERE position > :position "
+    "ORDER BY position"
 )
 
 
@@ -49,6 +50,15 @@ class Exported(NamedTuple):
     line: bytes | None
 
 
+class ExportedRow(NamedTuple):
+    """A record as a line tells it."""
+
+    chain: str
+    seq: int
+    hash: bytes
+    body: bytes
+
+
 _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
 
@@ -65,7 +75,7 @@ def read_cursor(text: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def export(connection: sqlite3.Connection, after: tuple[str, int] | None) -> Iterator[Exported]:
+def export(log: StoredLog, after: tuple[str, int] | None) -> Iterator[Exported]:
     """Return the records in order of insertion, from behind the one named.
 
     Raises:
@@ -73,11 +83,11 @@ def export(connection: sqlite3.Connection, after: tuple[str, int] | None) -> Ite
     """
     position = -1
     if after is not None:
-        found = connection.execute(_POSITION, after).fetchone()
-        if found is None:
+        found = list(log.query(_POSITION, {"chain": after[0], "seq": after[1]}))
+        if not found:
             raise LookupError("there is no such record")
-        (position,) = found
-    for row in map(StoredRow._make, connection.execute(_ROWS_AFTER, (position,))):
+        ((position,),) = found
+    for row in map(StoredRow._make, log.query(_ROWS_AFTER, {"position": position})):
         yield Exported(row.chain, row.seq, _line(row))
 
 
@@ -103,7 +113,7 @@ def verify_export(
     Raises:
         UnreadableError: A part can't be read, or is no export.
     """
-    firsts = (row for row in _rows(paths) if row.seq == FIRST_SEQ)
+    firsts = (row for row in map(StoredRow._make, _rows(paths)) if row.seq == FIRST_SEQ)
     return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key))
 
 
@@ -122,7 +132,7 @@ def _line(row: StoredRow) -> bytes | None:
     return line + b"\n"
 
 
-def _rows(paths: Iterable[Path]) -> Iterator[StoredRow]:
+def _rows(paths: Iterable[Path]) -> Iterator[Row]:
     for path in paths:
         try:
             with path.open("rb") as file:
@@ -131,20 +141,29 @@ def _rows(paths: Iterable[Path]) -> Iterator[StoredRow]:
             raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
 
 
-def _rows_of(lines: Iterable[bytes], path: Path) -> Iterator[StoredRow]:
+def read_line(line: bytes) -> ExportedRow:
+    """Read one line.
+
+    Raises:
+        ValueError: It is none; or RecursionError, if it is nested too deeply.
+    """
+    found = _decoder.decode(line)
+    return ExportedRow(found.chain, found.seq, _hash_of(found.hash), bytes(found.record))
+
+
+def _rows_of(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
     """Read lines. One that is broken is a record without a body, in the chain of the line before it."""
     chain: str | None = None
     for line in lines:
         try:
-            found = _decoder.decode(line)
-            stored = _hash_of(found.hash)
+            found = read_line(line)
         except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
             if chain is None:
                 raise UnreadableError(f"{path} is neither a database nor an exported audit log") from None
             yield StoredRow(chain, None, None, None)
             continue
         chain = found.chain
-        yield StoredRow(chain, found.seq, stored, bytes(found.record))
+        yield found
 
 
 def _hash_of(text: str) -> bytes:

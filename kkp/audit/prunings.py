@@ -1,4 +1,4 @@
-"""A pruning: the signed statement that the first records of a chain were deleted on purpose. No I/O, no clock.
+"""A pruning: the signed statement that a chain's first records were deleted on purpose. No I/O, no clock.
 
 It is a signed line (`kkp.audit.signed_lines`) of the kind `pruning`, by the key of the checkpoints:
 
@@ -8,7 +8,8 @@ chain       whose records are gone
 seq         the last of them: 1 up to this one
 hash        the hash of that last one, which the next one carries as `prev`
 frontier    the complete subtrees that the tree over them is made of, largest first, lowercase hex
-checkpoint  {"hash", "seq"}: the one, delivered outside of the database, that lists the chain at `seq` or behind
+checkpoint  {"hash", "seq"}: one that a sink outside of the database has, and that lists the chain at `seq` or
+            behind
 time        Unix seconds
 key, kid    as a checkpoint's
 ```

@@ -20,8 +20,8 @@ among them. Where a record was replaced together with its hash, that is seen at 
 stands there.
 
 Nearly every record passes through the few lines of `check_all`, since there are millions; what they do not
-recognise goes to `check`, which says what is wrong. Memory holds what is known of each chain, and no record or
-checkpoint that went by.
+recognise goes to `check`, which says what is wrong. Memory holds what is known of each chain, and no record
+and no checkpoint that went by.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class _Chain:
 
     Attributes:
         next_seq: Of the record that is expected.
-        previous: What it may carry as `prev`: one hash; two after a record whose body and hash disagree, since
-            one of them is right; none after one that is beyond reading.
+        previous: What it may carry as `prev`: one hash; two after a record whose body and hash disagree,
+            since one of them is right; none after one that is beyond reading.
         hashes: Of the last records, which the tree has not taken yet.
         tree: Up to those; None behind a record that is not as it was.
         named: The heads that first records name and that did not go by: {seq: {hash: the chain naming it}}.
@@ -353,7 +353,7 @@ class _Verifier:
             self._meet_claims(name, chain)
 
     def _meet_claims(self, name: str, chain: _Chain) -> None:
-        """Compare the record that went by last with what checkpoints list, and look for the next they list."""
+        """Compare the record that went by last with what checkpoints list, and look for the next of those."""
         seq = chain.next_seq - 1
         while True:
             while chain.claims and chain.claims[0].seq <= seq:

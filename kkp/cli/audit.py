@@ -18,11 +18,13 @@ from typing import Final
 
 from kkp import app, data_dir
 from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.signed_lines import read_public_key
 from kkp.audit.sinks import is_gone
-from kkp.audit.sqlite_log import CheckpointFile, own_lines, reading, verify_sqlite
+from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import UnreadableError, Verdict
+from kkp.audit.verify_log import own_lines, verify_sqlite
 from kkp.cli.common import OK, REFUSED, UNUSABLE, origin, settings, with_foundation
 from kkp.config import Settings
 from kkp.errors import ConfigError
@@ -151,7 +153,8 @@ def _export(options: argparse.Namespace) -> int:
     try:
         after = read_cursor(options.after) if options.after is not None else None
         with reading(_settings().database_path) as connection:
-            for record in export(connection, after):
+            log = SQLiteLog(connection)
+            for record in export(log, after):
                 if record.line is None:
                     left_out += 1
                     print(
@@ -161,7 +164,7 @@ def _export(options: argparse.Namespace) -> int:
                 sys.stdout.buffer.write(record.line)
                 last = f"{record.chain}:{record.seq}"
             if options.checkpoints is not None:
-                _write_new(options.checkpoints, [line for _, line in own_lines(connection)])
+                _write_new(options.checkpoints, [line for _, line in own_lines(log)])
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE

@@ -16,9 +16,10 @@ from types import MappingProxyType
 from typing import NamedTuple, final
 
 from kkp import app, data_dir
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.sinks import is_gone
-from kkp.audit.sqlite_log import CheckpointFile, verify_sqlite
 from kkp.audit.verify import UnreadableError
+from kkp.audit.verify_log import verify_sqlite
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path

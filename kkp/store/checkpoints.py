@@ -1,4 +1,4 @@
-"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed; and the chains' trees."""
+"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed; and the trees."""
 
 from __future__ import annotations
 

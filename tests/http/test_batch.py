@@ -21,7 +21,7 @@ import rfc8785
 
 from kkp import batch, tokens
 from kkp.app import foundation
-from kkp.audit.sqlite_log import verify_sqlite
+from kkp.audit.verify_log import verify_sqlite
 from kkp.authz.embedded import EmbeddedPolicy
 from kkp.kms.base import WrappedKey
 from kkp.kms.memory import MemoryKMS

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kkp.audit.sqlite_log import verify_sqlite
 from kkp.audit.verify import UnreadableError
+from kkp.audit.verify_log import verify_sqlite
 from kkp.errors import ConfigError
 from kkp.store.layout import foreign_parts_of_this_version
 from tests.harness import KKP, grant, running

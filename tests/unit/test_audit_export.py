@@ -12,8 +12,9 @@ import pytest
 
 from kkp.audit.chain import record_hash
 from kkp.audit.export import export, is_database, read_cursor, verify_export
-from kkp.audit.sqlite_log import reading, verify_sqlite
+from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import UnreadableError
+from kkp.audit.verify_log import verify_sqlite
 from tests.fakes.logs import a_chain, a_checkpoint, head_of
 
 pytestmark = pytest.mark.promise(30)
@@ -47,7 +48,7 @@ def exported(path: Path, after: tuple[str, int] | None = None) -> Path:
     """Export what can be, and return the file."""
     target = path.with_suffix(".jsonl")
     with reading(path) as connection:
-        target.write_bytes(b"".join(record.line or b"" for record in export(connection, after)))
+        target.write_bytes(b"".join(record.line or b"" for record in export(SQLiteLog(connection), after)))
     return target
 
 
@@ -108,7 +109,7 @@ def test_what_has_no_place_in_a_line_is_reported_left_out_and_found_missing(
 ) -> None:
     database.execute(f"UPDATE audit_records SET {columns} WHERE chain = 'a' AND seq = 3")  # noqa: S608  our own
     with reading(path) as connection:
-        assert [record.line is None for record in export(connection, None)].count(True) == 1
+        assert [record.line is None for record in export(SQLiteLog(connection), None)].count(True) == 1
     assert ("a", 3) in {finding[:2] for finding in verify_export([exported(path)]).findings}
 
 
@@ -117,7 +118,7 @@ def test_an_export_goes_on_behind_a_cursor(path: Path, database: sqlite3.Connect
     assert exported(path, ("a", 4)).read_bytes().splitlines() == lines[4:]
     assert exported(path, ("b", 4)).read_bytes() == b""
     with reading(path) as connection, pytest.raises(LookupError):
-        next(export(connection, ("a", 7)))
+        next(export(SQLiteLog(connection), ("a", 7)))
 
 
 def test_parts_verify_together_and_a_missing_part_is_found(path: Path, database: sqlite3.Connection) -> None:

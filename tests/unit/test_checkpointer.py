@@ -15,11 +15,12 @@ import pytest
 from sqlalchemy import Connection
 
 from kkp.audit.base import AuditEntry, RollbackAccepted
+from kkp.audit.checkpoint_files import CheckpointFile, read_checkpoint_file
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.log import AuditLog
 from kkp.audit.sinks import CheckpointSink, FileSink
-from kkp.audit.sqlite_log import CheckpointFile, read_checkpoint_file, verify_sqlite
+from kkp.audit.verify_log import verify_sqlite
 from kkp.errors import AuditUnavailableError, ConfigError
 from kkp.master_key import MasterKey
 from kkp.model import Action
