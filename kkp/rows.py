@@ -129,6 +129,28 @@ class CheckpointRow(NamedTuple):
     line: bytes
 
 
+class ChainState(NamedTuple):
+    """What the tables say of a chain.
+
+    Attributes:
+        chain: Its id.
+        head_seq: The number of its last record.
+        carried_seq: That of the head which a first record of another chain carries.
+        listed_seq: Up to which record a checkpoint lists its tree.
+        listed_by: The number of that checkpoint.
+        is_delivered: Whether the sink has it.
+        pruning: The signed line that says which of its records are gone; None: none.
+    """
+
+    chain: str
+    head_seq: int
+    carried_seq: int | None
+    listed_seq: int | None
+    listed_by: int | None
+    is_delivered: bool | None
+    pruning: object
+
+
 class SignedRows(NamedTuple):
     """A new checkpoint, and the trees whose roots it lists."""
 

@@ -10,7 +10,7 @@ seq     1, 2, 3 … without a gap
 prev    the previous record's hash, lowercase hex; 64 zeros at seq 1
 time    Unix seconds, to the millisecond
 type    start | decision | outcome | failed_authentication | rate_limited | probe | rollback_accepted |
-        break_glass
+        break_glass | pruned
 …       members in clear: nothing but CLEAR_FIELDS
 private       {field: HMAC-SHA-256, lowercase hex}     see kkp.audit.sealing
 input_sealed  {"day": "2026-11-22", "data": base64url}  see kkp.audit.sealing
@@ -52,7 +52,7 @@ DECISION_FIELDS: Final = (
 """The fields of a decision that are recorded as they are."""
 
 CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {
-    "checkpoint", "heads", "imported", "imported_hash", "reason", "ref", "version",
+    "checkpoint", "heads", "imported", "imported_hash", "prunings", "reason", "ref", "version",
 }  # fmt: skip
 """All that a record of any type may say in clear. A field that is missing here can't be written at all."""
 

@@ -4,6 +4,9 @@
 {"chain":"…","seq":1,"hash":"<hex>","record":{…}}
 ```
 
+Before the first record of the log stands the signed line of each pruning (`kkp.audit.prunings`), if there are
+any, and at the head of a file of pruned records their proof (`kkp.audit.proofs`).
+
 `record` is the record's body, byte for byte as it was hashed; `chain`, `seq` and `hash` are the database's
 columns. A record whose columns or body were replaced by something that has no place in such a line is left
 out and reported; verification then finds that it is missing.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import filterfalse, takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,10 +27,13 @@ import msgspec
 from kkp.audit.chain import FIRST_SEQ
 from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import weigh
-from kkp.audit.stored_log import StoredLog
+from kkp.audit.prunings import read_pruning
+from kkp.audit.stored_log import StoredLog, stored_prunings
 from kkp.audit.verify import Row, StoredRow, UnreadableError, Verdict, verify_rows
 
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
+_PRUNING: Final = b'{"pruning":'
+_PROOF: Final = b'{"proves":'
 _CURSOR: Final = re.compile(r"([\x21-\x7e]{1,128}):([0-9]{1,18})", re.ASCII)
 _POSITION: Final = "SELECT position FROM audit_records NOT INDEXED WHERE chain = :chain AND seq = :seq"
 _ROWS_AFTER: Final = (
@@ -82,13 +89,15 @@ def export(log: StoredLog, after: tuple[str, int] | None) -> Iterator[Exported]:
         LookupError: There is no such record.
     """
     position = -1
-    if after is not None:
+    if after is None:
+        yield from _exported_prunings(log)
+    else:
         found = list(log.query(_POSITION, {"chain": after[0], "seq": after[1]}))
         if not found:
             raise LookupError("there is no such record")
         ((position,),) = found
     for row in map(StoredRow._make, log.query(_ROWS_AFTER, {"position": position})):
-        yield Exported(row.chain, row.seq, _line(row))
+        yield Exported(row.chain, row.seq, write_row(row))
 
 
 def is_database(path: Path) -> bool:
@@ -114,10 +123,11 @@ def verify_export(
         UnreadableError: A part can't be read, or is no export.
     """
     firsts = (row for row in map(StoredRow._make, _rows(paths)) if row.seq == FIRST_SEQ)
-    return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key))
+    return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key), _prunings(paths))
 
 
-def _line(row: StoredRow) -> bytes | None:
+def write_row(row: StoredRow) -> bytes | None:
+    """Return the line of a record, with its newline; None if it has no place in one."""
     if not isinstance(row.chain, str) or not isinstance(row.seq, int):
         return None
     if not isinstance(row.hash, bytes) or not isinstance(row.body, bytes) or b"\n" in row.body:
@@ -132,11 +142,39 @@ def _line(row: StoredRow) -> bytes | None:
     return line + b"\n"
 
 
+def _exported_prunings(log: StoredLog) -> Iterator[Exported]:
+    for chain, line in stored_prunings(log):
+        is_line = isinstance(line, bytes) and line.startswith(_PRUNING) and b"\n" not in line
+        yield Exported(chain, 0, line + b"\n" if is_line else None)
+
+
+def _prunings(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                for line in takewhile(_is_no_record, file):
+                    if line.startswith(_PRUNING):
+                        yield _pruned_chain(line.removesuffix(b"\n")), line.removesuffix(b"\n")
+        except OSError as error:
+            raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+
+
+def _pruned_chain(line: bytes) -> str:
+    try:
+        return read_pruning(line).head.chain
+    except ValueError:  # whoever takes it in, says so
+        return "an exported pruning"
+
+
+def _is_no_record(line: bytes) -> bool:
+    return line.startswith((_PRUNING, _PROOF))
+
+
 def _rows(paths: Iterable[Path]) -> Iterator[Row]:
     for path in paths:
         try:
             with path.open("rb") as file:
-                yield from _rows_of(file, path)
+                yield from _rows_of(filterfalse(_is_no_record, file), path)
         except OSError as error:
             raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
 

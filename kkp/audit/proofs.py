@@ -15,7 +15,7 @@ checkpoint  the line of a checkpoint that lists the chain, with a root, at the l
 seq         its number
 record      its body, as text
 path        RFC 6962's inclusion proof (2.1.1) of leaf `seq` - 1
-since       null, or {"checkpoint", "path"}: the line of an older checkpoint, and RFC 6962's consistency
+since       null, or {"checkpoint", "path"}: an older checkpoint's line, and RFC 6962's consistency
             proof (2.1.2) of its tree of the chain
 ```
 
@@ -30,8 +30,8 @@ behind       the same, of those behind them, up to the size that the checkpoint 
 
 Hashes are in lowercase hex, in the order of the RFC, or of the leaves.
 
-A proof can't say that what a record tells is true, nor that everybody is shown the same log: for that, readers
-compare their checkpoints with one another.
+A proof can't say that what a record tells is true, nor that everybody is shown the same log: for that,
+readers compare their checkpoints with one another.
 
 Evolution: the format never changes in place. A new member or meaning is a new `v`.
 """

@@ -47,6 +47,12 @@ class SQLiteLog:
         return bool(count)
 
 
+def stored_prunings(log: StoredLog) -> Iterable[tuple[Any, ...]]:
+    """Return the chains that lost records, and the signed lines that say which; a layout without them has none."""
+    query = "SELECT chain, line FROM audit_prunings NOT INDEXED ORDER BY chain"
+    return log.query(query) if log.has("audit_prunings") else ()
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database file for reading one state of it, also while it is being written to.

@@ -20,7 +20,7 @@ from kkp.audit.chain import FIRST_SEQ
 from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpoints import Checkpoint, read_checkpoint
 from kkp.audit.evidence import Series, last_rollback
-from kkp.audit.stored_log import SQLiteLog, StoredLog, reading
+from kkp.audit.stored_log import SQLiteLog, StoredLog, reading, stored_prunings
 from kkp.audit.verify import Row, StoredRow, Verdict, verify_rows
 
 Progress: TypeAlias = Callable[[Iterable[Row], int], Iterable[Row]]
@@ -31,7 +31,6 @@ _ALL_ROWS: Final = "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED
 _COUNT_ROWS: Final = "SELECT count(*) FROM audit_records"  # what a progress bar shows is no evidence
 _CHECKPOINTS: Final = "SELECT seq, line FROM checkpoints NOT INDEXED ORDER BY seq"
 _CHECKPOINT: Final = "SELECT line FROM checkpoints NOT INDEXED WHERE seq = :seq"
-_PRUNINGS: Final = "SELECT chain, line FROM audit_prunings NOT INDEXED ORDER BY chain"
 _ROLLBACK: Final = b'"rollback":true'
 _NUMBER: Final = re.compile(
     rb'"seq":([0-9]{1,16}),"time":[0-9]{1,16},"v":[0-9]{1,3}\},"signature":"[^"]*"\}\Z'
@@ -80,13 +79,12 @@ def verify_log(
         progress: Passes the records on, and shows how many of how many went by.
     """
     evidence = _Checkpoints(log, checkpoints, public_key)
-    prunings = log.query(_PRUNINGS) if log.has("audit_prunings") else ()
     firsts = map(StoredRow._make, log.query(_FIRST_ROWS, {"seq": FIRST_SEQ}))
     rows = cast("Iterable[Row]", log.query(_ALL_ROWS))
     if progress is not None:
         ((count,),) = log.query(_COUNT_ROWS)
         rows = progress(rows, count)
-    verdict = verify_rows(rows, firsts, evidence.series(), prunings)
+    verdict = verify_rows(rows, firsts, evidence.series(), stored_prunings(log))
     return replace(verdict, disagreements=(*verdict.disagreements, *evidence.problems()))
 
 

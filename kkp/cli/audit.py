@@ -1,4 +1,4 @@
-"""`kkp audit`: check, export and vouch for the audit log, and take in what was done past it.
+"""`kkp audit`: check, export, prove, vouch for and shorten the audit log, and take in what was done past it.
 
 `verify` and `export` open the database for reading only, need no key, and also run while KKP serves. Reading
 this way is the right of whoever may read the file, and leaves no record. `import` takes in the file of
@@ -8,7 +8,6 @@ this way is the right of whoever may read the file, and leaves no record. `impor
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,12 +19,22 @@ from kkp import app, data_dir
 from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
 from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.export import export, is_database, read_cursor, verify_export
-from kkp.audit.signed_lines import read_public_key
 from kkp.audit.sinks import is_gone
 from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import UnreadableError, Verdict
 from kkp.audit.verify_log import own_lines, verify_sqlite
-from kkp.cli.common import OK, REFUSED, UNUSABLE, origin, settings, with_foundation
+from kkp.cli import audit_proofs, audit_retention
+from kkp.cli.common import (
+    OK,
+    REFUSED,
+    UNUSABLE,
+    check_public_key,
+    origin,
+    settings,
+    with_foundation,
+    write_private,
+)
+from kkp.cli.progress import shown
 from kkp.config import Settings
 from kkp.errors import ConfigError
 from kkp.model import Credentials
@@ -39,9 +48,9 @@ TOO_OLD: Final = 4
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    verbs = commands.add_parser("audit", help="check, export and vouch for the audit log").add_subparsers(
-        required=True, metavar="VERB"
-    )
+    verbs = commands.add_parser(
+        "audit", help="check, export, prove and shorten the audit log"
+    ).add_subparsers(required=True, metavar="VERB")
     verify = verbs.add_parser(
         "verify",
         help="find any change in the log",
@@ -71,11 +80,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command=_checkpoint
     )
     verbs.add_parser("key", help="print the public key of the checkpoints").set_defaults(command=_key)
+    audit_proofs.register(verbs)
+    audit_retention.register(verbs)
 
 
 def _verify(options: argparse.Namespace) -> int:
     if options.public_key is not None:
-        _check_public_key(options.public_key)
+        check_public_key(options.public_key)
     chosen = None if options.files else _settings()
     try:
         verdict = _verdict(options, chosen)
@@ -84,7 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
         return UNUSABLE
     for part in verdict.alterations:
         print(f"the layout of the database was altered: {part}")
-    for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes):
+    for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes, *verdict.prunings):
         print(line)
     newest = verdict.evidence.newest
     if newest is not None:
@@ -112,7 +123,11 @@ def _verdict(options: argparse.Namespace, chosen: Settings | None) -> Verdict:
         checkpoints = [checkpoint for file in found for checkpoint in file.read()]
         return verify_export(paths, checkpoints, public_key=options.public_key)
     verdict = verify_sqlite(
-        paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
+        paths[0],
+        found,
+        public_key=options.public_key,
+        foreign_parts=foreign_parts_of_this_version,
+        progress=shown if sys.stderr.isatty() else None,
     )
     if sink is not None and is_gone(sink):
         problem = f"KKP_CHECKPOINT_SINK: {sink.path} does not exist; it was deleted, or KKP never wrote to it"
@@ -141,13 +156,6 @@ def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tup
     return OK, "clean"
 
 
-def _check_public_key(text: str) -> None:
-    try:
-        read_public_key(text)
-    except ValueError as error:
-        raise ConfigError([f"--public-key: {error}"]) from None
-
-
 def _export(options: argparse.Namespace) -> int:
     left_out, last = 0, options.after
     try:
@@ -164,7 +172,8 @@ def _export(options: argparse.Namespace) -> int:
                 sys.stdout.buffer.write(record.line)
                 last = f"{record.chain}:{record.seq}"
             if options.checkpoints is not None:
-                _write_new(options.checkpoints, [line for _, line in own_lines(log)])
+                lines = (line + b"\n" for _, line in own_lines(log) if isinstance(line, bytes))
+                write_private(options.checkpoints, lines, "--checkpoints")
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE
@@ -172,15 +181,6 @@ def _export(options: argparse.Namespace) -> int:
         raise ConfigError([f"--after {options.after}: {error}"]) from None
     print(f"kkp: to go on later: --after {last}", file=sys.stderr)
     return REFUSED if left_out else OK
-
-
-def _write_new(path: Path, lines: Sequence[object]) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise ConfigError([f"--checkpoints {path}: {error.strerror}"]) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.writelines(line + b"\n" for line in lines if isinstance(line, bytes))
 
 
 def _import(options: argparse.Namespace) -> int:

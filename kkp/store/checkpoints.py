@@ -57,7 +57,7 @@ class CheckpointStore:
 
     async def hashes(self, chain: str, after: int, upto: int) -> Sequence[object]:
         """Return the hashes of a chain's records behind this number, up to that one, in order."""
-        return await self._database.read(lambda connection: _hashes(connection, chain, after, upto))
+        return await self._database.read(lambda connection: read_hashes(connection, chain, after, upto))
 
     async def pruning(self, chain: str) -> object:
         """Return the signed line that says which of a chain's records are gone; None: none."""
@@ -82,7 +82,7 @@ class CheckpointStore:
         """Add the checkpoint that `make` makes of the newest one and of where the log stands, if any."""
 
         def work(connection: Connection) -> CheckpointRow | None:
-            made = make(_newest(connection), _position(connection), partial(_hashes, connection))
+            made = make(_newest(connection), _position(connection), partial(read_hashes, connection))
             if made is None:
                 return None
             connection.execute(insert(_checkpoints).values(**made.checkpoint._asdict(), delivered=False))
@@ -128,7 +128,8 @@ def _position(connection: Connection) -> LogPosition:
     )
 
 
-def _hashes(connection: Connection, chain: str, after: int, upto: int) -> Sequence[object]:
+def read_hashes(connection: Connection, chain: str, after: int, upto: int) -> Sequence[object]:
+    """Return the hashes of a chain's records behind this number, up to that one, in order."""
     place = (_records.c.chain == chain) & (_records.c.seq > after) & (_records.c.seq <= upto)
     return connection.execute(select(_records.c.hash).where(place).order_by(_records.c.seq)).scalars().all()
 
