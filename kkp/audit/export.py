@@ -66,6 +66,11 @@ class ExportedRow(NamedTuple):
     body: bytes
 
 
+class _Proof(msgspec.Struct, frozen=True):
+    chain: str
+
+
+_proof_decoder = msgspec.json.Decoder(_Proof)
 _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
 
@@ -148,15 +153,28 @@ def _exported_prunings(log: StoredLog) -> Iterator[Exported]:
         yield Exported(chain, 0, line + b"\n" if is_line else None)
 
 
-def _prunings(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                for line in takewhile(_is_no_record, file):
-                    if line.startswith(_PRUNING):
-                        yield _pruned_chain(line.removesuffix(b"\n")), line.removesuffix(b"\n")
-        except OSError as error:
-            raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+def _prunings(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """Return the prunings of chains whose pruned records are not among the parts themselves."""
+    heads = [line.removesuffix(b"\n") for path in paths for line in _head(path)]
+    present = {_proven_chain(line) for line in heads if line.startswith(_PROOF)}
+    for line in heads:
+        if line.startswith(_PRUNING) and (chain := _pruned_chain(line)) not in present:
+            yield chain, line
+
+
+def _head(path: Path) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            return list(takewhile(_is_no_record, file))
+    except OSError as error:
+        raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+
+
+def _proven_chain(line: bytes) -> str | None:
+    try:
+        return _proof_decoder.decode(line).chain
+    except (ValueError, RecursionError):
+        return None
 
 
 def _pruned_chain(line: bytes) -> str:

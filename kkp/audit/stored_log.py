@@ -48,7 +48,7 @@ class SQLiteLog:
 
 
 def stored_prunings(log: StoredLog) -> Iterable[tuple[Any, ...]]:
-    """Return the chains that lost records, and the signed lines that say which; a layout without them has none."""
+    """Return the chains that lost records, and the signed lines that say which; older layouts have none."""
     query = "SELECT chain, line FROM audit_prunings NOT INDEXED ORDER BY chain"
     return log.query(query) if log.has("audit_prunings") else ()
 
