@@ -24,6 +24,7 @@ from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import CheckpointSigner
 from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
+from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import open_sink
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
@@ -113,6 +114,7 @@ class Foundation:
         directory: The identities, loaded.
         audit: This boot's chain, open.
         checkpoints: Of the whole log; the database is not behind the newest.
+        reserve: What must be free for anything new to be done.
     """
 
     settings: Settings
@@ -122,6 +124,7 @@ class Foundation:
     directory: IdentityDirectory
     audit: AuditLog
     checkpoints: Checkpointer
+    reserve: SpaceReserve
 
     def keyring(self) -> Keyring:
         """Return the signing keyring, not read yet."""
@@ -190,7 +193,8 @@ async def foundation(
         if accepted is not None:
             await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
             await checkpoints.write()
-        yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints)
+        reserve = SpaceReserve(settings.database_path.parent, settings.audit_min_free_bytes)
+        yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints, reserve)
 
 
 @asynccontextmanager
@@ -287,7 +291,7 @@ async def _running_services(
             await stack.enter_async_context(running(data_keys.run()))
         identities = base.directory.run(base.settings.ring_times.poll)
         background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
-        await stack.enter_async_context(running(*background))
+        await stack.enter_async_context(running(*background, base.reserve.run()))
         yield services
 
 
@@ -364,7 +368,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         state=state,
         authenticator=authenticator,
         policy=policy if metrics is None else metrics.policy(policy),
-        audit=base.audit if metrics is None else metrics.records(base.audit),
+        audit=base.reserve.guard(base.audit if metrics is None else metrics.records(base.audit)),
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
         limits=CallerLimits(rate, burst, time.monotonic, limited.count),
@@ -406,6 +410,7 @@ def _readiness(
         "revoked_tokens": revocations_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
+        "audit_space": base.reserve.check_ready,
         "checkpoints": base.checkpoints.check_ready,
     }
 
