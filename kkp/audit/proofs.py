@@ -195,7 +195,8 @@ def _check_records(proof: RecordsProof, lines: Iterable[bytes], head: ListedHead
         raise DisprovedError("the records are not where the checkpoint lists them") from error
     tree.extend(_records(proof, lines))
     if tree.size != proof.last:
-        raise DisprovedError(f"record {tree.size + 1} is missing")
+        found, wanted = tree.size + 1 - proof.first, proof.last + 1 - proof.first
+        raise DisprovedError(f"{found} records follow, and the proof is about {wanted}")
     for part, node in zip(behind, _hashes(proof.behind), strict=True):
         tree.add_subtree(node, part.end - part.start)
     if tree.root() != _root(head):

@@ -18,7 +18,7 @@ from kkp.audit.evidence import Evidence, NotCheckpointsError, read_lines, weigh
 from kkp.audit.signed_lines import MAX_LINE_BYTES, key_id, read_public_key
 from kkp.master_key import MasterKey
 from kkp.rows import LogPosition, Standing
-from tests.fakes.logs import NOW, a_checkpoint, a_signer
+from tests.fakes.logs import NOW, OF_VERSION_1, a_checkpoint, a_signer
 
 pytestmark = pytest.mark.promise(30)
 
@@ -27,16 +27,6 @@ B = ChainHead("20261122T031500Z-0000000b", 9, b"\xbb" * 32)
 POSITION = LogPosition(epoch=5, records=16, heads=(B, A))
 PREFIX = b"kkp/audit-checkpoint/v2\0"
 ROOTS = {A.chain: b"\x11" * 32}
-OF_VERSION_1 = (  # as it was signed before there were trees
-    b'{"checkpoint":{"epoch":5,"heads":[{"chain":"20261122T031500Z-0000000a","hash":"'
-    + b"aa" * 32
-    + b'","seq":7}],"key":"Bf56XuodM7OM-f4Go1MiIC8RNCPAfMqZpjZ6S6v3Aqg",'
-    b'"kid":"wGFAAkiBRZpRX86Nj4ddFtmBs5jGYwvWxVOIW6bB6Ic","prev":"'
-    + b"00"
-    * 32
-    + b'","records":16,"rollback":false,"seq":1,"time":1795317300,"v":1},"signature":"'
-    b'U1kD06eRtSX12KR9MFcBQ6UyuYq6RH9cih-Zu8Y1ZFURteAjy4KBPtfvpSbRLHROWMcI4O5YIGCqLThMFSAhAQ"}'
-)
 
 
 def encoded(raw: bytes) -> str:
