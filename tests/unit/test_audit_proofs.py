@@ -180,7 +180,7 @@ OF_A_RECORD: dict[str, tuple[Alter, str]] = OF_ANY | {
 }  # fmt: skip
 OF_RECORDS: dict[str, tuple[Alter, str]] = OF_ANY | {
     "a later first one": (lambda proof: proof.update(first=7), "not where|another one"),
-    "an earlier last one": (lambda proof: proof.update(last=10), "6 records follow, and the proof is about 5"),
+    "an earlier last one": (lambda proof: proof.update(last=10), "6 records follow"),
     "a last one beyond the tree": (lambda proof: proof.update(last=22), "not where"),
     "a last one before the first": (lambda proof: proof.update(last=5), "not where"),
     "fewer subtrees before": (lambda proof: proof["before"].pop(), "not where"),
