@@ -35,7 +35,7 @@ from kkp.errors import ConfigError
 from kkp.model import Credentials
 from kkp.operations.break_glass import ImportBreakGlass
 from kkp.store.audit import AuditStore
-from kkp.store.layout import foreign_parts_of_this_version
+from kkp.store.sqlite_layout import foreign_parts_of_this_version
 
 BEHIND: Final = 3
 TOO_OLD: Final = 4

@@ -5,16 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, outerjoin, select, update
 
 from kkp.rows import ChainHead, CheckpointRow, LogPosition, Standing
 from kkp.store import schema
-from kkp.store.audit import SELECT_UNCARRIED
-from kkp.store.sql import Database, read_epoch
+from kkp.store.audit import IS_UNCARRIED
+from kkp.store.base import SELECT_EPOCH, Database, read_epoch
 
 _checkpoints = schema.checkpoints
 _records = schema.audit_records
-_COUNT_RECORDS = select(func.coalesce(func.sum(schema.audit_chains.c.head_seq), 0))
+_chains = schema.audit_chains
+_COUNT_RECORDS = select(func.coalesce(func.sum(_chains.c.head_seq), 0))
+# One statement, because on PostgreSQL the chains grow also while a write goes on.
+_SELECT_POSITION = (
+    select(
+        SELECT_EPOCH.scalar_subquery(),
+        _COUNT_RECORDS.scalar_subquery(),
+        _chains.c.chain,
+        _chains.c.head_seq,
+        _chains.c.head_hash,
+    )
+    .select_from(outerjoin(schema.state, _chains, IS_UNCARRIED))
+    .order_by(_chains.c.chain)
+)
 _SELECT_NEWEST = select(_checkpoints.c.seq, _checkpoints.c.line).order_by(_checkpoints.c.seq.desc()).limit(1)
 
 
@@ -45,7 +58,7 @@ class CheckpointStore:
         def work(connection: Connection) -> Standing:
             return Standing(
                 epoch=read_epoch(connection),
-                records=connection.execute(_COUNT_RECORDS).scalar_one(),
+                records=int(connection.execute(_COUNT_RECORDS).scalar_one()),
                 hashes=tuple(_stored_hash(connection, head) for head in heads),
             )
 
@@ -57,12 +70,7 @@ class CheckpointStore:
         """Add the checkpoint that `make` makes of the newest one and of where the log stands, if any."""
 
         def work(connection: Connection) -> CheckpointRow | None:
-            position = LogPosition(
-                epoch=read_epoch(connection),
-                records=connection.execute(_COUNT_RECORDS).scalar_one(),
-                heads=tuple(ChainHead(*row) for row in connection.execute(SELECT_UNCARRIED)),
-            )
-            made = make(_newest(connection), position)
+            made = make(_newest(connection), _position(connection))
             if made is not None:
                 connection.execute(insert(_checkpoints).values(**made._asdict(), delivered=False))
             return made
@@ -91,6 +99,13 @@ class CheckpointStore:
 def _newest(connection: Connection) -> CheckpointRow | None:
     row = connection.execute(_SELECT_NEWEST).first()
     return CheckpointRow(*row) if row else None
+
+
+def _position(connection: Connection) -> LogPosition:
+    rows = connection.execute(_SELECT_POSITION).all()
+    epoch, records, *_ = rows[0]
+    heads = tuple(ChainHead(*head) for _, _, *head in rows if head[0] is not None)
+    return LogPosition(epoch, int(records), heads)
 
 
 def _stored_hash(connection: Connection, head: ChainHead) -> object:

@@ -15,7 +15,7 @@ import pytest
 
 from kkp.audit.verify import UnreadableError, verify_sqlite
 from kkp.errors import ConfigError
-from kkp.store.layout import foreign_parts_of_this_version
+from kkp.store.sqlite_layout import foreign_parts_of_this_version
 from tests.harness import KKP, grant, running
 from tests.integration.process import kkp as command
 
