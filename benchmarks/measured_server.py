@@ -22,7 +22,7 @@ from kkp.authz.embedded import EmbeddedPolicy
 from kkp.operations.envelopes import Decrypt
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Pipeline
-from kkp.store.sql import _Lane
+from kkp.store.sqlite import _Lane
 from kkp.web import schemas
 
 # No part stands inside another one, so their sum is never more than the whole. No coroutine of these waits.

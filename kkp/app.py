@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
-from sqlalchemy import URL
-
 from kkp import data_dir, kms
 from kkp.audit.base import RollbackAccepted
 from kkp.audit.checkpointer import Checkpointer
@@ -66,12 +64,13 @@ from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.store.audit import AuditStore
+from kkp.store.base import Database
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.opening import open_database
 from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
-from kkp.store.sql import Database
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
@@ -178,9 +177,7 @@ async def foundation(
     master_key = MasterKey(_master_key(settings, create=create))
     async with AsyncExitStack() as stack:
         check = master_key.check_value()
-        data_dir.prepare_database(settings.database_path, create=create)
-        url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
-        database = await Database.open(url, master_key_check=check)
+        database = await open_database(settings, master_key_check=check, create=create)
         stack.push_async_callback(database.close)
         directory = IdentityDirectory(IdentityStore(database), master_key, clock)
         await directory.load()
@@ -193,7 +190,8 @@ async def foundation(
         if accepted is not None:
             await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
             await checkpoints.write()
-        reserve = SpaceReserve(settings.database_path.parent, settings.audit_min_free_bytes)
+        directory_of_file = settings.database_path.parent if settings.postgres is None else None
+        reserve = SpaceReserve(directory_of_file, settings.audit_min_free_bytes)
         yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints, reserve)
 
 
@@ -423,7 +421,8 @@ def _master_key(settings: Settings, *, create: bool) -> bytes:
     if settings.master_key is not None:
         return settings.master_key
     may_create = create and settings.master_key_file.parent == settings.data_dir
-    if may_create and settings.database_path.exists() and not settings.master_key_file.exists():
+    is_file = settings.postgres is None
+    if may_create and is_file and settings.database_path.exists() and not settings.master_key_file.exists():
         raise ConfigError([f"KKP_MASTER_KEY_FILE: {settings.master_key_file} is gone; its database needs it"])
     return data_dir.master_key(settings.master_key_file, may_create=may_create)
 

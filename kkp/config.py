@@ -21,6 +21,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +34,8 @@ from kkp.backend_tables import BACKEND_NAME
 from kkp.errors import ConfigError
 from kkp.model import JSON, BackendLimits
 from kkp.peers import Network, parse_networks
+from kkp.postgres_address import GOOD as GOOD_POSTGRES
+from kkp.postgres_address import PostgresAddress, is_postgres, read_address
 from kkp.ring_times import SETTINGS as RING_SETTINGS
 from kkp.ring_times import RingTimes
 
@@ -121,7 +124,9 @@ class Settings:
         metrics_listen: Where metrics are served, on loopback; None for nowhere.
         drain_seconds: How long a stopping server stays up, unready, before it stops listening.
         data_dir: Holds the database and the keys of `kkp dev`; mode 0700.
-        database_url: SQLAlchemy URL.
+        database_url: The database as it was named.
+        postgres: Where it is, if it is PostgreSQL.
+        database_password_file: The file that holds its password, if that is not in the URL.
         master_key: The key itself, when it came by the environment.
         master_key_file: The file that holds it otherwise.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
@@ -152,6 +157,8 @@ class Settings:
     drain_seconds: float
     data_dir: Path
     database_url: str = field(repr=False)  # a database URL may carry a password
+    postgres: PostgresAddress | None
+    database_password_file: Path | None
     master_key: bytes | None = field(repr=False)
     master_key_file: Path
     issuer: str
@@ -175,7 +182,15 @@ class Settings:
 
     @property
     def database_path(self) -> Path:
-        """The SQLite file of `database_url`."""
+        """The SQLite file of `database_url`.
+
+        Raises:
+            ConfigError: It is no file.
+        """
+        if self.postgres is not None:
+            raise ConfigError(
+                ["KKP_DATABASE_URL: this command reads a SQLite file, and the database is none"]
+            )
         return Path(self.database_url.removeprefix(_SQLITE))
 
 
@@ -372,7 +387,8 @@ _SETTINGS: Mapping[str, _Setting] = {
     ),
     "KKP_DRAIN_SECS": _Setting("5", _drain_seconds, "seconds, from 0 to 600"),
     "KKP_DATA_DIR": _Setting("./.kkp", Path, "a directory"),
-    "KKP_DATABASE_URL": _Setting("", str, "sqlite:///path/to/kkp.db"),
+    "KKP_DATABASE_URL": _Setting("", str, f"sqlite:///path/to/kkp.db or {GOOD_POSTGRES}"),
+    "KKP_DATABASE_PASSWORD_FILE": _Setting("", _optional_path, "the path of a file of mode 0600"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
     "KKP_MASTER_KEY_FILE": _Setting("", _key_file, "the path of a file of mode 0600"),
     "KKP_MASTER_KEY_KMS": _Setting("", str, "KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"),
@@ -474,6 +490,13 @@ class Draft:
         # An in-memory database would be another one for each connection.
         found = re.fullmatch(re.escape(_SQLITE) + r"((?!:memory:)[^?]+)", self.database_url)
         return Path(found[1]) if found is not None else None
+
+    @property
+    def postgres(self) -> PostgresAddress | None:
+        """The PostgreSQL of `database_url`; None if it names something else, or can't be read."""
+        with suppress(ValueError):
+            return read_address(self.database_url)
+        return None
 
     @property
     def master_key_file(self) -> Path:
@@ -726,8 +749,25 @@ def _check_given(draft: Draft, way: Way, refused: Collection[str]) -> None:
 
 
 def _check_database(draft: Draft) -> None:
-    if draft.database_path is None:
-        draft.problems.append("KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db")
+    url, has_file = draft.database_url, bool(draft.texts["KKP_DATABASE_PASSWORD_FILE"])
+    if not is_postgres(url):
+        if draft.database_path is None:
+            draft.problems.append(
+                f"KKP_DATABASE_URL: it is no SQLite file and no PostgreSQL; give sqlite:///path/to/kkp.db or "
+                f"{GOOD_POSTGRES}"
+            )
+        if has_file:
+            draft.problems.append("KKP_DATABASE_PASSWORD_FILE: a SQLite file has no password; unset it")
+        return
+    try:
+        address = read_address(url)
+    except ValueError as error:  # the text may hold a password, and is not repeated
+        draft.problems.append(f"KKP_DATABASE_URL: {error}; give {GOOD_POSTGRES}")
+        return
+    if has_file and address.password is not None:
+        draft.problems.append(
+            "KKP_DATABASE_PASSWORD_FILE: KKP_DATABASE_URL has a password too; give one of them"
+        )
 
 
 def _check_master_key(draft: Draft) -> None:
@@ -815,6 +855,8 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         drain_seconds=values["KKP_DRAIN_SECS"],
         data_dir=values["KKP_DATA_DIR"],
         database_url=draft.database_url,
+        postgres=draft.postgres,
+        database_password_file=values["KKP_DATABASE_PASSWORD_FILE"],
         master_key=values["KKP_MASTER_KEY"],
         master_key_file=draft.master_key_file,
         issuer=values["KKP_ISSUER"] or f"http://{listen}",

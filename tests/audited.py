@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kkp.audit.base import AuditEntry
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner
 from kkp.audit.log import AuditLog
 from kkp.audit.retention import Pruner
+from kkp.audit.stored_log import PostgreSQLLog, SQLiteLog, StoredLog, reading
 from kkp.audit.verify import Verdict
-from kkp.audit.verify_log import verify_sqlite
+from kkp.audit.verify_log import verify_log
 from kkp.errors import AuditUnavailableError
 from kkp.master_key import MasterKey
 from kkp.model import Action
 from kkp.store.audit import AuditStore
+from kkp.store.base import Database
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.retention import RetentionStore
-from kkp.store.sql import Database
+from tests.databases import Place
 from tests.fakes.clock import FakeClock
 
+ResultT = TypeVar("ResultT")
 MASTER_KEY = MasterKey(b"k" * 32)
 PUBLIC_KEY = CheckpointSigner(MASTER_KEY).public_key
 
@@ -70,17 +74,24 @@ class Boot:
 
 
 class AuditedDatabase:
-    """A database, and the clock of everybody who uses it."""
+    """A database, and the clock and the sink of everybody who uses it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, place: Place, path: Path | None = None) -> None:
+        self.place = place
+        self._path = path
         self.sink = ListSink()
         self.clock = FakeClock()
+
+    @property
+    def path(self) -> Path:
+        """Where the SQLite file is."""
+        assert self._path is not None
+        return self._path
 
     @asynccontextmanager
     async def boot(self, chain: str) -> AsyncIterator[Boot]:
         """Start as the server does, and stop as cleanly."""
-        database = await Database.open(f"sqlite:///{self.path}", master_key_check=b"check")
+        database = await self.place.open()
         try:
             signer = CheckpointSigner(MASTER_KEY)
             checkpoints = Checkpointer(
@@ -95,6 +106,22 @@ class AuditedDatabase:
         finally:
             await database.close()
 
-    def verify(self) -> Verdict:
+    async def read(self, read: Callable[[StoredLog], ResultT]) -> ResultT:
+        """Read the log as the commands do."""
+        if self._path is not None:
+            with reading(self._path) as connection:
+                return read(SQLiteLog(connection))
+        database = await self.place.open()
+        try:
+            return await database.read(lambda connection: read(PostgreSQLLog(connection)))
+        finally:
+            await database.close()
+
+    async def verify(self) -> Verdict:
         """Verify the log with the key pinned."""
-        return verify_sqlite(self.path, public_key=PUBLIC_KEY)
+        return await self.read(lambda log: verify_log(log, public_key=PUBLIC_KEY))
+
+    async def numbers(self, chain: str = "server") -> list[int]:
+        """Return the numbers of the records that are left of a chain."""
+        query = "SELECT seq FROM audit_records WHERE chain = :chain ORDER BY seq"
+        return await self.read(lambda log: [seq for (seq,) in log.query(query, {"chain": chain})])

@@ -12,7 +12,7 @@ import pytest
 
 import kkp as kkp_package
 from kkp.cli.common import collect_garbage_rarely
-from tests import privileges
+from tests import postgres, privileges
 from tests.harness import KKP, running
 from tests.promises import PROMISES, Recorder
 
@@ -62,6 +62,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def record_promise(request: pytest.FixtureRequest) -> Recorder:
     """Take what a test counted for a promise."""
     return Recorder(request.config.getoption("promise_figures"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgreSQL]:
+    """A PostgreSQL of this worker's own, started when the first test wants it."""
+    binaries = postgres.binaries()
+    if binaries is None:
+        pytest.skip(postgres.NO_BINARIES)
+    with postgres.running(binaries) as server:
+        yield server
 
 
 @pytest.fixture

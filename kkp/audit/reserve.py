@@ -38,11 +38,11 @@ class SpaceReserve:
     """Watches the free space of a file system.
 
     Args:
-        directory: A directory on it.
+        directory: A directory on it; None: it is no disk of this machine.
         min_free_bytes: What must be free; 0: nothing need be.
     """
 
-    def __init__(self, directory: Path, min_free_bytes: int) -> None:
+    def __init__(self, directory: Path | None, min_free_bytes: int) -> None:
         self._directory = directory
         self._min_free_bytes = min_free_bytes
         self._problem: str | None = None
@@ -72,7 +72,7 @@ class SpaceReserve:
         return _Reserved(records, self)
 
     def _look(self) -> str | None:
-        if self._min_free_bytes == 0:
+        if self._directory is None or self._min_free_bytes == 0:
             return None
         try:
             found = os.statvfs(self._directory)

@@ -10,13 +10,16 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, Final, Protocol, TypeAlias, cast, final
+
+from sqlalchemy import Connection, text
 
 from kkp.audit.verify import UnreadableError
 from kkp.data_dir import read_only_uri
 from kkp.sqlite_guard import deny_planted_code
 
 Values: TypeAlias = Mapping[str, Any]
+_ROWS_AT_ONCE: Final = 2000
 
 
 class StoredLog(Protocol):
@@ -45,6 +48,28 @@ class SQLiteLog:
         query = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
         (count,) = self._connection.execute(query, (table,)).fetchone()
         return bool(count)
+
+
+@final
+class PostgreSQLLog:
+    """The log of a PostgreSQL database, in a transaction that sees one state."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def query(self, sql: str, values: Values | None = None) -> Iterable[tuple[Any, ...]]:
+        """Return rows, some thousand at a time."""
+        statement = text(sql.replace(" NOT INDEXED", ""))
+        options = {"stream_results": True, "yield_per": _ROWS_AT_ONCE}
+        return cast(
+            "Iterable[tuple[Any, ...]]",
+            self._connection.execute(statement, dict(values or {}), execution_options=options),
+        )
+
+    def has(self, table: str) -> bool:
+        """Tell whether there is such a table."""
+        query = text("SELECT to_regclass(:name)")
+        return self._connection.execute(query, {"name": table}).scalar() is not None
 
 
 def stored_prunings(log: StoredLog) -> Iterable[tuple[Any, ...]]:

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import heapq
 import re
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Final, TypeAlias, cast, final
 
 from kkp.audit.chain import FIRST_SEQ
 from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpoints import Checkpoint, read_checkpoint
 from kkp.audit.evidence import Series, last_rollback
-from kkp.audit.stored_log import SQLiteLog, StoredLog, reading, stored_prunings
+from kkp.audit.stored_log import StoredLog, stored_prunings
 from kkp.audit.verify import Row, StoredRow, Verdict, verify_rows
 
 Progress: TypeAlias = Callable[[Iterable[Row], int], Iterable[Row]]
@@ -35,32 +33,6 @@ _ROLLBACK: Final = b'"rollback":true'
 _NUMBER: Final = re.compile(
     rb'"seq":([0-9]{1,16}),"time":[0-9]{1,16},"v":[0-9]{1,3}\},"signature":"[^"]*"\}\Z'
 )
-
-
-def verify_sqlite(
-    path: Path,
-    checkpoints: Sequence[CheckpointFile] = (),
-    *,
-    public_key: str | None = None,
-    foreign_parts: Callable[[sqlite3.Connection], Sequence[str]] | None = None,
-    progress: Progress | None = None,
-) -> Verdict:
-    """Verify the audit log of a database file, also while it is being written to.
-
-    Args:
-        path: The file.
-        checkpoints: Some from elsewhere, opened before this is called; taken with the database's own.
-        public_key: The key that must have signed them all; None: whichever signed the first.
-        foreign_parts: Tells what the file has that KKP did not lay out; None: its layout is not looked at.
-        progress: Passes the records on, and shows how many of how many went by.
-
-    Raises:
-        UnreadableError: There is nothing there that could be verified.
-    """
-    with reading(path) as connection:
-        altered = tuple(foreign_parts(connection)) if foreign_parts is not None else ()
-        verdict = verify_log(SQLiteLog(connection), checkpoints, public_key=public_key, progress=progress)
-        return replace(verdict, alterations=altered)
 
 
 def verify_log(

@@ -20,9 +20,8 @@ from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
 from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.sinks import is_gone
-from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import UnreadableError, Verdict
-from kkp.audit.verify_log import own_lines, verify_sqlite
+from kkp.audit.verify_log import own_lines, verify_log
 from kkp.cli import audit_proofs, audit_retention
 from kkp.cli.common import (
     OK,
@@ -35,12 +34,12 @@ from kkp.cli.common import (
     write_private,
 )
 from kkp.cli.progress import shown
+from kkp.cli.stored_log import OpenLog, read_log, read_log_file
 from kkp.config import Settings
 from kkp.errors import ConfigError
 from kkp.model import Credentials
 from kkp.operations.break_glass import ImportBreakGlass
 from kkp.store.audit import AuditStore
-from kkp.store.layout import foreign_parts_of_this_version
 
 BEHIND: Final = 3
 TOO_OLD: Final = 4
@@ -87,7 +86,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _verify(options: argparse.Namespace) -> int:
     if options.public_key is not None:
         check_public_key(options.public_key)
-    chosen = None if options.files else _settings()
+    chosen = None if options.files else settings()
     try:
         verdict = _verdict(options, chosen)
     except UnreadableError as error:
@@ -114,33 +113,27 @@ def _verdict(options: argparse.Namespace, chosen: Settings | None) -> Verdict:
     paths: Sequence[Path] = options.files
     checkpoint_path: Path | None = options.checkpoints
     sink = chosen.checkpoint_sink if chosen is not None and checkpoint_path is None else None
-    if chosen is not None:
-        paths = [chosen.database_path]
     if sink is not None and sink.kind == "file" and sink.path.exists():
         checkpoint_path = sink.path
     found = [CheckpointFile(checkpoint_path)] if checkpoint_path is not None else []
-    if len(paths) > 1 or not is_database(paths[0]):
+
+    def verify(opened: OpenLog) -> Verdict:
+        altered = tuple(opened.foreign_parts())
+        progress = shown if sys.stderr.isatty() else None
+        verdict = verify_log(opened.log, found, public_key=options.public_key, progress=progress)
+        return replace(verdict, alterations=altered)
+
+    if chosen is not None:
+        verdict = read_log(chosen, verify)
+    elif len(paths) == 1 and is_database(paths[0]):
+        verdict = read_log_file(paths[0], verify)
+    else:
         checkpoints = [checkpoint for file in found for checkpoint in file.read()]
-        return verify_export(paths, checkpoints, public_key=options.public_key)
-    verdict = verify_sqlite(
-        paths[0],
-        found,
-        public_key=options.public_key,
-        foreign_parts=foreign_parts_of_this_version,
-        progress=shown if sys.stderr.isatty() else None,
-    )
+        verdict = verify_export(paths, checkpoints, public_key=options.public_key)
     if sink is not None and is_gone(sink):
         problem = f"KKP_CHECKPOINT_SINK: {sink.path} does not exist; it was deleted, or KKP never wrote to it"
         return replace(verdict, disagreements=(*verdict.disagreements, problem))
     return verdict
-
-
-def _settings() -> Settings:
-    """Return the settings; where there is no database, look first whether there is a data directory."""
-    chosen = settings()
-    if not chosen.database_path.exists():
-        data_dir.check(chosen.data_dir)
-    return chosen
 
 
 def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tuple[int, str]:
@@ -158,22 +151,23 @@ def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tup
 
 def _export(options: argparse.Namespace) -> int:
     left_out, last = 0, options.after
+
+    def write(opened: OpenLog) -> None:
+        nonlocal left_out, last
+        for record in export(opened.log, after):
+            if record.line is None:
+                left_out += 1
+                print(f"kkp: {record.chain!r}:{record.seq!r} was tampered with, left out", file=sys.stderr)
+                continue
+            sys.stdout.buffer.write(record.line)
+            last = f"{record.chain}:{record.seq}"
+        if options.checkpoints is not None:
+            lines = (line + b"\n" for _, line in own_lines(opened.log) if isinstance(line, bytes))
+            write_private(options.checkpoints, lines, "--checkpoints")
+
     try:
         after = read_cursor(options.after) if options.after is not None else None
-        with reading(_settings().database_path) as connection:
-            log = SQLiteLog(connection)
-            for record in export(log, after):
-                if record.line is None:
-                    left_out += 1
-                    print(
-                        f"kkp: {record.chain!r}:{record.seq!r} was tampered with, left out", file=sys.stderr
-                    )
-                    continue
-                sys.stdout.buffer.write(record.line)
-                last = f"{record.chain}:{record.seq}"
-            if options.checkpoints is not None:
-                lines = (line + b"\n" for _, line in own_lines(log) if isinstance(line, bytes))
-                write_private(options.checkpoints, lines, "--checkpoints")
+        read_log(settings(), write)
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE

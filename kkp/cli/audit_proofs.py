@@ -24,9 +24,9 @@ from kkp.audit.proofs import (
     write_proof,
 )
 from kkp.audit.prover import UnprovableError, prove_record
-from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import UnreadableError
 from kkp.cli.common import OK, REFUSED, UNUSABLE, check_public_key, settings, write_private
+from kkp.cli.stored_log import read_log
 from kkp.errors import ConfigError
 
 
@@ -66,9 +66,12 @@ def _prove(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError([f"{options.record}: {error}"]) from None
     try:
-        with reading(settings().database_path) as connection:
-            log = SQLiteLog(connection)
-            proof = prove_record(log, chain, seq, checkpoint=options.checkpoint, since=options.since)
+        proof = read_log(
+            settings(),
+            lambda opened: prove_record(
+                opened.log, chain, seq, checkpoint=options.checkpoint, since=options.since
+            ),
+        )
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE

@@ -19,7 +19,7 @@ from kkp import app, data_dir
 from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError
-from kkp.audit.verify_log import verify_sqlite
+from kkp.audit.verify_log import verify_log
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
@@ -27,6 +27,7 @@ from kkp.authz.opa import OPAPolicy
 from kkp.cli import reach
 from kkp.cli.findings import Finding, Result, Status, problem
 from kkp.cli.probes import Means, probe_all
+from kkp.cli.stored_log import read_log
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
@@ -34,11 +35,13 @@ from kkp.keyring.rotation import Keyring
 from kkp.kms.base import Resources
 from kkp.master_key import MasterKey
 from kkp.model import Grant, Identity
+from kkp.store.base import Database
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.opening import open_read_only
 from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
-from kkp.store.sql import Database
+from kkp.store.sqlite import SQLiteDatabase
 from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -114,7 +117,9 @@ async def _files(examined: Examined) -> list[Result]:
 
 def _files_of(settings: Settings) -> set[Path]:
     inside = {path for path in settings.data_dir.iterdir() if path.is_file()}
-    elsewhere = {settings.database_path, settings.master_key_file}
+    elsewhere = {settings.master_key_file}
+    if settings.postgres is None:
+        elsewhere.add(settings.database_path)
     return inside | {path for path in elsewhere if path.is_file()}
 
 
@@ -132,24 +137,35 @@ async def _master_key(examined: Examined) -> Result:
         examined.master_key = MasterKey(settings.master_key)
         return Result(Status.OK, "given by KKP_MASTER_KEY")
     path = settings.master_key_file
-    if not path.exists() and not settings.database_path.exists():
+    is_file = settings.postgres is None
+    if not path.exists() and is_file and not settings.database_path.exists():
         return Result(Status.WARN, f"{path} does not exist yet", "start KKP once: it makes it")
     examined.master_key = MasterKey(data_dir.master_key(path, may_create=False))
     return Result(Status.OK, f"read from {path}")
 
 
 async def _database(examined: Examined) -> Result:
-    path, master_key = examined.settings.database_path, examined.master_key
-    if not path.exists():
+    master_key = examined.master_key
+    if examined.settings.postgres is None and not examined.settings.database_path.exists():
+        path = examined.settings.database_path
         return Result(Status.WARN, f"{path} does not exist yet", "start KKP once: it makes it")
     if master_key is None:
         return Result(Status.WARN, "not looked at, because there is no master key")
+    if examined.settings.postgres is not None:
+        check = master_key.check_value()
+        examined.database = await open_read_only(examined.settings, master_key_check=check)
+        examined.stack.push_async_callback(examined.database.close)
+        return Result(Status.OK, "PostgreSQL answers, keeps what it is given, and is of this master key")
+    return await _database_file(examined, examined.settings.database_path, master_key)
+
+
+async def _database_file(examined: Examined, path: Path, master_key: MasterKey) -> Result:
     if _exists_beside(path, "-wal") and not _exists_beside(path, "-shm"):
         # To read such a database is to make its index, and to make a file is not the doctor's.
         return Result(
             Status.WARN, f"{path} was left in the middle of its work", "start KKP once: it mends it"
         )
-    database = await Database.open_read_only(path, master_key_check=master_key.check_value())
+    database = await SQLiteDatabase.open_read_only(path, master_key_check=master_key.check_value())
     examined.stack.push_async_callback(database.close)
     faults = await database.quick_check()
     if faults:
@@ -227,11 +243,13 @@ async def _revoked_tokens(examined: Examined) -> Result:
 
 
 async def _audit(examined: Examined) -> Result:
-    path, sink = examined.settings.database_path, examined.settings.checkpoint_sink
+    sink = examined.settings.checkpoint_sink
     try:
         has_file = sink.kind == "file" and sink.path.exists()
         checkpoints = [CheckpointFile(sink.path)] if has_file else []
-        verdict = await asyncio.to_thread(verify_sqlite, path, checkpoints)
+        verdict = await asyncio.to_thread(
+            read_log, examined.settings, lambda opened: verify_log(opened.log, checkpoints)
+        )
     except UnreadableError as error:
         return Result(Status.FAIL, str(error), _RESTORE)
     if verdict.findings:

@@ -13,6 +13,7 @@ from kkp import app
 from kkp.cli.common import OK, settings
 from kkp.config import Settings
 from kkp.errors import ConfigError
+from kkp.store.opening import is_empty
 
 _MADE = """\
 Made {database}, an empty database under the master key {master_key}.
@@ -28,13 +29,19 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def _init(_options: argparse.Namespace) -> int:
     chosen = settings()
-    if chosen.database_path.exists() and chosen.database_path.stat().st_size:
-        problem = f"KKP_DATABASE_URL: {chosen.database_path} exists, and stays as it is"
+    if not asyncio.run(is_empty(chosen)):
+        problem = f"KKP_DATABASE_URL: {_name(chosen)} exists, and stays as it is"
         raise ConfigError([f"{problem}; serve it with `kkp serve`, or name another KKP_DATA_DIR"])
     asyncio.run(_make(chosen))
     master_key = chosen.master_key_file if chosen.master_key is None else "in KKP_MASTER_KEY"
-    print(_MADE.format(database=chosen.database_path, master_key=master_key))
+    print(_MADE.format(database=_name(chosen), master_key=master_key))
     return OK
+
+
+def _name(chosen: Settings) -> str:
+    """Return what to call the database: of a URL no more than whom to ask for it."""
+    address = chosen.postgres
+    return str(chosen.database_path) if address is None else f"{address.database} on {address.host}"
 
 
 async def _make(chosen: Settings) -> None:

@@ -22,7 +22,7 @@ from kkp.master_key import MASTER_KEY_BYTES, MasterKey
 from kkp.model import BackendLimits
 from kkp.rows import LocalKeyRow
 from kkp.store.local_keys import LocalKeyStore
-from kkp.store.sql import Database
+from kkp.store.opening import open_read_only
 
 _FROM_THE_MASTER_KEY: Final = frozenset({"memory", "local"})
 _FROM_THE_DATABASE: Final = frozenset({"local"})
@@ -105,9 +105,7 @@ async def own_resources(
     if not needs_database(uris):
         yield without_state(limits, master_key)
         return
-    data_dir.prepare_database(chosen.database_path, create=False)
-    check = master_key.check_value()
-    database = await Database.open_read_only(chosen.database_path, master_key_check=check)
+    database = await open_read_only(chosen, master_key_check=master_key.check_value())
     try:
         yield Resources(master_key, LocalKeyStore(database), limits)
     finally:

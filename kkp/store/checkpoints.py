@@ -6,29 +6,42 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias, final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, outerjoin, select, update
 
 from kkp.rows import ChainHead, CheckpointRow, LogPosition, SignedRows, Standing, TreeRow
 from kkp.store import schema
-from kkp.store.audit import SELECT_UNCARRIED
-from kkp.store.sql import Database, read_epoch
+from kkp.store.audit import IS_UNCARRIED
+from kkp.store.base import SELECT_EPOCH, Database, read_epoch
 
 _checkpoints = schema.checkpoints
 _records = schema.audit_records
 _chains = schema.audit_chains
 _trees = schema.audit_trees
+_ended = _chains.alias()
 _COUNT_RECORDS = select(func.coalesce(func.sum(_chains.c.head_seq), 0))
-_SELECT_NEWEST = select(_checkpoints.c.seq, _checkpoints.c.line).order_by(_checkpoints.c.seq.desc()).limit(1)
 # A log of a thousand boots that has no trees yet gets them bit by bit: a line has an end.
 _MOST_UNLISTED: Final = 64
 _SELECT_UNLISTED = (
-    select(_chains.c.chain, _chains.c.head_seq, _chains.c.head_hash)
-    .outerjoin(_trees, _trees.c.chain == _chains.c.chain)
-    .where(_trees.c.size.is_distinct_from(_chains.c.head_seq))
-    .where(_chains.c.carried_seq == _chains.c.head_seq)
-    .order_by(_chains.c.chain)
+    select(_ended.c.chain)
+    .outerjoin(_trees, _trees.c.chain == _ended.c.chain)
+    .where(_ended.c.carried_seq == _ended.c.head_seq)
+    .where(_trees.c.size.is_distinct_from(_ended.c.head_seq))
+    .order_by(_ended.c.chain)
     .limit(_MOST_UNLISTED)
 )
+# One statement, because on PostgreSQL the chains grow also while a write goes on.
+_SELECT_POSITION = (
+    select(
+        SELECT_EPOCH.scalar_subquery(),
+        _COUNT_RECORDS.scalar_subquery(),
+        _chains.c.chain,
+        _chains.c.head_seq,
+        _chains.c.head_hash,
+    )
+    .select_from(outerjoin(schema.state, _chains, or_(IS_UNCARRIED, _chains.c.chain.in_(_SELECT_UNLISTED))))
+    .order_by(_chains.c.chain)
+)
+_SELECT_NEWEST = select(_checkpoints.c.seq, _checkpoints.c.line).order_by(_checkpoints.c.seq.desc()).limit(1)
 
 ReadHashes: TypeAlias = Callable[[str, int, int], Sequence[object]]
 """Return the hashes of a chain's records behind this number, up to that one, in order."""
@@ -70,7 +83,7 @@ class CheckpointStore:
         def work(connection: Connection) -> Standing:
             return Standing(
                 epoch=read_epoch(connection),
-                records=connection.execute(_COUNT_RECORDS).scalar_one(),
+                records=int(connection.execute(_COUNT_RECORDS).scalar_one()),
                 hashes=tuple(_stored_hash(connection, head) for head in heads),
             )
 
@@ -114,18 +127,12 @@ class CheckpointStore:
 
 
 def _position(connection: Connection) -> LogPosition:
-    heads = [
-        ChainHead(*row) for query in (SELECT_UNCARRIED, _SELECT_UNLISTED) for row in connection.execute(query)
-    ]
-    names = [head.chain for head in heads]
-    return LogPosition(
-        epoch=read_epoch(connection),
-        records=connection.execute(_COUNT_RECORDS).scalar_one(),
-        heads=tuple(heads),
-        trees=tuple(
-            TreeRow(*row) for row in connection.execute(select(_trees).where(_trees.c.chain.in_(names)))
-        ),
-    )
+    rows = connection.execute(_SELECT_POSITION).all()
+    epoch, records, *_ = rows[0]
+    heads = tuple(ChainHead(*head) for _, _, *head in rows if head[0] is not None)
+    of_heads = select(_trees).where(_trees.c.chain.in_([head.chain for head in heads]))
+    trees = tuple(TreeRow(*row) for row in connection.execute(of_heads))
+    return LogPosition(epoch, int(records), heads, trees)
 
 
 def read_hashes(connection: Connection, chain: str, after: int, upto: int) -> Sequence[object]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import final
 
-from sqlalchemy import Connection, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConflictError
 from kkp.rows import IdentityRow, IdentitySnapshot
 from kkp.store import schema
-from kkp.store.sql import Database, bump_epoch, read_epoch
+from kkp.store.base import Database, bump_epoch, read_epoch
 
 _identities = schema.identities
 

@@ -1,28 +1,45 @@
-"""Whether a file is laid out exactly as this release does it.
+"""How a database is recognised as KKP's own, and how an empty one is laid out; the same for every database.
 
-SQLite acts on the text of the schema alone, whatever a row of `sqlite_master` calls itself. A trigger, a view
-or a table that ignores conflicts can drop audit records while each statement succeeds. So every row must be
-one that our own tables make, to the letter, and each of these must be there once.
+Each kind of database brings a `Catalogue`: what it has, and what of that KKP did not make.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections import Counter
-from functools import lru_cache
-from typing import TypeAlias
+from typing import Final, Protocol
 
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, insert, update
 
 from kkp.errors import ConfigError
 from kkp.store import schema
+from kkp.store.base import SELECT_MARKS, Work
 
-_Part: TypeAlias = tuple[object, ...]
+NO_LAYOUT: Final = "KKP_DATABASE_URL: the database has nothing in it yet; run `kkp init`"
+
 _OTHER_LAYOUT = (
     "KKP_DATABASE_URL: the database has layout {} and this release reads {}; run the release that wrote it"
 )
-_PARTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
-_VERSION = "SELECT schema_version FROM state"
+_OTHER_MASTER_KEY = (
+    "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
+)
+_ALTERED = (
+    "KKP_DATABASE_URL: the layout of the database was altered ({}); treat it as an intrusion, "
+    "and restore a backup taken before that"
+)
+_WRITE_NOTHING_NEW = update(schema.state).values(epoch=schema.state.c.epoch)
+
+
+class Catalogue(Protocol):
+    """What a kind of database tells of itself."""
+
+    anothers: str  # what to say of a database that is another program's
+
+    def names(self, connection: Connection) -> set[str]:
+        """Return the names of whatever is laid out, KKP's or not."""
+        ...
+
+    def foreign_parts(self, connection: Connection) -> list[str]:
+        """Return what is there that KKP did not lay out, and what is lacking; nothing if all is well."""
+        ...
 
 
 def check_version(version: object) -> None:
@@ -35,36 +52,51 @@ def check_version(version: object) -> None:
         raise ConfigError([_OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)])
 
 
-def foreign_parts(connection: sqlite3.Connection) -> list[str]:
-    """Return what a database has that KKP did not lay out, and what it lacks; nothing if all is well."""
-    found, ours = Counter(connection.execute(_PARTS).fetchall()), Counter(_ours())
-    planted = [f"it has the {_named(part)}, which KKP did not make" for part in found - ours]
-    return planted + [f"it lacks KKP's {_named(part)}" for part in ours - found]
+def recognise(catalogue: Catalogue, master_key_check: bytes) -> Work[bool]:
+    """Tell whether the database is laid out; refuse it if it is laid out for anyone but us."""
+
+    def work(connection: Connection) -> bool:
+        names = catalogue.names(connection)
+        if not names:
+            return False
+        if schema.state.name not in names:
+            raise ConfigError([catalogue.anothers])
+        version, stored_check = connection.execute(SELECT_MARKS).one()
+        check_version(version)
+        if stored_check != master_key_check:
+            raise ConfigError([_OTHER_MASTER_KEY])
+        altered = catalogue.foreign_parts(connection)
+        if altered:
+            raise ConfigError([_ALTERED.format("; ".join(altered[:3]))])
+        return True
+
+    return work
 
 
-def foreign_parts_of_this_version(connection: sqlite3.Connection) -> list[str]:
-    """Return the same, of a database that was not opened by `Database`.
+def prepare(catalogue: Catalogue, master_key_check: bytes) -> Work[None]:
+    """Lay out an empty database, or show that the one there is can be written.
 
-    Raises:
-        ConfigError: It has another layout, of which nothing can be said.
-        sqlite3.Error: It can't be read.
+    It is recognised anew, because another process may have been faster.
     """
-    row = connection.execute(_VERSION).fetchone()
-    check_version(row[0] if row else None)
-    return foreign_parts(connection)
+    first = {
+        "id": 1,
+        "schema_version": schema.SCHEMA_VERSION,
+        "master_key_check": master_key_check,
+        "epoch": 1,
+        "clock_high_water": 0.0,
+        "write_checks": 0,
+    }
+    is_laid_out = recognise(catalogue, master_key_check)
+
+    def work(connection: Connection) -> None:
+        if not is_laid_out(connection):
+            schema.metadata.create_all(connection, checkfirst=False)
+            connection.execute(insert(schema.state).values(first))
+        connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
+
+    return work
 
 
-@lru_cache(maxsize=1)
-def _ours() -> tuple[_Part, ...]:
-    engine = create_engine("sqlite://")
-    try:
-        with engine.begin() as connection:
-            schema.metadata.create_all(connection)
-            return tuple(tuple(row) for row in connection.exec_driver_sql(_PARTS))
-    finally:
-        engine.dispose()
-
-
-def _named(part: _Part) -> str:
-    kind, name = part[:2]
-    return f"{kind!a:.40} {name!a:.80}".replace("'", "")  # escaped: it may try to drive the terminal
+def named(kind: object, name: object) -> str:
+    """Return a part's name for a message; escaped, because it may try to drive the terminal."""
+    return f"{kind!a:.40} {name!a:.80}".replace("'", "")

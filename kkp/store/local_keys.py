@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import final
 
 from sqlalchemy import select
-from sqlalchemy.dialects.sqlite import insert
 
 from kkp.rows import LocalKeyRow
 from kkp.store import schema
-from kkp.store.sql import Database
+from kkp.store.base import Database, insert_unless_known
 
 _keys = schema.local_keys
 
@@ -30,5 +29,4 @@ class LocalKeyStore:
 
     async def add_local_key(self, row: LocalKeyRow) -> None:
         """Add a version, unless another replica has added it already."""
-        new = insert(_keys).values(row._asdict()).on_conflict_do_nothing()
-        await self._database.write(lambda connection: connection.execute(new))
+        await self._database.write(lambda c: insert_unless_known(c, _keys, row._asdict()))

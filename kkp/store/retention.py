@@ -10,8 +10,8 @@ from sqlalchemy import Connection, delete, insert, select
 from kkp.errors import ConflictError
 from kkp.rows import ChainedRow, ChainState
 from kkp.store import schema
+from kkp.store.base import Database
 from kkp.store.checkpoints import read_hashes
-from kkp.store.sql import Database
 
 _records = schema.audit_records
 _chains = schema.audit_chains

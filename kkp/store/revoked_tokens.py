@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import final
 
-from sqlalchemy import Connection, delete, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, delete, func, insert, select
 
 from kkp.errors import KeyringUnavailableError, RateLimitedError
 from kkp.rows import RevokedTokenRow, RevokedTokenSnapshot
 from kkp.store import schema
-from kkp.store.sql import Database, bump_epoch, read_epoch
+from kkp.store.base import Database, bump_epoch, read_epoch
 
 _tokens = schema.revoked_tokens
 _columns = (_tokens.c.jti, _tokens.c.exp, _tokens.c.revoked_at, _tokens.c.revoked_by, _tokens.c.mac)

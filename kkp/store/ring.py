@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from sqlalchemy import Connection, case, delete, func, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, case, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConflictError
 from kkp.rows import RingRow, RingSnapshot
 from kkp.store import schema
-from kkp.store.sql import Database, Work, bump_epoch
+from kkp.store.base import Database, Work, bump_epoch
 
 _keys = schema.ring_keys
 _private = schema.ring_private_keys
@@ -96,7 +95,7 @@ class RingStore:
 
     async def note_served(self, at: float) -> None:
         """Remember that a ready replica may have served the JWKS, and how far the clock has come."""
-        latest = func.max(func.coalesce(_state.c.last_served_at, at), at)
+        latest = case((_state.c.last_served_at > at, _state.c.last_served_at), else_=at)
         high_water = case((_state.c.clock_high_water > at, _state.c.clock_high_water), else_=at)
         note = update(_state).values(last_served_at=latest, clock_high_water=high_water)
         await self._database.write(lambda connection: connection.execute(note))

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     Dialect,
     Double,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -25,8 +26,12 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION = 3
+EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
 metadata = MetaData()
+
+# SQLite's integers have 64 bits whatever they are called, and only INTEGER may be its row's own number.
+Count = Integer().with_variant(BigInteger(), "postgresql")
 
 
 class Bytes(LargeBinary):
@@ -41,20 +46,20 @@ class Bytes(LargeBinary):
 state = Table(
     "state",
     metadata,
-    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
     Column("schema_version", Integer, nullable=False),
     Column("master_key_check", Bytes, nullable=False),
-    Column("epoch", Integer, nullable=False),
+    Column("epoch", Count, nullable=False),
     Column("last_served_at", Double),
     Column("clock_high_water", Double, nullable=False),
-    Column("write_checks", Integer, nullable=False),  # counts the attempts to write that readiness makes
+    Column("write_checks", Count, nullable=False),  # counts the attempts to write that readiness makes
 )
 
 ring_keys = Table(
     "ring_keys",
     metadata,
     Column("kid", Text, primary_key=True),
-    Column("generation", Integer, nullable=False, unique=True),
+    Column("generation", Count, nullable=False, unique=True),
     Column("public_jwk", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("activate_at", Double, nullable=False),
@@ -89,13 +94,14 @@ local_keys = Table(
     Column("sealed", Bytes, nullable=False),
 )
 
-# `position` is the order of insertion, over all chains.
+# `position` is the order of insertion, over all chains. On PostgreSQL it is not the order of commits: see
+# `Database.settled_position`.
 audit_records = Table(
     "audit_records",
     metadata,
-    Column("position", Integer, primary_key=True),
+    Column("position", Count, Identity(always=True), primary_key=True),
     Column("chain", Text, nullable=False),
-    Column("seq", Integer, nullable=False),
+    Column("seq", Count, nullable=False),
     Column("hash", Bytes, nullable=False),
     Column("body", Bytes, nullable=False),
     UniqueConstraint("chain", "seq"),
@@ -107,9 +113,9 @@ audit_chains = Table(
     "audit_chains",
     metadata,
     Column("chain", Text, primary_key=True),
-    Column("head_seq", Integer, nullable=False),
+    Column("head_seq", Count, nullable=False),
     Column("head_hash", Bytes, nullable=False),
-    Column("carried_seq", Integer),
+    Column("carried_seq", Count),
 )
 
 audit_input_keys = Table(
@@ -123,12 +129,13 @@ audit_input_keys = Table(
 checkpoints = Table(
     "checkpoints",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Count, primary_key=True, autoincrement=False),
     Column("line", Bytes, nullable=False),
     Column("delivered", Boolean, nullable=False),
 )
 # Nearly always empty: a year of checkpoints is not to be searched at each new one for what is undelivered.
-Index("checkpoints_undelivered", checkpoints.c.seq, sqlite_where=checkpoints.c.delivered.is_(false()))
+_undelivered = checkpoints.c.delivered.is_(false())
+Index("checkpoints_undelivered", checkpoints.c.seq, sqlite_where=_undelivered, postgresql_where=_undelivered)
 
 # How far the Merkle tree of each chain was followed: nobody reads a chain twice. Not evidence: whoever goes
 # on from a row compares its root with the one that the checkpoint lists.
@@ -136,9 +143,9 @@ audit_trees = Table(
     "audit_trees",
     metadata,
     Column("chain", Text, primary_key=True),
-    Column("size", BigInteger, nullable=False),
+    Column("size", Count, nullable=False),
     Column("frontier", Bytes, nullable=False),
-    Column("checkpoint", BigInteger, nullable=False),
+    Column("checkpoint", Count, nullable=False),
 )
 
 # Of each chain whose first records were deleted: the signed statement of which, as they were. It protects
@@ -156,9 +163,9 @@ revoked_tokens = Table(
     "revoked_tokens",
     metadata,
     Column("jti", Text, primary_key=True),
-    Column("exp", Integer, nullable=False, index=True),
+    Column("exp", Count, nullable=False, index=True),
     Column("revoked_at", Double, nullable=False),
     Column("revoked_by", Text, nullable=False, index=True),
-    Column("epoch", Integer, nullable=False, index=True),
+    Column("epoch", Count, nullable=False, index=True),
     Column("mac", Bytes, nullable=False),
 )

@@ -14,8 +14,8 @@ from kkp.audit.chain import record_hash
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import UnreadableError
-from kkp.audit.verify_log import verify_sqlite
 from tests.fakes.logs import a_chain, a_checkpoint, head_of
+from tests.verifying import verify_sqlite
 
 pytestmark = pytest.mark.promise(30)
 

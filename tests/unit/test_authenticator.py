@@ -29,7 +29,7 @@ from kkp.errors import (
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Credentials, Grant, Identity
 from kkp.store.identities import IdentityStore
-from kkp.store.sql import Database
+from kkp.store.sqlite import SQLiteDatabase
 from kkp.tokens import Actor, Claims, encode_claims, sign
 from tests.fakes.clock import FakeClock
 from tests.promises import Recorder
@@ -97,7 +97,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """`orders` and `billing` are enabled, `gone` is disabled, nobody else exists."""
-    database = await Database.open(f"sqlite:///{tmp_path / 'kkp.db'}", master_key_check=b"check")
+    database = await SQLiteDatabase.open(f"sqlite:///{tmp_path / 'kkp.db'}", master_key_check=b"check")
     store = IdentityStore(database)
     ring, clock = PublishedKeys("key-1", "key-2"), FakeClock(NOW)
     directory = IdentityDirectory(store, MasterKey(b"m" * 32), clock)

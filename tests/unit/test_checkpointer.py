@@ -20,15 +20,16 @@ from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.log import AuditLog
 from kkp.audit.sinks import CheckpointSink, FileSink
-from kkp.audit.verify_log import verify_sqlite
 from kkp.errors import AuditUnavailableError, ConfigError
 from kkp.master_key import MasterKey
 from kkp.model import Action
 from kkp.store.audit import AuditStore
+from kkp.store.base import bump_epoch
 from kkp.store.checkpoints import CheckpointStore
-from kkp.store.sql import Database, bump_epoch
+from kkp.store.sqlite import SQLiteDatabase
 from tests.fakes.clock import FakeClock
 from tests.fakes.logs import a_checkpoint, a_signer
+from tests.verifying import verify_sqlite
 
 MASTER_KEY = MasterKey(b"k" * 32)
 ENTRY = AuditEntry(action=Action.DECRYPT, decision="allow")
@@ -55,7 +56,7 @@ class ListSink:
 class Boot:
     """One process: its chain and its checkpointer."""
 
-    database: Database
+    database: SQLiteDatabase
     audit: AuditLog
     checkpoints: Checkpointer
     clock: FakeClock
@@ -90,7 +91,7 @@ def sink(sink_path: Path) -> FileSink:
 async def boot(path: Path, sink: CheckpointSink | None, *, accept: str = "") -> AsyncIterator[Boot]:
     """Start as the server does, and stop as cleanly."""
     clock = FakeClock()
-    database = await Database.open(f"sqlite:///{path}", master_key_check=b"check")
+    database = await SQLiteDatabase.open(f"sqlite:///{path}", master_key_check=b"check")
     try:
         checkpoints = Checkpointer(
             CheckpointStore(database), CheckpointSigner(MASTER_KEY), sink, clock, interval_seconds=60

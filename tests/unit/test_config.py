@@ -13,6 +13,7 @@ from kkp.app import PRODUCTION_CHECKS
 from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load, load_backend_limits
 from kkp.errors import ConfigError
 from kkp.model import BackendLimits
+from kkp.postgres_address import read_address
 from kkp.ring_times import RingTimes
 from kkp.ways import COMMAND, DEV, SERVE
 
@@ -52,6 +53,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         drain_seconds=5,
         data_dir=Path(".kkp"),
         database_url="sqlite:///.kkp/kkp.db",
+        postgres=None,
+        database_password_file=None,
         master_key=None,
         master_key_file=Path(".kkp/master.key"),
         issuer="http://127.0.0.1:8080",
@@ -646,7 +649,6 @@ def test_a_backend_name_has_32_characters_at_most() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://kkp@db/kkp",
         "sqlite://",
         "sqlite:///",
         "sqlite:///:memory:",
@@ -655,9 +657,45 @@ def test_a_backend_name_has_32_characters_at_most() -> None:
         "kkp.db",
     ],
 )
-def test_a_database_that_is_no_sqlite_file_is_refused(url: str) -> None:
+def test_a_database_that_is_no_file_and_no_postgresql_is_refused(url: str) -> None:
     (problem,) = problems(KKP_DATABASE_URL=url)
-    assert problem == "KKP_DATABASE_URL: only a SQLite file is served; give sqlite:///path/to/kkp.db"
+    assert problem.startswith("KKP_DATABASE_URL: it is no SQLite file and no PostgreSQL; give sqlite:///path")
+
+
+POSTGRES = "postgresql+asyncpg://kkp:pass%2Fword@127.0.0.1/kkp"
+
+
+def test_a_postgresql_is_served() -> None:
+    chosen = settings(KKP_DATABASE_URL=POSTGRES)
+    assert chosen.postgres == read_address(POSTGRES)
+    assert chosen.database_password_file is None
+    with pytest.raises(ConfigError, match="this command reads a SQLite file, and the database is none"):
+        _ = chosen.database_path
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("postgresql://kkp@127.0.0.1/kkp", "KKP_DATABASE_URL: the scheme is not postgresql+asyncpg"),
+        ("postgresql+asyncpg://kkp@db/kkp", "KKP_DATABASE_URL: another machine is reached over TLS"),
+        (f"postgresql+asyncpg://kkp:{CANARY}/x@127.0.0.1/kkp", "KKP_DATABASE_URL: it is no URL"),
+    ],
+)
+def test_a_postgresql_that_can_not_be_meant_is_refused(url: str, problem: str) -> None:
+    (told,) = problems(KKP_DATABASE_URL=url)
+    assert told.startswith(problem)
+    assert told.endswith("give postgresql+asyncpg://user:password@host/database?ssl=verify-full")
+    assert CANARY not in told
+
+
+def test_a_database_s_password_comes_from_one_place() -> None:
+    given = "postgresql+asyncpg://kkp@127.0.0.1/kkp"
+    chosen = settings(KKP_DATABASE_URL=given, KKP_DATABASE_PASSWORD_FILE="/run/password")
+    assert chosen.database_password_file == Path("/run/password")
+    (problem,) = problems(KKP_DATABASE_URL=POSTGRES, KKP_DATABASE_PASSWORD_FILE="/run/password")
+    assert problem == ("KKP_DATABASE_PASSWORD_FILE: KKP_DATABASE_URL has a password too; give one of them")
+    (problem,) = problems(KKP_DATABASE_PASSWORD_FILE="/run/password")
+    assert problem == "KKP_DATABASE_PASSWORD_FILE: a SQLite file has no password; unset it"
 
 
 @pytest.mark.parametrize("uri", ["aws-kms://eu-west-1", "http://127.0.0.1", "MEMORY://aws", "://x"])
@@ -972,7 +1010,7 @@ SERVE_REFUSALS = {
         {"KKP_DATABASE_URL": "sqlite:///other.db"},
         "KKP_DATABASE_URL: other.db does not exist; name the database, or run `kkp init`",
     ),
-    "a database that is no file": ({"KKP_DATABASE_URL": "sqlite://"}, "KKP_DATABASE_URL: only a SQLite file"),
+    "a database that is no file": ({"KKP_DATABASE_URL": "sqlite://"}, "KKP_DATABASE_URL: it is no SQLite"),
     "times that break a rule": ({"KKP_KEY_ROTATION_SECS": "674", "KKP_KEY_TTL_SECS": "1574"}, "V1"),
     "metrics that others can reach": (
         {"KKP_METRICS_ADDR": "0.0.0.0:9464"},

@@ -31,7 +31,7 @@ from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity, KeyTimes
 from kkp.rows import IdentityRow, IdentitySnapshot
 from kkp.store.identities import IdentityStore
-from kkp.store.sql import Database
+from kkp.store.sqlite import SQLiteDatabase
 from tests.fakes.clock import FakeClock
 
 NOW = 1_750_000_000.25
@@ -48,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[IdentityStore]:
-    database = await Database.open(f"sqlite:///{path}", master_key_check=b"check")
+    database = await SQLiteDatabase.open(f"sqlite:///{path}", master_key_check=b"check")
     yield IdentityStore(database)
     await database.close()
 

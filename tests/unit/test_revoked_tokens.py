@@ -16,7 +16,7 @@ from kkp.authn.revoked_tokens import RevokedTokens
 from kkp.errors import KeyringUnavailableError, RateLimitedError, StateUntrustedError
 from kkp.master_key import MasterKey
 from kkp.store.revoked_tokens import RevokedTokenStore
-from kkp.store.sql import Database
+from kkp.store.sqlite import SQLiteDatabase
 from tests.fakes.clock import FakeClock
 
 NOW = 1_750_000_000
@@ -30,7 +30,7 @@ class World:
     """One replica, the clock that all share, and the file."""
 
     path: Path
-    database: Database
+    database: SQLiteDatabase
     clock: FakeClock
     revoked: RevokedTokens
 
@@ -56,7 +56,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     path, clock = tmp_path / "kkp.db", FakeClock(NOW)
-    database = await Database.open(f"sqlite:///{path}", master_key_check=b"check")
+    database = await SQLiteDatabase.open(f"sqlite:///{path}", master_key_check=b"check")
     store = RevokedTokenStore(database)
     revoked = RevokedTokens(store, MasterKey(b"m" * 32), clock, clock_error_seconds=CLOCK_ERROR)
     await revoked.load()

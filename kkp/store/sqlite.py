@@ -1,4 +1,4 @@
-"""The database: connections, transactions and the epoch.
+"""The database as a SQLite file.
 
 Rules that hold here:
 - A transaction is a plain function of a connection. It runs whole in a thread of the database's own, so it
@@ -20,28 +20,36 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast, final
+from typing import Any, Self, final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, create_engine, event, insert, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from kkp.data_dir import read_only_uri
 from kkp.errors import ConfigError, KeyringUnavailableError
+from kkp.rows import ChainedRow
 from kkp.sqlite_guard import deny_planted_code
 from kkp.store import schema
-from kkp.store.layout import check_version, foreign_parts
+from kkp.store.base import (
+    COUNT_WRITE_CHECK,
+    SELECT_EPOCH,
+    SELECT_LAST_POSITION,
+    ResultT,
+    SharedCheck,
+    Work,
+    read_epoch,
+)
+from kkp.store.layout import prepare, recognise
 from kkp.store.lost_write import end_process, is_lost_write
-
-ResultT = TypeVar("ResultT")
-Work = Callable[[Connection], ResultT]
+from kkp.store.sqlite_layout import SQLiteCatalogue
 
 _BUSY_TIMEOUT_MS = 800
-_CHECK_SECONDS = 1.0
 Pragmas = Mapping[str, str | int]  # as SQLite tells them when asked
 _WRITER_PRAGMAS: Pragmas = {
     "journal_mode": "wal",
@@ -50,20 +58,15 @@ _WRITER_PRAGMAS: Pragmas = {
     "secure_delete": 1,  # what is deleted, a spent private half above all, is overwritten
 }
 _READER_PRAGMAS: Pragmas = {"busy_timeout": _BUSY_TIMEOUT_MS, "query_only": 1}
-_OTHER_MASTER_KEY = (
-    "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
-)
 _NO_LAYOUT = "KKP_DATABASE_URL: the file has nothing in it yet; start KKP once"
-_ANOTHER_PROGRAMS = "KKP_DATABASE_URL: the file is another program's database; name another file"
-_ALTERED = (
-    "KKP_DATABASE_URL: the layout of the database was altered ({}); treat it as an intrusion, "
-    "and restore a backup taken before that"
+_CATALOGUE = SQLiteCatalogue()
+_INSERT_RECORD = insert(schema.audit_records)
+_MOVE_HEAD = (
+    update(schema.audit_chains)
+    .values(head_seq=bindparam("seq"), head_hash=bindparam("hash"))
+    .where(schema.audit_chains.c.chain == bindparam("of"))
+    .returning(SELECT_EPOCH.scalar_subquery())
 )
-SELECT_EPOCH = select(schema.state.c.epoch)
-_WRITE_NOTHING_NEW = update(schema.state).values(epoch=schema.state.c.epoch)
-# SQLite writes no page whose bytes stay the same, so only a change tells whether the disk takes one.
-_COUNT_WRITE_CHECK = update(schema.state).values(write_checks=schema.state.c.write_checks + 1)
-_SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
 
 
 @final
@@ -151,14 +154,13 @@ def _engine(url: str | URL, pragmas: Pragmas, begin: str) -> Engine:
 
 
 @final
-class Database:
+class SQLiteDatabase:
     """One SQLite database file."""
 
     def __init__(self, url: str | URL) -> None:
         self._writer = _Lane(url, "writer", _WRITER_PRAGMAS, "BEGIN IMMEDIATE")
         self._reader = _Lane(url, "reader", _READER_PRAGMAS, "BEGIN")
-        self._check: asyncio.Task[None] | None = None
-        self._checked_at = 0.0
+        self._check = SharedCheck(self._read_and_write)
 
     @classmethod
     async def open(cls, url: str | URL, *, master_key_check: bytes) -> Self:
@@ -177,8 +179,8 @@ class Database:
             opened.push_async_callback(database.close)
             try:
                 # Reading comes first: when the writer connects, it turns the file to WAL, for good.
-                await database.read(_recognise(master_key_check))
-                await database.write(_prepare(master_key_check))
+                await database.read(recognise(_CATALOGUE, master_key_check))
+                await database.write(prepare(_CATALOGUE, master_key_check))
             except (KeyringUnavailableError, OSError) as error:
                 problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
                 raise ConfigError([problem]) from error
@@ -198,7 +200,7 @@ class Database:
             database = cls(url)
             opened.push_async_callback(database.close)
             try:
-                if not await database.read(_recognise(master_key_check)):
+                if not await database.read(recognise(_CATALOGUE, master_key_check)):
                     raise ConfigError([_NO_LAYOUT])
             except KeyringUnavailableError as error:
                 raise ConfigError(
@@ -217,40 +219,50 @@ class Database:
         return [row for row in rows if row != "ok"]
 
     async def write(self, work: Work[ResultT]) -> ResultT:
-        """Run one write transaction; it is committed when this returns, or nothing of it happened.
-
-        Raises:
-            IntegrityError: A row exists already. It is SQLAlchemy's, or sqlite3's from its bare cursor.
-            KeyringUnavailableError: The database is locked, full, read-only or gone.
-        """
+        """Run one write transaction; see `Database`."""
         return await self._writer.run(work)
 
-    async def read(self, work: Work[ResultT]) -> ResultT:
-        """Run reads that see one state of the database.
-
-        Raises:
-            KeyringUnavailableError: The database can't be read.
-        """
+    async def read(self, work: Work[ResultT], *, within_seconds: float | None = None) -> ResultT:
+        """Run reads that see one state of the database; a file takes the time that it takes."""
+        del within_seconds
         return await self._reader.run(work)
+
+    async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
+        """Add records at the end of an audit chain; see `Database`.
+
+        It is two statements, compiled once and given to the driver as they are. Each one more would cost the
+        thread a wait for the interpreter, and a switch.
+        """
+
+        def work(connection: Connection) -> int:
+            cursor = connection.connection.cursor()
+            records = [value for row in rows for value in (chain, *row)]
+            cursor.execute(_insert_sql(connection.dialect, len(rows)), records)
+            head = (rows[-1].seq, rows[-1].hash, chain)
+            inserted = cursor.rowcount
+            cursor.execute(_move_head_sql(connection.dialect), head)
+            moved = cursor.fetchall()
+            if (inserted, len(moved)) != (len(rows), 1):  # a table put in ours' place may ignore them
+                raise KeyringUnavailableError("The state database did not keep the audit records.")
+            return int(moved[0][0])
+
+        return await self.write(work)
+
+    async def settled_position(self) -> int:
+        """Return the last position: here it is also the last that was committed."""
+        return await self.read(lambda c: int(c.execute(SELECT_LAST_POSITION).scalar_one()))
 
     async def epoch(self) -> int:
         """Return the present epoch."""
         return await self.read(read_epoch)
 
     async def check(self) -> None:
-        """Read and write, to no effect that counts; who asks within a second of another shares its answer.
-
-        Raises:
-            KeyringUnavailableError: The database can't be read or written.
-        """
-        now = asyncio.get_running_loop().time()
-        if self._check is None or now - self._checked_at >= _CHECK_SECONDS:
-            self._check, self._checked_at = asyncio.create_task(self._read_and_write()), now
-        await asyncio.shield(self._check)
+        """Read and write; see `Database`."""
+        await self._check()
 
     async def _read_and_write(self) -> None:
         await self.epoch()
-        await self.write(lambda connection: connection.execute(_COUNT_WRITE_CHECK))
+        await self.write(lambda connection: connection.execute(COUNT_WRITE_CHECK))
 
     async def close(self) -> None:
         """Close both connections, once what runs on them has ended."""
@@ -258,59 +270,17 @@ class Database:
         await self._reader.close()
 
 
-def read_epoch(connection: Connection) -> int:
-    """Return the epoch as this transaction sees it."""
-    return int(connection.execute(SELECT_EPOCH).scalar_one())
+@lru_cache(maxsize=256)
+def _insert_sql(dialect: Dialect, count: int) -> str:
+    """Return the insertion of so many records, each of them its chain and a `ChainedRow`."""
+    one = str(_INSERT_RECORD.compile(dialect=dialect, column_keys=["chain", *ChainedRow._fields]))
+    head, values, record = one.partition("VALUES ")
+    return head + values + ", ".join([record] * count)
 
 
-def bump_epoch(connection: Connection) -> None:
-    """Tell every replica that the ring, an identity, a grant or what is revoked changed."""
-    connection.execute(update(schema.state).values(epoch=schema.state.c.epoch + 1))
-
-
-def _recognise(master_key_check: bytes) -> Work[bool]:
-    """Tell whether the database is laid out; refuse it if it is laid out for anyone but us."""
-
-    def work(connection: Connection) -> bool:
-        names = set(connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars())
-        if not names:
-            return False
-        if schema.state.name not in names:
-            raise ConfigError([_ANOTHER_PROGRAMS])
-        version, stored_check = connection.execute(_SELECT_MARKS).one()
-        check_version(version)
-        if stored_check != master_key_check:
-            raise ConfigError([_OTHER_MASTER_KEY])
-        altered = foreign_parts(cast("sqlite3.Connection", connection.connection.driver_connection))
-        if altered:
-            raise ConfigError([_ALTERED.format("; ".join(altered[:3]))])
-        return True
-
-    return work
-
-
-def _prepare(master_key_check: bytes) -> Work[None]:
-    """Lay out an empty database, or show that the one there is can be written.
-
-    It is recognised anew, because another process may have been faster.
-    """
-    first = {
-        "id": 1,
-        "schema_version": schema.SCHEMA_VERSION,
-        "master_key_check": master_key_check,
-        "epoch": 1,
-        "clock_high_water": 0.0,
-        "write_checks": 0,
-    }
-    is_laid_out = _recognise(master_key_check)
-
-    def work(connection: Connection) -> None:
-        if not is_laid_out(connection):
-            schema.metadata.create_all(connection)
-            connection.execute(insert(schema.state).values(first))
-        connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
-
-    return work
+@lru_cache(maxsize=1)
+def _move_head_sql(dialect: Dialect) -> str:
+    return str(_MOVE_HEAD.compile(dialect=dialect))
 
 
 def _cause(error: BaseException) -> str:

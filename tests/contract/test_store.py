@@ -1,14 +1,11 @@
-"""The store on a real SQLite file: what is committed, what is refused, and what a broken database does."""
+"""What every database must do alike, on a real SQLite file and on a real PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -16,87 +13,56 @@ from sqlalchemy.exc import IntegrityError
 
 from kkp.audit.base import RecordType
 from kkp.audit.chain import link
-from kkp.errors import ConfigError, ConflictError, KeyringUnavailableError
+from kkp.errors import ConfigError, ConflictError, KeyringUnavailableError, RateLimitedError
 from kkp.rows import (
     ChainedRow,
     ChainHead,
+    ChainState,
+    CheckpointRow,
     IdentityRow,
     LocalKeyRow,
+    LogPosition,
+    RevokedTokenRow,
     RingRow,
+    SignedRows,
+    TreeRow,
 )
 from kkp.store.audit import AuditStore
+from kkp.store.base import Database, bump_epoch
+from kkp.store.checkpoints import CheckpointStore, ReadHashes
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.retention import RetentionStore
+from kkp.store.revoked_tokens import RevokedTokenStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
-from kkp.store.sql import Database, Work, bump_epoch
+from tests.databases import CHECK, Place, PostgreSQLPlace, SQLitePlace
 
-CHECK = b"check value"
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
 SECOND = RingRow("kid-2", 2, '{"kty":"OKP"}', 300.0, 400.0, None, b"mac 2")
 ORDERS = IdentityRow("orders", "{}", 100.25, None, b"\0mac\xff")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "kkp.db"
-
-
-def url(path: Path) -> str:
-    return f"sqlite:///{path}"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "sqlite":
+        return SQLitePlace(tmp_path / "kkp.db")
+    return PostgreSQLPlace(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture
-async def database(path: Path) -> AsyncIterator[Database]:
-    database = await Database.open(url(path), master_key_check=CHECK)
+async def database(place: Place) -> AsyncIterator[Database]:
+    database = await place.open()
     yield database
     await database.close()
 
 
 @pytest.fixture
-async def replica(database: Database, path: Path) -> AsyncIterator[Database]:
-    """Another process's view of the same file."""
-    replica = await Database.open(url(path), master_key_check=CHECK)
+async def replica(database: Database, place: Place) -> AsyncIterator[Database]:
+    """Another process's view of the same database."""
+    replica = await place.open()
     yield replica
     await replica.close()
-
-
-async def pragma(database: Database, text: str, *, reading: bool = False) -> object:
-    run = database.read if reading else database.write
-    return await run(lambda connection: connection.exec_driver_sql(f"PRAGMA {text}").scalar())
-
-
-async def set_pragma(database: Database, text: str) -> None:
-    await database.write(lambda connection: connection.exec_driver_sql(f"PRAGMA {text}").close())
-
-
-@contextmanager
-def by_hand(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open the file as somebody else would."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        yield connection
-
-
-def files(path: Path) -> dict[str, bytes]:
-    """Return what lies where the database does, byte for byte."""
-    return {file.name: file.read_bytes() for file in path.parent.iterdir()}
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the write lock, as a stuck process does."""
-    with by_hand(path) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
-
-
-def overwrite(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def move(source: Path, target: Path) -> None:
-    source.rename(target)
 
 
 # Opening.
@@ -110,94 +76,40 @@ async def test_an_empty_database_is_laid_out_at_epoch_one(database: Database) ->
 
 
 @pytest.mark.promise(32)
-async def test_what_was_committed_is_there_after_reopening(path: Path) -> None:
+async def test_what_was_committed_is_there_after_reopening(place: Place) -> None:
     for expected in (1, 2, 3):
-        database = await Database.open(url(path), master_key_check=CHECK)
+        database = await place.open()
         assert await database.epoch() == expected
         await database.write(bump_epoch)
         await database.close()
 
 
 @pytest.mark.parametrize("check", [b"another check", b"", CHECK + b"\0", CHECK[:-1]])
-async def test_another_master_key_is_refused(database: Database, path: Path, check: bytes) -> None:
+async def test_another_master_key_is_refused(database: Database, place: Place, check: bytes) -> None:
     with pytest.raises(ConfigError, match=r"\AKKP_MASTER_KEY: .* another master key") as refusal:
-        await Database.open(url(path), master_key_check=check)
+        await place.open(check)
     assert len(refusal.value.problems) == 1
     assert await database.epoch() == 1
 
 
-async def test_a_master_key_check_of_another_type_is_refused(database: Database, path: Path) -> None:
-    with by_hand(path) as connection:
-        connection.execute("UPDATE state SET master_key_check = CAST(master_key_check AS TEXT)")
-    with pytest.raises(ConfigError, match="another master key"):
-        await Database.open(url(path), master_key_check=CHECK)
-
-
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, SCHEMA_VERSION - 1, 99])
-async def test_another_layout_is_refused_naming_both(database: Database, path: Path, version: int) -> None:
-    with by_hand(path) as connection:
-        connection.execute("UPDATE state SET schema_version = ?", (version,))
+async def test_another_layout_is_refused_naming_both(database: Database, place: Place, version: int) -> None:
+    place.by_hand(f"UPDATE state SET schema_version = {version}")  # noqa: S608  a number of ours
     with pytest.raises(ConfigError, match=rf"layout {version} and this release reads {SCHEMA_VERSION};"):
-        await Database.open(url(path), master_key_check=CHECK)
+        await place.open()
     with pytest.raises(ConfigError, match="layout"):
-        await Database.open(url(path), master_key_check=b"another")
+        await place.open(b"another")
 
 
-async def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "text").write_bytes(b"this is not a database, and it must not become one\n" * 40)
-    (tmp_path / "directory").mkdir()
-    for name in ("text", "directory", "missing/kkp.db"):
-        with pytest.raises(ConfigError, match=r"\AKKP_DATABASE_URL: the database can't be opened \(.+\)\Z"):
-            await Database.open(url(tmp_path / name), master_key_check=CHECK)
-    assert (tmp_path / "text").read_bytes().startswith(b"this is not a database")
-    assert not (tmp_path / "missing").exists()
-
-
-FOREIGN = {
-    "another program's tables": ("CREATE TABLE bookmarks (url)", "another program's database"),
-    "a view alone": ("CREATE VIEW bookmarks AS SELECT 1", "another program's database"),
-    "a table called state of another shape": ("CREATE TABLE state (id)", "can't be opened"),
-    "our tables without their row": (
-        "CREATE TABLE state (schema_version, master_key_check)",
-        "can't be opened",
-    ),
-}
-
-
-@pytest.mark.parametrize(("statement", "message"), FOREIGN.values(), ids=FOREIGN.keys())
-async def test_a_database_that_is_not_ours_is_refused_and_left_alone(
-    path: Path, statement: str, message: str
-) -> None:
-    with by_hand(path) as connection:
-        connection.execute(statement)
-    before = files(path)
-    with pytest.raises(ConfigError, match=rf"\AKKP_DATABASE_URL: .*{message}"):
-        await Database.open(url(path), master_key_check=CHECK)
-    assert files(path) == before
-
-
-@pytest.mark.parametrize(("version", "check"), [(SCHEMA_VERSION + 1, CHECK), (SCHEMA_VERSION, b"another")])
-async def test_a_refused_layout_or_master_key_changes_nothing(path: Path, version: int, check: bytes) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    with by_hand(path) as connection:
-        connection.execute("DROP TABLE local_keys")  # a later layout may have no use for it
-        connection.execute("UPDATE state SET schema_version = ?", (version,))
-    before = files(path)
-    with pytest.raises(ConfigError):
-        await Database.open(url(path), master_key_check=check)
-    assert files(path) == before
-
-
-async def test_a_state_row_that_is_gone_is_not_made_anew(path: Path) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    with by_hand(path) as connection:
-        connection.execute("DELETE FROM state")
+async def test_a_state_row_that_is_gone_is_not_made_anew(place: Place) -> None:
+    await (await place.open()).close()
+    place.by_hand("DELETE FROM state")
     with pytest.raises(ConfigError, match="can't be opened"):
-        await Database.open(url(path), master_key_check=b"another")
+        await place.open(b"another")
 
 
-async def test_of_processes_that_lay_out_one_file_together_all_find_one_layout(path: Path) -> None:
-    databases = await asyncio.gather(*(Database.open(url(path), master_key_check=CHECK) for _ in range(4)))
+async def test_of_processes_that_lay_out_one_database_together_all_find_one_layout(place: Place) -> None:
+    databases = await asyncio.gather(*(place.open() for _ in range(4)))
     try:
         assert [await database.epoch() for database in databases] == [1] * 4
     finally:
@@ -205,148 +117,10 @@ async def test_of_processes_that_lay_out_one_file_together_all_find_one_layout(p
             await database.close()
 
 
-async def test_a_locked_database_is_not_opened(database: Database, path: Path) -> None:
-    with locked(path), pytest.raises(ConfigError, match="locked"):
-        await Database.open(url(path), master_key_check=CHECK)
-
-
-async def test_a_read_only_database_is_not_opened(path: Path) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    with pytest.raises(ConfigError, match="readonly"):
-        await Database.open(f"sqlite:///file:{path}?mode=ro&uri=true", master_key_check=CHECK)
-
-
-async def test_looking_at_a_database_makes_no_file_and_writes_nothing(path: Path) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    before = files(path)
-    database = await Database.open_read_only(path, master_key_check=CHECK)
-    assert await database.epoch() == 1
-    assert await database.quick_check() == []
-    for attempt in (database.write(bump_epoch), database.check()):
-        with pytest.raises(KeyringUnavailableError):
-            await attempt
-    await database.close()
-    assert files(path) == before
-
-
-async def test_looking_beside_a_server_sees_what_it_has_committed(database: Database, path: Path) -> None:
-    await database.write(bump_epoch)
-    names = files(path).keys()
-    other = await Database.open_read_only(path, master_key_check=CHECK)
-    assert await other.epoch() == 2
-    await database.write(bump_epoch)
-    assert await other.epoch() == 3
-    await other.close()
-    assert files(path).keys() == names
-
-
-@pytest.mark.parametrize(
-    ("content", "check", "problem"),
-    [
-        (None, b"another", "another master key"),
-        (b"", CHECK, "nothing in it yet"),
-        (b"no database at all" * 1000, CHECK, "can't be read"),
-    ],
-)
-async def test_what_is_not_ours_is_not_looked_at(
-    path: Path, content: bytes | None, check: bytes, problem: str
-) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    if content is not None:
-        overwrite(path, content)
-    with pytest.raises(ConfigError, match=problem):
-        await Database.open_read_only(path, master_key_check=check)
-
-
-async def test_damage_is_found(path: Path) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    content = bytearray(files(path)[path.name])
-    content[36:40] = (5).to_bytes(4)  # pages of which the header says that they are free
-    overwrite(path, bytes(content))
-    database = await Database.open_read_only(path, master_key_check=CHECK)
-    assert await database.quick_check()
-    await database.close()
-
-
-async def test_a_refused_database_leaves_no_thread_behind(database: Database, path: Path) -> None:
-    await database.epoch()
-    for _ in range(3):
-        with pytest.raises(ConfigError):
-            await Database.open(url(path), master_key_check=b"another")
-    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("kkp-")]
-    assert sorted(names) == ["kkp-reader_0", "kkp-writer_0"]
-
-
-# Durability.
-
-
-@pytest.mark.promise(32)
-async def test_a_commit_survives_a_power_cut(database: Database) -> None:
-    assert await pragma(database, "synchronous") == 2  # FULL
-    assert await pragma(database, "journal_mode") == "wal"
-    assert await pragma(database, "secure_delete") == 1
-
-
-@pytest.mark.promise(32)
-async def test_a_file_system_that_has_no_wal_is_refused_at_start(path: Path) -> None:
-    """With lock files in place of locks, SQLite stays with a rollback journal, and says nothing."""
-    without_wal = f"sqlite:///file:{path}?vfs=unix-dotfile&uri=true"
-    with pytest.raises(ConfigError, match="SQLite keeps journal_mode at delete there, not at wal"):
-        await Database.open(without_wal, master_key_check=CHECK)
-
-
-@pytest.mark.promise(32)
-@pytest.mark.parametrize(("level", "number"), [("OFF", 0), ("NORMAL", 1)])
-async def test_a_database_that_does_not_wait_for_the_disk_is_refused_at_start(
-    path: Path, monkeypatch: pytest.MonkeyPatch, level: str, number: int
-) -> None:
-    connect = sqlite3.dbapi2.connect
-
-    class Careless(sqlite3.Connection):
-        """Passes over whoever sets how it waits for the disk, without an error."""
-
-        def set_authorizer(self, callback: Any) -> None:
-            super().set_authorizer(
-                lambda action, name, value, *rest: (
-                    sqlite3.SQLITE_IGNORE
-                    if (action, name) == (sqlite3.SQLITE_PRAGMA, "synchronous") and value is not None
-                    else callback(action, name, value, *rest)
-                )
-            )
-
-    def careless(*arguments: Any, **options: Any) -> sqlite3.Connection:
-        connection: sqlite3.Connection = connect(*arguments, **options, factory=Careless)
-        connection.execute(f"PRAGMA synchronous={level}")
-        return connection
-
-    monkeypatch.setattr(sqlite3.dbapi2, "connect", careless)
-    with pytest.raises(ConfigError, match=f"SQLite keeps synchronous at {number} there, not at 2"):
-        await Database.open(url(path), master_key_check=CHECK)
-
-
-@pytest.mark.promise(32)
-@pytest.mark.parametrize("mode", ["DELETE", "TRUNCATE", "PERSIST"])
-async def test_a_database_that_was_given_another_journal_gets_its_own_back(path: Path, mode: str) -> None:
-    await (await Database.open(url(path), master_key_check=CHECK)).close()
-    with by_hand(path) as connection:
-        assert connection.execute(f"PRAGMA journal_mode={mode}").fetchone() == (mode.lower(),)
-    database = await Database.open(url(path), master_key_check=CHECK)
-    assert await pragma(database, "journal_mode") == "wal"
-    await database.close()
-
-
-async def test_waiting_for_a_lock_is_bounded_on_both_connections(database: Database) -> None:
-    assert await pragma(database, "busy_timeout") == 800
-    assert await pragma(database, "busy_timeout", reading=True) == 800
-
-
 async def test_what_reads_can_not_write(database: Database) -> None:
     with pytest.raises(KeyringUnavailableError):
         await database.read(bump_epoch)
     assert await database.epoch() == 1
-
-
-# Transactions.
 
 
 async def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
@@ -361,9 +135,7 @@ async def test_a_transaction_that_fails_leaves_nothing(database: Database) -> No
     assert await database.epoch() == 2
 
 
-async def test_two_databases_on_one_file_see_each_other_s_commits(
-    database: Database, replica: Database
-) -> None:
+async def test_two_replicas_see_each_other_s_commits(database: Database, replica: Database) -> None:
     await database.write(bump_epoch)
     assert await replica.epoch() == 2
     await RingStore(replica).insert_ring_key(FIRST, b"sealed")
@@ -375,37 +147,9 @@ async def test_no_bump_is_lost_between_replicas(database: Database, replica: Dat
     assert await database.epoch() == await replica.epoch() == 51
 
 
-async def test_a_read_sees_one_state_however_long_it_takes(database: Database, path: Path) -> None:
-    def look_twice(connection: Connection) -> list[object]:
-        query = "SELECT epoch FROM state"
-        before = connection.exec_driver_sql(query).scalar()
-        with by_hand(path) as other:
-            other.execute("UPDATE state SET epoch = 9")
-        return [before, connection.exec_driver_sql(query).scalar()]
-
-    assert await database.read(look_twice) == [1, 1]
-    assert await database.epoch() == 9
-
-
-async def test_a_write_takes_the_lock_before_it_reads(database: Database, path: Path) -> None:
-    def read_then_write(connection: Connection) -> None:
-        epoch = connection.exec_driver_sql("SELECT epoch FROM state").scalar_one()
-        with by_hand(path) as other:
-            other.execute("PRAGMA busy_timeout = 0")
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                other.execute("UPDATE state SET epoch = 99")
-        connection.exec_driver_sql("UPDATE state SET epoch = ?", (epoch + 1,))
-
-    await database.write(read_then_write)
-    assert await database.epoch() == 2
-
-
-# A database that does not work.
-
-
 @pytest.mark.promise(29)
-async def test_a_locked_database_refuses_writes_and_serves_reads(database: Database, path: Path) -> None:
-    with locked(path):
+async def test_a_locked_database_refuses_writes_and_serves_reads(database: Database, place: Place) -> None:
+    async with place.locked():
         with pytest.raises(KeyringUnavailableError, match=r"\AThe state database is not available\.\Z"):
             await RingStore(database).insert_ring_key(FIRST, b"sealed")
         assert (await RingStore(database).load_ring()).rows == ()
@@ -413,8 +157,8 @@ async def test_a_locked_database_refuses_writes_and_serves_reads(database: Datab
     assert (await RingStore(database).load_ring()).rows == (FIRST,)
 
 
-async def test_a_caller_that_stops_waiting_breaks_nothing(database: Database, path: Path) -> None:
-    with locked(path):
+async def test_a_caller_that_stops_waiting_breaks_nothing(database: Database, place: Place) -> None:
+    async with place.locked():
         waiting = asyncio.ensure_future(database.write(bump_epoch))
         await asyncio.sleep(0.01)
         waiting.cancel()
@@ -425,83 +169,11 @@ async def test_a_caller_that_stops_waiting_breaks_nothing(database: Database, pa
     assert await database.epoch() in {epoch + 1, epoch + 2}
 
 
-@pytest.mark.promise(29)
-async def test_a_database_that_became_read_only_refuses_every_write_and_serves_reads(
-    database: Database,
-) -> None:
-    await IdentityStore(database).insert_identity(ORDERS)
-    await set_pragma(database, "query_only=ON")
-    writes = [
-        RingStore(database).insert_ring_key(FIRST, b"sealed"),
-        RingStore(database).promote_ring_key(FIRST),
-        RingStore(database).note_served(1.0),
-        RingStore(database).delete_private_keys(["kid-1"]),
-        IdentityStore(database).insert_identity(ORDERS),
-        IdentityStore(database).replace_identity(ORDERS, former_mac=ORDERS.mac),
-        LocalKeyStore(database).add_local_key(LocalKeyRow("default", 1, 1.0, b"")),
-        AuditStore(database).open_chain("a", Opening()),
-        AuditStore(database).append("a", [record(1)]),
-        AuditStore(database).input_key("2026-01-01", b""),
-    ]
-    for write in writes:
-        with pytest.raises(KeyringUnavailableError):
-            await write
-    assert (await IdentityStore(database).load_identities()).identities == (ORDERS,)
-
-
-async def test_a_file_that_is_gone_is_neither_read_nor_written_until_it_is_back(
-    database: Database, path: Path, tmp_path: Path
-) -> None:
-    await IdentityStore(database).insert_identity(ORDERS)
-    move(path, tmp_path / "elsewhere")
-    for attempt in (database.epoch(), database.write(bump_epoch), database.check()):
-        with pytest.raises(KeyringUnavailableError, match="gone"):
-            await attempt
-    move(tmp_path / "elsewhere", path)
-    assert await database.epoch() == 2
-    await database.write(bump_epoch)
-    assert await database.epoch() == 3
-
-
-async def test_a_file_that_was_replaced_is_neither_read_nor_written(
-    database: Database, path: Path, tmp_path: Path
-) -> None:
-    await database.epoch()
-    await (await Database.open(url(tmp_path / "other.db"), master_key_check=CHECK)).close()
-    move(path, tmp_path / "elsewhere")
-    move(tmp_path / "other.db", path)
-    for attempt in (database.epoch(), database.write(bump_epoch), database.check()):
-        with pytest.raises(KeyringUnavailableError, match="replaced"):
-            await attempt
-    with closing(sqlite3.connect(path)) as other:
-        assert other.execute("SELECT epoch FROM state").fetchone() == (1,)
-
-
-async def test_a_check_tells_of_a_lock_that_reading_does_not_notice(database: Database, path: Path) -> None:
-    with locked(path):
+async def test_a_check_tells_of_a_lock_that_reading_does_not_notice(database: Database, place: Place) -> None:
+    async with place.locked():
         assert await database.epoch() == 1
         with pytest.raises(KeyringUnavailableError):
             await database.check()
-
-
-async def test_who_checks_together_shares_one_write(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writes, write = 0, Database.write
-
-    async def counted(self: Database, work: Work[Any]) -> Any:
-        nonlocal writes
-        writes += 1
-        return await write(self, work)
-
-    monkeypatch.setattr(Database, "write", counted)
-    await asyncio.gather(*(database.check() for _ in range(100)))
-    assert writes == 1
-    await database.check()
-    assert writes == 1
-    monkeypatch.setattr("kkp.store.sql._CHECK_SECONDS", 0.0)
-    await database.check()
-    assert writes == 2
 
 
 async def test_a_cancelled_check_leaves_the_others_their_answer(database: Database) -> None:
@@ -515,36 +187,10 @@ async def test_a_cancelled_check_leaves_the_others_their_answer(database: Databa
         await first
 
 
-@pytest.mark.promise(29)
-async def test_a_full_disk_refuses_whole_transactions_and_heals_by_itself(database: Database) -> None:
-    pages = await pragma(database, "page_count")
-    await set_pragma(database, f"max_page_count={pages}")
-    with pytest.raises(KeyringUnavailableError):
-        await RingStore(database).insert_ring_key(FIRST, bytes(1_000_000))
-    snapshot = await RingStore(database).load_ring()
-    assert (snapshot.epoch, snapshot.rows) == (1, ())
-    await set_pragma(database, "max_page_count=1073741823")
-    await RingStore(database).insert_ring_key(FIRST, bytes(1_000_000))
-    assert (await RingStore(database).load_ring()).epoch == 2
-
-
-async def test_a_table_that_is_gone_is_no_empty_ring(database: Database, path: Path) -> None:
-    with by_hand(path) as connection:
-        connection.execute("DROP TABLE ring_keys")
+async def test_a_table_that_is_gone_is_no_empty_ring(database: Database, place: Place) -> None:
+    place.by_hand("DROP TABLE ring_keys")
     with pytest.raises(KeyringUnavailableError):
         await RingStore(database).load_ring()
-
-
-async def test_an_error_shows_no_value_of_the_row(database: Database) -> None:
-    await set_pragma(database, "query_only=ON")
-    with pytest.raises(KeyringUnavailableError) as refusal:
-        await RingStore(database).insert_ring_key(FIRST._replace(kid="canary-kid"), b"canary-sealed")
-    cause = refusal.value.__cause__
-    assert cause is not None
-    assert "canary" not in str(refusal.value) + str(cause) + repr(cause)
-
-
-# The ring.
 
 
 async def test_a_ring_key_its_private_half_and_the_epoch_are_one_transaction(database: Database) -> None:
@@ -574,9 +220,8 @@ async def test_a_generation_and_a_kid_exist_once(database: Database, row: RingRo
     assert await store.load_ring() == before
 
 
-async def test_a_public_half_is_not_kept_without_its_private_half(database: Database, path: Path) -> None:
-    with by_hand(path) as connection:
-        connection.execute("INSERT INTO ring_private_keys VALUES ('kid-1', x'00')")
+async def test_a_public_half_is_not_kept_without_its_private_half(database: Database, place: Place) -> None:
+    place.by_hand("INSERT INTO ring_private_keys VALUES ('kid-1', 'sealed')")
     with pytest.raises(ConflictError):
         await RingStore(database).insert_ring_key(FIRST, b"sealed")
     snapshot = await RingStore(database).load_ring()
@@ -645,7 +290,11 @@ async def test_of_two_promotions_to_one_time_one_wins(database: Database, replic
 
 
 REVOKED = FIRST._replace(revoked_at=350.0, mac=b"revoked mac")
+
+
 PROMOTED = SECOND._replace(activate_at=350.0, mac=b"promoted mac")
+
+
 THIRD = RingRow("kid-3", 3, '{"kty":"OKP"}', 350.0, 350.0, None, b"mac 3")
 
 
@@ -730,21 +379,6 @@ async def test_only_the_private_halves_named_are_deleted(database: Database) -> 
     assert snapshot.rows == (FIRST, SECOND)
 
 
-@pytest.mark.parametrize("value", ["'text'", "1", "1.5"])
-async def test_a_value_of_another_type_is_handed_on_as_it_is(
-    database: Database, path: Path, value: str
-) -> None:
-    store = RingStore(database)
-    await store.insert_ring_key(FIRST, b"sealed")
-    with by_hand(path) as connection:
-        connection.execute(f"UPDATE ring_keys SET mac = {value}")  # noqa: S608  the table's own text
-    (row,) = (await store.load_ring()).rows
-    assert repr(row.mac) == value  # whoever owns the row refuses it
-
-
-# Identities.
-
-
 async def test_an_identity_and_the_epoch_are_one_transaction(database: Database) -> None:
     store = IdentityStore(database)
     await store.insert_identity(ORDERS)
@@ -774,9 +408,6 @@ async def test_a_row_is_replaced_only_where_it_still_is_what_was_read(database: 
     assert await store.load_identities() == snapshot
 
 
-# Keys of the local backend.
-
-
 async def test_local_key_versions_come_oldest_first_and_by_their_key(database: Database) -> None:
     store = LocalKeyStore(database)
     rows = [LocalKeyRow("default", version, 1.5, bytes([version])) for version in (2, 1, 3)]
@@ -792,9 +423,6 @@ async def test_a_version_that_exists_is_kept_as_it_is(database: Database) -> Non
     await store.add_local_key(LocalKeyRow("default", 1, 2.5, b"second"))
     assert await store.local_key_versions("default") == [LocalKeyRow("default", 1, 1.5, b"first")]
     assert await database.epoch() == 1
-
-
-# Audit.
 
 
 def record(seq: int, text: str = "") -> ChainedRow:
@@ -869,54 +497,21 @@ async def test_a_batch_of_any_size_is_kept_whole_and_in_order(database: Database
     assert await open_chain(store, "b") == [ChainHead("a", size + 1, batch[-1].hash)]
 
 
-async def test_what_stands_open_after_a_failure_does_not_outlive_it(database: Database) -> None:
-    def fail(connection: Connection) -> None:
-        connection.exec_driver_sql("COMMIT")
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # neither of which SQLAlchemy knows of
-        connection.exec_driver_sql("UPDATE state SET epoch = 7")
-        raise LookupError("on purpose")
-
-    with pytest.raises(LookupError, match="on purpose"):
-        await database.write(fail)
-    await database.write(bump_epoch)
-    assert await database.epoch() == 2
-
-
-SWALLOWED = {
-    "a record": "INSERT ON audit_records WHEN NEW.seq = 3",
-    "all records": "INSERT ON audit_records",
-    "the head": "UPDATE ON audit_chains",
-}
-
-
-@pytest.mark.parametrize("event", SWALLOWED.values(), ids=SWALLOWED)
-async def test_a_batch_of_which_anything_is_swallowed_is_refused_whole(
-    database: Database, path: Path, event: str
-) -> None:
-    def allow_triggers(connection: Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        driver.set_authorizer(None)
-
-    store = AuditStore(database)
-    await open_chain(store, "a")
-    await database.write(allow_triggers)
-    with by_hand(path) as connection:
-        connection.execute(f"CREATE TRIGGER t BEFORE {event} BEGIN SELECT RAISE(IGNORE); END")
-    with pytest.raises(KeyringUnavailableError, match="did not keep the audit records"):
-        await store.append("a", [record(2), record(3)])
-    assert await store.chain_head("a") == ChainHead("a", 1, b"hash a1")
-
-
 async def test_a_record_is_never_written_twice_and_a_batch_is_whole_or_not_at_all(database: Database) -> None:
     store = AuditStore(database)
     await open_chain(store, "a")
-    with pytest.raises(sqlite3.IntegrityError):
-        await store.append("a", [record(2), record(1, "forged ")])
+    with pytest.raises((sqlite3.IntegrityError, IntegrityError)):
+        await store.append("a", [record(2), record(2, "forged ")])
     with pytest.raises(IntegrityError):
         await store.open_chain("a", Opening("forged "))
     assert await store.read(None, 10) == [("a", record(1, "a"))]
     assert await store.chain_head("a") == ChainHead("a", 1, b"hash a1")
+
+
+async def test_a_chain_that_was_never_opened_takes_nothing(database: Database) -> None:
+    with pytest.raises(KeyringUnavailableError, match="did not keep the audit records"):
+        await AuditStore(database).append("a", [record(1)])
+    assert await AuditStore(database).read(None, 10) == []
 
 
 async def test_records_are_read_in_the_order_of_insertion_over_all_chains(database: Database) -> None:
@@ -945,8 +540,8 @@ async def test_pages_join_without_gap_or_overlap(database: Database) -> None:
     store = AuditStore(database)
     await open_chain(store, "a")
     await open_chain(store, "b")
-    for seq in range(2, 8):
-        await store.append("a" if seq % 2 else "b", [record(seq)])
+    for number in range(4, 10):
+        await store.append("a" if number % 2 else "b", [record(number // 2)])
     everything = await store.read(None, 100)
     for limit in (1, 2, 3, 7, 8, 9):
         pages: list[tuple[str, ChainedRow]] = []
@@ -971,3 +566,133 @@ async def test_the_first_input_key_of_a_day_stays(database: Database, replica: D
     assert await AuditStore(database).input_key("2026-01-01", b"first") == b"first"
     assert await AuditStore(replica).input_key("2026-01-01", b"second") == b"first"
     assert await AuditStore(replica).input_key("2026-01-02", b"third") == b"third"
+
+
+# Checkpoints.
+
+
+async def test_a_checkpoint_is_made_of_where_the_log_stands_and_the_newest_one(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    seen: list[tuple[CheckpointRow | None, LogPosition]] = []
+
+    def make(newest: CheckpointRow | None, position: LogPosition, _hashes: ReadHashes) -> SignedRows:
+        seen.append((newest, position))
+        return SignedRows(CheckpointRow(len(seen), b"line %d" % len(seen)))
+
+    await store.add(make)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2)])
+    await open_chain(audit, "b")
+    await database.write(bump_epoch)
+    await store.add(make)
+    assert seen == [
+        (None, LogPosition(1, 0, ())),
+        (
+            CheckpointRow(1, b"line 1"),
+            LogPosition(2, 3, (ChainHead("a", 2, b"hash 2"), ChainHead("b", 1, b"hash b1"))),
+        ),
+    ]
+    standing = await store.standing([ChainHead("a", 2, b""), ChainHead("a", 3, b"")])
+    assert (standing.epoch, standing.records, standing.hashes) == (2, 3, (b"hash 2", None))
+
+
+async def test_a_chain_that_is_carried_is_listed_until_a_checkpoint_has_its_tree(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2)])
+    await open_chain(audit, "b")
+    position = await store.position()
+    assert [head.chain for head in position.heads] == ["a", "b"]
+    assert position.trees == ()
+    tree = TreeRow("a", 2, b"frontier", 1)
+    await store.add(lambda *_: SignedRows(CheckpointRow(1, b"line"), (tree,)))
+    position = await store.position()
+    assert [head.chain for head in position.heads] == ["b"]
+    await audit.append("a", [record(3)])
+    position = await store.position()
+    assert [head.chain for head in position.heads] == ["a", "b"]
+    assert position.trees == (tree,)
+    later = tree._replace(size=3, frontier=b"later", checkpoint=2)
+    await store.add(lambda *_: SignedRows(CheckpointRow(2, b"line"), (later,)))
+    assert (await store.position()).trees == (later,)
+
+
+async def test_of_many_chains_without_a_tree_some_are_listed_at_a_time(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    for number in range(70):
+        await open_chain(audit, f"{number:03}")
+    heads = (await store.position()).heads
+    assert [head.chain for head in heads] == [f"{number:03}" for number in range(64)] + ["069"]
+
+
+async def test_a_checkpoint_is_made_of_the_hashes_that_its_own_transaction_sees(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2), record(3)])
+    await open_chain(audit, "b")
+    seen: list[Sequence[object]] = []
+    await store.add(lambda _newest, _position, hashes: seen.append(hashes("a", 1, 3)))
+    assert seen == [[b"hash 2", b"hash 3"]]
+    assert await store.hashes("a", 0, 2) == [b"hash a1", b"hash 2"]
+    assert await store.hashes("a", 3, 9) == []
+
+
+async def test_records_are_pruned_with_the_statement_that_they_are_gone_or_not_at_all(
+    database: Database,
+) -> None:
+    audit, checkpoints, store = AuditStore(database), CheckpointStore(database), RetentionStore(database)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2), record(3), record(4)])
+    await open_chain(audit, "b")
+    tree = TreeRow("a", 4, b"frontier", 1)
+    await checkpoints.add(lambda *_: SignedRows(CheckpointRow(1, b"line"), (tree,)))
+    before = ChainState("a", 4, 4, 4, 1, is_delivered=False, pruning=None)
+    assert await store.chains() == [before, ChainState("b", 1, None, None, None, None, None)]
+    await checkpoints.mark_delivered([1])
+    await store.prune("a", None, b"first", 0, 2)
+    assert [row.seq for row in await store.records("a", 0, 9)] == [3, 4]
+    assert await checkpoints.pruning("a") == b"first"
+    for known, after, upto in ((None, 2, 3), (b"other", 2, 3), (b"first", 0, 3), (b"first", 2, 5)):
+        with pytest.raises(ConflictError):
+            await store.prune("a", known, b"second", after, upto)
+    assert (await store.chains())[0] == before._replace(is_delivered=True, pruning=b"first")
+    await store.prune("a", b"first", b"second", 2, 4)
+    assert await store.records("a", 0, 9) == []
+    assert (await checkpoints.pruning("a"), await checkpoints.pruning("b")) == (b"second", None)
+    assert (await checkpoints.position()).records == 5  # there were ever
+
+
+async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Database) -> None:
+    store = CheckpointStore(database)
+    rows = [CheckpointRow(seq, b"line %d" % seq) for seq in (1, 2, 3)]
+    made = iter(rows)
+    for row in rows:
+        assert await store.add(lambda *_: SignedRows(next(made))) == row
+    assert await store.add(lambda *_: None) is None
+    assert await store.newest() == rows[2]
+    assert (await store.at(2), await store.at(4)) == (rows[1], None)
+    assert await store.undelivered(2) == rows[:2]
+    await store.mark_delivered([1, 2, 3])
+    assert await store.undelivered(2) == []
+    assert await store.mark_undelivered(1) == 2
+    assert await store.undelivered(9) == rows[1:]
+
+
+# Revoked tokens.
+
+
+async def test_revoked_tokens_are_read_by_the_epoch_that_they_brought_about(database: Database) -> None:
+    store = RevokedTokenStore(database)
+    rows = [RevokedTokenRow(f"jti {n}", 2**33 + n, 1.5, "orders", b"\0mac") for n in (1, 2)]
+    for row in [*rows, rows[0]]:
+        await store.insert_revoked_token(row, forget_before=0.0, at_most=2, share=2)
+    snapshot = await store.load_revoked_tokens(since_epoch=0)
+    assert (snapshot.epoch, sorted(snapshot.rows)) == (3, rows)
+    assert (await store.load_revoked_tokens(since_epoch=2)).rows == (rows[1],)
+    third = rows[0]._replace(jti="jti 3")
+    with pytest.raises(RateLimitedError):
+        await store.insert_revoked_token(third, forget_before=0.0, at_most=3, share=2)
+    with pytest.raises(KeyringUnavailableError, match="As many"):
+        await store.insert_revoked_token(third, forget_before=0.0, at_most=2, share=None)
+    await store.insert_revoked_token(third, forget_before=2.0**33 + 3, at_most=1, share=1)
+    assert (await store.load_revoked_tokens(since_epoch=0)).rows == (third,)

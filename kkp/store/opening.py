@@ -1,0 +1,89 @@
+"""Which database the settings name, and its opening. The driver of PostgreSQL is imported only for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sqlalchemy import URL
+
+from kkp import data_dir
+from kkp.config import Settings
+from kkp.errors import ConfigError
+from kkp.store.base import Database
+from kkp.store.sqlite import SQLiteDatabase
+
+if TYPE_CHECKING:
+    from kkp.store.postgres import PostgreSQLDatabase
+
+_NO_DRIVER = "KKP_DATABASE_URL: PostgreSQL needs its driver; run: pip install 'kkp[postgres]'"
+
+
+async def open_database(settings: Settings, *, master_key_check: bytes, create: bool) -> Database:
+    """Open the database.
+
+    Args:
+        settings: Name it.
+        master_key_check: Derived from the master key; says whether it is the one the rows are under.
+        create: Whether it may be empty, and is laid out then; a missing file is made.
+
+    Raises:
+        ConfigError: It can't be opened, is another program's, has another layout, or belongs to another
+            master key; then it is as it was.
+    """
+    if settings.postgres is not None:
+        return await _postgres().open(
+            settings.postgres, _password(settings), master_key_check=master_key_check, create=create
+        )
+    data_dir.prepare_database(settings.database_path, create=create)
+    url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
+    return await SQLiteDatabase.open(url, master_key_check=master_key_check)
+
+
+async def open_read_only(settings: Settings, *, master_key_check: bytes) -> Database:
+    """Open the database to look at it: nothing is written, and no file made.
+
+    Raises:
+        ConfigError: As `open_database`, and it is not there or has no layout yet.
+    """
+    if settings.postgres is not None:
+        return await _postgres().open_read_only(
+            settings.postgres, _password(settings), master_key_check=master_key_check
+        )
+    data_dir.prepare_database(settings.database_path, create=False)
+    return await SQLiteDatabase.open_read_only(settings.database_path, master_key_check=master_key_check)
+
+
+def open_unrecognised(settings: Settings) -> Database:
+    """Return a PostgreSQL database for reading, whoever's it is; nothing happens before the first read."""
+    if settings.postgres is None:
+        raise ConfigError(["KKP_DATABASE_URL: it is no PostgreSQL"])
+    return _postgres()(settings.postgres, _password(settings), read_only=True)
+
+
+async def is_empty(settings: Settings) -> bool:
+    """Tell whether there is no database yet, or one with nothing in it.
+
+    Raises:
+        ConfigError: That can't be told.
+    """
+    if settings.postgres is not None:
+        return await _postgres().is_empty(settings.postgres, _password(settings))
+    path = settings.database_path
+    return not path.exists() or not path.stat().st_size
+
+
+def _postgres() -> type[PostgreSQLDatabase]:
+    try:
+        from kkp.store.postgres import PostgreSQLDatabase  # noqa: PLC0415  see above
+    except ModuleNotFoundError as error:
+        raise ConfigError([_NO_DRIVER]) from error
+    return PostgreSQLDatabase
+
+
+def _password(settings: Settings) -> Callable[[], str | None]:
+    """Return what gives the password to each new connection: a file may be given a new one meanwhile."""
+    path, address = settings.database_password_file, settings.postgres
+    if path is not None:
+        return lambda: data_dir.read_secret(path, "KKP_DATABASE_PASSWORD_FILE")
+    return lambda: address.password if address is not None else None

@@ -1,0 +1,451 @@
+"""The database as a PostgreSQL that many replicas share.
+
+Rules that hold here:
+- `write` takes one advisory lock before it reads anything, so writers exclude each other as on SQLite, in
+  this process and in every other. `read` is REPEATABLE READ and READ ONLY.
+- The audit's append takes no lock that another replica's would wait for: it is one statement in a transaction
+  of its own, one round trip, on a connection of its own. It moves the chain's head only from the record
+  before its first one. So whatever became of an append that was given up on, and however late the server runs
+  it: it can't fork the chain, and of two processes that took one chain for theirs only one goes on.
+- Every wait ends: here by a deadline after which the connection is cut off, and in the server by its own
+  timeouts, so that a replica that stands still holds no lock for longer than they say.
+- A connection on which anything failed, but for a row that exists already, is cut off and never used again.
+  A commit whose answer was lost counts as none.
+- No connection is used before it said that what it commits survives a crash (`kkp.store.durability`). A
+  replica that was moved to another server, a standby above all, finds out before it writes.
+- Names mean what stands in the schema `kkp`, whatever the role or the database were set to.
+- No error tells a row's values: PostgreSQL's own messages do.
+- A password is asked for at each new connection, so it may be changed while KKP runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
+from functools import partial
+from typing import Any, Final, NoReturn, Self, TypeAlias, final
+
+import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from kkp.errors import ConfigError, KeyringUnavailableError
+from kkp.postgres_address import PostgresAddress
+from kkp.rows import ChainedRow
+from kkp.store import durability, schema
+from kkp.store.base import COUNT_WRITE_CHECK, SELECT_LAST_POSITION, ResultT, SharedCheck, Work, read_epoch
+from kkp.store.layout import NO_LAYOUT, prepare, recognise
+from kkp.store.postgres_layout import SCHEMA, PostgreSQLCatalogue, make_schema
+
+# Two numbers, so that nobody else's advisory locks are met: "kkp", and which of ours.
+LOCKS: Final = 0x6B6B70
+WRITE_LOCK: Final = 1
+
+_DEADLINE_SECONDS = 0.8
+_OPENING_SECONDS = 10.0  # laying out is many statements, and no request waits for them
+_CLOSING_SECONDS = 1.0
+_LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
+_CONNECTIONS = 4
+_STANDSTILL_MS = 1000
+_SESSION = {
+    "application_name": "kkp",
+    "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
+    "statement_timeout": "700",
+    "lock_timeout": "600",
+    "idle_in_transaction_session_timeout": str(_STANDSTILL_MS),
+    "tcp_user_timeout": str(_STANDSTILL_MS),
+}
+_CATALOGUE = PostgreSQLCatalogue()
+_UNAVAILABLE = "The state database is not available."
+_NOT_KEPT = "The state database did not keep the audit records."
+_DRIVER_ERRORS = (
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,  # and so TimeoutError
+)
+# Classes of errors whose text says what is wrong with the server, the role or the layout, and no value.
+_TELLING = ("08", "28", "3D", "42", "53", "55", "57", "58", "XX")
+_TAKE_WRITE_LOCK = text(f"SELECT pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
+_APPEND = """
+WITH moved AS (
+  UPDATE audit_chains SET head_seq = $5, head_hash = $6 WHERE chain = $1 AND head_seq = $7 RETURNING chain
+), kept AS (
+  INSERT INTO audit_records (chain, seq, hash, body)
+  SELECT moved.chain, record.seq, record.hash, record.body
+  FROM moved, unnest($2::bigint[], $3::bytea[], $4::bytea[]) AS record (seq, hash, body)
+  ORDER BY record.seq
+  RETURNING 1
+)
+SELECT epoch, (SELECT count(*) FROM kept) AS kept FROM state
+"""
+_SETTLE = text(f"LOCK TABLE {schema.audit_records.name} IN SHARE MODE")
+_SELECT_EPOCH = "SELECT epoch FROM state"
+_Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+_Password: TypeAlias = Callable[[], str | None]
+
+
+class UnfitServerError(KeyringUnavailableError):
+    """The server, or what it is asked with, is not fit for KKP; `problems` say why, each with its cure."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(_UNAVAILABLE)
+        self.problems = problems
+
+
+@final
+class _FaultError(Exception):
+    """What the driver met, without the values that its own text may hold."""
+
+
+@final
+class PostgreSQLDatabase:
+    """One database of a PostgreSQL server.
+
+    Args:
+        address: Where it is.
+        password: Asked for the role's password at each new connection.
+        read_only: Whether the server is told to write nothing.
+    """
+
+    def __init__(self, address: PostgresAddress, password: _Password, *, read_only: bool = False) -> None:
+        self._address = address
+        self._password = password
+        self._read_only = read_only
+        self._connecting_seconds = _OPENING_SECONDS / 2
+        self._drivers: set[_Driver] = set()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._appender: _Driver | None = None
+        self._check = SharedCheck(self._read_and_write)
+        self._writer = _engine(self._connect)
+        self._reader = self._writer.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+
+    @classmethod
+    async def open(
+        cls, address: PostgresAddress, password: _Password, *, master_key_check: bytes, create: bool
+    ) -> Self:
+        """Open the database.
+
+        Args:
+            address: Where it is.
+            password: Asked for the role's password at each new connection.
+            master_key_check: Derived from the master key; says whether it is the one the rows are under.
+            create: Whether an empty one is laid out.
+
+        Raises:
+            ConfigError: It can't be opened, does not keep what it commits, is another program's, has another
+                layout, or belongs to another master key; then it is as it was.
+        """
+        recognised, prepared = recognise(_CATALOGUE, master_key_check), prepare(_CATALOGUE, master_key_check)
+
+        def lay_out(connection: Connection) -> None:
+            make_schema(connection)
+            prepared(connection)
+
+        async def examine(database: Self) -> None:
+            is_laid_out = await database.read(recognised, within_seconds=_OPENING_SECONDS)
+            if not is_laid_out and not create:
+                raise ConfigError([NO_LAYOUT])
+            work = prepared if is_laid_out else lay_out
+            await database._write(work, _OPENING_SECONDS)
+
+        return await cls(address, password)._examined(examine)  # noqa: SLF001  the same
+
+    @classmethod
+    async def open_read_only(
+        cls, address: PostgresAddress, password: _Password, *, master_key_check: bytes
+    ) -> Self:
+        """Open the database to look at it; nothing is written.
+
+        Raises:
+            ConfigError: As `open`, and it has no layout yet.
+        """
+
+        async def examine(database: Self) -> None:
+            if not await database.read(recognise(_CATALOGUE, master_key_check)):
+                raise ConfigError([NO_LAYOUT])
+
+        return await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  of our own class
+
+    @classmethod
+    async def is_empty(cls, address: PostgresAddress, password: _Password) -> bool:
+        """Tell whether nothing is laid out.
+
+        Raises:
+            ConfigError: The database can't be read.
+        """
+        names: set[str] = set()
+
+        async def examine(database: Self) -> None:
+            names.update(await database.read(_CATALOGUE.names))
+
+        database = await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  the same
+        await database.close()
+        return not names
+
+    async def _examined(self, examine: Callable[[Self], Awaitable[None]]) -> Self:
+        async with AsyncExitStack() as opened:
+            opened.push_async_callback(self.close)
+            try:
+                await examine(self)
+            except UnfitServerError as error:
+                raise ConfigError(error.problems) from error
+            except KeyringUnavailableError as error:
+                problem = f"KKP_DATABASE_URL: the database can't be opened ({error.__cause__ or error})"
+                raise ConfigError([problem]) from error
+            self._connecting_seconds = _DEADLINE_SECONDS
+            opened.pop_all()
+        return self
+
+    async def write(self, work: Work[ResultT]) -> ResultT:
+        """Run one write transaction; see `Database`."""
+        return await self._write(work, _DEADLINE_SECONDS)
+
+    async def _write(self, work: Work[ResultT], seconds: float) -> ResultT:
+        def locked(connection: Connection) -> ResultT:
+            connection.execute(_TAKE_WRITE_LOCK)
+            return work(connection)
+
+        return await self._transact(self._writer, locked, seconds)
+
+    async def read(self, work: Work[ResultT], *, within_seconds: float | None = None) -> ResultT:
+        """Run reads that see one state of the database; see `Database`."""
+        return await self._transact(self._reader, work, within_seconds or _DEADLINE_SECONDS)
+
+    async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
+        """Add records at the end of an audit chain; see `Database`."""
+        seqs, hashes, bodies = zip(*rows, strict=True)
+        head = rows[-1]
+        driver, self._appender = self._appender, None
+        try:
+            async with asyncio.timeout(_DEADLINE_SECONDS):
+                if driver is None or driver.is_closed():
+                    driver = await self._connect()
+                kept = await driver.fetchrow(
+                    _APPEND, chain, seqs, hashes, bodies, head.seq, head.hash, rows[0].seq - 1
+                )
+        except BaseException as error:  # noqa: BLE001  every one is raised again
+            if driver is not None:
+                driver.terminate()
+            _raise_fit(error)
+        self._appender = driver
+        if kept is None or kept["kept"] != len(rows):
+            raise KeyringUnavailableError(_NOT_KEPT)
+        return int(kept["epoch"])
+
+    async def settled_position(self) -> int:
+        """Return the last position, once nobody is on the way of committing a lower one.
+
+        Positions are drawn from a sequence, which is not the order of commits. Whoever inserts holds a lock
+        on the table from before its positions are drawn until it has committed. The lock that is taken here
+        waits for all of those; whoever comes after it draws higher positions than any that is there then.
+        It is held for one round trip, in which appends wait.
+        """
+
+        def work(connection: Connection) -> int:
+            connection.execute(_SETTLE)
+            return int(connection.execute(SELECT_LAST_POSITION).scalar_one())
+
+        return await self._transact(self._writer, work, _DEADLINE_SECONDS)
+
+    async def epoch(self) -> int:
+        """Return the present epoch."""
+        return await self.read(read_epoch)
+
+    async def check(self) -> None:
+        """Read and write, and look anew at what the server does with it; see `Database`."""
+        await self._check()
+
+    async def _read_and_write(self) -> None:
+        def work(connection: Connection) -> None:
+            _check_server(connection.exec_driver_sql(durability.PROBE).mappings().one())
+            if _CATALOGUE.foreign_parts(connection):  # a trigger can be planted at any time
+                raise KeyringUnavailableError("The layout of the state database was altered.")
+            connection.execute(COUNT_WRITE_CHECK)
+
+        await self.write(work)
+
+    async def listen(self, on_hint: Callable[[], None]) -> NoReturn:
+        """Call back whenever the epoch may have moved, for as long as this runs; it may not be relied on.
+
+        A hint is called for each commit that bumps the epoch, and whenever the connection is made anew, since
+        some may have been missed by then. While there is none, nobody calls. Every role of the database can
+        send such hints, at any rate: they say nothing but that it is time to look.
+        """
+        while True:
+            with suppress(KeyringUnavailableError, *_DRIVER_ERRORS):
+                await self._listen_once(on_hint)
+            await asyncio.sleep(_DEADLINE_SECONDS)
+
+    async def _listen_once(self, on_hint: Callable[[], None]) -> None:
+        driver, ended = await self._connect(), asyncio.Event()
+        try:
+            driver.add_termination_listener(lambda _: ended.set())
+            await driver.add_listener(schema.EPOCH_CHANNEL, lambda *_: on_hint())
+            on_hint()
+            while not ended.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), _LISTENING_SECONDS)
+                await driver.fetchval(_SELECT_EPOCH, timeout=_DEADLINE_SECONDS)
+        finally:
+            driver.terminate()
+
+    async def close(self) -> None:
+        """Close every connection, once what runs on it has ended."""
+        if self._running:
+            await asyncio.wait(self._running)  # each has a deadline
+        closing = (driver.close(timeout=_CLOSING_SECONDS) for driver in set(self._drivers))
+        await asyncio.gather(*closing, return_exceptions=True)
+        await self._writer.dispose()
+
+    async def _transact(self, engine: AsyncEngine, work: Work[ResultT], seconds: float) -> ResultT:
+        """Run a transaction in a task of its own, which ends soon after this is told no or cancelled."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        if seconds > _DEADLINE_SECONDS:
+            work = partial(_patient, work, seconds)
+        task = asyncio.create_task(self._run(engine, work, deadline))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("no answer in time")
+        return task.result()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # maybe nobody waits for it any more
+
+    async def _run(self, engine: AsyncEngine, work: Work[ResultT], deadline: float) -> ResultT:
+        try:
+            connection = await engine.connect()
+        except _DRIVER_ERRORS as error:
+            _raise_fit(error)
+        async with aclosing(connection):
+            driver: _Driver = (await connection.get_raw_connection()).driver_connection
+            cut_off = asyncio.get_running_loop().call_at(deadline, driver.terminate)
+            try:
+                async with connection.begin():
+                    return await connection.run_sync(work)
+            except IntegrityError as error:
+                _raise_fit(error)
+            except _DRIVER_ERRORS as error:
+                driver.terminate()
+                _raise_fit(error)
+            finally:
+                cut_off.cancel()
+                if driver.is_closed():
+                    await connection.invalidate()
+
+    async def _connect(self) -> _Driver:
+        address = self._address
+        async with asyncio.timeout(self._connecting_seconds):
+            driver = await asyncpg.connect(
+                host=address.host,
+                port=address.port,
+                user=address.user,
+                password=self._current_password(),
+                database=address.database,
+                ssl=_tls(address),
+                server_settings=_SESSION,
+                timeout=self._connecting_seconds,
+                max_cached_statement_lifetime=0,
+            )
+            try:
+                _check_server(await driver.fetchrow(durability.PROBE))
+                if self._read_only:
+                    await driver.execute("SET default_transaction_read_only = on")
+            except BaseException:
+                driver.terminate()
+                raise
+        self._drivers.add(driver)
+        driver.add_termination_listener(self._drivers.discard)
+        return driver
+
+    def _current_password(self) -> str | None:
+        try:
+            return self._password()
+        except ConfigError as error:
+            raise UnfitServerError(error.problems) from error
+
+
+def _engine(connect: Callable[[], Awaitable[_Driver]]) -> AsyncEngine:
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=_CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=_DEADLINE_SECONDS,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _checkout(connection: Any, _record: object, _proxy: object) -> None:  # noqa: ANN401  the adaptor's own
+        if connection.driver_connection.is_closed():  # the server ended it while it lay idle
+            raise DisconnectionError
+
+    return engine
+
+
+def _tls(address: PostgresAddress) -> ssl.SSLContext | bool:
+    if address.ssl == "disable":
+        return False
+    files = dict(address.files)
+    try:
+        context = ssl.create_default_context(cafile=files.get("sslrootcert"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.check_hostname = address.ssl == "verify-full"
+        if "sslcert" in files:
+            context.load_cert_chain(files["sslcert"], files.get("sslkey"))
+    except OSError as error:  # and so ssl.SSLError
+        problem = f"KKP_DATABASE_URL: sslrootcert, sslcert or sslkey can't be used ({error.strerror})"
+        raise UnfitServerError([f"{problem}; give PEM files that KKP may read"]) from error
+    return context
+
+
+def _check_server(row: Any) -> None:  # noqa: ANN401  the driver's record, or SQLAlchemy's
+    found = [f"KKP_DATABASE_URL: {problem}" for problem in durability.problems(row)]
+    if found:
+        raise UnfitServerError(found)
+
+
+def _patient(work: Work[ResultT], seconds: float, connection: Connection) -> ResultT:
+    milliseconds = int(seconds * 1000)
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+    # Whoever reads row by row may be waited for, such as who prints an export.
+    connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
+    return work(connection)
+
+
+def _raise_fit(error: BaseException) -> NoReturn:
+    """Raise what a caller expects, without the values that PostgreSQL's messages hold.
+
+    Raises:
+        IntegrityError: A row exists already.
+        KeyringUnavailableError: Anything else that the driver met.
+    """
+    if isinstance(error, IntegrityError | asyncpg.IntegrityConstraintViolationError):
+        raise IntegrityError(None, None, _fault(error)) from None
+    if isinstance(error, _DRIVER_ERRORS):
+        raise KeyringUnavailableError(_UNAVAILABLE) from _fault(error)
+    raise error
+
+
+def _fault(error: BaseException) -> _FaultError:
+    cause: BaseException = error
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        cause = error.orig.__cause__ or error.orig
+    if isinstance(cause, TimeoutError):
+        return _FaultError("no answer in time")
+    if isinstance(cause, OSError):
+        return _FaultError(cause.strerror or type(cause).__name__)
+    state = str(getattr(cause, "sqlstate", None) or "")
+    told = str(cause.args[0]).splitlines()[0] if cause.args and state.startswith(_TELLING) else ""
+    return _FaultError(": ".join(filter(None, (type(cause).__name__, state, told))))

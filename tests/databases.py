@@ -1,0 +1,116 @@
+"""A database of each kind, as the tests of what both must do alike see it: empty, and one for each test."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from pathlib import Path
+from typing import Final, Protocol, final
+
+import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
+
+from kkp.postgres_address import PostgresAddress, read_address
+from kkp.store.base import Database
+from kkp.store.postgres import LOCKS, WRITE_LOCK, PostgreSQLDatabase
+from kkp.store.sqlite import SQLiteDatabase
+from tests.postgres import PostgreSQL
+
+CHECK: Final = b"check value"
+
+
+class Place(Protocol):
+    """Where a database is."""
+
+    async def open(self, check: bytes = CHECK) -> Database:
+        """Open it as KKP does, laying out an empty one."""
+        ...
+
+    async def open_read_only(self, check: bytes = CHECK) -> Database:
+        """Open it to look at it."""
+        ...
+
+    def by_hand(self, sql: str) -> str:
+        """Run a statement as somebody else would, past KKP, and return what it answers."""
+        ...
+
+    def locked(self) -> AbstractAsyncContextManager[None]:
+        """Hold the lock of writers, as a stuck process does."""
+        ...
+
+
+@final
+class SQLitePlace:
+    """A file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def open(self, check: bytes = CHECK) -> Database:
+        return await SQLiteDatabase.open(f"sqlite:///{self._path}", master_key_check=check)
+
+    async def open_read_only(self, check: bytes = CHECK) -> Database:
+        return await SQLiteDatabase.open_read_only(self._path, master_key_check=check)
+
+    def by_hand(self, sql: str) -> str:
+        with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+            row = connection.execute(sql).fetchone()
+        return "" if row is None else str(row[0])
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+            connection.execute("ROLLBACK")
+
+
+@final
+class PostgreSQLPlace:
+    """A database of a server."""
+
+    def __init__(self, server: PostgreSQL, name: str | None = None) -> None:
+        self.server = server
+        self.name = name or server.empty_database()
+
+    @property
+    def address(self) -> PostgresAddress:
+        return read_address(self.server.url(self.name))
+
+    def password(self) -> str | None:
+        return self.address.password
+
+    async def open(self, check: bytes = CHECK, *, create: bool = True) -> PostgreSQLDatabase:
+        return await PostgreSQLDatabase.open(
+            self.address, self.password, master_key_check=check, create=create
+        )
+
+    async def open_read_only(self, check: bytes = CHECK) -> PostgreSQLDatabase:
+        return await PostgreSQLDatabase.open_read_only(self.address, self.password, master_key_check=check)
+
+    def by_hand(self, sql: str) -> str:
+        return self.server.psql(f"SET search_path = kkp; {sql}", self.name)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[asyncpg.Connection]:
+        """Connect as the role itself does, with nothing set."""
+        address = self.address
+        connection = await asyncpg.connect(
+            host=address.host,
+            port=address.port,
+            user=address.user,
+            password=address.password,
+            database=address.database,
+            ssl=False,
+            server_settings={"search_path": "kkp"},
+        )
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        async with self.connected() as connection, connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
+            yield

@@ -1,0 +1,238 @@
+"""A PostgreSQL that the tests start themselves, from the distribution's binaries, as an ordinary user.
+
+Root may not run a server, so root's tests run it as `nobody`. Each worker of the tests has one server of its
+own, on a free port of loopback and a Unix socket in its own directory; its tests have a database each, or
+empty the same one, one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+ROLE: Final = "kkp"
+PASSWORD: Final = "kkp's own/password"
+NO_BINARIES: Final = "there are no PostgreSQL binaries in PATH or /usr/lib/postgresql/*/bin"
+
+_SUPERUSER = "postgres"
+_PATIENCE_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": "127.0.0.1",
+    "shared_buffers": "16MB",
+    "max_connections": "60",
+    "max_wal_size": "256MB",
+    "log_min_messages": "warning",
+}
+
+
+def binaries() -> Path | None:
+    """Return the directory of the newest server that is installed."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
+    if found:
+        return max(found, key=lambda path: float(path.parent.name))
+    in_path = shutil.which("postgres")
+    return Path(in_path).resolve().parent if in_path else None
+
+
+class PostgreSQL:
+    """A server and its data; it is made, and started, by `running`."""
+
+    def __init__(self, binaries: Path, directory: Path, owner: Mapping[str, Any]) -> None:
+        self.data = directory / "data"
+        self.directory = directory
+        self.port = _free_port()
+        self._binaries = binaries
+        self._owner = owner  # of its processes, as arguments of subprocess
+        self._server: subprocess.Popen[bytes] | None = None
+        self._databases = count(1)
+        self._shared: str | None = None
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's."""
+        assert self._server is not None
+        return self._server.pid
+
+    @property
+    def log(self) -> str:
+        """What the server has said."""
+        return (self.directory / "log").read_text("utf-8")
+
+    def url(self, database: str, *, user: str = ROLE, password: str = PASSWORD) -> str:
+        """Return the URL of a database over TCP."""
+        secret = password.replace("/", "%2F").replace("'", "%27")
+        return f"postgresql+asyncpg://{user}:{secret}@127.0.0.1:{self.port}/{database}"
+
+    def initialise(self) -> None:
+        """Make the data directory, and the role that owns each test's database."""
+        options = [
+            "--no-sync",
+            "--auth-local=trust",
+            "--auth-host=scram-sha-256",
+            "--locale=C",
+            "--encoding=UTF8",
+        ]
+        self._run(["initdb", "-D", str(self.data), "-U", _SUPERUSER, *options])
+        self.start()
+        quoted = PASSWORD.replace("'", "''")
+        self.psql(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{quoted}'")
+
+    def start(self, settings: Mapping[str, str] = {}) -> None:
+        """Start the server and wait until it takes connections; after a crash, once what is left is gone."""
+        began = time.monotonic()
+        while not self._started(settings):
+            if time.monotonic() - began > _PATIENCE_SECONDS:
+                raise TimeoutError(self.log[-2000:])
+
+    def _started(self, settings: Mapping[str, str]) -> bool:
+        given = {
+            **_SETTINGS,
+            "port": str(self.port),
+            "unix_socket_directories": str(self.directory),
+            **settings,
+        }
+        options = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
+        with (self.directory / "log").open("ab") as log:
+            self._server = subprocess.Popen(  # noqa: S603  the server that is tested against
+                [self._binaries / "postgres", "-D", self.data, *options],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.directory,
+                **self._owner,
+            )
+        while self._server.poll() is None:
+            if self._ask("SELECT 1").returncode == 0:
+                return True
+            time.sleep(_POLL_SECONDS)
+        return False
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End the server: SIGINT ends its sessions, SIGQUIT crashes it in order, SIGKILL does not tell it."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.send_signal(how)
+            server.wait(_PATIENCE_SECONDS)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have no process of the server run for the duration of the block: it answers nobody."""
+        stopped = [self.pid, *self._children()]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
+    def _children(self) -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+
+    def kill(self) -> None:
+        """End the postmaster without a word; its sessions follow when they notice."""
+        self.stop(signal.SIGKILL)
+
+    def restart(self, settings: Mapping[str, str] = {}) -> None:
+        """Stop and start anew."""
+        self.stop()
+        self.start(settings)
+
+    @contextmanager
+    def running_with(self, **settings: str) -> Iterator[None]:
+        """Run with other settings for the duration of the block."""
+        self.restart(settings)
+        try:
+            yield
+        finally:
+            self.restart()
+
+    def create_database(self, options: str = "") -> str:
+        """Make an empty database that the role owns, and return its name."""
+        name = f"test_{next(self._databases)}"
+        self.psql(f"CREATE DATABASE {name} OWNER {ROLE} {options}")
+        return name
+
+    def empty_database(self) -> str:
+        """Empty the database that tests share, one after the other, and return its name."""
+        if self._shared is None:
+            self._shared = self.create_database()
+        made = "DROP SCHEMA IF EXISTS kkp CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public"
+        self.psql(made, self._shared)
+        return self._shared
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database with whoever is connected to it."""
+        self.psql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def psql(self, sql: str, database: str = _SUPERUSER, *, user: str = _SUPERUSER) -> str:
+        """Run statements as the superuser does, past KKP, and return what they answer."""
+        finished = self._ask(sql, database, user)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout.strip()
+
+    def _ask(
+        self, sql: str, database: str = _SUPERUSER, user: str = _SUPERUSER
+    ) -> subprocess.CompletedProcess[str]:
+        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
+        command: list[str | Path] = [
+            self._binaries / "psql",
+            *server,
+            "-X",
+            "-A",
+            "-t",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            sql,
+        ]
+        return subprocess.run(  # noqa: S603  its own client
+            command, capture_output=True, text=True, check=False
+        )
+
+    def _run(self, command: Sequence[str]) -> None:
+        subprocess.run(  # noqa: S603  its own tool
+            [self._binaries / command[0], *command[1:]],
+            check=True,
+            capture_output=True,
+            cwd=self.directory,
+            **self._owner,
+        )
+
+
+@contextmanager
+def running(binaries: Path) -> Iterator[PostgreSQL]:
+    """Run a new server for the duration of the block."""
+    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-"))
+    owner: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        owner = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(directory, nobody.pw_uid, nobody.pw_gid)
+    server = PostgreSQL(binaries, directory, owner)
+    try:
+        server.initialise()
+        yield server
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            server.stop(signal.SIGQUIT)
+        shutil.rmtree(directory)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
