@@ -17,6 +17,7 @@ from kkp.store.sqlite import SQLiteDatabase
 from tests.postgres import PostgreSQL
 
 CHECK: Final = b"check value"
+PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machine that is busy
 
 
 class Place(Protocol):
@@ -80,9 +81,15 @@ class PostgreSQLPlace:
     def password(self) -> str | None:
         return self.address.password
 
-    async def open(self, check: bytes = CHECK, *, create: bool = True) -> PostgreSQLDatabase:
+    async def open(
+        self, check: bytes = CHECK, *, create: bool = True, deadline_seconds: float = PATIENCE_SECONDS
+    ) -> PostgreSQLDatabase:
         return await PostgreSQLDatabase.open(
-            self.address, self.password, master_key_check=check, create=create
+            self.address,
+            self.password,
+            master_key_check=check,
+            create=create,
+            deadline_seconds=deadline_seconds,
         )
 
     async def open_read_only(self, check: bytes = CHECK) -> PostgreSQLDatabase:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
@@ -44,20 +44,13 @@ from kkp.store.postgres_layout import SCHEMA, PostgreSQLCatalogue, make_schema
 LOCKS: Final = 0x6B6B70
 WRITE_LOCK: Final = 1
 
-_DEADLINE_SECONDS = 0.8
+DEADLINE_SECONDS: Final = 0.8
+
 _OPENING_SECONDS = 10.0  # laying out is many statements, and no request waits for them
 _CLOSING_SECONDS = 1.0
 _LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
 _CONNECTIONS = 4
 _STANDSTILL_MS = 1000
-_SESSION = {
-    "application_name": "kkp",
-    "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
-    "statement_timeout": "700",
-    "lock_timeout": "600",
-    "idle_in_transaction_session_timeout": str(_STANDSTILL_MS),
-    "tcp_user_timeout": str(_STANDSTILL_MS),
-}
 _CATALOGUE = PostgreSQLCatalogue()
 _UNAVAILABLE = "The state database is not available."
 _NOT_KEPT = "The state database did not keep the audit records."
@@ -109,13 +102,23 @@ class PostgreSQLDatabase:
     Args:
         address: Where it is.
         password: Asked for the role's password at each new connection.
+        deadline_seconds: When whoever waits is told no.
         read_only: Whether the server is told to write nothing.
     """
 
-    def __init__(self, address: PostgresAddress, password: _Password, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        address: PostgresAddress,
+        password: _Password,
+        *,
+        deadline_seconds: float = DEADLINE_SECONDS,
+        read_only: bool = False,
+    ) -> None:
         self._address = address
         self._password = password
+        self._deadline_seconds = deadline_seconds
         self._read_only = read_only
+        self._turn = asyncio.Lock()  # of a writer, so that those who wait take no connection
         self._connecting_seconds = _OPENING_SECONDS / 2
         self._drivers: set[_Driver] = set()
         self._running: set[asyncio.Task[Any]] = set()
@@ -128,7 +131,13 @@ class PostgreSQLDatabase:
 
     @classmethod
     async def open(
-        cls, address: PostgresAddress, password: _Password, *, master_key_check: bytes, create: bool
+        cls,
+        address: PostgresAddress,
+        password: _Password,
+        *,
+        master_key_check: bytes,
+        create: bool,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> Self:
         """Open the database.
 
@@ -137,6 +146,7 @@ class PostgreSQLDatabase:
             password: Asked for the role's password at each new connection.
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
             create: Whether an empty one is laid out.
+            deadline_seconds: When whoever waits is told no.
 
         Raises:
             ConfigError: It can't be opened, does not keep what it commits, is another program's, has another
@@ -155,7 +165,8 @@ class PostgreSQLDatabase:
             work = prepared if is_laid_out else lay_out
             await database._write(work, _OPENING_SECONDS)
 
-        return await cls(address, password)._examined(examine)  # noqa: SLF001  the same
+        database = cls(address, password, deadline_seconds=deadline_seconds)
+        return await database._examined(examine)
 
     @classmethod
     async def open_read_only(
@@ -199,24 +210,24 @@ class PostgreSQLDatabase:
             except KeyringUnavailableError as error:
                 problem = f"KKP_DATABASE_URL: the database can't be opened ({error.__cause__ or error})"
                 raise ConfigError([problem]) from error
-            self._connecting_seconds = _DEADLINE_SECONDS
+            self._connecting_seconds = self._deadline_seconds
             opened.pop_all()
         return self
 
     async def write(self, work: Work[ResultT]) -> ResultT:
         """Run one write transaction; see `Database`."""
-        return await self._write(work, _DEADLINE_SECONDS)
+        return await self._write(work, self._deadline_seconds)
 
     async def _write(self, work: Work[ResultT], seconds: float) -> ResultT:
         def locked(connection: Connection) -> ResultT:
             connection.execute(_TAKE_WRITE_LOCK)
             return work(connection)
 
-        return await self._transact(self._writer, locked, seconds)
+        return await self._transact(self._writer, locked, seconds, self._turn)
 
     async def read(self, work: Work[ResultT], *, within_seconds: float | None = None) -> ResultT:
         """Run reads that see one state of the database; see `Database`."""
-        return await self._transact(self._reader, work, within_seconds or _DEADLINE_SECONDS)
+        return await self._transact(self._reader, work, within_seconds or self._deadline_seconds)
 
     async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
         """Add records at the end of an audit chain; see `Database`."""
@@ -224,7 +235,7 @@ class PostgreSQLDatabase:
         head = rows[-1]
         driver, self._appender = self._appender, None
         try:
-            async with asyncio.timeout(_DEADLINE_SECONDS):
+            async with asyncio.timeout(self._deadline_seconds):
                 if driver is None or driver.is_closed():
                     driver = await self._connect()
                 kept = await driver.fetchrow(
@@ -252,7 +263,7 @@ class PostgreSQLDatabase:
             connection.execute(_SETTLE)
             return int(connection.execute(SELECT_LAST_POSITION).scalar_one())
 
-        return await self._transact(self._writer, work, _DEADLINE_SECONDS)
+        return await self._transact(self._writer, work, self._deadline_seconds)
 
     async def epoch(self) -> int:
         """Return the present epoch."""
@@ -281,7 +292,7 @@ class PostgreSQLDatabase:
         while True:
             with suppress(KeyringUnavailableError, *_DRIVER_ERRORS):
                 await self._listen_once(on_hint)
-            await asyncio.sleep(_DEADLINE_SECONDS)
+            await asyncio.sleep(DEADLINE_SECONDS)
 
     async def _listen_once(self, on_hint: Callable[[], None]) -> None:
         driver, ended = await self._connect(), asyncio.Event()
@@ -292,7 +303,7 @@ class PostgreSQLDatabase:
             while not ended.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), _LISTENING_SECONDS)
-                await driver.fetchval(_SELECT_EPOCH, timeout=_DEADLINE_SECONDS)
+                await driver.fetchval(_SELECT_EPOCH, timeout=self._deadline_seconds)
         finally:
             driver.terminate()
 
@@ -304,12 +315,14 @@ class PostgreSQLDatabase:
         await asyncio.gather(*closing, return_exceptions=True)
         await self._writer.dispose()
 
-    async def _transact(self, engine: AsyncEngine, work: Work[ResultT], seconds: float) -> ResultT:
+    async def _transact(
+        self, engine: AsyncEngine, work: Work[ResultT], seconds: float, turn: asyncio.Lock | None = None
+    ) -> ResultT:
         """Run a transaction in a task of its own, which ends soon after this is told no or cancelled."""
         deadline = asyncio.get_running_loop().time() + seconds
-        if seconds > _DEADLINE_SECONDS:
+        if seconds > self._deadline_seconds:
             work = partial(_patient, work, seconds)
-        task = asyncio.create_task(self._run(engine, work, deadline))
+        task = asyncio.create_task(self._run_in_turn(engine, work, deadline, turn))
         self._running.add(task)
         task.add_done_callback(self._ended)
         await asyncio.wait({task}, timeout=seconds)
@@ -321,6 +334,14 @@ class PostgreSQLDatabase:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # maybe nobody waits for it any more
+
+    async def _run_in_turn(
+        self, engine: AsyncEngine, work: Work[ResultT], deadline: float, turn: asyncio.Lock | None
+    ) -> ResultT:
+        async with turn or nullcontext():
+            if asyncio.get_running_loop().time() >= deadline:  # nobody waits for it any more
+                raise KeyringUnavailableError(_UNAVAILABLE)
+            return await self._run(engine, work, deadline)
 
     async def _run(self, engine: AsyncEngine, work: Work[ResultT], deadline: float) -> ResultT:
         try:
@@ -353,7 +374,7 @@ class PostgreSQLDatabase:
                 password=self._current_password(),
                 database=address.database,
                 ssl=_tls(address),
-                server_settings=_SESSION,
+                server_settings=_session(self._deadline_seconds),
                 timeout=self._connecting_seconds,
                 max_cached_statement_lifetime=0,
             )
@@ -381,7 +402,7 @@ def _engine(connect: Callable[[], Awaitable[_Driver]]) -> AsyncEngine:
         async_creator=connect,
         pool_size=_CONNECTIONS,
         max_overflow=0,
-        pool_timeout=_DEADLINE_SECONDS,
+        pool_timeout=DEADLINE_SECONDS,
         hide_parameters=True,
     )
 
@@ -391,6 +412,19 @@ def _engine(connect: Callable[[], Awaitable[_Driver]]) -> AsyncEngine:
             raise DisconnectionError
 
     return engine
+
+
+def _session(deadline_seconds: float) -> dict[str, str]:
+    """Return what a session is set to; in the server a wait ends before it does here."""
+    milliseconds = int(deadline_seconds * 1000)
+    return {
+        "application_name": "kkp",
+        "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
+        "statement_timeout": str(milliseconds * 7 // 8),
+        "lock_timeout": str(milliseconds * 6 // 8),
+        "idle_in_transaction_session_timeout": str(_STANDSTILL_MS),
+        "tcp_user_timeout": str(_STANDSTILL_MS),
+    }
 
 
 def _tls(address: PostgresAddress) -> ssl.SSLContext | bool:

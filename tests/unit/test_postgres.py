@@ -20,7 +20,7 @@ from kkp.rows import ChainedRow, ChainHead, RingRow
 from kkp.store import durability
 from kkp.store.audit import AuditStore
 from kkp.store.base import bump_epoch
-from kkp.store.postgres import PostgreSQLDatabase
+from kkp.store.postgres import DEADLINE_SECONDS, PostgreSQLDatabase
 from tests.databases import CHECK, PostgreSQLPlace
 from tests.postgres import PASSWORD, ROLE, PostgreSQL
 
@@ -530,8 +530,9 @@ async def test_connections_that_the_server_ended_while_they_lay_idle_are_not_use
 
 @pytest.mark.promise(29)
 async def test_a_server_that_answers_nothing_is_given_up_on_in_time(
-    database: PostgreSQLDatabase, postgres_server: PostgreSQL
+    place: PostgreSQLPlace, postgres_server: PostgreSQL
 ) -> None:
+    database = await place.open(deadline_seconds=DEADLINE_SECONDS)
     store = AuditStore(database)
     await open_chain(store, "a")
     await store.append("a", [record(2)])
