@@ -79,8 +79,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command=_checkpoint
     )
     verbs.add_parser("key", help="print the public key of the checkpoints").set_defaults(command=_key)
-    audit_proofs.register(verbs)
-    audit_retention.register(verbs)
+    audit_proofs.add_verbs(verbs)
+    audit_retention.add_verbs(verbs)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from kkp.cli.stored_log import read_log
 from kkp.errors import ConfigError
 
 
-def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to those of `kkp audit`."""
     prove = verbs.add_parser(
         "prove",

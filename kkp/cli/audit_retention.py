@@ -26,7 +26,7 @@ from kkp.store.retention import RetentionStore
 _DAY_SECONDS: Final = 86_400
 
 
-def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to those of `kkp audit`."""
     prune = verbs.add_parser(
         "prune",
