@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Final, TextIO, TypeVar, final
 
 _ItemT = TypeVar("_ItemT")
@@ -54,7 +54,7 @@ class Progress:
         self._stream.flush()
 
 
-def shown(items: Iterable[_ItemT], total: int) -> Iterator[_ItemT]:
+def shown(items: Iterable[_ItemT], total: int) -> Generator[_ItemT, None, None]:
     """Pass items on, and show how many of how many went by."""
     progress, waiting = Progress(total), 0
     try:
