@@ -28,7 +28,7 @@ from kkp import __version__
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor")
+_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor", "ready")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
