@@ -1,5 +1,5 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test soak lint fmt rego bench bench-smoke clean
+.PHONY: run test soak lint fmt rego deploy-check bench bench-smoke clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -28,6 +28,10 @@ fmt: $(READY)
 # The policy bundle against a real OPA and Regal, which are built where Go is and taken from PATH elsewhere.
 rego:
 	tests/tools/rego.sh
+
+# What deploy/ has for containers, with the code of BuildKit, Compose and kustomize, and Kubernetes' own schemas.
+deploy-check: $(READY)
+	tests/tools/deploy.sh
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from kkp.model import Caller
 from kkp.tokens import Claims
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticated:
+class Authenticated(msgspec.Struct, frozen=True):
     """A proven caller, and the KKP token that was presented, if one was.
 
     Attributes:
@@ -20,4 +19,8 @@ class Authenticated:
 
     caller: Caller
     epoch: int
-    token: Claims | None = field(default=None, repr=False)
+    token: Claims | None = None
+
+    def __repr__(self) -> str:
+        """Name the caller, and nothing of the token."""
+        return f"Authenticated({self.caller!r}, epoch={self.epoch})"

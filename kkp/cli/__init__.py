@@ -29,7 +29,7 @@ from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
 _KEY_OPTION = "--public-key"
-_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor")
+_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor", "ready")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +111,14 @@ async def _files(examined: Examined) -> list[Result]:
     directory = settings.data_dir
     if not directory.is_dir():
         return [Result(Status.WARN, f"{directory} does not exist yet", "start KKP once: it makes it")]
-    open_to_others = [*_open_to_others([directory], 0o700), *_open_to_others(_files_of(settings), 0o600)]
-    return open_to_others or [Result(Status.OK, f"{directory} and what is in it are their owner's alone")]
+    exposed = [(path, 0o600) for path in sorted(_files_of(settings)) if data_dir.is_exposed(path.stat())]
+    if data_dir.is_open_to_others(directory.stat().st_mode):
+        exposed.insert(0, (directory, 0o700))
+    found = [
+        Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
+        for path, mode in exposed
+    ]
+    return found or [Result(Status.OK, f"{directory} and what is in it are their owner's alone")]
 
 
 def _files_of(settings: Settings) -> set[Path]:
@@ -121,14 +127,6 @@ def _files_of(settings: Settings) -> set[Path]:
     if settings.postgres is None:
         elsewhere.add(settings.database_path)
     return inside | {path for path in elsewhere if path.is_file()}
-
-
-def _open_to_others(paths: Iterable[Path], mode: int) -> list[Result]:
-    return [
-        Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
-        for path in sorted(paths)
-        if data_dir.is_open_to_others(path.stat().st_mode)
-    ]
 
 
 async def _master_key(examined: Examined) -> Result:

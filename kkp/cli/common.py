@@ -107,4 +107,4 @@ def seconds(text: str) -> int:
 def collect_garbage_rarely() -> None:
     """Have a server look for cycles less often than every 700 objects: that is every few requests."""
     gc.freeze()  # what was imported stays
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(50_000, 20, 50)

@@ -11,8 +11,9 @@ compared here with what would be done, for every operation, so that none can for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
+
+import msgspec
 
 from kkp.authn.base import Authenticated
 from kkp.errors import ContextMismatchError, DeniedError, KKPError, ScopeMismatchError
@@ -24,8 +25,7 @@ AnswerT_co = TypeVar("AnswerT_co", covariant=True)
 ProposalT = TypeVar("ProposalT", bound="Proposal")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvelopeFacts:
+class EnvelopeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What policy may know of an envelope: labels and authenticated data, no key and no ciphertext."""
 
     backend: str
@@ -34,8 +34,7 @@ class EnvelopeFacts:
     associated_data: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     """What exactly would be done, for whom.
 
     Attributes:
@@ -56,10 +55,10 @@ class Proposal:
     claims: Claims | None = None
     backend: str | None = None
     key_id: str | None = None
-    request_context: Mapping[str, JSON] = field(default_factory=dict)
+    request_context: Mapping[str, JSON] = {}
     envelope: EnvelopeFacts | None = None
     source: EnvelopeFacts | None = None
-    details: Mapping[str, JSON] = field(default_factory=dict)
+    details: Mapping[str, JSON] = {}
     kid: str | None = None
     claims_digest: str | None = None
     refusal: KKPError | None = None

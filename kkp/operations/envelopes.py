@@ -9,8 +9,10 @@ backend only after the envelope's labels were found to be its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, final
+
+import msgspec
 
 from kkp import envelope as envelopes
 from kkp.authn.base import Authenticated
@@ -188,7 +190,9 @@ class Rewrap(BatchOperation[Proposal, RewrapRequest, Envelope]):
     def propose(self, authenticated: Authenticated, request: RewrapRequest) -> Proposal:
         """Name the envelope's own labels as what it would be moved from, and those asked for as where to."""
         found = opening(authenticated, request)
-        return replace(found, backend=request.backend, key_id=request.key_id, source=found.envelope)
+        return msgspec.structs.replace(
+            found, backend=request.backend, key_id=request.key_id, source=found.envelope
+        )
 
     async def run(self, proposal: Proposal, request: RewrapRequest) -> Envelope:  # noqa: ARG002  all is in the request
         """Unwrap the data key, check whose it is, and wrap it under the other key.

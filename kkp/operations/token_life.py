@@ -11,8 +11,10 @@ names and opens neither of these, not even for itself; otherwise whoever a token
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, final
+
+import msgspec
 
 from kkp.authn.base import Authenticated
 from kkp.errors import AuthenticationError
@@ -30,8 +32,7 @@ class HeldToken:
     unverified_token: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenLifeProposal(Proposal):
+class TokenLifeProposal(Proposal, frozen=True, kw_only=True):
     """What would be told, or ended: `claims` are the token's, which policy sees.
 
     Attributes:
@@ -79,7 +80,7 @@ class _TokenLife(Operation[TokenLifeProposal, HeldToken, AnswerT_co]):
         claims = proposal.claims
         if claims is None or _ANY in decision.reasons or proposal.caller.id in _concerned(claims):
             return proposal, decision
-        return replace(proposal, subject_matter=None), decision
+        return msgspec.structs.replace(proposal, subject_matter=None), decision
 
 
 def _concerned(claims: Claims) -> set[str]:

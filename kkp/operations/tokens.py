@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Protocol, final
 
@@ -20,6 +20,7 @@ from kkp import tokens
 from kkp.authn.base import Authenticated
 from kkp.clock import Clock
 from kkp.errors import InvalidRequestError, StaleProposalError, UnknownBackendError
+from kkp.grouping import Grouped
 from kkp.model import JSON, Action, Decision
 from kkp.operations.base import Operation, Proposal, denied
 from kkp.tokens import Actor, Claims
@@ -42,13 +43,12 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     request_context: dict[str, JSON] = {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenProposal(Proposal):
+class TokenProposal(Proposal, frozen=True, kw_only=True):
     """The claims as they would be signed."""
 
     claims: Claims
     kid: str
-    payload: bytes = field(repr=False)
+    payload: bytes
     proposed_at: float
 
 
@@ -99,6 +99,7 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
         self._issuer = issuer
         self._max_ttl_seconds = max_ttl_seconds
         self._backends = backends
+        self._issue = Grouped(self._sign)
 
     def propose(self, authenticated: Authenticated, request: TokenRequest) -> TokenProposal:
         """Build the claims whole."""
@@ -138,7 +139,10 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
             return proposal, denied(decision, "kkp.ttl_exceeds_obligation")
         claims = msgspec.structs.replace(proposal.claims, exp=latest)
         payload = tokens.encode_claims(claims)
-        return replace(proposal, claims=claims, payload=payload, claims_digest=_digest(payload)), decision
+        shortened = msgspec.structs.replace(
+            proposal, claims=claims, payload=payload, claims_digest=_digest(payload)
+        )
+        return shortened, decision
 
     async def run(self, proposal: TokenProposal, request: TokenRequest) -> IssuedToken:
         """Sign the bytes that were approved.
@@ -149,6 +153,9 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
         """
         if request.backend not in self._backends:
             raise UnknownBackendError("There is no such backend.")
+        return await self._issue(proposal)
+
+    def _sign(self, proposal: TokenProposal) -> IssuedToken:
         if self._clock.now() - proposal.proposed_at > _MAX_DECISION_SECONDS:
             raise StaleProposalError("The decision took too long.")
         token = tokens.sign(proposal.payload, proposal.kid, partial(self._signer.sign, proposal.kid))

@@ -6,10 +6,12 @@ between, a token that leaves carries the claims of the question that the recorde
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from kkp import tokens
 from kkp.authz.base import PolicyEngine
+from kkp.grouping import MAX_GROUP
 from kkp.model import Decision, PolicyInput
 from tests.fakes.clock import FakeClock
-from tests.harness import KKP, grant, running
+from tests.harness import ISSUER, KKP, grant, running
 from tests.promises import Recorder
 from tests.scale import SCALE
 
@@ -109,6 +113,21 @@ async def test_the_record_holds_the_digest_of_the_bytes_that_were_signed(kkp: KK
     (record,) = [record for record in await kkp.records() if record.get("jti") == json.loads(payload)["jti"]]
     assert record["claims_digest"] == hashlib.sha256(payload).hexdigest()
     assert record["kid"] == json.loads(base64.urlsafe_b64decode(token.split(".")[0] + "=="))["kid"]
+
+
+@pytest.mark.promise(20)
+async def test_of_tokens_that_are_signed_together_each_is_what_its_own_caller_was_approved_for(
+    kkp: KKP,
+) -> None:
+    callers = {name: await kkp.add_identity(name, grant()) for name in ("orders", "billing", "stock")}
+    asked = [(name, {"number": str(number)}) for number in range(MAX_GROUP // 2) for name in callers]
+    issued = await asyncio.gather(*(kkp.token(callers[name], context=context) for name, context in asked))
+    public_keys = kkp.services.public.keyring.public_keys(time.time())
+    verified = [tokens.verify(token, public_keys, issuer=ISSUER)[1] for token in issued]
+    assert [(claims.sub, claims.context) for claims in verified] == asked
+    digests = {record["jti"]: record["claims_digest"] for record in await kkp.records() if "jti" in record}
+    signed = {claims.jti: payload_of(token) for claims, token in zip(verified, issued, strict=True)}
+    assert digests == {jti: hashlib.sha256(payload).hexdigest() for jti, payload in signed.items()}
 
 
 @pytest.mark.promise(20)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from kkp.authz.embedded import EmbeddedPolicy
-from kkp.authz.grouping import MAX_GROUP, GroupingPolicy
+from kkp.authz.grouping import GroupingPolicy
 from kkp.errors import PolicyUnavailableError
+from kkp.grouping import MAX_GROUP
 from kkp.model import Decision, PolicyInput
 
 POLICY = """package kkp.authz
