@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.export import write_row
 from kkp.audit.proofs import RecordsProof, write_proof
 from kkp.audit.prunings import Pruning, read_pruning, sign_pruning
-from kkp.audit.tree import Frontier, Range, roots, subtrees
+from kkp.audit.tree import Frontier, Range, subtrees
 from kkp.audit.verify import StoredRow
 from kkp.clock import Clock
 from kkp.data_dir import flush_directory
@@ -38,6 +39,7 @@ from kkp.rows import ChainedRow, ChainHead, ChainState, CheckpointRow
 
 SEGMENT: Final = 4096
 _SLICE: Final = 1024
+_CHAIN: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _ALTERED = "The audit log is not what {} lists; nothing more is deleted. Run: kkp audit verify"
 
 
@@ -137,7 +139,10 @@ class Pruner:
 
         Raises:
             ConfigError: It can't be written.
+            StateUntrustedError: The chain's name is none of KKP's: it may lead elsewhere.
         """
+        if _CHAIN.fullmatch(prunable.chain) is None:
+            raise StateUntrustedError(f"The chain {prunable.chain!a:.80} is none of KKP's.")
         path = directory / f"{prunable.chain}.{prunable.first}-{prunable.last.seq}.jsonl"
         part = path.with_suffix(".part")
         try:
@@ -206,17 +211,13 @@ class Pruner:
         if listed is None or listed.root is None or listed.seq < last:
             raise StateUntrustedError(_ALTERED.format(under))
         steps = await self._steps(state.chain, known, last, under)
-        tree = steps[-1][1].copy()
-        behind = subtrees(Range(last, listed.seq))
-        try:
-            found = roots(behind, tree, await self._read_hashes(state.chain, last, listed.seq))
-        except LookupError as error:
-            raise StateUntrustedError(_ALTERED.format(under)) from error
-        for part in behind:
-            tree.add_subtree(found[part], part.end - part.start)
+        tree, behind = steps[-1][1].copy(), subtrees(Range(last, listed.seq))
+        nodes = [await self._root(state.chain, part, under) for part in behind]
+        for part, node in zip(behind, nodes, strict=True):
+            tree.add_subtree(node, part.end - part.start)
         if tree.root().hex() != listed.root:
             raise StateUntrustedError(_ALTERED.format(under))
-        return Prunable(state.chain, known, steps, [found[part] for part in behind], under, state.pruning)
+        return Prunable(state.chain, known, steps, nodes, under, state.pruning)
 
     async def _steps(
         self, chain: str, known: Frontier, last: int, under: Checkpoint
@@ -232,12 +233,14 @@ class Pruner:
             steps.append((ChainHead(chain, upto, whole[-1]), tree.copy()))
         return steps
 
-    async def _read_hashes(self, chain: str, after: int, upto: int) -> list[bytes]:
-        found: list[bytes] = []
-        for start in range(after, upto, SEGMENT):
-            hashes = await self._store.hashes(chain, start, min(start + SEGMENT, upto))
-            found += [value for value in hashes if isinstance(value, bytes)]
-        return found
+    async def _root(self, chain: str, part: Range, under: Checkpoint) -> bytes:
+        tree = Frontier()
+        for start in range(part.start, part.end, SEGMENT):
+            hashes = await self._store.hashes(chain, start, min(start + SEGMENT, part.end))
+            tree.extend(value for value in hashes if isinstance(value, bytes))
+        if tree.size != part.end - part.start:
+            raise StateUntrustedError(_ALTERED.format(under))
+        return tree.root()
 
     def _pruning(self, state: ChainState) -> Pruning | None:
         if state.pruning is None:

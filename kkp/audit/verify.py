@@ -191,7 +191,7 @@ class _Verifier:
         self._series = series
         self._checkpoints = iter(series)
         self._chains: dict[str, _Chain] = {}
-        self._prunings: list[Pruning] = []
+        self._prunings: dict[str, Pruning] = {}
         self._findings: list[Finding] = []
         self._disagreements: list[Finding | str] = []
 
@@ -209,8 +209,10 @@ class _Verifier:
         if pruning.key != self._series.key:
             self._find(head.chain, FIRST_SEQ, "its pruning is signed by another key than the checkpoints")
             return
-        self._prunings.append(pruning)
         chain = self._chain(head.chain)
+        if head.seq < chain.first_seq:  # an export may have more than one of them
+            return
+        self._prunings[head.chain] = pruning
         chain.first_seq = chain.next_seq = head.seq + 1
         chain.previous, chain.tree, chain.is_known = (head.hash.hex(),), pruning.frontier, True
 
@@ -292,7 +294,7 @@ class _Verifier:
         for name, chain in self._chains.items():
             self._compare_end(name, chain)
         evidence = self._series.evidence()
-        counted = self._records + sum(pruning.head.seq for pruning in self._prunings)
+        counted = self._records + sum(pruning.head.seq for pruning in self._prunings.values())
         newest = evidence.newest
         if newest is not None and counted < newest.records:
             self._disagreements.append(f"{counted} records of the {newest.records} that {newest} counts")
@@ -302,7 +304,7 @@ class _Verifier:
             tuple(self._findings),
             (*evidence.problems, *self._disagreements),
             evidence,
-            tuple(self._prunings),
+            tuple(self._prunings.values()),
         )
 
     def _compare_end(self, name: str, chain: _Chain) -> None:

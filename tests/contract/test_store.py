@@ -657,6 +657,8 @@ async def test_records_are_pruned_with_the_statement_that_they_are_gone_or_not_a
             await store.prune("a", known, b"second", after, upto)
     assert (await store.chains())[0] == before._replace(is_delivered=True, pruning=b"first")
     await store.prune("a", b"first", b"second", 2, 4)
+    assert await audit.chain_head("a") == ChainHead("a", 4, b"hash 4")
+    assert await audit.chain_head("none") is None
     assert await store.records("a", 0, 9) == []
     assert (await checkpoints.pruning("a"), await checkpoints.pruning("b")) == (b"second", None)
     assert (await checkpoints.position()).records == 5  # there were ever

@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from kkp.audit.chain import record_hash
-from kkp.audit.export import export, is_database, read_cursor, verify_export
+from kkp.audit.export import export, is_database, read_cursor, verify_export, write_row
+from kkp.audit.prunings import sign_pruning
 from kkp.audit.stored_log import SQLiteLog, reading
+from kkp.audit.tree import Frontier
 from kkp.audit.verify import UnreadableError
-from tests.fakes.logs import a_chain, a_checkpoint, head_of
+from tests.fakes.logs import NOW, a_chain, a_checkpoint, a_rooted_checkpoint, a_signer, hashes_of, head_of
 from tests.verifying import verify_sqlite
 
 pytestmark = pytest.mark.promise(30)
@@ -50,6 +52,23 @@ def exported(path: Path, after: tuple[str, int] | None = None) -> Path:
     with reading(path) as connection:
         target.write_bytes(b"".join(record.line or b"" for record in export(SQLiteLog(connection), after)))
     return target
+
+
+def test_of_two_prunings_of_one_chain_the_later_holds_and_neither_counts_twice(tmp_path: Path) -> None:
+    rows = a_chain("a", 9)
+    listing = a_rooted_checkpoint(rows, records=12)
+    tree = Frontier()
+    tree.extend(hashes_of(rows[:3]))
+    older = sign_pruning(a_signer(), head_of(rows[:3]), tree, listing, NOW).line
+    tree.extend(hashes_of(rows[3:5]))
+    later = sign_pruning(a_signer(), head_of(rows[:5]), tree, listing, NOW).line
+    rest = b"".join(line for line in map(write_row, rows[5:]) if line is not None)
+    for order in ([older, later], [later, older], [later, later, older]):
+        (tmp_path / "export").write_bytes(b"".join(line + b"\n" for line in order) + rest)
+        verdict = verify_export([tmp_path / "export"], [listing])
+        assert verdict.findings == ()
+        assert [pruning.head.seq for pruning in verdict.prunings] == [5]
+        assert verdict.disagreements == (f"9 records of the 12 that {listing} counts",)
 
 
 def test_an_export_is_clean_where_the_database_is(path: Path, database: sqlite3.Connection) -> None:

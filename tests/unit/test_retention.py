@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -21,6 +22,7 @@ from kkp.audit.retention import Prunable
 from kkp.audit.verify import Finding
 from kkp.errors import AuditUnavailableError, ConfigError, ConflictError, StateUntrustedError
 from kkp.master_key import MasterKey
+from kkp.store.audit import AuditStore
 from tests.audited import MASTER_KEY, PUBLIC_KEY, AuditedDatabase, Boot
 from tests.databases import SQLitePlace
 from tests.verifying import verify_sqlite
@@ -130,6 +132,23 @@ async def test_a_pruned_log_is_started_on_and_its_chain_is_gone_on_with(log: Aud
         await process.record(20)
     async with log.boot("next") as process:
         await process.record(1)
+    assert (await log.verify()).clean
+
+
+async def test_a_server_that_was_idle_for_so_long_that_its_whole_chain_went_goes_on(
+    log: AuditedDatabase,
+) -> None:
+    async with log.boot("server") as idle:
+        await idle.record(4)
+        async with log.boot("command") as command:  # which carries the head of the idle one
+            await command.checkpoint()
+            await command.record()
+            await command.checkpoint()
+            assert [prunable.chain for prunable in await prune(command)] == ["server"]
+        assert await log.numbers() == []
+        assert await AuditStore(idle.database).chain_head("server") is not None  # after a failure it asks
+        await idle.record(2)
+        assert await log.numbers() == [6, 7]
     assert (await log.verify()).clean
 
 
@@ -305,6 +324,24 @@ async def test_what_can_not_be_exported_is_refused(process: Boot, tmp_path: Path
     with pytest.raises(ConfigError, match="can't be written"):
         await process.pruner.export(prunable, tmp_path)
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "a/b", "..", "a\nb", "a" * 65])
+async def test_a_chain_whose_name_leads_elsewhere_is_not_exported(
+    log: AuditedDatabase, tmp_path: Path, name: str
+) -> None:
+    """Who can write the database can make a chain, and its name is part of a file's."""
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    async with log.boot(name) as process:
+        await process.record(9)
+    async with log.boot("server") as process:
+        await process.checkpoint()
+        (prunable,) = await process.pruner.plan(process.clock.now() + 1)
+        with pytest.raises(StateUntrustedError, match="is none of KKP's"):
+            await process.pruner.export(prunable, directory)
+    assert sorted(os.listdir(directory)) == []
+    assert not any(name.endswith((".part", ".jsonl")) for name in os.listdir(tmp_path))
 
 
 # Killed, and at the same time.
