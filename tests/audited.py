@@ -23,11 +23,12 @@ from kkp.store.audit import AuditStore
 from kkp.store.base import Database
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.retention import RetentionStore
-from tests.databases import Place
+from tests.databases import CHECK, Place
 from tests.fakes.clock import FakeClock
 
 ResultT = TypeVar("ResultT")
-MASTER_KEY = MasterKey(b"k" * 32)
+MASTER_KEY_BYTES = b"k" * 32
+MASTER_KEY = MasterKey(MASTER_KEY_BYTES)
 PUBLIC_KEY = CheckpointSigner(MASTER_KEY).public_key
 
 
@@ -76,9 +77,10 @@ class Boot:
 class AuditedDatabase:
     """A database, and the clock and the sink of everybody who uses it."""
 
-    def __init__(self, place: Place, path: Path | None = None) -> None:
+    def __init__(self, place: Place, path: Path | None = None, check: bytes = CHECK) -> None:
         self.place = place
         self._path = path
+        self._check = check
         self.sink = ListSink()
         self.clock = FakeClock()
 
@@ -91,7 +93,7 @@ class AuditedDatabase:
     @asynccontextmanager
     async def boot(self, chain: str) -> AsyncIterator[Boot]:
         """Start as the server does, and stop as cleanly."""
-        database = await self.place.open()
+        database = await self.place.open(self._check)
         try:
             signer = CheckpointSigner(MASTER_KEY)
             checkpoints = Checkpointer(
@@ -111,7 +113,7 @@ class AuditedDatabase:
         if self._path is not None:
             with reading(self._path) as connection:
                 return read(SQLiteLog(connection))
-        database = await self.place.open()
+        database = await self.place.open(self._check)
         try:
             return await database.read(lambda connection: read(PostgreSQLLog(connection)))
         finally:
