@@ -4,15 +4,22 @@ aiohttp answers some requests before any middleware sees them: what its parser r
 `Expect` headers. So the mapping of errors stands around the application's handler and in the protocol class,
 not in a middleware. Parser errors are neither echoed nor logged with a traceback: an attacker could fill
 the log with them.
+
+A listener that is told to leave takes no new connection and ends those that it has without losing a request:
+each is closed with an answer that says so (`Connection: close`), because a client that is told by an answer
+never sends its next request into a connection that just went away.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import secrets
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, final
@@ -30,6 +37,8 @@ from kkp.web.routes import ORIGIN
 
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
+_QUEUED = 1024  # connections that wait to be accepted
+_LOOK_SECONDS = 0.05
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
 _HEALTH = frozenset({"/healthz", "/readyz"})
@@ -76,25 +85,28 @@ class _Runner(web.AppRunner):
         app: The application.
         peers: Who its requests come from.
         observe: Told of each answer.
+        closing: Set when an answer is to be its connection's last.
         options: aiohttp's.
     """
 
-    __slots__ = ("_observe", "_peers")
+    __slots__ = ("_closing", "_observe", "_peers")
 
     def __init__(
         self,
         app: web.Application,
         peers: Peers,
         observe: Observe | None,
+        closing: asyncio.Event,
         **options: Any,  # noqa: ANN401  aiohttp's own
     ) -> None:
         super().__init__(app, **options)
         self._peers = peers
         self._observe = observe
+        self._closing = closing
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        handler = _answering_errors(plain.request_handler, self._peers)
+        handler = _answering_errors(plain.request_handler, self._peers, self._closing)
         return _Server(
             handler if self._observe is None else _observed(handler, self._observe),
             request_factory=plain.request_factory,
@@ -102,7 +114,7 @@ class _Runner(web.AppRunner):
         )
 
 
-def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler:
+def _answering_errors(handler: _RequestHandler, peers: Peers, closing: asyncio.Event) -> _RequestHandler:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         peer = request.remote or ""
         origin = Origin(
@@ -117,6 +129,8 @@ def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler
             response = problems.of_error(error, origin)
         response.headers["X-Request-Id"] = origin.request_id
         response.headers[hdrs.SERVER] = "kkp"
+        if closing.is_set():
+            response.force_close()
         return response
 
     return handle
@@ -157,21 +171,95 @@ def _new_request_id() -> str:
     return f"{_PREFIX}{next(_count):012x}"
 
 
+@final
+class SharedSocket(socket.socket):
+    """A socket that several processes listen on: asyncio's ways with a socket of its own are not for it.
+
+    The event loop accepts as many connections at once as it was told that may be queued. Were that the length
+    of the queue, the first process to wake would take every connection of a burst. So it is told 1, and the
+    queue keeps its length.
+    """
+
+    def listen(self, _backlog: int = _QUEUED, /) -> None:
+        """Listen; the queue is as long as ever."""
+        super().listen(_QUEUED)
+
+
+@final
+class Listener:
+    """A server that listens.
+
+    Attributes:
+        address: Where, with its real port.
+        closing: Set it, and each answer is its connection's last.
+    """
+
+    def __init__(self, runner: _Runner, sites: Sequence[web.BaseSite], closing: asyncio.Event) -> None:
+        self._runner = runner
+        self._sites = sites
+        self.address = Address(*runner.addresses[0][:2])
+        self.closing = closing
+
+    async def leave(self) -> None:
+        """Take no new connection, and wait until those that stand are gone."""
+        self.closing.set()
+        for site in self._sites:
+            await site.stop()
+        server = self._runner.server
+        while server is not None and server.connections:  # noqa: ASYNC110  aiohttp tells nobody of the last
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def bind(address: Address, setting: str = "KKP_LISTEN_ADDR") -> list[SharedSocket]:
+    """Return sockets that are bound to an address, for servers in other processes to listen on.
+
+    Raises:
+        ConfigError: The address can't be had.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
+    except OSError as error:
+        raise _cant_listen(setting, address, error) from error
+    try:
+        return [SharedSocket(fileno=os.dup(found.fileno())) for found in server.sockets]
+    finally:
+        server.close()
+
+
+def bound_to(sockets: Sequence[socket.socket]) -> Address:
+    """Return the address of the first of these sockets, with its real port."""
+    return Address(*sockets[0].getsockname()[:2])
+
+
+def _cant_listen(setting: str, address: Address, error: OSError) -> ConfigError:
+    problem = f"{setting}: can't listen on {address} ({error.strerror})"
+    return ConfigError([f"{problem}; give {setting} another host:port"])
+
+
+def _sites(
+    runner: _Runner, where: Address | Sequence[SharedSocket], tls: ssl.SSLContext | None
+) -> list[web.BaseSite]:
+    if isinstance(where, Address):
+        return [web.TCPSite(runner, where.host, where.port, backlog=_QUEUED, ssl_context=tls)]
+    return [web.SockSite(runner, shared, backlog=1, ssl_context=tls) for shared in where]
+
+
 @asynccontextmanager
-async def serving(  # noqa: PLR0913  each with a default that a small server keeps
+async def listening(  # noqa: PLR0913  each with a default that a small server keeps
     app: web.Application,
-    address: Address,
+    where: Address | Sequence[SharedSocket],
     *,
     peers: Peers | None = None,
     tls: ssl.SSLContext | None = None,
     observe: Observe | None = None,
     setting: str = "KKP_LISTEN_ADDR",
-) -> AsyncIterator[Address]:
-    """Serve the application for the duration of the block; yields the address, with its real port.
+) -> AsyncIterator[Listener]:
+    """Serve the application for the duration of the block.
 
     Args:
         app: The application.
-        address: Where to listen.
+        where: Where to listen, or the bound sockets to share with other processes.
         peers: Who requests come from; by default whoever the socket says.
         tls: Listen with it; by default in the clear.
         observe: Told of each answer: its route's method and path (empty without one), status and seconds.
@@ -192,16 +280,37 @@ async def serving(  # noqa: PLR0913  each with a default that a small server kee
         "max_line_size": 4096,
         "shutdown_timeout": 5,
     }
-    runner = _Runner(app, peers or Peers(), observe, **options)
+    closing = asyncio.Event()
+    runner = _Runner(app, peers or Peers(), observe, closing, **options)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address.host, address.port, backlog=1024, ssl_context=tls)
+        sites = _sites(runner, where, tls)
         try:
-            await site.start()
+            for site in sites:
+                await site.start()
         except OSError as error:
-            problem = f"{setting}: can't listen on {address} ({error.strerror})"
-            raise ConfigError([f"{problem}; give {setting} another host:port"]) from error
-        host, port = runner.addresses[0][:2]
-        yield Address(host, port)
+            raise _cant_listen(
+                setting, where if isinstance(where, Address) else bound_to(where), error
+            ) from error
+        yield Listener(runner, sites, closing)
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(  # noqa: PLR0913  likewise
+    app: web.Application,
+    address: Address,
+    *,
+    peers: Peers | None = None,
+    tls: ssl.SSLContext | None = None,
+    observe: Observe | None = None,
+    setting: str = "KKP_LISTEN_ADDR",
+) -> AsyncIterator[Address]:
+    """Serve like `listening`; yields the address alone, with its real port.
+
+    Raises:
+        ConfigError: See `listening`.
+    """
+    async with listening(app, address, peers=peers, tls=tls, observe=observe, setting=setting) as listener:
+        yield listener.address
