@@ -128,8 +128,10 @@ class Supervisor:
             await asyncio.wait({supervising})
             return await self._end_all(self._outcome.result())
         finally:
-            for worker in self._alive:
+            killed = tuple(self._alive)
+            for worker in killed:
                 worker.kill()
+            await asyncio.gather(*(worker.ended() for worker in killed))
 
     async def _supervise(self) -> None:
         watching = asyncio.create_task(self._watch())

@@ -153,9 +153,10 @@ class Worker:
         except (ConnectionError, ValueError) as error:  # cut off in the middle, or no report of ours
             _log.error("worker %d (process %d) can't be understood: %s", self.number, self.pid, error)
             self.kill()
-        code = await self._process.wait()
         self._writer.close()
-        return code
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+        return await self._process.wait()
 
     def _hear(self, report: Report) -> None:
         now = asyncio.get_running_loop().time()

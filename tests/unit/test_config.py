@@ -51,6 +51,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         trusted_proxies=(),
         metrics_listen=None,
         drain_seconds=5,
+        workers=1,
         data_dir=Path(".kkp"),
         database_url="sqlite:///.kkp/kkp.db",
         postgres=None,
