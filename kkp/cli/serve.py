@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -33,7 +34,7 @@ from kkp.ways import SERVE
 from kkp.web.metrics import render, serving_metrics, serving_rendered
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services, make_application
-from kkp.web.server import Listener, SharedSocket, bind, bound_to, listening
+from kkp.web.server import Inherited, Listener, bind, bound_to, listening
 from kkp.web.tls import ReloadingTLS
 from kkp.workers.cores import usable_cores
 from kkp.workers.line import Line, Order, Report, State
@@ -53,8 +54,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     serve.set_defaults(command=_serve)
 
 
-def _descriptors(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+def _descriptors(text: str) -> list[list[int]]:
+    """Read the descriptors that `kkp.workers.worker` hands down."""
+    return [[int(number) for number in filter(None, part.split(","))] for part in text.split(":")]
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -92,18 +94,16 @@ async def _supervise(chosen: Settings, count: int) -> int:
     """Have workers serve, and return the exit code."""
     _log_processes()
     loop = asyncio.get_running_loop()
-    listeners = await bind(chosen.listen)
+    queues = await bind(chosen.listen, count)
     async with AsyncExitStack() as stack:
 
         def announce() -> None:
             _announce(chosen, address, metrics)
             print(f"{count} workers serve", flush=True)
 
-        address = bound_to(listeners)
+        address = bound_to(queues[0])
         command = [sys.executable, *sys.orig_argv[1:]]
-        supervisor = Supervisor(
-            command, count, listeners, drain_seconds=chosen.drain_seconds, announce=announce
-        )
+        supervisor = Supervisor(command, queues, drain_seconds=chosen.drain_seconds, announce=announce)
         for number in _SIGNALS:
             loop.add_signal_handler(number, supervisor.stop)
         loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
@@ -112,14 +112,14 @@ async def _supervise(chosen: Settings, count: int) -> int:
         return await supervisor.run()
 
 
-async def _work(chosen: Settings, line_descriptor: int, *descriptors: int) -> None:
+async def _work(chosen: Settings, connected: Sequence[int], *queues: Sequence[int]) -> None:
     """Serve as one of several, as the supervisor says."""
     _log_processes()
     collect_garbage_rarely()
     for number in (*_SIGNALS, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, _do_nothing)
-    line = await Line.open(line_descriptor)
-    listeners = [SharedSocket(fileno=descriptor) for descriptor in descriptors]
+    line = await Line.open(*connected)
+    where = Inherited(*([socket.socket(fileno=number) for number in queue] for queue in queues))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(line.close)
         await stack.enter_async_context(app.running(line.run(), line.beat()))
@@ -130,7 +130,7 @@ async def _work(chosen: Settings, line_descriptor: int, *descriptors: int) -> No
         if await line.until(Order.LEAVE, Order.STOP, Order.SERVE) is not Order.SERVE:
             return
         stack.callback(_report_last, line, services)
-        listener = await stack.enter_async_context(_listening(chosen, services, tls, listeners))
+        listener = await stack.enter_async_context(_listening(chosen, services, tls, where))
         line.report(Report(State.SERVING))
         if await line.until(Order.STOP, Order.LEAVE) is Order.STOP:
             await _drain(chosen, services, listener, line.until(Order.HURRY))
@@ -155,7 +155,7 @@ def _listening(
     chosen: Settings,
     services: Services,
     tls: ReloadingTLS | None,
-    where: Address | Sequence[SharedSocket],
+    where: Address | Inherited,
 ) -> AbstractAsyncContextManager[Listener]:
     proxy_terminates_tls = tls is None and not chosen.listen.is_loopback
     return listening(

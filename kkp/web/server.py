@@ -20,9 +20,9 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http_parser import HttpRequestParser
@@ -39,6 +39,8 @@ _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
 _QUEUED = 1024  # connections that wait to be accepted
 _LOOK_SECONDS = 0.05
+_SWEEP_SECONDS = 0.1
+_SWEPT_AT_ONCE = 64
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
 _HEALTH = frozenset({"/healthz", "/readyz"})
@@ -171,18 +173,17 @@ def _new_request_id() -> str:
     return f"{_PREFIX}{next(_count):012x}"
 
 
-@final
-class SharedSocket(socket.socket):
-    """A socket that several processes listen on: asyncio's ways with a socket of its own are not for it.
+class Inherited(NamedTuple):
+    """Bound sockets of one address, one queue of connections for each of several processes.
 
-    The event loop accepts as many connections at once as it was told that may be queued. Were that the length
-    of the queue, the first process to wake would take every connection of a burst. So it is told 1, and the
-    queue keeps its length.
+    Attributes:
+        own: Those whose queue is this process's.
+        others: Those whose queues are other processes'. What has waited there is taken, too: the process may
+            hang, have crashed, or have more to do.
     """
 
-    def listen(self, _backlog: int = _QUEUED, /) -> None:
-        """Listen; the queue is as long as ever."""
-        super().listen(_QUEUED)
+    own: Sequence[socket.socket]
+    others: Sequence[socket.socket]
 
 
 @final
@@ -194,37 +195,93 @@ class Listener:
         closing: Set it, and each answer is its connection's last.
     """
 
-    def __init__(self, runner: _Runner, sites: Sequence[web.BaseSite], closing: asyncio.Event) -> None:
+    def __init__(self, runner: _Runner, tls: ssl.SSLContext | None, closing: asyncio.Event) -> None:
         self._runner = runner
-        self._sites = sites
-        self.address = Address(*runner.addresses[0][:2])
+        self._tls = tls
+        self._handed_over: set[asyncio.Task[object]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         self.closing = closing
+
+    @property
+    def address(self) -> Address:
+        """Where, with its real port."""
+        return Address(*self._runner.addresses[0][:2])
+
+    async def start(self, where: Address | Inherited) -> None:
+        """Listen.
+
+        Raises:
+            OSError: It can't.
+        """
+        for site in _sites(self._runner, where, self._tls):
+            await site.start()
+        if isinstance(where, Inherited) and where.others:
+            self._sweeping = asyncio.create_task(self._sweep(where.others))
 
     async def leave(self) -> None:
         """Take no new connection, and wait until those that stand are gone."""
         self.closing.set()
-        for site in self._sites:
+        self.stop_sweeping()
+        for site in self._runner.sites:
             await site.stop()
         server = self._runner.server
         while server is not None and server.connections:  # noqa: ASYNC110  aiohttp tells nobody of the last
             await asyncio.sleep(_LOOK_SECONDS)
 
+    def stop_sweeping(self) -> None:
+        """Take nothing more out of the queues of others."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
-async def bind(address: Address, setting: str = "KKP_LISTEN_ADDR") -> list[SharedSocket]:
-    """Return sockets that are bound to an address, for servers in other processes to listen on.
+    async def _sweep(self, queues: Sequence[socket.socket]) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            for queue in queues:
+                self._take_from(queue)
+
+    def _take_from(self, queue: socket.socket) -> None:
+        with suppress(OSError):  # nobody waits there, or nobody listens there yet
+            for _ in range(_SWEPT_AT_ONCE):
+                connection, _peer = queue.accept()
+                task = asyncio.create_task(self._hand_over(connection))
+                self._handed_over.add(task)
+                task.add_done_callback(self._handed_over.discard)
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # noqa: FBT003  its only argument
+        loop, server = asyncio.get_running_loop(), self._runner.server
+        assert server is not None  # noqa: S101  it is set up before anybody listens
+        with suppress(OSError):  # the client is gone, or its handshake fails
+            await loop.connect_accepted_socket(server, connection, ssl=self._tls)
+
+
+async def bind(address: Address, count: int) -> list[list[socket.socket]]:
+    """Return sockets of one address for as many processes, for each those whose queue is its own.
+
+    The kernel deals connections out to the queues (SO_REUSEPORT), by what a connection comes from. It would
+    also let any later process of the same user have a share of them, silently, if that asks for it. So the
+    first socket does not ask: it gets the address only where nobody has it.
 
     Raises:
         ConfigError: The address can't be had.
     """
     loop = asyncio.get_running_loop()
-    try:
-        server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
-    except OSError as error:
-        raise _cant_listen(setting, address, error) from error
-    try:
-        return [SharedSocket(fileno=os.dup(found.fileno())) for found in server.sockets]
-    finally:
+    found: list[list[socket.socket]] = []
+    host, port = address.host, address.port
+    for number in range(count):
+        try:
+            server = await loop.create_server(
+                asyncio.Protocol, host, port, start_serving=False, reuse_port=number > 0
+            )
+        except OSError as error:
+            raise _cant_listen("KKP_LISTEN_ADDR", address, error) from error
+        sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
         server.close()
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.append(sockets)
+        host, port = sockets[0].getsockname()[:2]
+    return found
 
 
 def bound_to(sockets: Sequence[socket.socket]) -> Address:
@@ -237,18 +294,16 @@ def _cant_listen(setting: str, address: Address, error: OSError) -> ConfigError:
     return ConfigError([f"{problem}; give {setting} another host:port"])
 
 
-def _sites(
-    runner: _Runner, where: Address | Sequence[SharedSocket], tls: ssl.SSLContext | None
-) -> list[web.BaseSite]:
+def _sites(runner: _Runner, where: Address | Inherited, tls: ssl.SSLContext | None) -> list[web.BaseSite]:
     if isinstance(where, Address):
         return [web.TCPSite(runner, where.host, where.port, backlog=_QUEUED, ssl_context=tls)]
-    return [web.SockSite(runner, shared, backlog=1, ssl_context=tls) for shared in where]
+    return [web.SockSite(runner, own, backlog=_QUEUED, ssl_context=tls) for own in where.own]
 
 
 @asynccontextmanager
 async def listening(  # noqa: PLR0913  each with a default that a small server keeps
     app: web.Application,
-    where: Address | Sequence[SharedSocket],
+    where: Address | Inherited,
     *,
     peers: Peers | None = None,
     tls: ssl.SSLContext | None = None,
@@ -259,7 +314,7 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
 
     Args:
         app: The application.
-        where: Where to listen, or the bound sockets to share with other processes.
+        where: Where to listen, or sockets that are bound already.
         peers: Who requests come from; by default whoever the socket says.
         tls: Listen with it; by default in the clear.
         observe: Told of each answer: its route's method and path (empty without one), status and seconds.
@@ -283,17 +338,16 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
     closing = asyncio.Event()
     runner = _Runner(app, peers or Peers(), observe, closing, **options)
     await runner.setup()
+    listener = Listener(runner, tls, closing)
     try:
-        sites = _sites(runner, where, tls)
         try:
-            for site in sites:
-                await site.start()
+            await listener.start(where)
         except OSError as error:
-            raise _cant_listen(
-                setting, where if isinstance(where, Address) else bound_to(where), error
-            ) from error
-        yield Listener(runner, sites, closing)
+            address = where if isinstance(where, Address) else bound_to(where.own)
+            raise _cant_listen(setting, address, error) from error
+        yield listener
     finally:
+        listener.stop_sweeping()
         await runner.cleanup()
 
 

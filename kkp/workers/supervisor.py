@@ -1,9 +1,11 @@
 """The supervisor: it starts the workers, sees that they live, and ends them; it reads no key and no database.
 
-- Workers share the listening sockets that they inherit; the supervisor holds them open and never accepts. So
-  a connection that waits to be accepted is taken by whoever comes next: none is lost when a worker leaves,
-  crashes or is replaced. With sockets of their own (SO_REUSEPORT) the kernel would reset what waits in the
-  queue of the one that closes, and would let any process of the same user join in silently.
+- Each place has a queue of connections of its own, among which the kernel deals them out (SO_REUSEPORT). The
+  sockets are inherited, the supervisor holds them open, and never accepts. So a connection that waits to be
+  accepted is taken by whoever comes next in that place, or by one of the others, who look there ten times a
+  second: none is lost or held up when a worker leaves, crashes, hangs or is replaced. Were the sockets the
+  workers' own, the kernel would reset what waits at one that closes. Were there one queue for all, whoever
+  wakes first would take most of a burst, and keep those connections.
 - The first worker starts alone: what is wrong with the configuration is told once, and ends everything.
 - A worker that ends unasked is replaced, the first time at once, then after a pause that doubles up to 5 s.
   When every worker has ended eight times in a row without having served for a minute, all end, with 1.
@@ -22,6 +24,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final, NamedTuple, final
 
 from kkp.workers.line import Order, State
@@ -67,26 +70,23 @@ class Supervisor:
 
     Args:
         command: What a worker is started with; see `Worker.start`.
-        count: How many there are.
-        listeners: Bound sockets that they serve on; closed when everybody stops.
+        queues: For each place, the bound sockets of its own; closed when everybody stops.
         drain_seconds: How long a worker that stops serves on.
         announce: Called once, when all of them serve.
         limits: How patient it is.
     """
 
-    def __init__(  # noqa: PLR0913  it stands between all of these
+    def __init__(
         self,
         command: Sequence[str],
-        count: int,
-        listeners: Sequence[socket.socket],
+        queues: Sequence[Sequence[socket.socket]],
         *,
         drain_seconds: float,
         announce: Callable[[], None],
         limits: Limits = Limits(),  # noqa: B008  frozen
     ) -> None:
         self._command = command
-        self._count = count
-        self._listeners = listeners
+        self._queues = queues
         self._drain_seconds = drain_seconds
         self._announce = announce
         self._limits = limits
@@ -145,7 +145,7 @@ class Supervisor:
 
     async def _start_all(self) -> bool:
         try:
-            for numbers in (range(1, 2), range(2, self._count + 1)):
+            for numbers in (range(1, 2), range(2, len(self._queues) + 1)):
                 started = [await self._launch(number) for number in numbers]
                 self._workers.update({worker.number: worker for worker in started})
                 await asyncio.gather(*map(self._bring_up, started))
@@ -160,7 +160,9 @@ class Supervisor:
         return False
 
     async def _launch(self, number: int) -> Worker:
-        worker = await Worker.start(self._command, number, self._listeners, self._metrics.note)
+        own = self._queues[number - 1]
+        others = [each for queue in self._queues if queue is not own for each in queue]
+        worker = await Worker.start(self._command, number, own, others, self._metrics.note)
         self._alive.add(worker)
         worker.at_end(self._forget)
         return worker
@@ -238,7 +240,7 @@ class Supervisor:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            _log.info("told to reload: %d workers are replaced, one after the other", self._count)
+            _log.info("told to reload: %d workers are replaced, one after the other", len(self._queues))
             try:
                 for number in self._workers:
                     await self._renew(number)
@@ -281,8 +283,8 @@ class Supervisor:
 
     async def _end_all(self, code: int) -> int:
         """Have everybody stop, and return the exit code."""
-        for listener in self._listeners:
-            listener.close()  # the workers' own are the last: when they stop listening, nobody does
+        for each in chain(*self._queues):
+            each.close()  # the workers' are the last: when they stop listening, nobody does
         if code:
             self._hurry.set()
         workers = tuple(self._alive)

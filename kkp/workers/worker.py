@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Final, Self, final
 
 import msgspec
@@ -62,7 +63,8 @@ class Worker:
         cls,
         command: Sequence[str],
         number: int,
-        listeners: Sequence[socket.socket],
+        own: Sequence[socket.socket],
+        others: Sequence[socket.socket],
         on_metrics: Callable[[Worker, str], None],
     ) -> Self:
         """Start a fresh process.
@@ -71,20 +73,21 @@ class Worker:
         drawn at random is in two places.
 
         Args:
-            command: To which `--as-worker` is added: the line's descriptor and those of the listeners.
+            command: To which `--as-worker LINE:OWN,…:OTHER,…` is added, all of them descriptors.
             number: Its place.
-            listeners: Sockets that it is to serve on.
+            own: Sockets whose queues of connections are its own.
+            others: Sockets whose queues are other workers'.
             on_metrics: Told what it measured.
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            descriptors = [theirs.fileno(), *(listener.fileno() for listener in listeners)]
+            parts = [[each.fileno() for each in part] for part in ([theirs], own, others)]
             process = await asyncio.create_subprocess_exec(
                 *command,
                 "--as-worker",
-                ",".join(map(str, descriptors)),
+                ":".join(",".join(map(str, part)) for part in parts),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=descriptors,
+                pass_fds=list(chain(*parts)),
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
         return cls(number, process, reader, writer, on_metrics)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 _REFUSED, _CRASHED, _LOST_WRITE = 2, 3, 74
 _ENDS_AT_ONCE = {"refused": _REFUSED, "lost write at the start": _LOST_WRITE}
+_MEASURED = "# TYPE lived_total counter\nlived_total 1\n# TYPE pid gauge\npid {}\n"
 _ENDS_ONCE_IT_SERVES = {"crashes": _CRASHED, "loses a write": _LOST_WRITE}
 
 
@@ -44,14 +45,17 @@ def _orders(line: socket.socket, behaviour: str) -> Iterator[str]:
 
 def main() -> int:
     """Behave."""
-    directory, descriptor = Path(sys.argv[1]), int(sys.argv[3].split(",")[0])
+    directory, descriptor = Path(sys.argv[1]), int(sys.argv[3].split(":")[0])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     behaviour = (directory / "behaviour").read_text()
     with (directory / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
     if behaviour in _ENDS_AT_ONCE:
         return _ENDS_AT_ONCE[behaviour]
-    line = socket.socket(fileno=descriptor)
+    return _live(socket.socket(fileno=descriptor), behaviour)
+
+
+def _live(line: socket.socket, behaviour: str) -> int:
     if behaviour == "talks nonsense":
         line.sendall(b"hello\n")
     if behaviour != "never prepared":
@@ -64,7 +68,7 @@ def main() -> int:
             if behaviour in _ENDS_ONCE_IT_SERVES:
                 return _ENDS_ONCE_IT_SERVES[behaviour]
         elif order == "metrics":
-            _say(line, metrics=f"# TYPE lived_total counter\nlived_total 1\n# TYPE pid gauge\npid {os.getpid()}\n")
+            _say(line, metrics=_MEASURED.format(os.getpid()))
         elif behaviour == "does not end":
             time.sleep(60)
         elif order in {"leave", "hurry"} or behaviour != "drains":

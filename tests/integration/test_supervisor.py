@@ -1,4 +1,4 @@
-"""The supervisor's rules, with real processes that are workers in all but serving (`fakes/tiny_worker.py`)."""
+"""The supervisor's rules, with processes that are workers in all but serving (`fakes/tiny_worker.py`)."""
 
 from __future__ import annotations
 
@@ -75,15 +75,19 @@ class Crew:
 
 @asynccontextmanager
 async def crew(
-    directory: Path, behaviour: str = "good", count: int = 2, limits: Limits = LIMITS, drain_seconds: float = 0.0
+    directory: Path,
+    behaviour: str = "good",
+    count: int = 2,
+    limits: Limits = LIMITS,
+    drain_seconds: float = 0.0,
 ) -> AsyncIterator[Crew]:
     """Run a supervisor for the duration of the block."""
     (directory / "behaviour").write_text(behaviour)
     announced = asyncio.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
+    queues = [[socket.socket()] for _ in range(count)]
     command = [sys.executable, "-I", str(TINY), str(directory)]
     supervisor = Supervisor(
-        command, count, [listener], drain_seconds=drain_seconds, announce=announced.set, limits=limits
+        command, queues, drain_seconds=drain_seconds, announce=announced.set, limits=limits
     )
     running = asyncio.create_task(supervisor.run())
     try:
@@ -95,7 +99,8 @@ async def crew(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        listener.close()
+        for (each,) in queues:
+            each.close()
         assert not [pid for pid in Crew(directory, supervisor, running).started if is_alive(pid)]
 
 
@@ -229,7 +234,9 @@ async def test_a_disk_that_lost_a_write_ends_all_with_its_code(tmp_path: Path) -
         assert await found.code() == LOST_WRITE
 
 
-async def test_a_worker_that_talks_nonsense_is_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_that_talks_nonsense_is_killed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with crew(tmp_path, "talks nonsense") as found:
         assert await found.code() == FAILED
         assert "can't be understood" in caplog.text
@@ -313,7 +320,7 @@ async def test_the_port_is_free_for_the_next_as_soon_as_the_workers_have_left_it
     async with crew(tmp_path, "drains", drain_seconds=600) as found:
         await found.until(found.announced.is_set)
         found.supervisor.stop()
-        await found.until(lambda: all(each.fileno() == -1 for each in found.supervisor._listeners))
+        await found.until(lambda: all(each.fileno() == -1 for (each,) in found.supervisor._queues))
 
 
 async def test_a_reload_under_way_does_not_hold_up_the_end(tmp_path: Path) -> None:
