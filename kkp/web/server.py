@@ -215,7 +215,9 @@ class Listener:
         """
         for site in _sites(self._runner, where, self._tls):
             await site.start()
-        if isinstance(where, Inherited) and where.others:
+        if isinstance(where, Inherited):
+            for queue in where.others:
+                queue.setblocking(False)  # noqa: FBT003  its only argument
             self._sweeping = asyncio.create_task(self._sweep(where.others))
 
     async def leave(self) -> None:

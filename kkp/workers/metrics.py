@@ -24,13 +24,11 @@ _Sums: TypeAlias = dict[_Series, float]
 
 
 class Measured(Protocol):
-    """Who measures.
+    """Who measures."""
 
-    Attributes:
-        number: Its place among the workers; whoever replaces it has the same.
-    """
-
-    number: int
+    @property
+    def number(self) -> int:
+        """Its place among the workers; whoever replaces it has the same."""
 
 
 @final
