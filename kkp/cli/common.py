@@ -24,7 +24,11 @@ _SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def settings(
-    way: Way = COMMAND, checks: Sequence[Check] = (), options: Mapping[str, str] = NO_OPTIONS
+    way: Way = COMMAND,
+    checks: Sequence[Check] = (),
+    options: Mapping[str, str] = NO_OPTIONS,
+    *,
+    warns: bool = True,
 ) -> Settings:
     """Load the settings; what looks unintended is said on standard error.
 
@@ -32,12 +36,13 @@ def settings(
         way: How KKP is run.
         checks: Further rules.
         options: Settings that the command line gives, over the environment's.
+        warns: Whether that is to be said.
 
     Raises:
         ConfigError: Every problem at once.
     """
     loaded = load({**os.environ, **options}, way, schemes=kms.SCHEMES, checks=checks)
-    for warning in loaded.warnings:
+    for warning in loaded.warnings if warns else ():
         print(f"kkp: warning: {warning}", file=sys.stderr)
     return loaded
 

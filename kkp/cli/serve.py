@@ -61,8 +61,9 @@ def _descriptors(text: str) -> list[list[int]]:
 
 def _serve(options: argparse.Namespace) -> int:
     given = {"KKP_WORKERS": options.workers} if options.workers is not None else NO_OPTIONS
-    chosen = settings(SERVE, app.PRODUCTION_CHECKS, given)
-    if options.as_worker is not None:
+    is_worker = options.as_worker is not None
+    chosen = settings(SERVE, app.PRODUCTION_CHECKS, given, warns=not is_worker)
+    if is_worker:
         asyncio.run(_work(chosen, *options.as_worker))
         return OK
     count = chosen.workers or usable_cores()

@@ -40,6 +40,7 @@ _count = itertools.count(1)
 _QUEUED = 1024  # connections that wait to be accepted
 _LOOK_SECONDS = 0.05
 _SWEEP_SECONDS = 0.1
+_HANDSHAKE_SECONDS = 0.5
 _SWEPT_AT_ONCE = 64
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
@@ -226,6 +227,7 @@ class Listener:
         self.stop_sweeping()
         for site in self._runner.sites:
             await site.stop()
+        await asyncio.sleep(_HANDSHAKE_SECONDS)  # what was just accepted is no connection yet
         server = self._runner.server
         while server is not None and server.connections:  # noqa: ASYNC110  aiohttp tells nobody of the last
             await asyncio.sleep(_LOOK_SECONDS)

@@ -4,15 +4,14 @@ The supervisor orders, the worker reports. Either notices at once that the other
 worker without a supervisor stops, because nobody would tell it to any more, and the address must be free for
 whoever comes next.
 
-A worker shows every second that its event loop turns. It also winds up an alarm clock of the kernel's, which
-ends it when it has not turned for so long that a supervisor, if there were one, had ended it long ago.
+A worker shows every second that its event loop turns. One that hangs is the supervisor's to end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,7 +21,6 @@ from typing import Final, Self, final
 import msgspec
 
 BEAT_SECONDS: Final = 1.0
-ALARM_SECONDS: Final = 60.0
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -74,6 +72,7 @@ async def _nothing() -> bytes:
     return b""
 
 
+_log = logging.getLogger(__name__)
 _orders: Final = msgspec.json.Decoder(Order)
 
 
@@ -120,6 +119,8 @@ class Line:
                 if order is Order.METRICS:
                     self.report(Report(metrics=(await self.render()).decode()))
                 self._give(order)
+        except (ConnectionError, ValueError) as error:  # cut off in the middle, or no order of ours
+            _log.error("the supervisor can't be understood: %s", error)
         finally:
             self._give(Order.STOP, Order.HURRY)
 
@@ -127,7 +128,6 @@ class Line:
         """Show again and again that the event loop turns, until cancelled."""
         while True:
             self.report(Report())
-            signal.setitimer(signal.ITIMER_REAL, ALARM_SECONDS)
             await asyncio.sleep(BEAT_SECONDS)
 
     async def close(self) -> None:

@@ -27,12 +27,12 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, Final, NamedTuple, final
 
+from kkp.store.lost_write import EXIT_LOST_WRITE
 from kkp.workers.line import Order, State
 from kkp.workers.metrics import WorkerMetrics
 from kkp.workers.worker import Worker, WorkerEndedError
 
 FAILED: Final = 1
-LOST_WRITE: Final = 74  # `kkp.store.lost_write` ends a process with it
 
 _LOOKS: Final = 10  # at who is silent, in the time that is too long
 _FIRST_PAUSE_SECONDS: Final = 0.2
@@ -205,9 +205,9 @@ class Supervisor:
         self._ends_in_a_row[number] = ends = so_far + 1
         pause = min(limits.most_pause_seconds, _FIRST_PAUSE_SECONDS * 2 ** (ends - 2)) if ends > 1 else 0.0
         what = f"worker {number} (process {worker.pid}) ended with {code}"
-        if code == LOST_WRITE:
+        if code == EXIT_LOST_WRITE:
             _log.error("%s: the disk lost a write, and all end", what)
-            self._end(LOST_WRITE)
+            self._end(EXIT_LOST_WRITE)
         elif all(map(self._is_failing, self._workers)):
             _log.error("%s; every worker ended %d times in a row, and all end", what, limits.ends_in_a_row)
             self._end(FAILED)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kkp.workers.supervisor import FAILED, LOST_WRITE, Limits, Supervisor
+from kkp.store.lost_write import EXIT_LOST_WRITE
+from kkp.workers.supervisor import FAILED, Limits, Supervisor
 
 TINY = Path(__file__).parents[1] / "fakes" / "tiny_worker.py"
 LIMITS = Limits(
@@ -231,7 +232,7 @@ async def test_a_disk_that_lost_a_write_ends_all_with_its_code(tmp_path: Path) -
     async with serving_crew(tmp_path) as found:
         found.behave("loses a write")
         os.kill(found.started[0], signal.SIGKILL)
-        assert await found.code() == LOST_WRITE
+        assert await found.code() == EXIT_LOST_WRITE
 
 
 async def test_a_worker_that_talks_nonsense_is_killed(
