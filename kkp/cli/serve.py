@@ -76,13 +76,14 @@ def _serve(options: argparse.Namespace) -> int:
 async def _serve_alone(chosen: Settings) -> None:
     collect_garbage_rarely()
     asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
+        loop.add_signal_handler(number, asked_to_stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _do_nothing)  # so it stays where there is no certificate
     async with AsyncExitStack() as stack:
         services, tls = await stack.enter_async_context(_prepared(chosen))
-        # Without a certificate it does nothing, where it would end us.
-        reload = tls.reload if tls is not None else _do_nothing
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        if tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, tls.reload)
         listener = await stack.enter_async_context(_listening(chosen, services, tls, chosen.listen))
         metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
         _announce(chosen, listener.address, metrics)
