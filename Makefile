@@ -40,6 +40,7 @@ bench: $(READY)
 bench-smoke: $(READY)
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python benchmarks/isolation.py --smoke
+	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks

@@ -53,6 +53,7 @@ _MAX_DATA_KEY_BYTES = 2**36
 _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
+_MAX_WORKERS = 64
 _ENVIRONMENT = "the environment"
 _OF_BACKENDS = "KKP_KMS_"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
@@ -123,6 +124,7 @@ class Settings:
         trusted_proxies: Whose `X-Forwarded-For` is believed.
         metrics_listen: Where metrics are served, on loopback; None for nowhere.
         drain_seconds: How long a stopping server stays up, unready, before it stops listening.
+        workers: How many processes serve; None for one on each core.
         data_dir: Holds the database and the keys of `kkp dev`; mode 0700.
         database_url: The database as it was named.
         postgres: Where it is, if it is PostgreSQL.
@@ -155,6 +157,7 @@ class Settings:
     trusted_proxies: tuple[Network, ...]
     metrics_listen: Address | None
     drain_seconds: float
+    workers: int | None
     data_dir: Path
     database_url: str = field(repr=False)  # a database URL may carry a password
     postgres: PostgresAddress | None
@@ -257,6 +260,10 @@ def _drain_seconds(text: str) -> float:
     if not 0 <= value <= _MAX_DRAIN_SECONDS:
         raise ValueError
     return value
+
+
+def _workers(text: str) -> int | None:
+    return None if text == "auto" else _count_up_to(_MAX_WORKERS)(text)
 
 
 def _policy_rule(text: str) -> str | None:
@@ -386,6 +393,7 @@ _SETTINGS: Mapping[str, _Setting] = {
         "", _loopback_address, "host:port on loopback, such as 127.0.0.1:9464, or nothing", may_be_empty=True
     ),
     "KKP_DRAIN_SECS": _Setting("5", _drain_seconds, "seconds, from 0 to 600"),
+    "KKP_WORKERS": _Setting("1", _workers, "a whole number from 1 to 64, or auto for one on each core"),
     "KKP_DATA_DIR": _Setting("./.kkp", Path, "a directory"),
     "KKP_DATABASE_URL": _Setting("", str, f"sqlite:///path/to/kkp.db or {GOOD_POSTGRES}"),
     "KKP_DATABASE_PASSWORD_FILE": _Setting("", _optional_path, "the path of a file of mode 0600"),
@@ -853,6 +861,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         trusted_proxies=values["KKP_TRUSTED_PROXIES"],
         metrics_listen=values["KKP_METRICS_ADDR"],
         drain_seconds=values["KKP_DRAIN_SECS"],
+        workers=values["KKP_WORKERS"],
         data_dir=values["KKP_DATA_DIR"],
         database_url=draft.database_url,
         postgres=draft.postgres,

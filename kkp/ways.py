@@ -104,6 +104,7 @@ DEV = Way(
         "KKP_TLS_KEY_FILE": _FOR_SERVE,
         "KKP_TRUSTED_PROXIES": _FOR_SERVE,
         "KKP_DRAIN_SECS": _FOR_SERVE,
+        "KKP_WORKERS": _FOR_SERVE,
     },
     rules=(_check_dev_listener, _check_policy_path),
 )

@@ -206,10 +206,11 @@ def verified(token: str, jwks: jwt.PyJWKSet) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def launched(
+async def launched(  # noqa: PLR0913  each with a default
     directory: Path,
     *,
     command: str = "dev",
+    options: Sequence[str] = (),
     executable: Path = KKP,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
@@ -220,6 +221,7 @@ async def launched(
             *prefix,
             executable,
             command,
+            *options,
             cwd=directory,
             env=environment(environ),
             stdin=asyncio.subprocess.DEVNULL,
@@ -235,10 +237,11 @@ async def launched(
 
 
 @asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0913  each with a default
     directory: Path,
     *,
     command: str = "dev",
+    options: Sequence[str] = (),
     executable: Path = KKP,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
@@ -246,7 +249,9 @@ async def serving(
     """Run a server for the duration of the block, from the moment that it says where it listens."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
-    launching = launched(directory, command=command, executable=executable, prefix=prefix, environ=environ)
+    launching = launched(
+        directory, command=command, options=options, executable=executable, prefix=prefix, environ=environ
+    )
     async with launching as process:
         url = await listening(process, directory)
         async with aiohttp.ClientSession(url) as session:

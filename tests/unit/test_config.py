@@ -51,6 +51,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         trusted_proxies=(),
         metrics_listen=None,
         drain_seconds=5,
+        workers=1,
         data_dir=Path(".kkp"),
         database_url="sqlite:///.kkp/kkp.db",
         postgres=None,
@@ -719,6 +720,7 @@ NOT_FOR_DEV = {
     "KKP_TLS_KEY_FILE": "tls.key",
     "KKP_TRUSTED_PROXIES": "10.0.0.1",
     "KKP_DRAIN_SECS": "1",
+    "KKP_WORKERS": "2",
     "KKP_MASTER_KEY_KMS": "aws-kms://eu-west-1/alias/kkp",
 }
 
@@ -923,11 +925,14 @@ def test_the_settings_of_serving_arrive(initialised: Path) -> None:
         KKP_TRUSTED_PROXIES="10.0.0.1,2001:db8::/32",
         KKP_METRICS_ADDR="[::1]:1",
         KKP_DRAIN_SECS="0.5",
+        KKP_WORKERS="64",
     )
     assert (chosen.opa_timeout_seconds, chosen.policy_rule) == (1, "allow")
     assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/bin/store"))
     assert [str(network) for network in chosen.trusted_proxies] == ["10.0.0.1/32", "2001:db8::/32"]
     assert (chosen.metrics_listen, chosen.drain_seconds) == (Address("::1", 1), 0.5)
+    assert chosen.workers == 64
+    assert served(KKP_WORKERS="auto").workers is None
 
 
 def test_metrics_are_turned_off_by_an_empty_address_in_either_place(initialised: Path) -> None:
@@ -1032,6 +1037,9 @@ SERVE_REFUSALS = {
         "KKP_CHECKPOINT_SINK: 's3:/x' can't be used",
     ),
     "a sink that moves": ({"KKP_CHECKPOINT_SINK": "file:x"}, "KKP_CHECKPOINT_SINK: 'file:x' can't be used"),
+    "no workers": ({"KKP_WORKERS": "0"}, "KKP_WORKERS: '0' can't be used"),
+    "more workers than there may be": ({"KKP_WORKERS": "65"}, "KKP_WORKERS: '65' can't be used"),
+    "no number of workers": ({"KKP_WORKERS": "all"}, "KKP_WORKERS: 'all' can't be used"),
     "a negative time to drain": ({"KKP_DRAIN_SECS": "-1"}, "KKP_DRAIN_SECS: '-1' can't be used"),
     "no end of draining": ({"KKP_DRAIN_SECS": "601"}, "KKP_DRAIN_SECS: '601' can't be used"),
     "no number to drain by": ({"KKP_DRAIN_SECS": "nan"}, "KKP_DRAIN_SECS: 'nan' can't be used"),
