@@ -4,8 +4,8 @@ On a disk that is nearly full no new decision is recorded, so nothing is done; h
 before, failed authentications in aggregate and checkpoints still are. It is looked once a second, so that the
 reserve must hold what a second brings; and the service opens again by itself.
 
-A disk of which the system says nothing counts as full. What other processes write, and file systems that
-promise more than they have, this can't see; nor the disk of a database server.
+A directory that is gone is the database's own check's to tell of. What other processes write within a second,
+and file systems that promise more than they have, this can't see; nor the disk of a database server.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class SpaceReserve:
             return None
         try:
             found = os.statvfs(self._directory)
-        except OSError as error:
-            return f"It can't be told how much is free beside the audit log: {error.strerror}."
+        except OSError:
+            return None
         free = found.f_bavail * found.f_frsize
         if free >= self._min_free_bytes:
             return None

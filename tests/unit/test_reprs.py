@@ -44,6 +44,8 @@ HARMLESS_NAMES = {
 HARMLESS = {
     "kkp.audit.checkpoints:_Body.key": "the public half that verifies the checkpoint",
     "kkp.audit.checkpoints:Checkpoint.key": "the same",
+    "kkp.audit.prunings:_Body.key": "the same",
+    "kkp.audit.prunings:Pruning.key": "the same",
     "kkp.cli.doctor:_Setting.value": "what the doctor prints, a secret already left out",
     "kkp.config:_BackendTable.keys": "names of keys and of members",
     "kkp.keyring.rotation:_Published.public_keys": "public halves",
