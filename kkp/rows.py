@@ -151,6 +151,20 @@ class ChainState(NamedTuple):
     pruning: object
 
 
+class LogLook(NamedTuple):
+    """What a look at the log costs next to nothing to tell.
+
+    Attributes:
+        epoch: The state's epoch.
+        last_position: That of the record that was inserted last; it rises with each.
+        newest: The newest checkpoint; None if there is none.
+    """
+
+    epoch: int
+    last_position: int
+    newest: CheckpointRow | None
+
+
 class SignedRows(NamedTuple):
     """A new checkpoint, and the trees whose roots it lists."""
 

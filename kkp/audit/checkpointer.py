@@ -27,7 +27,7 @@ from kkp.audit.sinks import CheckpointSink, ReadableSink
 from kkp.audit.trees import ChainTrees, ReadHashes, TreeStore
 from kkp.clock import Clock
 from kkp.errors import AuditUnavailableError, ConfigError, KKPError
-from kkp.rows import ChainHead, CheckpointRow, LogPosition, SignedRows, Standing, TreeRow
+from kkp.rows import ChainHead, CheckpointRow, LogLook, LogPosition, SignedRows, Standing, TreeRow
 
 CLOSE_SECONDS: Final = 15.0
 RECORDS_UNTIL_DUE: Final = 256
@@ -52,6 +52,9 @@ class CheckpointStore(TreeStore, Protocol):
 
     async def newest(self) -> CheckpointRow | None:
         """Return the checkpoint of the highest number."""
+
+    async def look(self) -> LogLook:
+        """Return what tells whether a checkpoint may be due."""
 
     async def position(self) -> LogPosition:
         """Return where the log stands."""
@@ -100,6 +103,8 @@ class Checkpointer:
         self._sink = sink
         self._clock = clock
         self._interval_seconds = interval_seconds
+        self._looked: LogLook | None = None
+        self._position_before = 0  # about where the log stood when the newest checkpoint was signed
         self._trees = ChainTrees(store, self._believed, signer.public_key)
         self._writing = asyncio.Lock()
         self._newest: Checkpoint | None = None
@@ -272,17 +277,25 @@ class Checkpointer:
             _log.warning("the checkpoint sink lacks %d checkpoints that it had; it gets them again", lost)
 
     async def _looks_due(self) -> bool:
-        row, position = await self._store.newest(), await self._store.position()
+        """Tell whether one may be due; it is for the transaction that would add it to say for certain."""
+        look, before = await self._store.look(), self._looked
+        self._looked = look
+        if before is None or before.newest != look.newest:
+            self._position_before = (before or look).last_position
+        new_records = look.last_position - self._position_before
         try:
-            return self._is_due(self._read(row), position)
+            newest = self._read(look.newest)
         except ValueError:  # writing the next one finds it, too, and tells of it
             return True
+        return newest is None or newest.epoch != look.epoch or self._is_much(new_records, newest)
 
     def _is_due(self, previous: Checkpoint | None, position: LogPosition) -> bool:
         """Tell whether so much happened since the newest checkpoint, whoever signed it, that one is due."""
         if previous is None or previous.epoch != position.epoch:
             return True
-        new_records = position.records - previous.records
+        return self._is_much(position.records - previous.records, previous)
+
+    def _is_much(self, new_records: int, previous: Checkpoint) -> bool:
         since = abs(self._clock.now() - previous.time)  # whichever clock was off
         return new_records >= RECORDS_UNTIL_DUE or (new_records != 0 and since >= self._interval_seconds)
 

@@ -8,10 +8,10 @@ from typing import Final, TypeAlias, final
 
 from sqlalchemy import Connection, delete, func, insert, or_, outerjoin, select, update
 
-from kkp.rows import ChainHead, CheckpointRow, LogPosition, SignedRows, Standing, TreeRow
+from kkp.rows import ChainHead, CheckpointRow, LogLook, LogPosition, SignedRows, Standing, TreeRow
 from kkp.store import schema
 from kkp.store.audit import IS_UNCARRIED
-from kkp.store.base import SELECT_EPOCH, Database, read_epoch
+from kkp.store.base import SELECT_EPOCH, SELECT_LAST_POSITION, Database, read_epoch
 
 _checkpoints = schema.checkpoints
 _records = schema.audit_records
@@ -57,6 +57,16 @@ class CheckpointStore:
     async def newest(self) -> CheckpointRow | None:
         """Return the checkpoint of the highest number, None if there is none."""
         return await self._database.read(_newest)
+
+    async def look(self) -> LogLook:
+        """Return what tells whether a checkpoint may be due; it is asked once a second."""
+        return await self._database.read(
+            lambda connection: LogLook(
+                read_epoch(connection),
+                int(connection.execute(SELECT_LAST_POSITION).scalar_one()),
+                _newest(connection),
+            )
+        )
 
     async def at(self, seq: int) -> CheckpointRow | None:
         """Return the checkpoint of this number, None if there is none."""
