@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from kkp.audit.checkpoints import Checkpoint, ListedHead, read_checkpoint
-from kkp.audit.proofs import DisprovedError, RecordProof, Since, check_proof
+from kkp.audit.proofs import RecordProof, Since, check_proof
 from kkp.audit.prunings import read_pruning
 from kkp.audit.stored_log import StoredLog
 from kkp.audit.tree import HASH_BYTES, Frontier, Range, consistency_ranges, inclusion_ranges, roots
@@ -66,7 +66,9 @@ def prove_record(
             since=agreed,
         )
         check_proof(proof, [], listing.key)
-    except (DisprovedError, LookupError, ValueError) as error:
+    except LookupError as error:
+        raise UnprovableError(f"records that the proof needs were pruned, or are missing: {error}") from error
+    except ValueError as error:
         raise UnprovableError(f"the log is not what {listing} lists: {error}") from error
     return proof
 

@@ -247,6 +247,21 @@ async def test_what_can_not_be_proven_is_said_to_be(
         await proven(log, seq, **options)
 
 
+async def test_agreement_with_a_checkpoint_within_what_was_pruned_can_not_be_proven_any_more(
+    log: AuditedDatabase,
+) -> None:
+    async with log.boot("server") as process:
+        await process.record(12)
+        await process.checkpoint()
+        await process.record(17)
+        await process.checkpoint()
+        assert await proven(log, 30, since=1) == (2, 1)
+        await prune(process)
+        assert await proven(log, 30) == (2, None)
+        with pytest.raises(UnprovableError, match="records that the proof needs were pruned"):
+            await proven(log, 30, since=1)
+
+
 async def test_a_record_that_no_checkpoint_lists_is_not_proven_yet(log: AuditedDatabase) -> None:
     async with log.boot("server") as process:
         await process.record(3)
