@@ -51,19 +51,13 @@ def prove_record(
     head = _listed(listing, chain, seq)
     try:
         path = _path(log, chain, known, inclusion_ranges(seq - 1, head.seq))
-        agreed = None
-        if since is not None:
-            older = _checkpoint(log, since)
-            before = _listed(older, chain, 1)
-            consistency = _path(log, chain, known, consistency_ranges(before.seq, head.seq))
-            agreed = Since(older.line.decode(), consistency)
         proof = RecordProof(
             chain=chain,
             seq=seq,
             record=body.decode(),
             checkpoint=listing.line.decode(),
             path=path,
-            since=agreed,
+            since=_since(log, since, known, head) if since is not None else None,
         )
         check_proof(proof, [], listing.key)
     except LookupError as error:
@@ -80,6 +74,13 @@ def _known(log: StoredLog, chain: str) -> Frontier:
         return read_pruning(line).frontier if isinstance(line, bytes) else Frontier()
     except ValueError as error:
         raise UnprovableError(f"the chain's pruning can't be believed: {error}") from error
+
+
+def _since(log: StoredLog, seq: int, known: Frontier, head: ListedHead) -> Since:
+    older = _checkpoint(log, seq)
+    before = _listed(older, head.chain, 1)
+    path = _path(log, head.chain, known, consistency_ranges(before.seq, head.seq))
+    return Since(older.line.decode(), path)
 
 
 def _path(log: StoredLog, chain: str, known: Frontier, ranges: list[Range]) -> tuple[str, ...]:
