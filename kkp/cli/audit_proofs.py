@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -38,9 +39,11 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         epilog="Exit codes: 0 done; 1 it can't be proven; 2 the log can't be read.",
     )
     prove.add_argument("record", metavar="CHAIN:SEQ", help="the record")
-    prove.add_argument("--checkpoint", type=int, metavar="N", help="prove it by this one; else by the newest")
     prove.add_argument(
-        "--since", type=int, metavar="N", help="prove, too, that this older one agrees with it"
+        "--checkpoint", type=_number, metavar="N", help="prove it by this one; else by the newest"
+    )
+    prove.add_argument(
+        "--since", type=_number, metavar="N", help="prove, too, that this older one agrees with it"
     )
     prove.add_argument("--out", type=Path, metavar="FILE", help="write the proof to a new file")
     prove.set_defaults(command=_prove)
@@ -58,6 +61,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="of the log; its operator prints it: `kkp audit key`",
     )
     verify.set_defaults(command=_verify)
+
+
+def _number(text: str) -> int:
+    if re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) is None:
+        raise argparse.ArgumentTypeError("give the number of a checkpoint")
+    return int(text)
 
 
 def _prove(options: argparse.Namespace) -> int:

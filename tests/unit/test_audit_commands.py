@@ -111,6 +111,16 @@ def test_what_names_no_record_is_wrong_usage(run: Run, name: str) -> None:
     assert "a cursor is CHAIN:SEQ" in ended.err
 
 
+@pytest.mark.parametrize("option", ["--checkpoint", "--since"])
+@pytest.mark.parametrize("number", ["", "x", "1.5", "9" * 16, "\u0661"])
+def test_what_is_no_number_of_a_checkpoint_is_wrong_usage(
+    run: Run, record: str, option: str, number: str
+) -> None:
+    ended = run("audit", "prove", record, f"{option}={number}")
+    assert (ended.code, ended.out) == (2, "")
+    assert "give the number of a checkpoint" in ended.err
+
+
 def test_a_proof_never_takes_the_place_of_another_file(run: Run, record: str, proof: Path) -> None:
     before = proof.read_bytes()
     ended = run("audit", "prove", record, "--out", "proof.json")
