@@ -1,4 +1,4 @@
-"""Verifying the audit log of a SQLite file, as the commands do it."""
+"""Reading and verifying the audit log of a SQLite file and the file of a sink, as the commands do it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kkp.audit.checkpoint_files import CheckpointFile
+from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.stored_log import SQLiteLog, reading
 from kkp.audit.verify import Verdict
 from kkp.audit.verify_log import verify_log
@@ -25,3 +26,8 @@ def verify_sqlite(
         altered = tuple(foreign_parts_of_this_version(connection)) if with_layout else ()
         verdict = verify_log(SQLiteLog(connection), checkpoints, public_key=public_key)
         return replace(verdict, alterations=altered)
+
+
+def read_checkpoint_file(path: Path) -> list[Checkpoint]:
+    """Return the checkpoints of a file that a sink wrote."""
+    return list(CheckpointFile(path).read())

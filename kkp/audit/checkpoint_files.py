@@ -55,15 +55,6 @@ class CheckpointFile:
             raise UnreadableError(f"{self._path} holds no checkpoint")
 
 
-def read_checkpoint_file(path: Path) -> list[Checkpoint]:
-    """Return the checkpoints of a file that a sink wrote.
-
-    Raises:
-        UnreadableError: It can't be read, or holds no checkpoint, or something else.
-    """
-    return list(CheckpointFile(path).read())
-
-
 def _lines(file: BinaryIO, size: int) -> Iterator[bytes]:
     """Return the lines of the first `size` bytes; what was added since is not cut short by that."""
     while file.tell() < size and (line := file.readline(MAX_LINE_BYTES + 1)):

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from kkp.audit import checkpointer
 from kkp.audit.base import AuditEntry, RollbackAccepted
-from kkp.audit.checkpoint_files import CheckpointFile, read_checkpoint_file
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.log import AuditLog
@@ -30,7 +30,7 @@ from kkp.store.checkpoints import CheckpointStore
 from kkp.store.sqlite import SQLiteDatabase
 from tests.fakes.clock import FakeClock
 from tests.fakes.logs import a_checkpoint, a_signer
-from tests.verifying import verify_sqlite
+from tests.verifying import read_checkpoint_file, verify_sqlite
 
 MASTER_KEY = MasterKey(b"k" * 32)
 ENTRY = AuditEntry(action=Action.DECRYPT, decision="allow")
