@@ -16,7 +16,10 @@ from kkp.store.sqlite import SQLiteDatabase
 if TYPE_CHECKING:
     from kkp.store.postgres import PostgreSQLDatabase
 
-_NO_DRIVER = "KKP_DATABASE_URL: PostgreSQL needs its driver; run: pip install 'kkp[postgres]'"
+_NO_DRIVER = (
+    "KKP_DATABASE_URL: PostgreSQL needs its driver; "
+    "in a checkout of KKP, pip install --require-hashes --no-deps -r requirements.lock brings it"
+)
 
 
 async def open_database(settings: Settings, *, master_key_check: bytes, create: bool) -> Database:
