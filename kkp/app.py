@@ -28,7 +28,7 @@ from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
-from kkp.authn.revoked_tokens import RevokedTokens
+from kkp.authn.revocations import Revocations
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
@@ -39,6 +39,7 @@ from kkp.authz.reloading import ReloadingPolicy
 from kkp.clock import Clock, SteadyClock
 from kkp.config import Check, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
+from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
 from kkp.kms import KMSRegistry
 from kkp.kms.base import Resources
@@ -59,6 +60,7 @@ from kkp.operations.identities import (
     ListIdentities,
     RotateServiceKey,
 )
+from kkp.operations.revocations import LiftRevocation, ListRevocations, Revoke
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
@@ -69,7 +71,7 @@ from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.opening import open_database
-from kkp.store.revoked_tokens import RevokedTokenStore
+from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.web.tls import check_tls
 
@@ -129,13 +131,13 @@ class Foundation:
         """Return the signing keyring, not read yet."""
         return Keyring(RingStore(self.database), self.master_key, self.settings.ring_times, self.clock)
 
-    def revoked_tokens(self) -> RevokedTokens:
-        """Return the revoked tokens, not read yet."""
-        clock_error = self.settings.ring_times.clock_error
-        store = RevokedTokenStore(self.database)
-        return RevokedTokens(store, self.master_key, self.clock, clock_error_seconds=clock_error)
+    def revocations(self) -> Revocations:
+        """Return what is revoked, not read yet."""
+        members = {name: _member_keys(uri) for name, uri in self.settings.backends.items()}
+        store, times = RevocationStore(self.database), self.settings.ring_times
+        return Revocations(store, self.master_key, self.clock, times, members)
 
-    def authenticator(self, keyring: Keyring, revoked: RevokedTokens) -> Authenticator:
+    def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
         """Return what tells callers, and good tokens, from others."""
         verifier = TokenVerifier(
             keyring,
@@ -144,7 +146,7 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        return Authenticator(self.directory, verifier)
+        return Authenticator(self.directory, verifier, revoked)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -156,6 +158,11 @@ class Foundation:
             failures=FailedAuthentications(self.audit),
             clock=self.clock,
         )
+
+
+def _member_keys(uri: str) -> Mapping[str, Collection[tuple[str, str]]]:
+    """Return the members, former ones too, of each key that a backend makes of others' keys."""
+    return {name: (*names.current, *names.former) for name, names in kms.member_keys(uri).items()}
 
 
 @asynccontextmanager
@@ -268,7 +275,7 @@ async def _running_services(
         stack.push_async_callback(registry.close)
         keyring = base.keyring()
         await _start_keyring(keyring)
-        revoked = base.revoked_tokens()
+        revoked = base.revocations()
         await revoked.load()
         parts: list[Loads] = [keyring, base.directory, revoked]
         if data_keys is not None:
@@ -299,7 +306,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     policy: PolicyEngine,
     registry: KMSRegistry,
     keyring: Keyring,
-    revoked: RevokedTokens,
+    revoked: Revocations,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
@@ -313,11 +320,21 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring, registry)
-    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics)
+    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
     return Services(
         pipeline=pipeline,
         public=PublicDocuments(
             keyring=keyring,
+            revocation_list=RevocationList(
+                keyring,
+                revoked,
+                directory,
+                clock,
+                lambda: state.epoch,
+                issuer=settings.issuer,
+                times=settings.ring_times,
+                lifetime_seconds=settings.revocation_list_seconds,
+            ),
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
             openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
@@ -345,6 +362,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
+        revoke=Revoke(revoked, directory, settings.backends),
+        lift_revocation=LiftRevocation(revoked),
+        list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         metrics=metrics,
@@ -359,6 +379,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     metrics: Metrics | None,
+    revoked: Revocations,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
     rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
@@ -370,6 +391,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
         limits=CallerLimits(rate, burst, time.monotonic, limited.count),
+        revocations=revoked,
     )
 
 
@@ -387,7 +409,7 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
 
 
 def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: RevokedTokens
+    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: Revocations
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
@@ -405,7 +427,7 @@ def _readiness(
         "keyring": keyring_is_ready,
         "database": database_answers,
         "identities": identities_are_trusted,
-        "revoked_tokens": revocations_are_trusted,
+        "revocations": revocations_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
         "audit_space": base.reserve.check_ready,

@@ -44,6 +44,7 @@ _BACKENDS_TABLE = re.compile(r"^\s*\[\s*backends\s*\.", re.MULTILINE)
 _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
+_MIN_LIST_SECONDS, _MAX_LIST_SECONDS = 10, 3600
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MIN_DATA_KEY_AGE_SECONDS, _MAX_DATA_KEY_AGE_SECONDS = 1, 3600
 _MAX_CACHED_DATA_KEYS = 100_000
@@ -144,6 +145,7 @@ class Settings:
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
+        revocation_list_seconds: How long the signed list of revocations may be relied on.
         checkpoint_sink: Where checkpoints of the audit go, outside the database.
         checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
         audit_min_free_bytes: What must be free beside a SQLite file for anything new to be done; 0: nothing.
@@ -178,6 +180,7 @@ class Settings:
     caller_rate_per_second: int
     caller_burst: int
     ring_times: RingTimes
+    revocation_list_seconds: int
     checkpoint_interval_seconds: float
     audit_min_free_bytes: int
     accept_rollback: str
@@ -362,6 +365,13 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _revocation_list_seconds(text: str) -> int:
+    seconds = _count(text)
+    if not _MIN_LIST_SECONDS <= seconds <= _MAX_LIST_SECONDS:
+        raise ValueError
+    return seconds
+
+
 def _checkpoint_hash(text: str) -> str:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError
@@ -443,6 +453,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_AUDIT_MIN_FREE_BYTES": _Setting("67108864", _count_or_none, "bytes, or 0 for no reserve"),
     "KKP_ACCEPT_ROLLBACK": _Setting("", _checkpoint_hash, "the hash that the refused start names"),
@@ -881,6 +892,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,
+        revocation_list_seconds=values["KKP_REVOCATION_LIST_SECS"],
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]
         or SinkAddress("file", values["KKP_DATA_DIR"].absolute() / "checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],

@@ -30,6 +30,9 @@ class Action(StrEnum):
     READ_KEY = "read_key"
     INTROSPECT_TOKEN = "introspect_token"  # noqa: S105  the name of an action
     REVOKE_TOKEN = "revoke_token"  # noqa: S105  the name of an action
+    REVOKE = "revoke"
+    LIFT_REVOCATION = "lift_revocation"
+    READ_REVOCATIONS = "read_revocations"
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
     IMPORT_AUDIT = "import_audit"

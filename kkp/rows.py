@@ -61,11 +61,27 @@ class RevokedTokenRow(NamedTuple):
     mac: bytes
 
 
-class RevokedTokenSnapshot(NamedTuple):
-    """The tokens revoked since an epoch, as one transaction read them."""
+class RevocationRow(NamedTuple):
+    """What is revoked beside single tokens; `before` is a subject's alone, `backend` a key's."""
+
+    id: str
+    kind: str
+    backend: str | None
+    name: str
+    before: int | None
+    revoked_at: float
+    revoked_by: str
+    reason: str
+    mac: bytes
+
+
+class RevocationSnapshot(NamedTuple):
+    """The tokens revoked since an epoch and all that is revoked beside them, as one transaction read them."""
 
     epoch: int
-    rows: tuple[RevokedTokenRow, ...]
+    clock_high_water: float
+    tokens: tuple[RevokedTokenRow, ...]
+    others: tuple[RevocationRow, ...]
 
 
 class LocalKeyRow(NamedTuple):

@@ -167,6 +167,18 @@ class IdentityDirectory:
         identity = self._view.by_id.get(identity_id)
         return identity if identity is not None and identity.disabled_at is None else None
 
+    def knows(self, identity_id: str) -> bool:
+        """Tell whether there is, or was, an identity of this name."""
+        return identity_id in self._view.by_id
+
+    def disabled_since(self, moment: float) -> list[str]:
+        """Return the names of the identities that were disabled at this moment or later."""
+        return [
+            each.id
+            for each in self._view.by_id.values()
+            if each.disabled_at is not None and each.disabled_at >= moment
+        ]
+
     def all(self) -> list[Identity]:
         """Return every identity, disabled ones too, by name."""
         return list(self._view.by_id.values())

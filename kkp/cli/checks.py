@@ -21,7 +21,7 @@ from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError
 from kkp.audit.verify_log import verify_log
 from kkp.authn.identities import IdentityDirectory
-from kkp.authn.revoked_tokens import RevokedTokens
+from kkp.authn.revocations import Revocations
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
 from kkp.cli import reach
@@ -39,7 +39,7 @@ from kkp.store.base import Database
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.opening import open_read_only
-from kkp.store.revoked_tokens import RevokedTokenStore
+from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.sqlite import SQLiteDatabase
 from kkp.web.tls import read_certificate
@@ -228,15 +228,10 @@ def _ends_soon(identity: Identity, now: float) -> bool:
     )
 
 
-async def _revoked_tokens(examined: Examined) -> Result:
+async def _revocations(examined: Examined) -> Result:
+    store = RevocationStore(_database_of(examined))
     times = examined.settings.ring_times
-    revoked = RevokedTokens(
-        RevokedTokenStore(_database_of(examined)),
-        _master_key_of(examined),
-        SteadyClock(),
-        clock_error_seconds=times.clock_error,
-    )
-    await revoked.load()
+    await Revocations(store, _master_key_of(examined), SteadyClock(), times).load()
     return Result(Status.OK, "all rows are genuine")
 
 
@@ -343,7 +338,7 @@ CHECKS: tuple[Check, ...] = (
     Check("signing keys", _signing_keys, "delete the rows that KKP did not write", needs_database=True),
     Check("identities", _identities, _RESTORE, needs_database=True),
     Check("root key", _root_key, "give the file back its mode 0600 and its content", needs_database=True),
-    Check("revoked tokens", _revoked_tokens, _RESTORE, needs_database=True),
+    Check("revocations", _revocations, _RESTORE, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
     Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),

@@ -25,7 +25,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
 metadata = MetaData()
@@ -167,5 +167,21 @@ revoked_tokens = Table(
     Column("revoked_at", Double, nullable=False),
     Column("revoked_by", Text, nullable=False, index=True),
     Column("epoch", Count, nullable=False, index=True),
+    Column("mac", Bytes, nullable=False),
+)
+
+# What is revoked beside single tokens, few enough to be read whole. `id` is a digest of kind and names, so
+# there is one row for each thing. `before` is a subject's alone, `backend` a key's.
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("backend", Text),
+    Column("name", Text, nullable=False),
+    Column("before", Count),
+    Column("revoked_at", Double, nullable=False),
+    Column("revoked_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
     Column("mac", Bytes, nullable=False),
 )

@@ -116,7 +116,7 @@ def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
-        "root key", "revoked tokens", "audit", "tls", "policy", "backends",
+        "root key", "revocations", "audit", "tls", "policy", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from kkp.cli.envelope import _CODES, _EPILOG, ACKNOWLEDGEMENT
 from tests.emulators import aws
-from tests.harness import running
+from tests.harness import grant, running
 from tests.integration.process import KKP, kkp, names
 from tests.integration.test_readme import commands, shell
 
 RUNBOOKS = Path(__file__).parents[2] / "docs/runbooks"
 BREAK_GLASS = RUNBOOKS / "break-glass.md"
 AUDIT = RUNBOOKS / "audit.md"
+KILL_SWITCH = RUNBOOKS / "kill-switch.md"
 
 
 async def test_an_envelope_is_opened_while_kkp_is_down_and_the_record_imported_when_it_is_back(
@@ -94,6 +95,35 @@ def test_the_sentence_and_the_exit_codes_are_those_of_the_command() -> None:
     documented = [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)]
     assert documented == [int(code) for code in re.findall(r"(?:: |; )(\d+) ", _EPILOG)]
     assert {code for _, code in _CODES} <= set(documented)
+
+
+async def test_a_running_server_is_stopped_in_every_way_and_goes_on_when_that_is_lifted(
+    tmp_path: Path,
+) -> None:
+    sealing = {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"}
+    async with running(tmp_path) as server:
+        token = await server.token(await server.add_identity("orders", grant()))
+        root = server.root_key
+        path = f"{KKP.parent}:{os.environ['PATH']}"
+        environ = {"PATH": path, "KKP": f"http://{server.host}:{server.port}", "KEY": root}
+
+        async def typed(marker: str) -> str:
+            return await shell(tmp_path, "\n".join(commands(marker, KILL_SWITCH)), environ=environ)
+
+        await typed("stop")
+        assert (await server.post("/envelope/encrypt", sealing, credential=root)).problem() == "revoked"
+        assert (
+            await server.post("/envelope/encrypt", sealing, credential=token)
+        ).problem() == "token_invalid"
+        _, listed = (await typed("stop over http")).splitlines()
+        shown = json.loads(listed)["revocations"]
+        assert {each["kind"] for each in shown} == {"token", "subject", "identity", "key", "backend"}
+        printed = await typed("look")
+        assert all(each["id"] in printed for each in shown)
+        await typed("lift")
+        assert (await server.post("/envelope/encrypt", sealing, credential=root)).status == 200
+        left = (await server.get("/revocations", credential=root)).json["revocations"]
+        assert {each["kind"] for each in left} == {"token", "subject"}
 
 
 def test_every_link_of_a_runbook_leads_somewhere() -> None:
