@@ -38,6 +38,7 @@ _COMMANDS = (
     "token",
     "audit",
     "envelope",
+    "master",
     "doctor",
     "ready",
 )
