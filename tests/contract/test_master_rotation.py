@@ -42,13 +42,14 @@ from kkp.operations.master_key import (
 )
 from kkp.renewal import Renewable
 from kkp.revocations import RevocationKind
-from kkp.rows import IdentityRow, LocalKeyRow, MasterKeyMarks, RingRow
+from kkp.rows import IdentityRow, LocalKeyRow, MasterKeyMarks, RevocationRow, RingRow
 from kkp.store import schema
 from kkp.store.audit import AuditStore
 from kkp.store.base import Work
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.master_keys import BATCH, MasterKeyStore
+from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.unlock import FileTarget, Target, Unlocked, unlock
 from tests.harness import settings_for
@@ -270,8 +271,8 @@ WRITES: dict[str, Callable[[app.Foundation], Awaitable[object]]] = {
     "an identity is added": lambda base: base.directory.add(identity("billing")),
     "an identity is disabled": lambda base: base.directory.disable("orders", at=NOW),
     "a token is revoked": lambda base: base.revocations().revoke_token("another", int(NOW) + 9, by="orders"),
-    "a backend is revoked": lambda base: base.revocations().revoke(
-        RevocationKind.BACKEND, "aws", by="boss", reason=""
+    "a backend is revoked": lambda base: RevocationStore(base.database, base.master_keys).put_revocation(
+        RevocationRow("id", "backend", None, "aws", None, NOW, "boss", "", b"mac"), forget_before=0, at_most=9
     ),
     "an input key is stored": lambda base: AuditStore(base.database, base.master_keys).input_key(
         "2001-01-01", b"sealed"
