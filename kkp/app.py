@@ -13,10 +13,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 from kkp import data_dir, kms
+from kkp.audit import sealing
 from kkp.audit.base import RollbackAccepted
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import CheckpointSigner
@@ -24,6 +26,7 @@ from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import open_sink
+from kkp.authn import identities, revocations
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
@@ -37,11 +40,12 @@ from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
 from kkp.authz.reloading import ReloadingPolicy
 from kkp.clock import Clock, SteadyClock
-from kkp.config import Check, Settings
+from kkp.config import Check, KMSKey, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
+from kkp.keyring import rotation
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
-from kkp.kms import KMSRegistry
+from kkp.kms import KMSRegistry, local
 from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
@@ -65,14 +69,17 @@ from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
+from kkp.renewal import KEPT_SECRETS, Renewable
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.master_keys import MasterKeyStore, insert_wraps
 from kkp.store.opening import open_database
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
+from kkp.unlock import HeldMasterKey, Unlocked, open_given, unlock
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
@@ -82,6 +89,17 @@ if TYPE_CHECKING:
 ROOT = "root"
 _log = logging.getLogger(__name__)
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
+# Everything that is signed or sealed under the master key, and what a rotation of it renews.
+UNDER_THE_MASTER_KEY: tuple[Renewable, ...] = (
+    KEPT_SECRETS,
+    rotation.ROWS,
+    rotation.PRIVATE_KEYS,
+    identities.ROWS,
+    revocations.TOKEN_ROWS,
+    revocations.ROWS,
+    local.ROWS,
+    sealing.INPUT_KEYS,
+)
 _NO_WARNINGS: Mapping[str, Callable[[], str | None]] = MappingProxyType({})
 
 
@@ -94,10 +112,16 @@ def _backend_problems(uris: Mapping[str, str]) -> list[str]:
     return []
 
 
+def _master_key_problems(key: KMSKey | None) -> list[str]:
+    problems = () if key is None else kms.problems_of(key.uri)
+    return [f"KKP_MASTER_KEY_KMS: {problem}" for problem in problems]
+
+
 # What the rooms know of a setting, for `config.load`; nothing is connected to.
 PRODUCTION_CHECKS = (
     Check(("KKP_OPA_URL", "KKP_OPA_CA_FILE"), check_opa),
     Check(("KKP_BACKENDS",), _backend_problems),
+    Check(("KKP_MASTER_KEY_KMS",), _master_key_problems),
     Check(("KKP_TLS_CERT_FILE", "KKP_TLS_KEY_FILE"), check_tls),
 )
 
@@ -110,7 +134,7 @@ class Foundation:
     Attributes:
         settings: As loaded.
         clock: One for everything.
-        master_key: The root of every subkey.
+        master_keys: The root of every subkey, as it is now.
         database: Open, laid out, and of this master key.
         directory: The identities, loaded.
         audit: This boot's chain, open.
@@ -120,21 +144,28 @@ class Foundation:
 
     settings: Settings
     clock: Clock
-    master_key: MasterKey
+    master_keys: HeldMasterKey
     database: Database
     directory: IdentityDirectory
     audit: AuditLog
     checkpoints: Checkpointer
     reserve: SpaceReserve
 
+    @property
+    def master_key(self) -> MasterKey:
+        """The root of every subkey."""
+        return self.master_keys.master_key
+
     def keyring(self) -> Keyring:
         """Return the signing keyring, not read yet."""
-        return Keyring(RingStore(self.database), self.master_key, self.settings.ring_times, self.clock)
+        return Keyring(
+            RingStore(self.database, self.master_keys), self.master_key, self.settings.ring_times, self.clock
+        )
 
     def revocations(self) -> Revocations:
         """Return what is revoked, not read yet."""
         members = {name: _member_keys(uri) for name, uri in self.settings.backends.items()}
-        store, times = RevocationStore(self.database), self.settings.ring_times
+        store, times = RevocationStore(self.database, self.master_keys), self.settings.ring_times
         return Revocations(store, self.master_key, self.clock, times, members)
 
     def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
@@ -181,16 +212,16 @@ async def foundation(
         KKPError: The stored state can't be believed.
     """
     clock = clock or SteadyClock()
-    master_key = MasterKey(_master_key(settings, create=create))
+    _data_dir(settings, create=create)
     async with AsyncExitStack() as stack:
-        check = master_key.check_value()
-        database = await open_database(settings, master_key_check=check, create=create)
+        master_key, database = await _unlocked(settings, create=create, now=clock.now())
         stack.push_async_callback(database.close)
-        directory = IdentityDirectory(IdentityStore(database), master_key, clock)
+        held = HeldMasterKey(master_key, MasterKeyStore(database).read, partial(open_given, settings))
+        directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
         checkpoints = _checkpointer(settings, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
-        audit = AuditLog(AuditStore(database), master_key, clock)
+        audit = AuditLog(AuditStore(database, held), master_key, clock)
         await audit.start()
         stack.push_async_callback(checkpoints.close)  # after the audit, so that it covers the last record
         stack.push_async_callback(audit.close)
@@ -199,7 +230,7 @@ async def foundation(
             await checkpoints.write()
         directory_of_file = settings.database_path.parent if settings.postgres is None else None
         reserve = SpaceReserve(directory_of_file, settings.audit_min_free_bytes)
-        yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints, reserve)
+        yield Foundation(settings, clock, held, database, directory, audit, checkpoints, reserve)
 
 
 @asynccontextmanager
@@ -340,7 +371,12 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
             openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
-            warnings={**warnings, "backends": registry.warning, "composites": registry.members_warning},
+            warnings={
+                **warnings,
+                "backends": registry.warning,
+                "composites": registry.members_warning,
+                "master_key": base.master_keys.warning,
+            },
         ),
         issue_token=IssueToken(
             keyring,
@@ -435,27 +471,42 @@ def _readiness(
     }
 
 
-def _master_key(settings: Settings, *, create: bool) -> bytes:
+def _data_dir(settings: Settings, *, create: bool) -> None:
     if create:
         data_dir.prepare(settings.data_dir)
     else:
         data_dir.check(settings.data_dir)
-    if settings.master_key is not None:
-        return settings.master_key
-    may_create = create and settings.master_key_file.parent == settings.data_dir
-    is_file = settings.postgres is None
-    if may_create and is_file and settings.database_path.exists() and not settings.master_key_file.exists():
-        raise ConfigError([f"KKP_MASTER_KEY_FILE: {settings.master_key_file} is gone; its database needs it"])
-    return data_dir.master_key(settings.master_key_file, may_create=may_create)
 
 
-def checkpoint_signer(settings: Settings) -> CheckpointSigner:
+async def _unlocked(settings: Settings, *, create: bool, now: float) -> tuple[MasterKey, Database]:
+    """Return the master key and the database that is under it, also while that is being rotated."""
+    unlocked = await unlock(settings, create=create, now=now)
+    try:
+        return unlocked.master_key, await _opened(settings, unlocked, create=create)
+    except ConfigError:
+        again = await unlock(settings, create=create, now=now)
+        if again.master_key.check_value() == unlocked.master_key.check_value():
+            raise
+        return again.master_key, await _opened(settings, again, create=create)
+
+
+async def _opened(settings: Settings, unlocked: Unlocked, *, create: bool) -> Database:
+    return await open_database(
+        settings,
+        master_key_check=unlocked.master_key.check_value(),
+        create=create,
+        first_rows=partial(insert_wraps, unlocked.first_wraps),
+    )
+
+
+async def checkpoint_signer(settings: Settings) -> CheckpointSigner:
     """Return the signer of this data directory's checkpoints.
 
     Raises:
         ConfigError: There is no master key to be read.
     """
-    return CheckpointSigner(MasterKey(_master_key(settings, create=False)))
+    _data_dir(settings, create=False)
+    return CheckpointSigner((await unlock(settings, create=False, now=time.time())).master_key)
 
 
 def _checkpointer(
@@ -485,7 +536,7 @@ def _data_key_cache(base: Foundation) -> DataKeyCache | None:
 
 
 async def _backends(base: Foundation, data_keys: DataKeyCache | None) -> KMSRegistry:
-    local_keys = LocalKeyStore(base.database)
+    local_keys = LocalKeyStore(base.database, base.master_keys)
     await ensure_default_key(local_keys, base.master_key, base.clock)
     resources = Resources(base.master_key, local_keys, base.settings.backend_limits)
     return await KMSRegistry.connect(base.settings.backends, resources, data_keys)

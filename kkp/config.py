@@ -55,6 +55,7 @@ _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _MAX_WORKERS = 64
+_NOT_FOR_MASTER_KEYS = frozenset({"memory", "local", *backend_tables.COMPOSITES})
 _ENVIRONMENT = "the environment"
 _OF_BACKENDS = "KKP_KMS_"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
@@ -96,6 +97,29 @@ class SinkAddress(NamedTuple):
     is_default: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class KMSKey:
+    """A key of a KMS.
+
+    Attributes:
+        uri: Of the KMS, as a backend's.
+        key_id: The key, as the KMS names it.
+    """
+
+    uri: str = field(repr=False)  # a URI may carry a credential
+    key_id: str
+
+    @property
+    def label(self) -> str:
+        """What people are told of it."""
+        return f"{self.scheme}://…#{self.key_id}"
+
+    @property
+    def scheme(self) -> str:
+        """Which kind of KMS it is."""
+        return self.uri.partition("://")[0]
+
+
 class DataKeyCacheLimits(NamedTuple):
     """How long and how often a data key serves, once a backend gave it.
 
@@ -132,6 +156,7 @@ class Settings:
         database_password_file: The file that holds its password, if that is not in the URL.
         master_key: The key itself, when it came by the environment.
         master_key_file: The file that holds it otherwise.
+        master_key_kms: The key of a KMS that wraps it, if one does.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
         opa_url: The OPA sidecar; None where policy is decided in process.
@@ -166,6 +191,7 @@ class Settings:
     database_password_file: Path | None
     master_key: bytes | None = field(repr=False)
     master_key_file: Path
+    master_key_kms: KMSKey | None
     issuer: str
     policy_path: Path | None
     opa_url: str | None
@@ -287,6 +313,24 @@ def _master_key(text: str) -> bytes | None:
     return decode_master_key(text) if text else None
 
 
+def kms_key(text: str) -> KMSKey:
+    """Return the key that `URI#KEY` names.
+
+    Raises:
+        ValueError: It names none, or one that can't wrap a master key: an emulator's is derived from it, a
+            local one lies under it, and a composite's members are named elsewhere.
+    """
+    uri, _, key_id = text.rpartition("#")
+    scheme, separator, _ = uri.partition("://")
+    if not separator or not key_id or scheme in _NOT_FOR_MASTER_KEYS:
+        raise ValueError
+    return KMSKey(uri, key_id)
+
+
+def _optional_kms_key(text: str) -> KMSKey | None:
+    return kms_key(text) if text else None
+
+
 def _key_file(text: str) -> Path | None:
     if _is_key(text):
         raise ValueError
@@ -387,6 +431,7 @@ class _Setting:
     may_be_empty: bool = False  # an empty variable is a value, and not just left out
 
 
+GOOD_KMS_KEY = "a cloud's or Vault's URI and a key of it, such as aws-kms://eu-west-1#alias/kkp-master"
 _SECONDS_HINT = "a number of seconds"
 _LIMITS = BackendLimits()
 _SETTINGS: Mapping[str, _Setting] = {
@@ -409,7 +454,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATABASE_PASSWORD_FILE": _Setting("", _optional_path, "the path of a file of mode 0600"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
     "KKP_MASTER_KEY_FILE": _Setting("", _key_file, "the path of a file of mode 0600"),
-    "KKP_MASTER_KEY_KMS": _Setting("", str, "KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"),
+    "KKP_MASTER_KEY_KMS": _Setting("", _optional_kms_key, GOOD_KMS_KEY, secret=True),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
@@ -471,6 +516,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_CLOCK_ERROR_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_FETCH_SECS": _Setting("10", float, _SECONDS_HINT),
 }
+_MASTER_KEYS = ("KKP_MASTER_KEY", "KKP_MASTER_KEY_FILE", "KKP_MASTER_KEY_KMS")
 _DEFAULT_MIN_TTL_SECONDS = 60.0
 
 
@@ -790,8 +836,9 @@ def _check_database(draft: Draft) -> None:
 
 
 def _check_master_key(draft: Draft) -> None:
-    if draft.given.get("KKP_MASTER_KEY") and draft.given.get("KKP_MASTER_KEY_FILE"):
-        draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
+    names = [name for name in _MASTER_KEYS if draft.given.get(name)]
+    if len(names) > 1:
+        draft.problems.append(f"{' and '.join(names)}: give exactly one of them")
 
 
 def _check_data_key_cache(draft: Draft) -> None:
@@ -879,6 +926,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         database_password_file=values["KKP_DATABASE_PASSWORD_FILE"],
         master_key=values["KKP_MASTER_KEY"],
         master_key_file=draft.master_key_file,
+        master_key_kms=values["KKP_MASTER_KEY_KMS"],
         issuer=values["KKP_ISSUER"] or f"http://{listen}",
         policy_path=values["KKP_POLICY_PATH"],
         opa_url=values["KKP_OPA_URL"],

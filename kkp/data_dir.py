@@ -217,6 +217,11 @@ def prepare_database(path: Path, *, create: bool = True) -> None:
         raise ConfigError(problems)
 
 
+def is_missing_or_empty(path: Path) -> bool:
+    """Tell whether there is no such file, or nothing in it."""
+    return not path.exists() or not path.stat().st_size
+
+
 def read_only_uri(path: Path) -> str:
     """Return the SQLite URI that reads a database, with a server beside it or without, and makes no file.
 

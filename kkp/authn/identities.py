@@ -36,6 +36,7 @@ from kkp.errors import (
 )
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity, KeyTimes
+from kkp.renewal import Signed
 from kkp.rows import IdentityRow, IdentitySnapshot
 
 SERVICE_KEY_PREFIX = "kkp_sk_"
@@ -387,3 +388,6 @@ def _times(keys: Iterable[_StoredKey]) -> tuple[KeyTimes, ...]:
 
 def _identity_bytes(row: IdentityRow) -> bytes:
     return rfc8785.dumps(["identity", row.id, row.document, row.created_at, row.disabled_at])
+
+
+ROWS = Signed("identities", IdentityRow, IdentityRow._fields[:-1], ("id",), _PURPOSE, _identity_bytes)

@@ -33,6 +33,7 @@ import rfc8785
 from kkp.clock import Clock
 from kkp.errors import ConflictError, NotFoundError, StateUntrustedError
 from kkp.master_key import MasterKey
+from kkp.renewal import Signed
 from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
 from kkp.rows import RevocationRow, RevocationSnapshot, RevokedTokenRow
@@ -375,3 +376,9 @@ def _token_bytes(row: RevokedTokenRow) -> bytes:
 
 def _row_bytes(row: RevocationRow) -> bytes:
     return rfc8785.dumps(["revocation", *row[:-1]])
+
+
+TOKEN_ROWS: Final = Signed(
+    "revoked_tokens", RevokedTokenRow, RevokedTokenRow._fields[:-1], ("jti",), _TOKEN_PURPOSE, _token_bytes
+)
+ROWS: Final = Signed("revocations", RevocationRow, RevocationRow._fields[:-1], ("id",), _PURPOSE, _row_bytes)

@@ -39,6 +39,7 @@ _COMMANDS = (
     "token",
     "audit",
     "envelope",
+    "master",
     "doctor",
     "ready",
 )

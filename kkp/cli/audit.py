@@ -8,6 +8,7 @@ this way is the right of whoever may read the file, and leaves no record. `impor
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -207,5 +208,5 @@ def _checkpoint(_options: argparse.Namespace) -> int:
 
 
 def _key(_options: argparse.Namespace) -> int:
-    print(app.checkpoint_signer(settings()).public_key)
+    print(asyncio.run(app.checkpoint_signer(settings())).public_key)
     return OK

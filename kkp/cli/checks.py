@@ -24,15 +24,15 @@ from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
-from kkp.cli import reach
 from kkp.cli.findings import Finding, Result, Status, problem
-from kkp.cli.probes import Means, probe_all
+from kkp.cli.probes import Means, probe_all, probe_key
 from kkp.cli.stored_log import read_log
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
 from kkp.keyring.rotation import Keyring
 from kkp.kms.base import Resources
+from kkp.kms.stateless import without_state
 from kkp.master_key import MasterKey
 from kkp.model import Grant, Identity
 from kkp.store.base import Database
@@ -42,6 +42,7 @@ from kkp.store.opening import open_read_only
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.sqlite import SQLiteDatabase
+from kkp.unlock import unlock
 from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -129,11 +130,13 @@ def _files_of(settings: Settings) -> set[Path]:
     return inside | {path for path in elsewhere if path.is_file()}
 
 
-async def _master_key(examined: Examined) -> Result:
+async def _master_key(examined: Examined) -> Result | list[Result]:
     settings = examined.settings
     if settings.master_key is not None:
         examined.master_key = MasterKey(settings.master_key)
         return Result(Status.OK, "given by KKP_MASTER_KEY")
+    if settings.master_key_kms is not None:
+        return await probe_key(settings.master_key_kms, settings.backend_limits)
     path = settings.master_key_file
     is_file = settings.postgres is None
     if not path.exists() and is_file and not settings.database_path.exists():
@@ -147,22 +150,29 @@ async def _database(examined: Examined) -> Result:
     if examined.settings.postgres is None and not examined.settings.database_path.exists():
         path = examined.settings.database_path
         return Result(Status.WARN, f"{path} does not exist yet", "start KKP once: it makes it")
-    if master_key is None:
+    if master_key is None and examined.settings.master_key_kms is None:
         return Result(Status.WARN, "not looked at, because there is no master key")
     if examined.settings.postgres is not None:
-        check = master_key.check_value()
+        check = (await _unlocked(examined)).check_value()
         examined.database = await open_read_only(examined.settings, master_key_check=check)
         examined.stack.push_async_callback(examined.database.close)
         return Result(Status.OK, "PostgreSQL answers, keeps what it is given, and is of this master key")
-    return await _database_file(examined, examined.settings.database_path, master_key)
+    return await _database_file(examined, examined.settings.database_path)
 
 
-async def _database_file(examined: Examined, path: Path, master_key: MasterKey) -> Result:
+async def _unlocked(examined: Examined) -> MasterKey:
+    unlocked = await unlock(examined.settings, create=False, now=time.time())
+    examined.master_key = unlocked.master_key
+    return unlocked.master_key
+
+
+async def _database_file(examined: Examined, path: Path) -> Result:
     if _exists_beside(path, "-wal") and not _exists_beside(path, "-shm"):
         # To read such a database is to make its index, and to make a file is not the doctor's.
         return Result(
             Status.WARN, f"{path} was left in the middle of its work", "start KKP once: it mends it"
         )
+    master_key = await _unlocked(examined)
     database = await SQLiteDatabase.open_read_only(path, master_key_check=master_key.check_value())
     examined.stack.push_async_callback(database.close)
     faults = await database.quick_check()
@@ -304,7 +314,7 @@ async def _backends(examined: Examined) -> list[Result]:
     if examined.database is not None:
         resources = Resources(_master_key_of(examined), LocalKeyStore(examined.database), limits)
     elif examined.master_key is not None:
-        resources = reach.without_state(limits, examined.master_key)
+        resources = without_state(limits, examined.master_key)
     has_database = examined.database is not None
     found = Means(examined.settings.backends, resources, has_database=has_database, limits=limits)
     return await probe_all(found, examined.probes, granted)

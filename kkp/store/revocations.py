@@ -11,6 +11,7 @@ from kkp.errors import ConflictError, KeyringUnavailableError, RateLimitedError
 from kkp.rows import RevocationRow, RevocationSnapshot, RevokedTokenRow
 from kkp.store import schema
 from kkp.store.base import Database, bump_epoch, read_epoch
+from kkp.store.secured import HeldKeys, Secured
 
 _tokens = schema.revoked_tokens
 _columns = (_tokens.c.jti, _tokens.c.exp, _tokens.c.revoked_at, _tokens.c.revoked_by, _tokens.c.mac)
@@ -23,8 +24,8 @@ _HIGH_WATER = select(schema.state.c.clock_high_water)
 class RevocationStore:
     """The tables of what is revoked. Each change is one transaction and bumps the epoch."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, keys: HeldKeys | None = None) -> None:
+        self._database = Secured(database, keys)
 
     async def load_revocations(self, *, since_epoch: int) -> RevocationSnapshot:
         """Return the tokens revoked since this epoch, 0 for all, and everything else that is revoked."""

@@ -185,3 +185,25 @@ revocations = Table(
     Column("reason", Text, nullable=False),
     Column("mac", Bytes, nullable=False),
 )
+
+# Master keys, each wrapped by what `opener` says: a key of a KMS, or the master key before or after it.
+# `state.master_key_check` says which one is the present one. One that its successor opens is there as long as
+# rows may be under it: while the master key is being rotated.
+master_key_wraps = Table(
+    "master_key_wraps",
+    metadata,
+    Column("check_value", Bytes, primary_key=True),
+    Column("opener", Text, primary_key=True),
+    Column("wrapped", Bytes, nullable=False),
+    Column("key_version", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# What outlives the master key that it was derived from, sealed under the present one.
+kept_secrets = Table(
+    "kept_secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sealed", Bytes, nullable=False),
+)

@@ -34,7 +34,7 @@ from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, create_engin
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from kkp.data_dir import read_only_uri
+from kkp.data_dir import is_missing_or_empty, prepare_database, read_only_uri
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.rows import ChainedRow
 from kkp.sqlite_guard import deny_planted_code
@@ -48,7 +48,7 @@ from kkp.store.base import (
     Work,
     read_epoch,
 )
-from kkp.store.layout import prepare, recognise
+from kkp.store.layout import no_rows, prepare, recognise
 from kkp.store.lost_write import end_process, is_lost_write
 from kkp.store.sqlite_layout import SQLiteCatalogue
 
@@ -188,12 +188,13 @@ class SQLiteDatabase:
         self._check = SharedCheck(self._read_and_write)
 
     @classmethod
-    async def open(cls, url: str | URL, *, master_key_check: bytes) -> Self:
+    async def open(cls, url: str | URL, *, master_key_check: bytes, first_rows: Work[None] = no_rows) -> Self:
         """Open the database, laying out an empty one.
 
         Args:
             url: SQLAlchemy URL of a SQLite file.
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
+            first_rows: What else is written into one that was empty, with its layout or not at all.
 
         Raises:
             ConfigError: It can't be opened, is another program's, has another layout, or belongs to another
@@ -205,7 +206,7 @@ class SQLiteDatabase:
             try:
                 # Reading comes first: when the writer connects, it turns the file to WAL, for good.
                 await database.read(recognise(_CATALOGUE, master_key_check))
-                await database.write(prepare(_CATALOGUE, master_key_check))
+                await database.write(prepare(_CATALOGUE, master_key_check, first_rows))
             except (KeyringUnavailableError, OSError) as error:
                 problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
                 raise ConfigError([problem]) from error
@@ -233,6 +234,28 @@ class SQLiteDatabase:
                 ) from error
             opened.pop_all()
         return database
+
+    @classmethod
+    async def peek(cls, path: Path, work: Work[ResultT]) -> ResultT | None:
+        """Read from a database whose master key is not known yet; None if there is nothing in it.
+
+        Raises:
+            ConfigError: As `open_read_only`, whatever its master key is.
+        """
+        if is_missing_or_empty(path):
+            return None
+        prepare_database(path, create=False)
+        database = cls(URL.create("sqlite", database=read_only_uri(path), query={"uri": "true"}))
+        is_laid_out = recognise(_CATALOGUE, None)
+        try:
+            return await database.read(
+                lambda connection: work(connection) if is_laid_out(connection) else None
+            )
+        except KeyringUnavailableError as error:
+            problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
+            raise ConfigError([problem]) from error
+        finally:
+            await database.close()
 
     async def quick_check(self) -> list[str]:
         """Return what SQLite finds wrong with the file's structure.

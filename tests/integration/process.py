@@ -73,10 +73,15 @@ def environment(environ: Mapping[str, str] = NO_SETTINGS) -> dict[str, str]:
 
 
 async def kkp(
-    directory: Path, *arguments: str, executable: Path = KKP, environ: Mapping[str, str] = NO_SETTINGS
+    directory: Path,
+    *arguments: str,
+    executable: Path = KKP,
+    prefix: Sequence[str | Path] = (),
+    environ: Mapping[str, str] = NO_SETTINGS,
 ) -> Finished:
     """Run one command to its end, in a directory."""
     process = await asyncio.create_subprocess_exec(
+        *prefix,
         executable,
         *arguments,
         cwd=directory,

@@ -40,6 +40,7 @@ HARMLESS_NAMES = {
     "key_id": "a key's name",
     "key_version": "the name of one of its versions",
     "encrypted_data_key": "is encrypted",
+    "check_value": "tells one master key from another, and leads to none",
 }
 HARMLESS = {
     "kkp.audit.checkpoints:_Body.key": "the public half that verifies the checkpoint",
