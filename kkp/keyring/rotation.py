@@ -257,7 +257,7 @@ class Keyring:
 
     def _usable_view(self, now: float) -> RingView:
         if self._clock.drift_seconds() > self._times.clock_error:
-            raise KeyringUnavailableError("The clock was stepped.")
+            raise KeyringUnavailableError("The clock was stepped, or not set for too long.")
         return self._recent_view(now)
 
     def _check_may_serve(self, now: float) -> None:
