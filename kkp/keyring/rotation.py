@@ -44,6 +44,7 @@ from kkp.keyring.base import RingSecrets, RingStore
 from kkp.keyring.state import Create, Full, KeyState, Promote, Revoke, Ring, RingKey, Scheduled
 from kkp.renewal import Sealed, Signed
 from kkp.ring_times import RingTimes
+from kkp.rollback import refuse_rollback
 from kkp.rows import RingRow, RingSnapshot
 
 _log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ class Keyring:
 
     __slots__ = (
         "_clock",
+        "_highest_epoch",
         "_noted_at",
         "_published",
         "_reading",
@@ -163,6 +165,7 @@ class Keyring:
         self._reading = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._noted_at = -math.inf
+        self._highest_epoch = 0
         self._untrusted = False
         self._forget()
 
@@ -290,8 +293,10 @@ class Keyring:
 
     async def _load(self, *, whatever_the_clock: bool = False) -> RingSnapshot:
         async with self._reading:
-            read_at = self._clock.now()
+            read_at, known = self._clock.now(), self._highest_epoch
             snapshot = await self._store.load_ring()
+            refuse_rollback(known, snapshot.epoch)
+            self._highest_epoch = snapshot.epoch
             if self._view is None and not whatever_the_clock:
                 self.check_clock(snapshot)
             try:
