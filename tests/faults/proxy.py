@@ -19,7 +19,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from types import TracebackType
@@ -89,6 +89,12 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
 @final
 @dataclass(eq=False)
 class FaultProxy:
@@ -119,6 +125,7 @@ class FaultProxy:
     ) -> None:
         """End every connection."""
         self._server.close()
+        await asyncio.sleep(0.01)  # whoever was let in by then is among them
         for connection in self._connections:
             connection.reset()
         for task in self._carrying:
@@ -156,25 +163,23 @@ class FaultProxy:
         task.add_done_callback(self._carrying.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            from_server, to_server = await self._connect()
-        except OSError:
-            _reset(writer)
-            return
-        connection = _Connection(writer, to_server)
-        self._connections.add(connection)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, to_server, connection, is_client=True))
-                group.create_task(self._pump(from_server, writer, connection, is_client=False))
-        except* OSError:
-            connection.reset()
-        finally:
-            self._connections.discard(connection)
-            for end in (writer, to_server):
-                end.close()
-                with suppress(OSError):
-                    await end.wait_closed()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_close, writer)
+            try:
+                from_server, to_server = await self._connect()
+            except OSError:
+                _reset(writer)
+                return
+            stack.push_async_callback(_close, to_server)
+            connection = _Connection(writer, to_server)
+            self._connections.add(connection)
+            stack.callback(self._connections.discard, connection)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(reader, to_server, connection, is_client=True))
+                    group.create_task(self._pump(from_server, writer, connection, is_client=False))
+            except* OSError:
+                connection.reset()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self.upstream, str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,11 +69,11 @@ class Replica:
         return await took_until(is_unready, within_seconds)
 
 
-async def took_until(condition: Callable[[], object], within_seconds: float) -> float:
+async def took_until(condition: Callable[[], Awaitable[bool]], within_seconds: float) -> float:
     """Wait until an answer is true; return the seconds that this took."""
     began_at = time.monotonic()
     async with asyncio.timeout(within_seconds):
-        while not await condition():  # type: ignore[misc]
+        while not await condition():  # noqa: ASYNC110  another process sets no event
             await asyncio.sleep(_LOOK_SECONDS)
     return time.monotonic() - began_at
 

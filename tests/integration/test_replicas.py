@@ -1,4 +1,4 @@
-"""Three replicas on one PostgreSQL: what one changes holds on the others, and what breaks one leaves the others.
+"""Three replicas on one PostgreSQL: what one changes holds on all, and what breaks one leaves the others.
 
 The bars are those of the promises, under the shortest profile: P is 1.5 s, a poll 0.5 s, S 0.5 s.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import jwt
@@ -21,7 +19,7 @@ from tests.faults.clock import LIBRARY, WallClock, needs_libfaketime
 from tests.faults.proxy import Fault
 from tests.integration.process import SHORT_PROFILE, show
 from tests.integration.replicas import Replica, Replicas, replicas, took_until
-from tests.postgres import NO_BINARIES, PostgreSQL, binaries, running
+from tests.postgres import PostgreSQL
 from tests.promises import Recorder
 from tests.scale import SCALE
 
@@ -32,15 +30,6 @@ KEY_TTL = float(SHORT_PROFILE["KKP_KEY_TTL_SECS"])
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgreSQL]:
-    found = binaries()
-    if found is None:
-        pytest.skip(NO_BINARIES)
-    with running(found) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def wall(tmp_path_factory: pytest.TempPathFactory) -> WallClock:
     """The wall clock of the last replica."""
     return WallClock(tmp_path_factory.mktemp("clock") / "step")
@@ -48,10 +37,10 @@ def wall(tmp_path_factory: pytest.TempPathFactory) -> WallClock:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def trio(
-    tmp_path_factory: pytest.TempPathFactory, postgres: PostgreSQL, wall: WallClock
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgreSQL, wall: WallClock
 ) -> AsyncIterator[Replicas]:
     stepped = wall.environ if LIBRARY else {}
-    async with replicas(tmp_path_factory.mktemp("trio"), postgres, each=[{}, {}, stepped]) as running:
+    async with replicas(tmp_path_factory.mktemp("trio"), postgres_server, each=[{}, {}, stepped]) as running:
         yield running
 
 
@@ -173,9 +162,9 @@ async def test_the_replica_whose_clock_is_off_is_unready_within_two_polls_and_no
 
 def retired_at(trio: Replicas, kid: str) -> float:
     """Return when a later key took over."""
-    later = f"(SELECT generation FROM kkp.ring_keys WHERE kid = '{kid}')"
-    query = f"SELECT min(activate_at) FROM kkp.ring_keys WHERE generation > {later}"  # noqa: S608  a thumbprint
-    return float(trio.postgres.psql(query, trio.database) or "inf")
+    rows = trio.postgres.psql("SELECT kid, activate_at FROM kkp.ring_keys", trio.database).splitlines()
+    began = {of: float(at) for of, at in (row.split("|") for row in rows)}
+    return min((at for at in began.values() if at > began[kid]), default=float("inf"))
 
 
 @pytest.mark.promise(6)
