@@ -9,12 +9,15 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import asyncpg
 import jwt
 import pytest
 import pytest_asyncio
 
+from kkp.store.postgres import LOCKS, WRITE_LOCK
 from tests.faults.clock import LIBRARY, WallClock, needs_libfaketime
 from tests.faults.proxy import Fault
 from tests.integration.process import SHORT_PROFILE, show
@@ -285,3 +288,91 @@ async def cut_off(replica: Replica, cut: tuple[Fault, float], only: str, record_
     assert minted <= (P + 1 if only else 1)
     assert published <= P + 1
     assert again <= 5
+
+
+# Each of the things that all depend on.
+
+Break = Callable[[Replicas], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def writers_are_locked_out(trio: Replicas) -> AsyncIterator[None]:
+    """Hold the lock that every writer takes, as a replica would that never ends."""
+    server = trio.postgres
+    session = await asyncpg.connect(
+        host=str(server.directory), port=server.port, user="postgres", database=trio.database
+    )
+    await session.execute(f"SELECT pg_advisory_lock({LOCKS}, {WRITE_LOCK})")
+    yield
+    await session.close()
+
+
+@asynccontextmanager
+async def server_is_stopped(trio: Replicas) -> AsyncIterator[None]:
+    trio.postgres.stop()
+    try:
+        yield
+    finally:
+        trio.postgres.start()
+
+
+@asynccontextmanager
+async def ways_are_cut(trio: Replicas) -> AsyncIterator[None]:
+    for replica in trio.all:
+        await replica.proxy.set(Fault.BLACKHOLE)
+    yield
+    for replica in trio.all:
+        await replica.proxy.set(Fault.PASS)
+
+
+@asynccontextmanager
+async def signing_key_is_planted(trio: Replicas) -> AsyncIterator[None]:
+    columns = "generation + 100, public_jwk, created_at, activate_at, revoked_at, mac"
+    plant = f"INSERT INTO kkp.ring_keys SELECT 'planted', {columns} FROM kkp.ring_keys LIMIT 1"  # noqa: S608  the line above
+    trio.postgres.psql(plant, trio.database)
+    yield
+    trio.postgres.psql("DELETE FROM kkp.ring_keys WHERE kid = 'planted'", trio.database)
+
+
+@asynccontextmanager
+async def identity_is_changed(trio: Replicas) -> AsyncIterator[None]:
+    change = "UPDATE kkp.identities SET created_at = created_at {} 1 WHERE id = 'boss'"
+    trio.postgres.psql(change.format("+"), trio.database)
+    yield
+    trio.postgres.psql(change.format("-"), trio.database)
+
+
+BREAKS: dict[str, tuple[Break, str]] = {
+    "another session locks the writers out": (writers_are_locked_out, "database"),
+    "the server is stopped": (server_is_stopped, "database"),
+    "the ways to it are cut": (ways_are_cut, "database"),
+    "a signing key is planted": (signing_key_is_planted, "keyring"),
+    "an identity is changed by hand": (identity_is_changed, "identities"),
+}
+
+
+@pytest.mark.promise(38)
+@pytest.mark.parametrize("case", BREAKS)
+async def test_all_replicas_are_unready_and_ready_again_when(
+    trio: Replicas, case: str, record_promise: Recorder
+) -> None:
+    break_it, check = BREAKS[case]
+    for _ in range(SCALE):
+        await trio.are_ready()
+        async with break_it(trio):
+            broken_at = time.monotonic()
+            for replica in trio.all:
+                await replica.becomes_unready(within_seconds=10)
+                answer = await replica.server.get("/readyz")
+                assert answer.json["checks"][check] != "ok"
+                assert (await replica.server.get("/healthz")).status == 200
+            record_promise(38, "seconds to notice or recover", time.monotonic() - broken_at)
+            minted = await asyncio.gather(*(replica.server.mint(trio.root_key) for replica in trio.all))
+            assert {answer.status for answer in minted} == {503}
+        mended_at = time.monotonic()
+        for replica in trio.all:
+            await replica.becomes_ready(within_seconds=10)
+        record_promise(38, "seconds to notice or recover", time.monotonic() - mended_at)
+        for replica in trio.all:
+            assert (await replica.server.mint(trio.root_key)).status == 200
+        record_promise(38, "breaks", 1)
