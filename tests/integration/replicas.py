@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kkp import data_dir
+from kkp.postgres_address import read_address
+from kkp.store.postgres import PostgreSQLDatabase
 from tests import opa
 from tests.faults.proxy import FaultProxy, application_name
 from tests.integration.process import SHORT_PROFILE, Server, kkp, serving
@@ -157,3 +159,11 @@ async def _initialise(directory: Path, environ: Mapping[str, str]) -> str:
     added = await kkp(directory, "identity", "add", "boss", "--role", "admin", environ=environ)
     assert added.code == 0, added
     return added.out.strip()
+
+
+async def connected(url: str) -> PostgreSQLDatabase:
+    """Open a database in this process, laying it out if it is empty."""
+    address = read_address(url)
+    return await PostgreSQLDatabase.open(
+        address, lambda: address.password, master_key_check=b"check", create=True
+    )

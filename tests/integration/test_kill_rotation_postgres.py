@@ -63,8 +63,8 @@ def unwrap(alone: Replicas, seen: Seen) -> None:
     for kid, generation, _, sealed in found:
         assert sealed or int(generation) < active, f"{kid} can't be unwrapped"
         if sealed:
-            context = {"kid": kid, "generation": int(generation), "purpose": PURPOSE}
-            seen.seeds[kid] = key.open(PURPOSE, bytes.fromhex(sealed), rfc8785.dumps(context))
+            context = rfc8785.dumps({"kid": kid, "generation": int(generation), "purpose": PURPOSE})
+            seen.seeds[kid] = key.open(PURPOSE, bytes.fromhex(sealed), context)
 
 
 async def one_life(replica: Replica, seen: Seen, count: int) -> None:

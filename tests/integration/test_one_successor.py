@@ -13,11 +13,11 @@ import pytest
 
 from kkp.keyring.rotation import Keyring
 from kkp.master_key import MasterKey
-from kkp.postgres_address import read_address
 from kkp.ring_times import RingTimes
 from kkp.store.postgres import PostgreSQLDatabase
 from kkp.store.ring import RingStore
 from tests.fakes.clock import FakeClock
+from tests.integration.replicas import connected
 from tests.postgres import PostgreSQL
 from tests.promises import Recorder
 from tests.scale import SCALE
@@ -46,14 +46,10 @@ class Replica:
 @pytest.fixture
 async def five(postgres_server: PostgreSQL) -> AsyncIterator[list[Replica]]:
     url = postgres_server.url(postgres_server.create_database())
-    address = read_address(url)
     async with AsyncExitStack() as stack:
         replicas = []
         for ahead in (-S, -S / 2, 0.0, S / 2, S):
-            opening = PostgreSQLDatabase.open(
-                address, lambda: address.password, master_key_check=b"check", create=True
-            )
-            database = await opening
+            database = await connected(url)
             stack.push_async_callback(database.close)
             replicas.append(Replica(database, ahead))
         await asyncio.gather(*(replica.keyring.start() for replica in replicas))

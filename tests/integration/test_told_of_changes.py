@@ -11,11 +11,11 @@ import pytest
 
 from kkp.app import running
 from kkp.live_state import PAUSE_SECONDS, LiveState
-from kkp.postgres_address import read_address
 from kkp.store.base import bump_epoch
 from kkp.store.postgres import PostgreSQLDatabase
 from kkp.store.schema import EPOCH_CHANNEL
 from tests.faults.proxy import Fault, FaultProxy, application_name
+from tests.integration.replicas import connected
 from tests.postgres import PostgreSQL
 
 NEVER = 3600.0
@@ -71,23 +71,14 @@ async def told(postgres_server: PostgreSQL) -> AsyncIterator[Told]:
         proxy = FaultProxy(("127.0.0.1", postgres_server.port), application_name)
         await stack.enter_async_context(proxy)
         url = postgres_server.url(name)
-        databases = []
-        for way in (url.replace(f":{postgres_server.port}/", f":{proxy.port}/"), url):
-            address = read_address(way)
-            password = address.password
-            databases.append(
-                await PostgreSQLDatabase.open(
-                    address,
-                    lambda password=password: password,
-                    master_key_check=b"check",
-                    create=True,
-                )
-            )
-            stack.push_async_callback(databases[-1].close)
-        told = Told(postgres_server, name, proxy, *databases)
+        database = await connected(url.replace(f":{postgres_server.port}/", f":{proxy.port}/"))
+        stack.push_async_callback(database.close)
+        another = await connected(url)
+        stack.push_async_callback(another.close)
+        told = Told(postgres_server, name, proxy, database, another)
         state, hint = LiveState(told.look, [told]), asyncio.Event()
         await state.refresh()
-        following = (state.follow(hint, poll_seconds=NEVER), databases[0].listen(hint.set))
+        following = (state.follow(hint, poll_seconds=NEVER), database.listen(hint.set))
         await stack.enter_async_context(running(*following))
         await told.listens_anew([])
         yield told
