@@ -495,7 +495,7 @@ class Keyring:
         """Lower the key's activation; False if another replica was first."""
         row = self._row(replace(key, activate_at=at))
         try:
-            await self._store.promote_ring_key(row)
+            await self._store.promote_ring_key(row, former_mac=self._row(key).mac)
             was_first = True
         except ConflictError:
             was_first = False

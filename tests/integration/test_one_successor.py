@@ -81,6 +81,8 @@ async def test_five_replicas_make_one_generation_a_round_however_often_they_are_
         made = [number for number in await generations(five[0]) if number > newest]
         assert made == [newest + 1]
         newest += 1
+        for replica in five:
+            replica.clock.advance(2 * S)  # until the last of them has seen it take over
         signers = {replica.keyring.plan_expiry(replica.clock.now(), 60)[0] for replica in five}
         assert len(signers) == 1
         record_promise(4, "generations", 1)
