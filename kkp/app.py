@@ -216,7 +216,7 @@ async def foundation(
     async with AsyncExitStack() as stack:
         master_key, database = await _unlocked(settings, create=create, now=(clock or SteadyClock()).now())
         stack.push_async_callback(database.close)
-        clock = clock or await _clock(settings, database)
+        clock = clock or await clock_of(settings, database)
         held = HeldMasterKey(master_key, MasterKeyStore(database).read, partial(open_given, settings))
         directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
@@ -512,7 +512,12 @@ async def _opened(settings: Settings, unlocked: Unlocked, *, create: bool) -> Da
     )
 
 
-async def _clock(settings: Settings, database: Database) -> Clock:
+async def clock_of(settings: Settings, database: Database) -> Clock:
+    """Return the clock of whoever uses this database: its own, where it has one.
+
+    Raises:
+        KeyringUnavailableError: It can't be read, or not soon enough to tell the time.
+    """
     if settings.postgres is None:
         return SteadyClock()
     times = settings.ring_times

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
@@ -303,8 +304,10 @@ async def writers_are_locked_out(trio: Replicas) -> AsyncIterator[None]:
         host=str(server.directory), port=server.port, user="postgres", database=trio.database
     )
     await session.execute(f"SELECT pg_advisory_lock({LOCKS}, {WRITE_LOCK})")
-    yield
-    await session.close()
+    try:
+        yield
+    finally:
+        await session.close()
 
 
 @asynccontextmanager
@@ -320,9 +323,11 @@ async def server_is_stopped(trio: Replicas) -> AsyncIterator[None]:
 async def ways_are_cut(trio: Replicas) -> AsyncIterator[None]:
     for replica in trio.all:
         await replica.proxy.set(Fault.BLACKHOLE)
-    yield
-    for replica in trio.all:
-        await replica.proxy.set(Fault.PASS)
+    try:
+        yield
+    finally:
+        for replica in trio.all:
+            await replica.proxy.set(Fault.PASS)
 
 
 @asynccontextmanager
@@ -330,16 +335,20 @@ async def signing_key_is_planted(trio: Replicas) -> AsyncIterator[None]:
     columns = "generation + 100, public_jwk, created_at, activate_at, revoked_at, mac"
     plant = f"INSERT INTO kkp.ring_keys SELECT 'planted', {columns} FROM kkp.ring_keys LIMIT 1"  # noqa: S608  the line above
     trio.postgres.psql(plant, trio.database)
-    yield
-    trio.postgres.psql("DELETE FROM kkp.ring_keys WHERE kid = 'planted'", trio.database)
+    try:
+        yield
+    finally:
+        trio.postgres.psql("DELETE FROM kkp.ring_keys WHERE kid = 'planted'", trio.database)
 
 
 @asynccontextmanager
 async def identity_is_changed(trio: Replicas) -> AsyncIterator[None]:
     change = "UPDATE kkp.identities SET created_at = created_at {} 1 WHERE id = 'boss'"
     trio.postgres.psql(change.format("+"), trio.database)
-    yield
-    trio.postgres.psql(change.format("-"), trio.database)
+    try:
+        yield
+    finally:
+        trio.postgres.psql(change.format("-"), trio.database)
 
 
 BREAKS: dict[str, tuple[Break, str]] = {
@@ -349,6 +358,12 @@ BREAKS: dict[str, tuple[Break, str]] = {
     "a signing key is planted": (signing_key_is_planted, "keyring"),
     "an identity is changed by hand": (identity_is_changed, "identities"),
 }
+
+
+async def fails(replica: Replica, check: str) -> bool:
+    answer = await replica.server.get("/readyz")
+    failed: bool = answer.status == 503 and answer.json["checks"][check] != "ok"
+    return failed
 
 
 @pytest.mark.promise(38)
@@ -362,13 +377,14 @@ async def test_all_replicas_are_unready_and_ready_again_when(
         async with break_it(trio):
             broken_at = time.monotonic()
             for replica in trio.all:
-                await replica.becomes_unready(within_seconds=10)
-                answer = await replica.server.get("/readyz")
-                assert answer.json["checks"][check] != "ok"
+                await took_until(partial(fails, replica, check), 10)
                 assert (await replica.server.get("/healthz")).status == 200
             record_promise(38, "seconds to notice or recover", time.monotonic() - broken_at)
             minted = await asyncio.gather(*(replica.server.mint(trio.root_key) for replica in trio.all))
-            assert {answer.status for answer in minted} == {503}
+            # An audit record alone waits for no other writer: what is on record may be answered.
+            assert {answer.status for answer in minted} == {
+                200 if break_it is writers_are_locked_out else 503
+            }
         mended_at = time.monotonic()
         for replica in trio.all:
             await replica.becomes_ready(within_seconds=10)
