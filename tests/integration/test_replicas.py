@@ -21,7 +21,7 @@ import pytest_asyncio
 from kkp.store.postgres import LOCKS, WRITE_LOCK
 from tests.faults.clock import LIBRARY, WallClock, needs_libfaketime
 from tests.faults.proxy import Fault
-from tests.integration.process import SHORT_PROFILE, show
+from tests.integration.process import SHORT_PROFILE, kkp, show
 from tests.integration.replicas import Replica, Replicas, replicas, took_until
 from tests.postgres import PostgreSQL
 from tests.promises import Recorder
@@ -30,6 +30,7 @@ from tests.scale import SCALE
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 P, POLL = float(SHORT_PROFILE["KKP_REPLICA_STALENESS_SECS"]), float(SHORT_PROFILE["KKP_POLL_SECS"])
+SLOWNESS = 2.0  # of a machine that runs other tests
 KEY_TTL = float(SHORT_PROFILE["KKP_KEY_TTL_SECS"])
 
 
@@ -95,6 +96,11 @@ async def test_a_revoked_key_is_gone_at_the_next_request_on_every_replica(
         record_promise(10, "revocations", 1)
 
 
+async def test_each_replica_listens_for_what_the_others_change(trio: Replicas) -> None:
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kkp listen' AND datname = '{}'"
+    assert trio.postgres.psql(count.format(trio.database)) == "3"
+
+
 async def test_what_one_replica_adds_and_disables_the_others_know_at_the_next_request(trio: Replicas) -> None:
     first, *others = trio.all
     key = (await first.server.add("orders")).json["service_key"]
@@ -158,6 +164,47 @@ async def test_the_replica_whose_clock_is_off_is_unready_within_two_polls_and_no
         claims = await stepped.server.verify_offline(token)
         assert abs(claims["iat"] - time.time()) < 5
         record_promise(5, "clock steps", 1)
+
+
+@pytest.mark.promise(5)
+@needs_libfaketime
+async def test_no_replica_follows_a_step_of_the_database_s_clock_and_all_come_back(
+    trio: Replicas, record_promise: Recorder
+) -> None:
+    server = trio.postgres
+    database_s = WallClock(server.directory / "step")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in database_s.environ.items():
+            patch.setenv(name, value)
+        server.restart()
+    try:
+        for step in (90, -90):
+            await trio.are_ready()
+            database_s.step(step)
+            assert abs(float(server.psql("SELECT extract(epoch FROM clock_timestamp())")) - time.time()) > 60
+            for replica in trio.all:
+                await took_until(partial(fails, replica, "keyring"), 4 * POLL + SLOWNESS)
+                assert (await replica.server.mint(trio.root_key)).problem() == "keyring_unavailable"
+            database_s.step(0)
+            await trio.are_ready()
+            claims = await trio.all[0].server.verify_offline(await trio.all[1].server.token(trio.root_key))
+            assert abs(claims["iat"] - time.time()) < 5
+            record_promise(5, "clock steps", 1)
+    finally:
+        server.restart()
+    told = [replica.server.log for replica in trio.all]
+    assert all("the database's clock and this replica's are 90.0 s apart: check NTP" in log for log in told)
+
+
+@needs_libfaketime
+async def test_the_doctor_tells_of_a_clock_that_is_off_the_database_s(
+    trio: Replicas, wall: WallClock
+) -> None:
+    *_, stepped = trio.all
+    wall.step(90)
+    told = await kkp(stepped.directory, "doctor", environ=stepped.environ)
+    wall.step(0)
+    assert "this machine's clock and the database's are 90 s apart" in told.out
 
 
 # A replica that stands still.
