@@ -13,7 +13,8 @@ clock error, lies between them. With each reading of the database's:
 |---|---|---|
 | agree | agree | it is followed |
 | agree | are apart | it is followed; unready: the wall clock was stepped |
-| are apart | agree | it is followed: this machine stood still, or both were set right |
+| are apart | agree, for P | it is followed: this machine stood still, or both were set right |
+| are apart | agree, for less | it is not followed; unready: one machine's clock may be both, and stepped |
 | are apart | are apart | it is not followed; unready: the database's clock was stepped |
 
 Time never runs backwards. What is set back is followed by standing still until that time has come, unready
@@ -116,6 +117,7 @@ class DatabaseClock:
         self._offset = 0.0
         self._read_at = -math.inf
         self._apart = 0.0
+        self._outvoted_at: float | None = None  # since when the other two agree, and not with us
         self._latest = -math.inf
 
     @classmethod
@@ -170,7 +172,7 @@ class DatabaseClock:
             raise KeyringUnavailableError(f"The database took {2 * reading.error:.1f} s to tell the time.")
 
     def _take(self, reading: Reading) -> None:
-        if self._may_follow(reading.offset):
+        if self._may_follow(reading):
             low, high = reading.offset - reading.error, reading.offset + reading.error
             self._offset = min(max(self._offset, low), high)
         was_apart = self._apart > self._clock_error
@@ -179,9 +181,15 @@ class DatabaseClock:
         if self._apart > self._clock_error and not was_apart:
             _log.error("the database's clock and this replica's are %.1f s apart: check NTP", self._apart)
 
-    def _may_follow(self, offset: float) -> bool:
+    def _may_follow(self, reading: Reading) -> bool:
         wall_offset = time.time() - steady_seconds()
-        return min(abs(offset - self._offset), abs(offset - wall_offset)) <= self._clock_error
+        agrees_with_us = abs(reading.offset - self._offset) <= self._clock_error
+        if agrees_with_us or abs(reading.offset - wall_offset) > self._clock_error:
+            self._outvoted_at = None
+            return agrees_with_us
+        if self._outvoted_at is None:
+            self._outvoted_at = reading.before
+        return reading.before - self._outvoted_at >= self._staleness
 
     async def run(self, poll_seconds: float) -> None:
         """Look with every poll, for ever. An error is logged and tried again."""

@@ -259,8 +259,11 @@ class Keyring:
         return view
 
     def _usable_view(self, now: float) -> RingView:
-        if self._clock.drift_seconds() > self._times.clock_error:
-            raise KeyringUnavailableError("The clock was stepped, or not set for too long.")
+        drift = self._clock.drift_seconds()
+        if drift == math.inf:
+            raise KeyringUnavailableError("The database's clock has not been read for too long.")
+        if drift > self._times.clock_error:
+            raise KeyringUnavailableError(f"This machine's clock is off by {drift:.1f} s, or the database's.")
         return self._recent_view(now)
 
     def _check_may_serve(self, now: float) -> None:

@@ -197,14 +197,17 @@ async def test_no_replica_follows_a_step_of_the_database_s_clock_and_all_come_ba
 
 
 @needs_libfaketime
-async def test_the_doctor_tells_of_a_clock_that_is_off_the_database_s(
+async def test_a_start_with_a_clock_that_is_off_the_database_s_is_refused_and_the_doctor_says_why(
     trio: Replicas, wall: WallClock
 ) -> None:
     *_, stepped = trio.all
     wall.step(90)
     told = await kkp(stepped.directory, "doctor", environ=stepped.environ)
+    refused = await kkp(stepped.directory, "serve", environ=stepped.environ)
     wall.step(0)
     assert "this machine's clock and the database's are 90 s apart" in told.out
+    assert refused.code == 2
+    assert "This machine's clock is off by 90.0 s, or the database's" in refused.err
 
 
 # A replica that stands still.

@@ -245,20 +245,46 @@ async def test_a_step_within_the_error_is_followed(
     assert clock.drift_seconds() <= S
 
 
+async def outvote(kernel: Kernel, clock: DatabaseClock, seconds: float) -> None:
+    """Let the database and the wall clock agree with one another for so long."""
+    until = kernel.since_boot + seconds
+    await clock.look()
+    while kernel.since_boot < until:
+        kernel.pass_seconds(5)
+        await clock.look()
+
+
 @pytest.mark.promise(5)
-async def test_a_machine_that_stood_still_follows_at_once_when_its_wall_clock_is_right(
+async def test_a_machine_that_stood_still_follows_once_its_wall_clock_was_right_for_p(
     kernel: Kernel, database: DatabaseTime
 ) -> None:
     clock = await set_by(database)
-    kernel.wall -= 600  # frozen with all of its clocks for ten minutes
-    database.stepped += 600
-    await clock.look()
-    assert clock.drift_seconds() == 600
-    kernel.wall += 600
-    database.stepped -= 600
-    await clock.look()
-    assert clock.now() == kernel.wall
-    assert clock.drift_seconds() == 0
+    database.stepped = 600  # the machine was frozen with all of its clocks for ten minutes
+    await outvote(kernel, clock, 2 * P)
+    assert (clock.now(), clock.drift_seconds()) == (kernel.wall, 600)
+    kernel.wall += 600  # NTP sets it right
+    database.stepped = 0
+    await outvote(kernel, clock, P - 5)
+    assert (clock.now(), clock.drift_seconds()) == (kernel.wall - 600, 600)
+    await outvote(kernel, clock, 5)
+    assert (clock.now(), clock.drift_seconds()) == (kernel.wall, 0)
+
+
+@pytest.mark.promise(5)
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+async def test_a_step_of_one_machine_that_has_both_other_clocks_is_not_followed_when_it_is_undone_within_p(
+    kernel: Kernel, database: DatabaseTime, step: float
+) -> None:
+    clock = await set_by(database)
+    for _ in range(3):
+        before, booted_at = clock.now(), kernel.since_boot
+        kernel.wall += step
+        await outvote(kernel, clock, P - 5)
+        assert clock.drift_seconds() == 3600
+        kernel.wall -= step
+        await clock.look()
+        assert clock.now() == before + kernel.since_boot - booted_at
+        assert clock.drift_seconds() == 0
 
 
 @pytest.mark.promise(5)
@@ -266,11 +292,11 @@ async def test_when_both_others_were_set_back_it_stands_still_unready_until_thei
     kernel: Kernel, database: DatabaseTime
 ) -> None:
     clock = await set_by(database)
-    before = clock.now()
     kernel.wall -= 90
-    await clock.look()
-    assert (clock.now(), clock.drift_seconds()) == (before, 90)
-    kernel.pass_seconds(84)
+    await outvote(kernel, clock, P)
+    before = clock.now()
+    assert (before, clock.drift_seconds()) == (kernel.wall + 85, 85)  # it was last asked 5 s ago
+    kernel.pass_seconds(79)
     await clock.look()
     assert (clock.now(), clock.drift_seconds()) == (before, 6)
     kernel.pass_seconds(7)
@@ -284,13 +310,13 @@ async def test_standing_still_shows_also_where_the_wall_clock_is_where_it_stands
     kernel: Kernel, database: DatabaseTime
 ) -> None:
     clock = await set_by(database)
-    clock.now()
     kernel.wall -= 90
+    await outvote(kernel, clock, P)
+    stands_at = clock.now()
+    kernel.wall = stands_at
+    database.stepped = -85
     await clock.look()
-    kernel.wall += 90
-    database.stepped -= 90
-    await clock.look()
-    assert clock.drift_seconds() == 90
+    assert (clock.now(), clock.drift_seconds()) == (stands_at, 85)
 
 
 @pytest.mark.promise(7)
