@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import jwt
+
 from kkp import data_dir
 from kkp.postgres_address import read_address
 from kkp.store.postgres import PostgreSQLDatabase
@@ -99,6 +101,15 @@ class Replicas:
         """Wait until each of them is."""
         for replica in self.all:
             await replica.becomes_ready()
+
+    def check_records(self, tokens: Iterable[str]) -> None:
+        """Every token is on record, and no chain has a gap."""
+        read = "SELECT convert_from(body, 'UTF8') FROM kkp.audit_records"
+        bodies = self.postgres.psql(read, self.database)
+        issued = {jwt.decode(token, options={"verify_signature": False})["jti"] for token in tokens}
+        assert {jti for jti in issued if f'"{jti}"' not in bodies} == set()
+        gaps = "SELECT chain FROM kkp.audit_records GROUP BY chain HAVING max(seq) - min(seq) + 1 <> count(*)"
+        assert self.postgres.psql(gaps, self.database) == ""
 
 
 @asynccontextmanager

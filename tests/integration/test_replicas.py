@@ -311,15 +311,18 @@ async def test_a_replica_that_is_cut_off_stops_in_time_and_comes_back(
     for _ in range(SCALE):
         await trio.are_ready()
         cuts = zip(trio.all, CUTS.items(), strict=True)
-        await asyncio.gather(*(cut_off(*cut, only, record_promise) for cut in cuts))
+        minted = await asyncio.gather(*(cut_off(*cut, only, record_promise) for cut in cuts))
+        trio.check_records(token for tokens in minted for token in tokens)
 
 
-async def cut_off(replica: Replica, cut: tuple[Fault, float], only: str, record_promise: Recorder) -> None:
+async def cut_off(
+    replica: Replica, cut: tuple[Fault, float], only: str, record_promise: Recorder
+) -> list[str]:
+    """Cut one replica off and mend it again; return the tokens that it made meanwhile."""
     fault, seconds = cut
     tokens: list[str] = []
     minting, publishing = Watch(lambda: mints(replica, tokens)), Watch(lambda: publishes(replica))
-    await asyncio.sleep(0.5)
-    assert tokens
+    await took_until(lambda: mints(replica, tokens), 20)
     await replica.proxy.set(fault, only=only, seconds=seconds)
     cut_at = time.monotonic()
     await asyncio.sleep(P + 2.5)
@@ -339,6 +342,7 @@ async def cut_off(replica: Replica, cut: tuple[Fault, float], only: str, record_
     assert minted <= (P + 1 if only else 1)
     assert published <= P + 1
     assert again <= 5
+    return tokens
 
 
 # Each of the things that all depend on.

@@ -152,23 +152,6 @@ async def balanced(trio: Replicas) -> AsyncIterator[Balancer]:
         await asyncio.gather(loading, looking, return_exceptions=True)
 
 
-def jti_of(token: str) -> str:
-    jti: str = jwt.decode(token, options={"verify_signature": False})["jti"]
-    return jti
-
-
-def check_records(trio: Replicas, tokens: list[str]) -> None:
-    """Every token is on record, and no chain has a gap."""
-    bodies = trio.postgres.psql("SELECT convert_from(body, 'UTF8') FROM kkp.audit_records", trio.database)
-    missing = [jti for jti in map(jti_of, tokens) if f'"{jti}"' not in bodies]
-    assert missing == []
-    gaps = trio.postgres.psql(
-        "SELECT chain FROM kkp.audit_records GROUP BY chain HAVING max(seq) - min(seq) + 1 <> count(*)",
-        trio.database,
-    )
-    assert gaps == ""
-
-
 @pytest.fixture
 async def steady(tmp_path: Path, postgres_server: PostgreSQL) -> AsyncIterator[Replicas]:
     """Three replicas with the times of production."""
@@ -191,7 +174,7 @@ async def test_replicas_restarted_one_by_one_fail_no_request_and_a_database_rest
                 record_promise(33, "restarts", 1)
     assert balancer.failed() == []
     record_promise(33, "requests", len(balancer.answers))
-    check_records(steady, balancer.tokens())
+    steady.check_records(balancer.tokens())
     show(f"{3 * SCALE} restarts of replicas: {len(balancer.answers)} requests, none failed")
 
     async with balanced(steady) as balancer:
@@ -207,7 +190,7 @@ async def test_replicas_restarted_one_by_one_fail_no_request_and_a_database_rest
         await asyncio.sleep(1)
     assert {answer.status for answer in balancer.answers[answered:]} == {200}
     assert {answer.status for answer in balancer.answers} <= {200, 503}
-    check_records(steady, balancer.tokens())
+    steady.check_records(balancer.tokens())
     keys = [await replica.server.get("/keys/jwks") for replica in steady.all]
     for jwks in keys:
         known = {key["kid"] for key in jwks.json["keys"]}
