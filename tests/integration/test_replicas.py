@@ -96,6 +96,22 @@ async def test_a_revoked_key_is_gone_at_the_next_request_on_every_replica(
         record_promise(10, "revocations", 1)
 
 
+@pytest.mark.promise(10)
+async def test_a_subject_revoked_on_one_replica_is_stopped_on_all_at_their_next_request(
+    trio: Replicas, record_promise: Recorder
+) -> None:
+    first, second, third = trio.all
+    key = (await first.server.add("payments")).json["service_key"]
+    tokens = [await replica.server.token(key) for replica in trio.all]
+    for token in tokens:
+        assert [await is_active(replica, token) for replica in trio.all] == [True] * 3
+    subject = {"kind": "subject", "name": "payments"}
+    assert (await second.server.post("/revocations", subject, credential=trio.root_key)).status == 200
+    for replica in (third, first, second):
+        assert not any([await is_active(replica, token) for token in tokens])
+        record_promise(10, "revocations", 1)
+
+
 async def test_each_replica_listens_for_what_the_others_change(trio: Replicas) -> None:
     count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kkp listen' AND datname = '{}'"
     assert trio.postgres.psql(count.format(trio.database)) == "3"
