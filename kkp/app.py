@@ -217,6 +217,8 @@ async def foundation(
         master_key, database = await _unlocked(settings, create=create, now=(clock or SteadyClock()).now())
         stack.push_async_callback(database.close)
         clock = clock or await clock_of(settings, database)
+        if isinstance(clock, DatabaseClock):  # from now on: what follows may take longer than P
+            await stack.enter_async_context(running(clock.run(settings.ring_times.poll)))
         held = HeldMasterKey(master_key, MasterKeyStore(database).read, partial(open_given, settings))
         directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
@@ -334,13 +336,11 @@ async def _running_services(
 
 
 def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, None]]:
-    """Return what keeps the state in memory, and the clock, at one with the database."""
+    """Return what keeps the state in memory at one with the database."""
     told, poll_seconds = asyncio.Event(), base.settings.ring_times.poll
     following: list[Coroutine[Any, Any, None]] = [state.follow(told, poll_seconds=poll_seconds)]
     if isinstance(base.database, TellsOfChanges):
         following.append(base.database.listen(told.set))
-    if isinstance(base.clock, DatabaseClock):
-        following.append(base.clock.run(poll_seconds))
     return following
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import aiohttp
 import jwt
 
 from kkp import data_dir
@@ -21,7 +22,7 @@ from kkp.postgres_address import read_address
 from kkp.store.postgres import PostgreSQLDatabase
 from tests import opa
 from tests.faults.proxy import FaultProxy, application_name
-from tests.integration.process import SHORT_PROFILE, Server, kkp, serving
+from tests.integration.process import SHORT_PROFILE, Server, kkp, launched, listening
 from tests.postgres import PostgreSQL
 
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
@@ -48,8 +49,14 @@ class Replica:
 
     async def start(self) -> None:
         """Start it, until it is ready."""
-        running = serving(self.directory, command="serve", environ=self.environ)
-        self._server = await self._running.enter_async_context(running)
+        began_at = time.monotonic()
+        launching = launched(self.directory, command="serve", environ=self.environ)
+        process = await self._running.enter_async_context(launching)
+        url = await listening(process, self.directory)
+        session = await self._running.enter_async_context(aiohttp.ClientSession(url))
+        self._server = Server(self.directory, process, url, 0.0, session)
+        await self.becomes_ready()
+        self._server.seconds_to_ready = time.monotonic() - began_at
 
     async def end(self) -> None:
         """Kill it if it still runs, and forget it."""
