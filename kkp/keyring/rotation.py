@@ -496,9 +496,9 @@ class Keyring:
 
     async def _promote(self, key: RingKey, at: float) -> bool:
         """Lower the key's activation; False if another replica was first."""
-        row = self._row(replace(key, activate_at=at))
+        row, read = self._row(replace(key, activate_at=at)), next(r for r in self._rows if r.kid == key.kid)
         try:
-            await self._store.promote_ring_key(row, former_mac=self._row(key).mac)
+            await self._store.promote_ring_key(row, former_mac=read.mac)
             was_first = True
         except ConflictError:
             was_first = False
