@@ -9,8 +9,13 @@ Rules that hold here:
   key that signed it, so that is the lifetime of a signing key at the most, whatever T was when it was minted.
 - The clock of whoever issued a token may be ahead of the one that stamps a revocation. So a subject's tokens
   are void up to 2S after it: some that are issued right then are void too, and KKP refuses to issue them.
+- A clock that is ahead forgets nothing early: it counts as no later than the latest time in the database.
 - At most MAX_TOKENS are remembered at a time, and of one caller SHARE, so that none can keep the others from
-  revoking; of every other kind at most MAX_OF_A_KIND, which only administrators add.
+  revoking; RESERVE of them are kept for administrators, whatever callers did. Of every other kind there are
+  at most MAX_OF_A_KIND, which only administrators add.
+- Tokens are written together with those that are revoked meanwhile, and after a pause: each time the epoch
+  rises, and a burst of one service's must not keep the others' requests from ending at the epoch they began at.
+- Keys are compared as their backend understands their ids, in whatever spelling.
 
 Every row carries an HMAC over the RFC 8785 canonical JSON of all its other columns. A token's is under the
 subkey `kkp/revoked-tokens/v1`, over `["revoked_token", jti, exp, revoked_at, revoked_by]`; any other's under
@@ -21,31 +26,36 @@ nothing is accepted that would have to be looked up here. A row that was deleted
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol, final
+from typing import Final, NamedTuple, Protocol, final
 
 import msgspec
 import rfc8785
 
 from kkp.clock import Clock
-from kkp.errors import ConflictError, NotFoundError, StateUntrustedError
+from kkp.errors import ConflictError, KKPError, NotFoundError, StateUntrustedError
 from kkp.master_key import MasterKey
 from kkp.renewal import Signed
 from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
 from kkp.rollback import refuse_rollback
-from kkp.rows import RevocationRow, RevocationSnapshot, RevokedTokenRow
+from kkp.rows import NewRevokedToken, RevocationRow, RevocationSnapshot, RevokedTokenRow
 from kkp.tokens import Claims
 
 MAX_TOKENS: Final = 65_536
+RESERVE: Final = 4_096
 SHARE: Final = 1_024
 MAX_OF_A_KIND: Final = 4_096
 _TOKEN_PURPOSE: Final = "kkp/revoked-tokens/v1"  # noqa: S105  the name of a subkey
 _PURPOSE: Final = "kkp/revocations/v1"
 _LIFT_ATTEMPTS: Final = 3
+_MOST_TOGETHER: Final = 64
+_PAUSE_SECONDS: Final = 0.1
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
 _NO_MEMBERS: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = MappingProxyType({})
 _log = logging.getLogger(__name__)
@@ -57,24 +67,39 @@ class RevocationStore(Protocol):
     async def load_revocations(self, *, since_epoch: int) -> RevocationSnapshot:
         """Return the tokens revoked since this epoch, 0 for all, and everything else that is revoked."""
 
-    async def insert_revoked_token(
-        self, row: RevokedTokenRow, *, forget_before: float, at_most: int, share: int | None
-    ) -> None:
-        """Add a token and bump the epoch, unless it is there already.
+    async def insert_revoked_tokens(
+        self, tokens: Sequence[NewRevokedToken], *, now: float, remembered_seconds: float
+    ) -> Sequence[KKPError | None]:
+        """Add tokens, and bump the epoch once, but for those that are there already.
 
-        RateLimitedError if the caller has used up its share, KeyringUnavailableError if there are too many.
+        What has expired that long ago goes, by this time or the latest in the database, whichever is earlier.
+
+        Returns:
+            For each token None, or why it was refused: RateLimitedError if the caller has used up its share,
+            KeyringUnavailableError if there are too many.
         """
 
     async def put_revocation(
-        self, row: RevocationRow, *, forget_before: float, at_most: int
+        self, row: RevocationRow, *, now: float, remembered_seconds: float, at_most: int
     ) -> RevocationRow:
         """Add a row, unless there is one of its id that reaches as far; return the one that stands then.
 
+        What is over for that long goes, by this time or the latest in the database, whichever is earlier.
         ConflictError if there are too many of its kind.
         """
 
     async def delete_revocation(self, row: RevocationRow) -> bool:
         """Take exactly this row out; False if it is not there any more."""
+
+
+class _Asked(NamedTuple):
+    """A token that waits to be written, and whoever waits for that."""
+
+    jti: str
+    exp: int
+    by: str
+    is_limited: bool
+    done: asyncio.Future[None]
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -117,7 +142,10 @@ class Revocations:
         self._times = times
         self._members = members
         self._margin_seconds = 2 * times.clock_error + times.verifier_leeway + 1
+        self._lasting_seconds = self._margin_seconds + times.key_ttl
         self._view = _View()
+        self._asked: deque[_Asked] = deque()
+        self._writer: asyncio.Task[None] | None = None
 
     @property
     def epoch(self) -> int:
@@ -147,7 +175,8 @@ class Revocations:
 
     def _trusted_view(self, snapshot: RevocationSnapshot, known: _View) -> _View:
         added = {row.jti: self._genuine_token(row) for row in snapshot.tokens}
-        horizon, subject_horizon = self._horizon(), self._subject_horizon()
+        now = min(self._clock.now(), snapshot.clock_high_water)
+        horizon, subject_horizon = now - self._margin_seconds, now - self._lasting_seconds
         rows = [row if known.others.get(row.id) == row else self._genuine(row) for row in snapshot.others]
         others = {row.id: row for row in rows if row.before is None or row.before >= subject_horizon}
         by_kind = {kind: [row for row in others.values() if row.kind == kind] for kind in RevocationKind}
@@ -243,12 +272,47 @@ class Revocations:
             KeyringUnavailableError: As many tokens are revoked as are remembered, or the database can't be
                 written.
         """
-        row = RevokedTokenRow(jti, exp, self._clock.now(), by, b"")
+        loop = asyncio.get_running_loop()
+        asked = _Asked(jti, exp, by, is_limited, loop.create_future())
+        self._asked.append(asked)
+        if self._writer is None:
+            self._writer = loop.create_task(self._write_asked())
+        await asked.done
+
+    async def _write_asked(self) -> None:
+        try:
+            while self._asked:
+                size = min(len(self._asked), _MOST_TOGETHER)
+                await self._write_together([self._asked.popleft() for _ in range(size)])
+                await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            self._writer = None
+
+    async def _write_together(self, group: Sequence[_Asked]) -> None:
+        now = self._clock.now()
+        outcomes: Sequence[Exception | None]
+        try:
+            outcomes = await self._store.insert_revoked_tokens(
+                [self._new_token(asked, now) for asked in group],
+                now=now,
+                remembered_seconds=self._margin_seconds,
+            )
+        except Exception as error:  # noqa: BLE001  whatever the store raises, nobody's token is revoked
+            outcomes = [error] * len(group)
+        for asked, outcome in zip(group, outcomes, strict=True):
+            if asked.done.done():
+                continue  # whoever asked has been cancelled
+            if outcome is None:
+                asked.done.set_result(None)
+            else:
+                asked.done.set_exception(outcome)
+
+    def _new_token(self, asked: _Asked, now: float) -> NewRevokedToken:
+        row = RevokedTokenRow(asked.jti, asked.exp, now, asked.by, b"")
         row = row._replace(mac=self._master_key.mac(_TOKEN_PURPOSE, _token_bytes(row)))
-        share = SHARE if is_limited else None
-        await self._store.insert_revoked_token(
-            row, forget_before=self._horizon(), at_most=MAX_TOKENS, share=share
-        )
+        if asked.is_limited:
+            return NewRevokedToken(row, MAX_TOKENS - RESERVE, SHARE)
+        return NewRevokedToken(row, MAX_TOKENS, None)
 
     async def revoke(
         self, kind: RevocationKind, name: str, *, backend: str | None = None, by: str, reason: str
@@ -283,7 +347,10 @@ class Revocations:
         )
         row = row._replace(mac=self._master_key.mac(_PURPOSE, _row_bytes(row)))
         stands = await self._store.put_revocation(
-            row, forget_before=self._subject_horizon(), at_most=MAX_OF_A_KIND
+            row,
+            now=self._clock.now(),
+            remembered_seconds=self._lasting_seconds,
+            at_most=MAX_OF_A_KIND,
         )
         return self._of(self._genuine(stands))
 
@@ -320,15 +387,7 @@ class Revocations:
         """Return each key that is revoked, or made of what is, as backend and key id."""
         return self._view.keys
 
-    # When, and whether it is believed.
-
-    def _horizon(self) -> float:
-        """Return the time before which a token has expired by every clock and leeway."""
-        return self._clock.now() - self._margin_seconds
-
-    def _subject_horizon(self) -> float:
-        """Return the time before which whatever was issued has expired by every clock and leeway."""
-        return self._horizon() - self._times.key_ttl
+    # What is shown of a row, and whether it is believed.
 
     def _of_token(self, row: RevokedTokenRow) -> Revocation:
         return Revocation(
@@ -341,7 +400,6 @@ class Revocations:
         )
 
     def _of(self, row: RevocationRow) -> Revocation:
-        lasting = self._times.key_ttl + self._margin_seconds
         return Revocation(
             id=row.id,
             kind=RevocationKind(row.kind),
@@ -350,7 +408,7 @@ class Revocations:
             revoked_at=row.revoked_at,
             revoked_by=row.revoked_by,
             before=row.before,
-            expires_at=None if row.before is None else row.before + lasting,
+            expires_at=None if row.before is None else row.before + self._lasting_seconds,
             reason=row.reason,
         )
 

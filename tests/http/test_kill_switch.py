@@ -7,6 +7,8 @@ one has revoked something.
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -288,3 +290,36 @@ async def test_what_an_identity_had_issued_for_another_stops_with_it(tmp_path: P
             refusal(await world.there.post("/envelope/decrypt", opening, credential=token)) == TOKEN_INVALID
         )
         assert (await world.there.post("/envelope/decrypt", opening, credential=own)).status == 200
+
+
+async def test_a_burst_of_one_services_revocations_does_not_refuse_others(tmp_path: Path) -> None:
+    """Each that bumped the epoch alone would have every request decided anew, until it is refused."""
+    async with two_servers(tmp_path) as world:
+        tokens = [
+            await world.here.token(world.service_key, backend="aws", key_id=KEYS["aws"], ops=OPS)
+            for _ in range(400)
+        ]
+        state, answers = world.here.services.pipeline._state, Counter[int]()
+        before, is_over = state.epoch, asyncio.Event()
+
+        async def seal(kkp: KKP) -> None:
+            body = {"backend": "aws", "key_id": KEYS["aws"], "plaintext": "hello"}
+            while not is_over.is_set():
+                answer = await kkp.post("/envelope/encrypt", body, credential=kkp.root_key)
+                answers[answer.status] += 1
+
+        async def revoke(some: list[str]) -> None:
+            for token in some:
+                answer = await world.here.post(
+                    "/token/revoke", {"token": token}, credential=world.service_key
+                )
+                assert answer.status == 200, answer.raw
+
+        async with asyncio.TaskGroup() as group:
+            for kkp in [world.here, world.there] * 2:
+                group.create_task(seal(kkp))
+            await asyncio.gather(*(revoke(tokens[n::16]) for n in range(16)))
+            is_over.set()
+        assert answers.keys() == {200}
+        await state.refresh()
+        assert state.epoch - before < len(tokens) / 8
