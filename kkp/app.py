@@ -167,7 +167,11 @@ class Foundation:
         """Return what is revoked, not read yet."""
         members = {name: _member_keys(uri) for name, uri in self.settings.backends.items()}
         store, times = RevocationStore(self.database, self.master_keys), self.settings.ring_times
-        return Revocations(store, self.master_key, self.clock, times, members)
+        return Revocations(store, self.master_key, self.clock, times, members, self._canonical)
+
+    def _canonical(self, backend: str, key_id: str) -> str:
+        # A backend that was taken out of the configuration may be revoked still.
+        return kms.canonical(self.settings.backends.get(backend, ""), key_id)
 
     def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
         """Return what tells callers, and good tokens, from others."""

@@ -13,8 +13,9 @@ Rules that hold here:
 - At most MAX_TOKENS are remembered at a time, and of one caller SHARE, so that none can keep the others from
   revoking; RESERVE of them are kept for administrators, whatever callers did. Of every other kind there are
   at most MAX_OF_A_KIND, which only administrators add.
-- Tokens are written together with those that are revoked meanwhile, and after a pause: each time the epoch
-  rises, and a burst of one service's must not keep the others' requests from ending at the epoch they began at.
+- Tokens are written together with those that are revoked meanwhile, and there is a pause between two writes:
+  each raises the epoch, and a burst of one service's must not have everybody's requests decided again and
+  again.
 - Keys are compared as their backend understands their ids, in whatever spelling.
 
 Every row carries an HMAC over the RFC 8785 canonical JSON of all its other columns. A token's is under the
@@ -57,8 +58,12 @@ _LIFT_ATTEMPTS: Final = 3
 _MOST_TOGETHER: Final = 64
 _PAUSE_SECONDS: Final = 0.1
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
-_NO_MEMBERS: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = MappingProxyType({})
 _log = logging.getLogger(__name__)
+_NO_MEMBERS: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = MappingProxyType({})
+
+
+def _as_written(backend: str, key_id: str) -> str:  # noqa: ARG001  it is the same for every backend
+    return key_id
 
 
 class RevocationStore(Protocol):
@@ -112,6 +117,7 @@ class _View(msgspec.Struct, frozen=True):
     before_by_subject: Mapping[str, int] = {}
     identities: frozenset[str] = frozenset()
     keys: frozenset[tuple[str, str]] = frozenset()
+    written_keys: frozenset[tuple[str, str]] = frozenset()
     backends: frozenset[str] = frozenset()
     untrusted: bool = False
 
@@ -126,21 +132,24 @@ class Revocations:
         clock: What time it is.
         times: How far clocks are apart, and how long what they stamp can live.
         members: Of each backend that is made of others, each key's members, as pairs of backend and key id.
+        canonical: Returns the one spelling of a backend's key id that stands for all that name the key.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  none of them knows of another
         self,
         store: RevocationStore,
         master_key: MasterKey,
         clock: Clock,
         times: RingTimes,
         members: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = _NO_MEMBERS,
+        canonical: Callable[[str, str], str] = _as_written,
     ) -> None:
         self._store = store
         self._master_key = master_key
         self._clock = clock
         self._times = times
         self._members = members
+        self._canonical = canonical
         self._margin_seconds = 2 * times.clock_error + times.verifier_leeway + 1
         self._lasting_seconds = self._margin_seconds + times.key_ttl
         self._view = _View()
@@ -180,7 +189,8 @@ class Revocations:
         rows = [row if known.others.get(row.id) == row else self._genuine(row) for row in snapshot.others]
         others = {row.id: row for row in rows if row.before is None or row.before >= subject_horizon}
         by_kind = {kind: [row for row in others.values() if row.kind == kind] for kind in RevocationKind}
-        keys = {(row.backend or "", row.name) for row in by_kind[RevocationKind.KEY]}
+        written = frozenset((row.backend or "", row.name) for row in by_kind[RevocationKind.KEY])
+        keys = {self._key(*key) for key in written}
         backends = frozenset(row.name for row in by_kind[RevocationKind.BACKEND])
         return _View(
             epoch=snapshot.epoch,
@@ -190,6 +200,7 @@ class Revocations:
             before_by_subject={row.name: row.before or 0 for row in by_kind[RevocationKind.SUBJECT]},
             identities=frozenset(row.name for row in by_kind[RevocationKind.IDENTITY]),
             keys=frozenset({*keys, *self._made_of(keys, backends)}),
+            written_keys=written,
             backends=backends,
         )
 
@@ -199,8 +210,11 @@ class Revocations:
         """Yield the keys of which a member, be it a former one, is revoked or of a revoked backend."""
         for composite, by_name in self._members.items():
             for name, members in by_name.items():
-                if any(member in keys or member[0] in backends for member in members):
+                if any(self._key(*member) in keys or member[0] in backends for member in members):
                     yield composite, name
+
+    def _key(self, backend: str, key_id: str) -> tuple[str, str]:
+        return backend, self._canonical(backend, key_id)
 
     # What the road asks.
 
@@ -240,7 +254,9 @@ class Revocations:
         """
         self.check_trusted()
         view = self._view
-        return backend in view.backends or (backend, key_id) in view.keys
+        if backend in view.backends:
+            return True
+        return bool(view.keys) and key_id is not None and self._key(backend, key_id) in view.keys
 
     # What administrators ask.
 
@@ -384,8 +400,11 @@ class Revocations:
         return self._view.others
 
     def stopped_keys(self) -> Collection[tuple[str, str]]:
-        """Return each key that is revoked, or made of what is, as backend and key id."""
-        return self._view.keys
+        """Return each key that is revoked, or made of what is, as backend and key id.
+
+        One that is revoked is there as it was written, and in the spelling that stands for all.
+        """
+        return self._view.keys | self._view.written_keys
 
     # What is shown of a row, and whether it is believed.
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jwt
 import pytest
 
+from kkp.revocations import RevocationKind, entry_id
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.test_only_road import refusal
@@ -290,6 +291,34 @@ async def test_what_an_identity_had_issued_for_another_stops_with_it(tmp_path: P
             refusal(await world.there.post("/envelope/decrypt", opening, credential=token)) == TOKEN_INVALID
         )
         assert (await world.there.post("/envelope/decrypt", opening, credential=own)).status == 200
+
+
+VERSION = "0123456789abcdef0123456789abcdef"
+SPELLINGS = ("orders", "ORDERS", f"orders/{VERSION}", "https://kkp-test.vault.azure.net/keys/Orders")
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS)
+async def test_a_key_that_is_revoked_stops_under_every_spelling_that_its_backend_takes(
+    tmp_path: Path, spelled: str
+) -> None:
+    backends = (
+        "az=azure-keyvault://kkp-test.vault.azure.net,aws=memory://aws,"
+        "both=any-of://?key.orders=az:Orders&key.orders=aws:x&key.other=az:other"
+    )
+    async with running(tmp_path, KKP_BACKENDS=backends) as kkp:
+        keys = [*(("az", name) for name in (*SPELLINGS, "other")), ("both", "orders"), ("both", "other")]
+        grants = [grant(key_id, backend=backend, ops=OPS) for backend, key_id in keys]
+        service_key = await kkp.add_identity("orders", *grants)
+        body = {"kind": "key", "backend": "az", "name": spelled, "reason": ""}
+        assert (await kkp.post("/revocations", body, credential=kkp.root_key)).status == 200
+        for backend, key_id in keys:
+            asked = {"audience": "orders-db", "backend": backend, "key_id": key_id}
+            answer = await kkp.post("/token", asked, credential=service_key)
+            assert (answer.status == 200) is (key_id == "other"), (backend, key_id)
+            assert answer.status == 200 or refusal(answer) == REVOKED
+        listed = jwt.decode((await kkp.get("/revocations/list")).raw, options={"verify_signature": False})
+        named = {("az", spelled), ("az", "orders"), ("both", "orders")}
+        assert listed["keys"] == sorted(entry_id(RevocationKind.KEY, *key) for key in named)
 
 
 async def test_a_burst_of_one_services_revocations_does_not_refuse_others(tmp_path: Path) -> None:
