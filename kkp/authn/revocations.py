@@ -391,9 +391,9 @@ class Revocations:
 
     # What the list shows.
 
-    def token_entries(self) -> dict[str, int]:
-        """Return when each revoked token expires at the latest, by its id."""
-        return {jti: row.exp for jti, row in self._view.tokens.items()}
+    def token_entries(self) -> Mapping[str, RevokedTokenRow]:
+        """Return the rows of tokens, by id."""
+        return self._view.tokens
 
     def entries(self) -> Mapping[str, RevocationRow]:
         """Return the rows of everything else, by id."""
