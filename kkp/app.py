@@ -71,7 +71,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
 from kkp.store.audit import AuditStore
-from kkp.store.base import Database, TellsOfChanges
+from kkp.store.base import Database, TellsOfChanges, raise_epoch
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.database_time import read_time
 from kkp.store.identities import IdentityStore
@@ -228,6 +228,8 @@ async def foundation(
         await directory.load()
         checkpoints = _checkpointer(settings, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
+        if accepted is not None:  # whoever remembers the epoch that was lost, as verifiers do, is to go on
+            await database.write(partial(raise_epoch, beyond=accepted.epoch))
         audit = AuditLog(AuditStore(database, held), master_key, clock)
         await audit.start()
         stack.push_async_callback(checkpoints.close)  # after the audit, so that it covers the last record

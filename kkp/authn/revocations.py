@@ -57,6 +57,7 @@ _PURPOSE: Final = "kkp/revocations/v1"
 _LIFT_ATTEMPTS: Final = 3
 _MOST_TOGETHER: Final = 64
 _PAUSE_SECONDS: Final = 0.1
+_TIDY_SECONDS: Final = 10  # between two passes over all tokens, which take milliseconds when there are many
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
 _log = logging.getLogger(__name__)
 _NO_MEMBERS: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = MappingProxyType({})
@@ -108,10 +109,15 @@ class _Asked(NamedTuple):
 
 
 class _View(msgspec.Struct, frozen=True):
-    """Everything that is known as of an epoch; replaced as a whole."""
+    """Everything that is known as of an epoch; replaced as a whole.
+
+    Attributes:
+        tidied_at: When tokens that have expired were last left out.
+    """
 
     epoch: int = 0
     clock_high_water: float = 0.0
+    tidied_at: float = 0.0
     tokens: Mapping[str, RevokedTokenRow] = {}
     others: Mapping[str, RevocationRow] = {}
     before_by_subject: Mapping[str, int] = {}
@@ -185,7 +191,11 @@ class Revocations:
     def _trusted_view(self, snapshot: RevocationSnapshot, known: _View) -> _View:
         added = {row.jti: self._genuine_token(row) for row in snapshot.tokens}
         now = min(self._clock.now(), snapshot.clock_high_water)
-        horizon, subject_horizon = now - self._margin_seconds, now - self._lasting_seconds
+        subject_horizon = now - self._lasting_seconds
+        is_tidy = now < known.tidied_at + _TIDY_SECONDS
+        tokens = {**known.tokens, **added} if added else known.tokens
+        if not is_tidy:
+            tokens = {jti: row for jti, row in tokens.items() if row.exp >= now - self._margin_seconds}
         rows = [row if known.others.get(row.id) == row else self._genuine(row) for row in snapshot.others]
         others = {row.id: row for row in rows if row.before is None or row.before >= subject_horizon}
         by_kind = {kind: [row for row in others.values() if row.kind == kind] for kind in RevocationKind}
@@ -195,7 +205,8 @@ class Revocations:
         return _View(
             epoch=snapshot.epoch,
             clock_high_water=snapshot.clock_high_water,
-            tokens={jti: row for jti, row in {**known.tokens, **added}.items() if row.exp >= horizon},
+            tidied_at=known.tidied_at if is_tidy else now,
+            tokens=tokens,
             others=others,
             before_by_subject={row.name: row.before or 0 for row in by_kind[RevocationKind.SUBJECT]},
             identities=frozenset(row.name for row in by_kind[RevocationKind.IDENTITY]),

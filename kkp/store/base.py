@@ -144,6 +144,13 @@ def bump_epoch(connection: Connection) -> None:
         connection.execute(select(func.pg_notify(schema.EPOCH_CHANNEL, str(epoch))))
 
 
+def raise_epoch(connection: Connection, beyond: int) -> None:
+    """Have the epoch be higher than one that was known elsewhere, and than the present one."""
+    state = schema.state
+    connection.execute(update(state).where(state.c.epoch < beyond).values(epoch=beyond))
+    bump_epoch(connection)
+
+
 def insert_unless_known(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
     """Insert a row, or leave the one that is there as it is."""
     if connection.dialect.name == "postgresql":
