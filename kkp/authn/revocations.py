@@ -8,7 +8,8 @@ Rules that hold here:
   with its leeway, can still take any of it for valid; after that its expiry refuses it. No token outlives the
   key that signed it, so that is the lifetime of a signing key at the most, whatever T was when it was minted.
 - The clock of whoever issued a token may be ahead of the one that stamps a revocation. So a subject's tokens
-  are void up to 2S after it: some that are issued right then are void too, and KKP refuses to issue them.
+  are void up to 2S after it, and a second more, for the revocation may wait that long to be written: some that
+  are issued right then are void too, and KKP refuses to issue them.
 - A clock that is ahead forgets nothing early: it counts as no later than the latest time in the database.
 - At most MAX_TOKENS are remembered at a time, and of one caller SHARE, so that none can keep the others from
   revoking; RESERVE of them are kept for administrators, whatever callers did. Of every other kind there are
@@ -57,6 +58,7 @@ _PURPOSE: Final = "kkp/revocations/v1"
 _LIFT_ATTEMPTS: Final = 3
 _MOST_TOGETHER: Final = 64
 _PAUSE_SECONDS: Final = 0.1
+_WRITE_SECONDS: Final = 1  # who waits for the database is answered within that, see `kkp.store.base`
 _TIDY_SECONDS: Final = 10  # between two passes over all tokens, which take milliseconds when there are many
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
 _log = logging.getLogger(__name__)
@@ -366,7 +368,7 @@ class Revocations:
             kind=kind.value,
             backend=backend,
             name=name,
-            before=math.floor(now + 2 * self._times.clock_error) if kind is RevocationKind.SUBJECT else None,
+            before=self._void_until(now) if kind is RevocationKind.SUBJECT else None,
             revoked_at=now,
             revoked_by=by,
             reason=reason,
@@ -416,6 +418,9 @@ class Revocations:
         One that is revoked is there as it was written, and in the spelling that stands for all.
         """
         return self._view.keys | self._view.written_keys
+
+    def _void_until(self, now: float) -> int:
+        return math.floor(now + 2 * self._times.clock_error + _WRITE_SECONDS)
 
     # What is shown of a row, and whether it is believed.
 

@@ -305,7 +305,7 @@ async def test_the_list_says_what_the_format_says_and_shows_no_name(world: World
         "exp": now + LIFETIME_SECONDS,
         "seq": 0,
         "tokens": {jti: now + 1800},
-        "subjects": {digest("subject", "orders"): now + 10},
+        "subjects": {digest("subject", "orders"): now + 11},
         "identities": [],
         "keys": sorted([digest("key", "aws", "alias/orders"), digest("key", "both", "orders")]),
         "backends": [],

@@ -390,14 +390,14 @@ async def test_a_subject_is_revoked_up_to_twice_the_clocks_error_and_anew_with_w
     world: World,
 ) -> None:
     first = await revoke(world, RevocationKind.SUBJECT, "orders")
-    assert first.before == NOW + 10
-    assert world.revoked.is_void(token(iat=NOW + 10))
-    assert not world.revoked.is_void(token(iat=NOW + 11))
+    assert first.before == NOW + 11
+    assert world.revoked.is_void(token(iat=NOW + 11))
+    assert not world.revoked.is_void(token(iat=NOW + 12))
     assert not world.revoked.is_void(token(sub="billing"))
     world.clock.advance(100)
     second = await revoke(world, RevocationKind.SUBJECT, "orders")
-    assert (second.id, second.before) == (first.id, NOW + 110)
-    assert world.revoked.is_void(token(iat=NOW + 110))
+    assert (second.id, second.before) == (first.id, NOW + 111)
+    assert world.revoked.is_void(token(iat=NOW + 111))
 
 
 async def test_a_replica_whose_clock_is_behind_takes_nothing_back(world: World) -> None:
@@ -405,20 +405,20 @@ async def test_a_replica_whose_clock_is_behind_takes_nothing_back(world: World) 
     epoch = await world.database.epoch()
     world.clock.advance(-100)
     stands = await revoke(world, RevocationKind.SUBJECT, "orders")
-    assert stands.before == NOW + 10
+    assert stands.before == NOW + 11
     assert await world.database.epoch() == epoch
     world.by_hand("UPDATE state SET clock_high_water = ?", NOW + 500.0)
-    assert (await revoke(world, RevocationKind.SUBJECT, "orders")).before == NOW + 510
+    assert (await revoke(world, RevocationKind.SUBJECT, "orders")).before == NOW + 511
 
 
-@pytest.mark.parametrize(("after", "remembered"), [(1800 + 10 + MARGIN, True), (1800 + 11 + MARGIN, False)])
+@pytest.mark.parametrize(("after", "remembered"), [(1800 + 11 + MARGIN, True), (1800 + 12 + MARGIN, False)])
 async def test_a_subject_is_remembered_until_all_that_it_was_issued_has_expired(
     world: World,
     after: int,
     remembered: bool,  # noqa: FBT001  a column of the table
 ) -> None:
     revoked = await revoke(world, RevocationKind.SUBJECT, "orders")
-    assert revoked.expires_at == NOW + 1810 + MARGIN
+    assert revoked.expires_at == NOW + 1811 + MARGIN
     world.advance(after)
     await revoke(world, RevocationKind.BACKEND, "aws")
     assert [each.name for each in world.revoked.page("", 9) if each.kind == "subject"] == (
