@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
+import msgspec
 
 from kkp.postgres_address import PostgresAddress, read_address
 from kkp.store.base import Database
@@ -23,6 +24,11 @@ PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machi
 class Place(Protocol):
     """Where a database is."""
 
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """What tells KKP of it."""
+        ...
+
     async def open(self, check: bytes = CHECK) -> Database:
         """Open it as KKP does, laying out an empty one."""
         ...
@@ -35,9 +41,19 @@ class Place(Protocol):
         """Run a statement as somebody else would, past KKP, and return what it answers."""
         ...
 
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return what a query answers."""
+        ...
+
     def locked(self) -> AbstractAsyncContextManager[None]:
         """Hold the lock of writers, as a stuck process does."""
         ...
+
+
+async def records(place: Place) -> list[dict[str, Any]]:
+    """Return the members of every audit record, in the order of insertion."""
+    found = await place.rows("SELECT body FROM audit_records ORDER BY position")
+    return [msgspec.json.decode(body) for (body,) in found]
 
 
 @final
@@ -46,6 +62,10 @@ class SQLitePlace:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        return {"KKP_DATABASE_URL": f"sqlite:///{self._path}"}
 
     async def open(self, check: bytes = CHECK) -> Database:
         return await SQLiteDatabase.open(f"sqlite:///{self._path}", master_key_check=check)
@@ -57,6 +77,10 @@ class SQLitePlace:
         with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             row = connection.execute(sql).fetchone()
         return "" if row is None else str(row[0])
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql).fetchall()
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -73,6 +97,10 @@ class PostgreSQLPlace:
     def __init__(self, server: PostgreSQL, name: str | None = None) -> None:
         self.server = server
         self.name = name or server.empty_database()
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        return {"KKP_DATABASE_URL": self.server.url(self.name)}
 
     @property
     def address(self) -> PostgresAddress:
@@ -97,6 +125,10 @@ class PostgreSQLPlace:
 
     def by_hand(self, sql: str) -> str:
         return self.server.psql(f"SET search_path = kkp; {sql}", self.name)
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        async with self.connected() as connection:
+            return [tuple(row) for row in await connection.fetch(sql)]
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[asyncpg.Connection]:
