@@ -24,6 +24,8 @@ PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machi
 class Place(Protocol):
     """Where a database is."""
 
+    where: str  # what a figure is named after that was counted on it
+
     @property
     def environ(self) -> Mapping[str, str]:
         """What tells KKP of it."""
@@ -60,6 +62,8 @@ async def records(place: Place) -> list[dict[str, Any]]:
 class SQLitePlace:
     """A file."""
 
+    where = ""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -93,6 +97,8 @@ class SQLitePlace:
 @final
 class PostgreSQLPlace:
     """A database of a server."""
+
+    where = " on PostgreSQL"
 
     def __init__(self, server: PostgreSQL, name: str | None = None) -> None:
         self.server = server

@@ -129,7 +129,7 @@ class PostgreSQL:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Have no process of the server run for the duration of the block: it answers nobody."""
-        stopped = [self.pid, *self._children()]
+        stopped = self.processes()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -138,12 +138,22 @@ class PostgreSQL:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
 
-    def _children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+    def processes(self) -> list[int]:
+        """Return the postmaster's and its children's numbers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
 
     def kill(self) -> None:
         """End the postmaster without a word; its sessions follow when they notice."""
         self.stop(signal.SIGKILL)
+
+    def crash(self) -> None:
+        """End every process of it at once, without a word."""
+        _, *sessions = self.processes()
+        self.kill()
+        for pid in sessions:
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, signal.SIGKILL)
 
     def restart(self, settings: Mapping[str, str] = {}) -> None:
         """Stop and start anew."""

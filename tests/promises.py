@@ -78,7 +78,15 @@ PROMISES: Mapping[int, Promise] = {
             Bar("kills during a move", 50),
         ),
     ),
-    28: Promise(20, (Bar("answers traced", 1_000), Bar("kills", 100))),
+    28: Promise(
+        20,
+        (
+            Bar("answers traced", 1_000),
+            Bar("answers traced on PostgreSQL", 1_000),
+            Bar("kills", 100),
+            Bar("kills on PostgreSQL", 100),
+        ),
+    ),
     29: Promise(1),
     30: Promise(
         200,
@@ -89,7 +97,15 @@ PROMISES: Mapping[int, Promise] = {
         ),
     ),
     31: Promise(1),
-    32: Promise(40, (Bar("kills", 200), Bar("seconds to ready", most=5))),
+    32: Promise(
+        40,
+        (
+            Bar("kills", 200),
+            Bar("kills on PostgreSQL", 200),
+            Bar("kills of PostgreSQL", 50),
+            Bar("seconds to ready", most=5),
+        ),
+    ),
     34: Promise(1, (Bar("destinations", 60),)),
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),
