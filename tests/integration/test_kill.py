@@ -203,7 +203,7 @@ def check_told(ledger: Ledger, *refusals: str) -> None:
 
 async def check_kept(server: Server, place: Place, ledger: Ledger, chance: random.Random) -> None:
     await check_recorded(place, ledger)
-    await check_signing_keys(server, place)
+    await signing_keys(server.data_dir, place)
     await check_tokens(server, ledger)
     token = await server.token()
     for envelope, plaintext in some(list(ledger.envelopes.values()), chance):
@@ -242,9 +242,12 @@ async def check_tokens(server: Server, ledger: Ledger) -> None:
             verified(token, jwks)
 
 
-async def check_signing_keys(server: Server, place: Place) -> None:
-    """Every key that signs, now or later, can be unwrapped: the others' private halves are gone for good."""
-    key = MasterKey(master_key(server.data_dir / "master.key", may_create=False))
+async def signing_keys(data_dir: Path, place: Place) -> list[bytes]:
+    """Return every private half that there is, having unwrapped it.
+
+    Every key that signs, now or later, has one: the others' are gone for good.
+    """
+    key, found = MasterKey(master_key(data_dir / "master.key", may_create=False)), []
     rows = await place.rows(
         "SELECT kid, generation, activate_at, sealed FROM ring_keys"
         " LEFT JOIN ring_private_keys USING (kid) ORDER BY generation"
@@ -255,7 +258,9 @@ async def check_signing_keys(server: Server, place: Place) -> None:
         if sealed is not None:
             purpose = "kkp/ring-private/v1"
             context = {"kid": kid, "generation": generation, "purpose": purpose}
-            assert len(key.open(purpose, sealed, rfc8785.dumps(context))) == 32
+            found.append(key.open(purpose, sealed, rfc8785.dumps(context)))
+            assert len(found[-1]) == 32
+    return found
 
 
 # The very first start.
