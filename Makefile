@@ -1,5 +1,5 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test soak lint fmt rego bench bench-smoke clean
+.PHONY: run test soak lint fmt rego deploy-check bench bench-smoke clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,6 +29,10 @@ fmt: $(READY)
 rego:
 	tests/tools/rego.sh
 
+# What deploy/ has for containers, with the code of BuildKit, Compose and kustomize, and Kubernetes' own schemas.
+deploy-check: $(READY)
+	tests/tools/deploy.sh
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
@@ -36,6 +40,7 @@ bench: $(READY)
 bench-smoke: $(READY)
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python benchmarks/isolation.py --smoke
+	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks

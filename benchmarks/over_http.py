@@ -202,7 +202,7 @@ def _service_key(server: Server, directory: Path) -> str:
     return key
 
 
-def _token_message(service_key: str) -> bytes:
+def token_message(service_key: str) -> bytes:
     return post(_HOST, "/token", json.dumps(inputs.TOKEN_REQUEST).encode(), bearer=service_key)
 
 
@@ -219,7 +219,7 @@ def _requests(server: Server, service_key: str) -> dict[str, _Request]:
     opening = {"token": token, "envelope": server.ask("/envelope/encrypt", sealing, token)["envelope"]}
     decrypt = post(_HOST, "/envelope/decrypt", json.dumps(opening).encode())
     return {
-        "/token": _Request(_token_message(service_key), _size(issued)),
+        "/token": _Request(token_message(service_key), _size(issued)),
         "/envelope/decrypt": _Request(decrypt, _size(server.ask("/envelope/decrypt", opening, token))),
     }
 
@@ -248,7 +248,7 @@ def _compare(name: str, side: _Side, floors: Mapping[str, _Side], size: Size) ->
 
 
 @contextmanager
-def _opa(binary: str, socket_path: Path) -> Iterator[Server]:
+def running_opa(binary: str, socket_path: Path) -> Iterator[Server]:
     """Run an OPA with the bundled policy, on a Unix socket as deploy/opa/README.md advises, and on a port."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
@@ -275,21 +275,26 @@ def _wait_for(port: int) -> None:
     raise RuntimeError(f"nothing listens on port {port}")
 
 
+def production(directory: Path, opa_socket: Path) -> dict[str, str]:
+    """Return what `kkp serve` needs beside what every run gets."""
+    return {
+        "KKP_OPA_URL": f"unix://{opa_socket}",
+        "KKP_BACKENDS": "aws=local://",
+        "KKP_CHECKPOINT_SINK": f"file:{directory}/checkpoints",
+        "KKP_METRICS_ADDR": "",
+    }
+
+
 def _sidecar(directory: Path, binary: str, floors: Mapping[str, Server], size: Size) -> Comparison:
     """Measure `POST /token` of `kkp serve`, which asks an OPA."""
     with ExitStack() as stack:
         directory.mkdir()
-        opa = stack.enter_context(_opa(binary, directory / "opa.sock"))
-        environ = {
-            "KKP_OPA_URL": f"unix://{directory}/opa.sock",
-            "KKP_BACKENDS": "aws=local://",
-            "KKP_CHECKPOINT_SINK": f"file:{directory}/checkpoints",
-            "KKP_METRICS_ADDR": "",
-        }
-        service_key = _production_service_key(directory / "data", environ)
+        opa = stack.enter_context(running_opa(binary, directory / "opa.sock"))
+        environ = production(directory, directory / "opa.sock")
+        service_key = production_service_key(directory / "data", environ)
         server = stack.enter_context(running_kkp(directory / "data", "-m", "kkp", "serve", environ=environ))
         server.ask("/token", inputs.TOKEN_REQUEST, service_key)
-        message = _token_message(service_key)
+        message = token_message(service_key)
         question = b'{"input":%s}' % inputs.question(Action.ISSUE_TOKEN).encoded
         sides = {name: _Side(floor, message) for name, floor in floors.items()}
         sides["OPA alone"] = _Side(opa, post(_HOST, _OPA_PATH, question))
@@ -312,7 +317,7 @@ def _cached(directory: Path, memory: _Side, size: Size) -> Comparison:
         return _compare(name, _Side(server, message), {"the same on memory://": memory}, size)
 
 
-def _production_service_key(data_dir: Path, environ: Mapping[str, str]) -> str:
+def production_service_key(data_dir: Path, environ: Mapping[str, str]) -> str:
     grant = inputs.GRANT
     add = ["identity", "add", "orders", "--role", "service", "--audience", "orders-db"]
     granted = ["--grant", f"{grant['backend']}:{grant['key_id']}:{','.join(grant['ops'])}"]
@@ -335,7 +340,7 @@ def _run_kkp(data_dir: Path, environ: Mapping[str, str], *arguments: str) -> str
 def _parts(directory: Path, *, requests: int) -> dict[str, float]:
     """Return where a `/token` request's CPU time goes, from a server with stopwatches in it."""
     with running_kkp(directory, str(_HERE / "measured_server.py")) as server:
-        message = _token_message(_service_key(server, directory))
+        message = token_message(_service_key(server, directory))
         _, cpu_seconds = server.drive([message], requests)
         spent = json.loads(server.stop().splitlines()[-1])
     parts = {part: nanoseconds / requests / 1000 for part, nanoseconds in spent.items()}

@@ -126,7 +126,7 @@ def test_verify_uncached(benchmark: BenchmarkFixture, world: World, token: str) 
 
 
 def test_verify_cached(benchmark: BenchmarkFixture, world: World, token: str) -> None:
-    revoked = world.base.revoked_tokens()
+    revoked = world.base.revocations()
     verifier = TokenVerifier(
         world.keyring, revoked, world.base.clock, issuer=inputs.ISSUER, clock_error_seconds=5
     )

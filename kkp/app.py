@@ -13,21 +13,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 from kkp import data_dir, kms
+from kkp.audit import sealing
 from kkp.audit.base import RollbackAccepted
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import CheckpointSigner
 from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.audit.sinks import open_sink
+from kkp.authn import identities, revocations
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
-from kkp.authn.revoked_tokens import RevokedTokens
+from kkp.authn.revocations import Revocations
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
@@ -36,10 +39,12 @@ from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
 from kkp.authz.reloading import ReloadingPolicy
 from kkp.clock import Clock, SteadyClock
-from kkp.config import Check, Settings
+from kkp.config import Check, KMSKey, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
+from kkp.keyring import rotation
+from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
-from kkp.kms import KMSRegistry
+from kkp.kms import KMSRegistry, local
 from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
@@ -58,18 +63,22 @@ from kkp.operations.identities import (
     ListIdentities,
     RotateServiceKey,
 )
+from kkp.operations.revocations import LiftRevocation, ListRevocations, Revoke
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
+from kkp.renewal import KEPT_SECRETS, Renewable
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.master_keys import MasterKeyStore, insert_wraps
 from kkp.store.opening import open_database
-from kkp.store.revoked_tokens import RevokedTokenStore
+from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
+from kkp.unlock import HeldMasterKey, Unlocked, open_given, unlock
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
@@ -79,6 +88,17 @@ if TYPE_CHECKING:
 ROOT = "root"
 _log = logging.getLogger(__name__)
 _DEV_POLICY_SETTINGS = {"bearer_tokens": "any"}
+# Everything that is signed or sealed under the master key, and what a rotation of it renews.
+UNDER_THE_MASTER_KEY: tuple[Renewable, ...] = (
+    KEPT_SECRETS,
+    rotation.ROWS,
+    rotation.PRIVATE_KEYS,
+    identities.ROWS,
+    revocations.TOKEN_ROWS,
+    revocations.ROWS,
+    local.ROWS,
+    sealing.INPUT_KEYS,
+)
 _NO_WARNINGS: Mapping[str, Callable[[], str | None]] = MappingProxyType({})
 
 
@@ -91,10 +111,16 @@ def _backend_problems(uris: Mapping[str, str]) -> list[str]:
     return []
 
 
+def _master_key_problems(key: KMSKey | None) -> list[str]:
+    problems = () if key is None else kms.problems_of(key.uri)
+    return [f"KKP_MASTER_KEY_KMS: {problem}" for problem in problems]
+
+
 # What the rooms know of a setting, for `config.load`; nothing is connected to.
 PRODUCTION_CHECKS = (
     Check(("KKP_OPA_URL", "KKP_OPA_CA_FILE"), check_opa),
     Check(("KKP_BACKENDS",), _backend_problems),
+    Check(("KKP_MASTER_KEY_KMS",), _master_key_problems),
     Check(("KKP_TLS_CERT_FILE", "KKP_TLS_KEY_FILE"), check_tls),
 )
 
@@ -107,7 +133,7 @@ class Foundation:
     Attributes:
         settings: As loaded.
         clock: One for everything.
-        master_key: The root of every subkey.
+        master_keys: The root of every subkey, as it is now.
         database: Open, laid out, and of this master key.
         directory: The identities, loaded.
         audit: This boot's chain, open.
@@ -116,23 +142,30 @@ class Foundation:
 
     settings: Settings
     clock: Clock
-    master_key: MasterKey
+    master_keys: HeldMasterKey
     database: Database
     directory: IdentityDirectory
     audit: AuditLog
     checkpoints: Checkpointer
 
+    @property
+    def master_key(self) -> MasterKey:
+        """The root of every subkey."""
+        return self.master_keys.master_key
+
     def keyring(self) -> Keyring:
         """Return the signing keyring, not read yet."""
-        return Keyring(RingStore(self.database), self.master_key, self.settings.ring_times, self.clock)
+        return Keyring(
+            RingStore(self.database, self.master_keys), self.master_key, self.settings.ring_times, self.clock
+        )
 
-    def revoked_tokens(self) -> RevokedTokens:
-        """Return the revoked tokens, not read yet."""
-        clock_error = self.settings.ring_times.clock_error
-        store = RevokedTokenStore(self.database)
-        return RevokedTokens(store, self.master_key, self.clock, clock_error_seconds=clock_error)
+    def revocations(self) -> Revocations:
+        """Return what is revoked, not read yet."""
+        members = {name: _member_keys(uri) for name, uri in self.settings.backends.items()}
+        store, times = RevocationStore(self.database, self.master_keys), self.settings.ring_times
+        return Revocations(store, self.master_key, self.clock, times, members)
 
-    def authenticator(self, keyring: Keyring, revoked: RevokedTokens) -> Authenticator:
+    def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
         """Return what tells callers, and good tokens, from others."""
         verifier = TokenVerifier(
             keyring,
@@ -141,7 +174,7 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        return Authenticator(self.directory, verifier)
+        return Authenticator(self.directory, verifier, revoked)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -153,6 +186,11 @@ class Foundation:
             failures=FailedAuthentications(self.audit),
             clock=self.clock,
         )
+
+
+def _member_keys(uri: str) -> Mapping[str, Collection[tuple[str, str]]]:
+    """Return the members, former ones too, of each key that a backend makes of others' keys."""
+    return {name: (*names.current, *names.former) for name, names in kms.member_keys(uri).items()}
 
 
 @asynccontextmanager
@@ -171,23 +209,23 @@ async def foundation(
         KKPError: The stored state can't be believed.
     """
     clock = clock or SteadyClock()
-    master_key = MasterKey(_master_key(settings, create=create))
+    _data_dir(settings, create=create)
     async with AsyncExitStack() as stack:
-        check = master_key.check_value()
-        database = await open_database(settings, master_key_check=check, create=create)
+        master_key, database = await _unlocked(settings, create=create, now=clock.now())
         stack.push_async_callback(database.close)
-        directory = IdentityDirectory(IdentityStore(database), master_key, clock)
+        held = HeldMasterKey(master_key, MasterKeyStore(database).read, partial(open_given, settings))
+        directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
         checkpoints = _checkpointer(settings, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
-        audit = AuditLog(AuditStore(database), master_key, clock)
+        audit = AuditLog(AuditStore(database, held), master_key, clock)
         await audit.start()
         stack.push_async_callback(checkpoints.close)  # after the audit, so that it covers the last record
         stack.push_async_callback(audit.close)
         if accepted is not None:
             await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
             await checkpoints.write()
-        yield Foundation(settings, clock, master_key, database, directory, audit, checkpoints)
+        yield Foundation(settings, clock, held, database, directory, audit, checkpoints)
 
 
 @asynccontextmanager
@@ -263,7 +301,7 @@ async def _running_services(
         stack.push_async_callback(registry.close)
         keyring = base.keyring()
         await _start_keyring(keyring)
-        revoked = base.revoked_tokens()
+        revoked = base.revocations()
         await revoked.load()
         parts: list[Loads] = [keyring, base.directory, revoked]
         if data_keys is not None:
@@ -294,7 +332,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     policy: PolicyEngine,
     registry: KMSRegistry,
     keyring: Keyring,
-    revoked: RevokedTokens,
+    revoked: Revocations,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
@@ -308,17 +346,32 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring, registry)
-    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics)
+    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
     return Services(
         pipeline=pipeline,
         public=PublicDocuments(
             keyring=keyring,
+            revocation_list=RevocationList(
+                keyring,
+                revoked,
+                directory,
+                clock,
+                lambda: state.epoch,
+                issuer=settings.issuer,
+                times=settings.ring_times,
+                lifetime_seconds=settings.revocation_list_seconds,
+            ),
             issuer=settings.issuer,
             jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
             openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
             checks=_readiness(base, policy, keyring, revoked),
             refresh=state.refresh,
-            warnings={**warnings, "backends": registry.warning, "composites": registry.members_warning},
+            warnings={
+                **warnings,
+                "backends": registry.warning,
+                "composites": registry.members_warning,
+                "master_key": base.master_keys.warning,
+            },
         ),
         issue_token=IssueToken(
             keyring,
@@ -340,6 +393,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
+        revoke=Revoke(revoked, directory, settings.backends),
+        lift_revocation=LiftRevocation(revoked),
+        list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         metrics=metrics,
@@ -354,6 +410,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     metrics: Metrics | None,
+    revoked: Revocations,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
     rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
@@ -365,6 +422,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
         limits=CallerLimits(rate, burst, time.monotonic, limited.count),
+        revocations=revoked,
     )
 
 
@@ -382,7 +440,7 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
 
 
 def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: RevokedTokens
+    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: Revocations
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
@@ -400,34 +458,49 @@ def _readiness(
         "keyring": keyring_is_ready,
         "database": database_answers,
         "identities": identities_are_trusted,
-        "revoked_tokens": revocations_are_trusted,
+        "revocations": revocations_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
         "checkpoints": base.checkpoints.check_ready,
     }
 
 
-def _master_key(settings: Settings, *, create: bool) -> bytes:
+def _data_dir(settings: Settings, *, create: bool) -> None:
     if create:
         data_dir.prepare(settings.data_dir)
     else:
         data_dir.check(settings.data_dir)
-    if settings.master_key is not None:
-        return settings.master_key
-    may_create = create and settings.master_key_file.parent == settings.data_dir
-    is_file = settings.postgres is None
-    if may_create and is_file and settings.database_path.exists() and not settings.master_key_file.exists():
-        raise ConfigError([f"KKP_MASTER_KEY_FILE: {settings.master_key_file} is gone; its database needs it"])
-    return data_dir.master_key(settings.master_key_file, may_create=may_create)
 
 
-def checkpoint_signer(settings: Settings) -> CheckpointSigner:
+async def _unlocked(settings: Settings, *, create: bool, now: float) -> tuple[MasterKey, Database]:
+    """Return the master key and the database that is under it, also while that is being rotated."""
+    unlocked = await unlock(settings, create=create, now=now)
+    try:
+        return unlocked.master_key, await _opened(settings, unlocked, create=create)
+    except ConfigError:
+        again = await unlock(settings, create=create, now=now)
+        if again.master_key.check_value() == unlocked.master_key.check_value():
+            raise
+        return again.master_key, await _opened(settings, again, create=create)
+
+
+async def _opened(settings: Settings, unlocked: Unlocked, *, create: bool) -> Database:
+    return await open_database(
+        settings,
+        master_key_check=unlocked.master_key.check_value(),
+        create=create,
+        first_rows=partial(insert_wraps, unlocked.first_wraps),
+    )
+
+
+async def checkpoint_signer(settings: Settings) -> CheckpointSigner:
     """Return the signer of this data directory's checkpoints.
 
     Raises:
         ConfigError: There is no master key to be read.
     """
-    return CheckpointSigner(MasterKey(_master_key(settings, create=False)))
+    _data_dir(settings, create=False)
+    return CheckpointSigner((await unlock(settings, create=False, now=time.time())).master_key)
 
 
 def _checkpointer(
@@ -457,7 +530,7 @@ def _data_key_cache(base: Foundation) -> DataKeyCache | None:
 
 
 async def _backends(base: Foundation, data_keys: DataKeyCache | None) -> KMSRegistry:
-    local_keys = LocalKeyStore(base.database)
+    local_keys = LocalKeyStore(base.database, base.master_keys)
     await ensure_default_key(local_keys, base.master_key, base.clock)
     resources = Resources(base.master_key, local_keys, base.settings.backend_limits)
     return await KMSRegistry.connect(base.settings.backends, resources, data_keys)

@@ -44,6 +44,7 @@ _BACKENDS_TABLE = re.compile(r"^\s*\[\s*backends\s*\.", re.MULTILINE)
 _LOOPBACK_NAMES = frozenset({"localhost"})
 _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
+_MIN_LIST_SECONDS, _MAX_LIST_SECONDS = 10, 3600
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
 _MIN_DATA_KEY_AGE_SECONDS, _MAX_DATA_KEY_AGE_SECONDS = 1, 3600
 _MAX_CACHED_DATA_KEYS = 100_000
@@ -53,6 +54,8 @@ _MAX_DATA_KEY_BYTES = 2**36
 _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
+_MAX_WORKERS = 64
+_NOT_FOR_MASTER_KEYS = frozenset({"memory", "local", *backend_tables.COMPOSITES})
 _ENVIRONMENT = "the environment"
 _OF_BACKENDS = "KKP_KMS_"
 _DEV_BACKENDS = "aws=memory://aws,gcp=memory://gcp,azure=memory://azure,local=local://"
@@ -94,6 +97,29 @@ class SinkAddress(NamedTuple):
     is_default: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class KMSKey:
+    """A key of a KMS.
+
+    Attributes:
+        uri: Of the KMS, as a backend's.
+        key_id: The key, as the KMS names it.
+    """
+
+    uri: str = field(repr=False)  # a URI may carry a credential
+    key_id: str
+
+    @property
+    def label(self) -> str:
+        """What people are told of it."""
+        return f"{self.scheme}://…#{self.key_id}"
+
+    @property
+    def scheme(self) -> str:
+        """Which kind of KMS it is."""
+        return self.uri.partition("://")[0]
+
+
 class DataKeyCacheLimits(NamedTuple):
     """How long and how often a data key serves, once a backend gave it.
 
@@ -123,12 +149,14 @@ class Settings:
         trusted_proxies: Whose `X-Forwarded-For` is believed.
         metrics_listen: Where metrics are served, on loopback; None for nowhere.
         drain_seconds: How long a stopping server stays up, unready, before it stops listening.
+        workers: How many processes serve; None for one on each core.
         data_dir: Holds the database and the keys of `kkp dev`; mode 0700.
         database_url: The database as it was named.
         postgres: Where it is, if it is PostgreSQL.
         database_password_file: The file that holds its password, if that is not in the URL.
         master_key: The key itself, when it came by the environment.
         master_key_file: The file that holds it otherwise.
+        master_key_kms: The key of a KMS that wraps it, if one does.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
         opa_url: The OPA sidecar; None where policy is decided in process.
@@ -142,6 +170,7 @@ class Settings:
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
+        revocation_list_seconds: How long the signed list of revocations may be relied on.
         checkpoint_sink: Where checkpoints of the audit go, outside the database.
         checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
         accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
@@ -154,12 +183,14 @@ class Settings:
     trusted_proxies: tuple[Network, ...]
     metrics_listen: Address | None
     drain_seconds: float
+    workers: int | None
     data_dir: Path
     database_url: str = field(repr=False)  # a database URL may carry a password
     postgres: PostgresAddress | None
     database_password_file: Path | None
     master_key: bytes | None = field(repr=False)
     master_key_file: Path
+    master_key_kms: KMSKey | None
     issuer: str
     policy_path: Path | None
     opa_url: str | None
@@ -174,6 +205,7 @@ class Settings:
     caller_rate_per_second: int
     caller_burst: int
     ring_times: RingTimes
+    revocation_list_seconds: int
     checkpoint_interval_seconds: float
     accept_rollback: str
     warnings: tuple[str, ...] = ()
@@ -257,6 +289,10 @@ def _drain_seconds(text: str) -> float:
     return value
 
 
+def _workers(text: str) -> int | None:
+    return None if text == "auto" else _count_up_to(_MAX_WORKERS)(text)
+
+
 def _policy_rule(text: str) -> str | None:
     return {"": None, "decision": "decision", "allow": "allow"}[text]
 
@@ -273,6 +309,24 @@ def _checkpoint_sink(text: str) -> SinkAddress | None:
 
 def _master_key(text: str) -> bytes | None:
     return decode_master_key(text) if text else None
+
+
+def kms_key(text: str) -> KMSKey:
+    """Return the key that `URI#KEY` names.
+
+    Raises:
+        ValueError: It names none, or one that can't wrap a master key: an emulator's is derived from it, a
+            local one lies under it, and a composite's members are named elsewhere.
+    """
+    uri, _, key_id = text.rpartition("#")
+    scheme, separator, _ = uri.partition("://")
+    if not separator or not key_id or scheme in _NOT_FOR_MASTER_KEYS:
+        raise ValueError
+    return KMSKey(uri, key_id)
+
+
+def _optional_kms_key(text: str) -> KMSKey | None:
+    return kms_key(text) if text else None
 
 
 def _key_file(text: str) -> Path | None:
@@ -353,6 +407,13 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _revocation_list_seconds(text: str) -> int:
+    seconds = _count(text)
+    if not _MIN_LIST_SECONDS <= seconds <= _MAX_LIST_SECONDS:
+        raise ValueError
+    return seconds
+
+
 def _checkpoint_hash(text: str) -> str:
     if text and not re.fullmatch(r"[0-9a-f]{64}", text):
         raise ValueError
@@ -368,6 +429,7 @@ class _Setting:
     may_be_empty: bool = False  # an empty variable is a value, and not just left out
 
 
+GOOD_KMS_KEY = "a cloud's or Vault's URI and a key of it, such as aws-kms://eu-west-1#alias/kkp-master"
 _SECONDS_HINT = "a number of seconds"
 _LIMITS = BackendLimits()
 _SETTINGS: Mapping[str, _Setting] = {
@@ -384,12 +446,13 @@ _SETTINGS: Mapping[str, _Setting] = {
         "", _loopback_address, "host:port on loopback, such as 127.0.0.1:9464, or nothing", may_be_empty=True
     ),
     "KKP_DRAIN_SECS": _Setting("5", _drain_seconds, "seconds, from 0 to 600"),
+    "KKP_WORKERS": _Setting("1", _workers, "a whole number from 1 to 64, or auto for one on each core"),
     "KKP_DATA_DIR": _Setting("./.kkp", Path, "a directory"),
     "KKP_DATABASE_URL": _Setting("", str, f"sqlite:///path/to/kkp.db or {GOOD_POSTGRES}"),
     "KKP_DATABASE_PASSWORD_FILE": _Setting("", _optional_path, "the path of a file of mode 0600"),
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
     "KKP_MASTER_KEY_FILE": _Setting("", _key_file, "the path of a file of mode 0600"),
-    "KKP_MASTER_KEY_KMS": _Setting("", str, "KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"),
+    "KKP_MASTER_KEY_KMS": _Setting("", _optional_kms_key, GOOD_KMS_KEY, secret=True),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
@@ -433,6 +496,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_ACCEPT_ROLLBACK": _Setting("", _checkpoint_hash, "the hash that the refused start names"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
@@ -449,6 +513,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_CLOCK_ERROR_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_FETCH_SECS": _Setting("10", float, _SECONDS_HINT),
 }
+_MASTER_KEYS = ("KKP_MASTER_KEY", "KKP_MASTER_KEY_FILE", "KKP_MASTER_KEY_KMS")
 _DEFAULT_MIN_TTL_SECONDS = 60.0
 
 
@@ -768,8 +833,9 @@ def _check_database(draft: Draft) -> None:
 
 
 def _check_master_key(draft: Draft) -> None:
-    if draft.given.get("KKP_MASTER_KEY") and draft.given.get("KKP_MASTER_KEY_FILE"):
-        draft.problems.append("KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them")
+    names = [name for name in _MASTER_KEYS if draft.given.get(name)]
+    if len(names) > 1:
+        draft.problems.append(f"{' and '.join(names)}: give exactly one of them")
 
 
 def _check_data_key_cache(draft: Draft) -> None:
@@ -850,12 +916,14 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         trusted_proxies=values["KKP_TRUSTED_PROXIES"],
         metrics_listen=values["KKP_METRICS_ADDR"],
         drain_seconds=values["KKP_DRAIN_SECS"],
+        workers=values["KKP_WORKERS"],
         data_dir=values["KKP_DATA_DIR"],
         database_url=draft.database_url,
         postgres=draft.postgres,
         database_password_file=values["KKP_DATABASE_PASSWORD_FILE"],
         master_key=values["KKP_MASTER_KEY"],
         master_key_file=draft.master_key_file,
+        master_key_kms=values["KKP_MASTER_KEY_KMS"],
         issuer=values["KKP_ISSUER"] or f"http://{listen}",
         policy_path=values["KKP_POLICY_PATH"],
         opa_url=values["KKP_OPA_URL"],
@@ -869,6 +937,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
         ring_times=ring_times,
+        revocation_list_seconds=values["KKP_REVOCATION_LIST_SECS"],
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]
         or SinkAddress("file", values["KKP_DATA_DIR"].absolute() / "checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],

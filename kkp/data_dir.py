@@ -1,7 +1,8 @@
 """The files that KKP keeps: the data directory, the master key, root's service key and the database's file.
 
 Key files are made once, whole or not at all, mode 0600 and with fsync. A database's file is made empty, mode
-0600 whatever the umask. All of them are refused later if others can touch them.
+0600 whatever the umask. All of them are refused later if others can touch them; a secret that root hands to
+KKP's group is not (`is_exposed`).
 Nothing here ever prints what is in them.
 """
 
@@ -33,6 +34,17 @@ def is_open_to_others(mode: int) -> bool:
 def is_writable_by_others(mode: int) -> bool:
     """Tell whether anybody but the owner can write what has this mode."""
     return bool(mode & _OTHERS_WRITE)
+
+
+def is_exposed(status: os.stat_result) -> bool:
+    """Tell whether a secret file can be read or written by anybody that it is not meant for.
+
+    It is its owner's alone. One of root's may also be readable by its group, as PostgreSQL takes its keys:
+    that is how Kubernetes hands a Secret to a process that is not root (`fsGroup`), and nobody but root can
+    do so. Root itself needs no group, so to root its own files are like anybody's.
+    """
+    of_root = status.st_uid == 0 and os.geteuid() != 0
+    return bool(status.st_mode & (_OTHERS & ~stat.S_IRGRP if of_root else _OTHERS))
 
 
 def open_private(path: Path, flags: int, name: str) -> int:
@@ -160,11 +172,11 @@ def read_secret(path: Path, name: str) -> str:
         ConfigError: It can't be read, or others can read it.
     """
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
         text = path.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{name}: {path} can't be read ({type(error).__name__})"]) from None
-    if is_open_to_others(mode):
+    if is_exposed(status):
         raise ConfigError([_open_to_others(name, path)])
     return text.rstrip("\n")
 
@@ -203,6 +215,11 @@ def prepare_database(path: Path, *, create: bool = True) -> None:
         ) from error
     if problems:
         raise ConfigError(problems)
+
+
+def is_missing_or_empty(path: Path) -> bool:
+    """Tell whether there is no such file, or nothing in it."""
+    return not path.exists() or not path.stat().st_size
 
 
 def read_only_uri(path: Path) -> str:

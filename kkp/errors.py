@@ -17,6 +17,7 @@ KKPError
 ├── TLSRequiredError                  tls_required
 ├── DeniedError
 │   ├── PolicyDeniedError             policy_denied
+│   ├── RevokedError                  revoked
 │   ├── ScopeMismatchError            scope_mismatch
 │   ├── ContextMismatchError          context_mismatch
 │   └── AudienceMismatchError         audience_mismatch
@@ -125,6 +126,12 @@ class PolicyDeniedError(DeniedError):
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reasons = tuple(reasons)
+
+
+class RevokedError(DeniedError):
+    """The key or its backend was revoked at KKP, or the token would be void. Raised only after policy."""
+
+    code = "revoked"
 
 
 class ScopeMismatchError(DeniedError):

@@ -27,9 +27,14 @@ class Action(StrEnum):
     RELEASE_DATA_KEY = "release_data_key"
     ROTATE_SIGNING_KEY = "rotate_signing_key"
     REVOKE_SIGNING_KEY = "revoke_signing_key"
+    ROTATE_MASTER_KEY = "rotate_master_key"
+    RETIRE_MASTER_KEY = "retire_master_key"
     READ_KEY = "read_key"
     INTROSPECT_TOKEN = "introspect_token"  # noqa: S105  the name of an action
     REVOKE_TOKEN = "revoke_token"  # noqa: S105  the name of an action
+    REVOKE = "revoke"
+    LIFT_REVOCATION = "lift_revocation"
+    READ_REVOCATIONS = "read_revocations"
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
     IMPORT_AUDIT = "import_audit"

@@ -15,6 +15,8 @@ Rules that hold here:
 - The epoch tells whether anything that the decision rested on (the ring, an identity, a grant) has changed
   since it was read. If it has, the state is reloaded and the road is walked again from step 2: a revocation
   holds from the next request on, on every replica.
+- What names something revoked is refused behind policy, in the same step: the epoch that the record's own
+  transaction reads shows whether that is still so.
 - A failure after step 5 appends an outcome record that points to the first. Success needs no second one.
 - Nothing else in KKP calls `Operation.run`.
 
@@ -57,7 +59,16 @@ from kkp.errors import (
 )
 from kkp.live_state import LiveState
 from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
-from kkp.operations.base import BatchOperation, EnvelopeFacts, Operation, Proposal, refusal
+from kkp.operations.base import (
+    BatchOperation,
+    EnvelopeFacts,
+    Operation,
+    Proposal,
+    Revoked,
+    denied,
+    refusal,
+    revoked,
+)
 from kkp.pacing import Pacer, each
 from kkp.tokens import Claims
 
@@ -135,6 +146,7 @@ class _Request(msgspec.Struct, frozen=True):
     subject: JSON = msgspec.UNSET
     identity: JSON = msgspec.UNSET
     kid: JSON = msgspec.UNSET
+    revocation: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -166,6 +178,7 @@ class Pipeline:
         failures: Where failed authentications are counted.
         clock: What time it is.
         limits: How often a caller may ask; None for as often as it likes.
+        revocations: What is revoked; None where no operation names a key or a token.
     """
 
     def __init__(  # noqa: PLR0913  one argument for each step of the road
@@ -178,6 +191,7 @@ class Pipeline:
         failures: CountsFailures,
         clock: Clock,
         limits: LimitsCallers | None = None,
+        revocations: Revoked | None = None,
     ) -> None:
         self._state = state
         self._authenticator = authenticator
@@ -186,6 +200,7 @@ class Pipeline:
         self._failures = failures
         self._clock = clock
         self._limits = limits
+        self._revocations = revocations
 
     async def run(
         self,
@@ -461,6 +476,9 @@ class Pipeline:
         if decision.allow:
             proposal, decision = operation.oblige(proposal, decision)
         if decision.allow:
+            stopped = None if self._revocations is None else revoked(proposal, self._revocations)
+            if stopped is not None:
+                return proposal, denied(decision, f"kkp.{stopped.code}"), stopped
             return proposal, decision, None
         return proposal, decision, PolicyDeniedError("The policy denies this.", decision.public_reasons)
 

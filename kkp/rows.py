@@ -61,11 +61,27 @@ class RevokedTokenRow(NamedTuple):
     mac: bytes
 
 
-class RevokedTokenSnapshot(NamedTuple):
-    """The tokens revoked since an epoch, as one transaction read them."""
+class RevocationRow(NamedTuple):
+    """What is revoked beside single tokens; `before` is a subject's alone, `backend` a key's."""
+
+    id: str
+    kind: str
+    backend: str | None
+    name: str
+    before: int | None
+    revoked_at: float
+    revoked_by: str
+    reason: str
+    mac: bytes
+
+
+class RevocationSnapshot(NamedTuple):
+    """The tokens revoked since an epoch and all that is revoked beside them, as one transaction read them."""
 
     epoch: int
-    rows: tuple[RevokedTokenRow, ...]
+    clock_high_water: float
+    tokens: tuple[RevokedTokenRow, ...]
+    others: tuple[RevocationRow, ...]
 
 
 class LocalKeyRow(NamedTuple):
@@ -126,3 +142,49 @@ class Standing(NamedTuple):
     epoch: int
     records: int
     hashes: tuple[object, ...]
+
+
+class KeyWrap(NamedTuple):
+    """A master key, wrapped.
+
+    Attributes:
+        check_value: Whose wrap it is: the master key's check value.
+        opener: What opens it: `kms`, or the check value, in hex, of another master key.
+        wrapped: The blob.
+        key_version: The KMS key's version.
+        label: The KMS key, for people: its scheme and its id; nothing trusts it.
+        created_at: When it was wrapped.
+    """
+
+    check_value: bytes
+    opener: str
+    wrapped: bytes
+    key_version: str
+    label: str
+    created_at: float
+
+
+class MasterKeyMarks(NamedTuple):
+    """Which master keys rows are under, as one transaction read it.
+
+    Attributes:
+        present: The check value of the key that everything new is under.
+        former: That of the one before it; None where nothing is under that any more.
+    """
+
+    present: bytes
+    former: bytes | None
+
+
+class MasterKeyState(NamedTuple):
+    """Everything that the database says of its master key.
+
+    Attributes:
+        marks: Which keys rows are under.
+        wraps: Every wrapped key.
+        kept: The secrets that outlive their master key, sealed, by purpose.
+    """
+
+    marks: MasterKeyMarks
+    wraps: tuple[KeyWrap, ...]
+    kept: Mapping[str, bytes]

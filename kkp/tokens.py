@@ -132,21 +132,22 @@ def encode_claims(claims: Claims) -> bytes:
     return _claims_encoder.encode(claims)
 
 
-def sign(payload: bytes, kid: str, signer: Callable[[bytes], bytes]) -> str:
+def sign(payload: bytes, kid: str, signer: Callable[[bytes], bytes], typ: str = TOKEN_TYPE) -> str:
     """Return the compact JWS over the payload.
 
     Args:
         payload: What `encode_claims` returned.
         kid: The signing key's thumbprint.
         signer: Signs the signing input with that key.
+        typ: What it is; anything but a token has a type of its own.
     """
-    signing_input = _header_segment(kid) + b"." + _encode_segment(payload)
+    signing_input = _header_segment(kid, typ) + b"." + _encode_segment(payload)
     return (signing_input + b"." + _encode_segment(signer(signing_input))).decode()
 
 
 @lru_cache(maxsize=8)  # as many as sign at a time, and more
-def _header_segment(kid: str) -> bytes:
-    return _encode_segment(msgspec.json.encode(_Header(alg=ALGORITHM, kid=kid, typ=TOKEN_TYPE)))
+def _header_segment(kid: str, typ: str) -> bytes:
+    return _encode_segment(msgspec.json.encode(_Header(alg=ALGORITHM, kid=kid, typ=typ)))
 
 
 def _encode_segment(data: bytes) -> bytes:

@@ -49,7 +49,8 @@ def _check_state_exists(draft: Draft) -> None:
     """Demand what `kkp init` makes: serving makes no master key, and no database in place of a lost one."""
     key_file, database = draft.master_key_file, draft.database_path
     could_be_read = "KKP_MASTER_KEY_FILE" in draft.values
-    if could_be_read and not draft.given.get("KKP_MASTER_KEY") and not key_file.exists():
+    is_elsewhere = draft.given.get("KKP_MASTER_KEY") or draft.given.get("KKP_MASTER_KEY_KMS")
+    if could_be_read and not is_elsewhere and not key_file.exists():
         draft.problems.append(
             f"KKP_MASTER_KEY_FILE: {key_file} does not exist; give the database's master key, or run "
             "`kkp init` for a new database"
@@ -88,14 +89,13 @@ def _check_policy_path(draft: Draft) -> None:
         )
 
 
-_NOT_SERVED = {"KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead"}
 _DECIDES_IN_PROCESS = "it decides with the policy in process; unset it"
 _FOR_SERVE = "it is for `kkp serve`; unset it"
 
 DEV = Way(
     "`kkp dev`",
     refused={
-        **_NOT_SERVED,
+        "KKP_MASTER_KEY_KMS": "give KKP_MASTER_KEY or KKP_MASTER_KEY_FILE instead",
         "KKP_OPA_URL": _DECIDES_IN_PROCESS,
         "KKP_OPA_TIMEOUT_MS": _DECIDES_IN_PROCESS,
         "KKP_OPA_CA_FILE": _DECIDES_IN_PROCESS,
@@ -104,6 +104,7 @@ DEV = Way(
         "KKP_TLS_KEY_FILE": _FOR_SERVE,
         "KKP_TRUSTED_PROXIES": _FOR_SERVE,
         "KKP_DRAIN_SECS": _FOR_SERVE,
+        "KKP_WORKERS": _FOR_SERVE,
     },
     rules=(_check_dev_listener, _check_policy_path),
 )
@@ -117,11 +118,10 @@ SERVE = Way(
         "KKP_CHECKPOINT_SINK": "file:/path/to/checkpoints or command:/path/to/program",
     },
     refused={
-        **_NOT_SERVED,
         "KKP_POLICY_PATH": "OPA owns the policy; unset it, and give OPA the bundle",
         "KKP_DEV_ALLOW_REMOTE": "it is for `kkp dev`; unset it",
     },
     refused_schemes={"memory": "an emulator for development; give a real backend's URI"},
     rules=(_check_tls, _check_issuer, _check_sink, _check_state_exists),
 )
-COMMAND = Way("a command", refused=_NOT_SERVED)
+COMMAND = Way("a command")

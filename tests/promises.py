@@ -106,6 +106,7 @@ PROMISES: Mapping[int, Promise] = {
             Bar("seconds to ready", most=5),
         ),
     ),
+    33: Promise(1),
     34: Promise(1, (Bar("destinations", 60),)),
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),

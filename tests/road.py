@@ -81,6 +81,20 @@ class Directory:
         return Authenticated(caller, epoch)
 
 
+class RevokedKeys(set[str | None]):
+    """Keys that are revoked, as the road asks about them."""
+
+    def is_stopped(self, backend: str, key_id: str | None) -> bool:
+        assert backend == "aws"
+        return key_id in self
+
+    def is_held(self, *identities: str) -> bool:
+        raise NotImplementedError  # nothing is signed here
+
+    def is_void(self, claims: Claims) -> bool:
+        raise NotImplementedError
+
+
 @dataclass
 class Failures:
     counted: list[tuple[str, str]] = field(default_factory=list)

@@ -27,11 +27,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from kkp.audit.base import AuditStore
-from kkp.master_key import MasterKey
+from kkp.errors import StaleProposalError
+from kkp.master_key import MasterKey, RootKey
+from kkp.renewal import Sealed
 
 _DIGEST_PURPOSE: Final = "kkp/audit-hmac/v1"
 _INPUT_PURPOSE: Final = "kkp/audit-input/v1"
 _NONCE_BYTES: Final = 12
+INPUT_KEYS: Final = Sealed("audit_input_keys", ("day",), ("day",), _INPUT_PURPOSE, str.encode)
 
 
 @final
@@ -39,11 +42,17 @@ class PrivateDigests:
     """Computes the keyed digests of private values."""
 
     def __init__(self, master_key: MasterKey) -> None:
+        self._master_key = master_key
+        self._key_under(master_key.present)
+
+    def _key_under(self, present: RootKey) -> None:
         # The keyed state is set up once and copied, which takes a quarter of the time of the hmac module.
-        self._keyed = HMAC(master_key.derive(_DIGEST_PURPOSE), SHA256())
+        self._present, self._keyed = present, HMAC(present.derive(_DIGEST_PURPOSE), SHA256())
 
     def of(self, private: Mapping[str, str]) -> dict[str, str]:
         """Return each value's digest, separated by its field's name."""
+        if self._master_key.present is not self._present:  # it was rotated
+            self._key_under(self._master_key.present)
         return {name: self._digest(name.encode(), value.encode()) for name, value in private.items()}
 
     def _digest(self, name: bytes, value: bytes) -> str:
@@ -82,8 +91,14 @@ class InputKeys:
             StateUntrustedError: The stored key is not one that this master key sealed for this day.
         """
         if self._today is None or self._today.day != day:
-            aad = day.encode()
-            fresh = self._master_key.seal(_INPUT_PURPOSE, AESGCM.generate_key(256), aad)
-            stored = await self._store.input_key(day, fresh)
-            self._today = DayCipher(day, AESGCM(self._master_key.open(_INPUT_PURPOSE, stored, aad)))
+            try:
+                stored = await self._stored(day)
+            except StaleProposalError:  # the master key was rotated in this moment
+                stored = await self._stored(day)
+            opened = self._master_key.open(_INPUT_PURPOSE, stored, day.encode())
+            self._today = DayCipher(day, AESGCM(opened))
         return self._today
+
+    async def _stored(self, day: str) -> bytes:
+        fresh = self._master_key.seal(_INPUT_PURPOSE, AESGCM.generate_key(256), day.encode())
+        return await self._store.input_key(day, fresh)

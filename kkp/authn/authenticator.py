@@ -5,12 +5,13 @@
 - A KKP token beside a service key: the key's identity, which must be the token's subject or the one who
   asked for it; the token is then no more than a capability.
 
-Unknown, malformed and disabled credentials get the same answer.
+Unknown, malformed and disabled credentials get the same answer, and so do those of an identity that is
+revoked, for as long as it is.
 """
 
 from __future__ import annotations
 
-from typing import final
+from typing import Protocol, final
 
 from kkp.authn.base import Authenticated
 from kkp.authn.identities import IdentityDirectory, caller_of, is_service_key
@@ -20,6 +21,16 @@ from kkp.model import Caller, Credentials
 from kkp.tokens import Claims
 
 
+class Holds(Protocol):
+    """What is revoked until that is lifted. Both raise StateUntrustedError where it can't be told."""
+
+    def is_held(self, *identities: str) -> bool:
+        """Tell whether one of these identities is."""
+
+    def is_stopped(self, backend: str, key_id: str | None) -> bool:
+        """Tell whether a key is, or its backend."""
+
+
 @final
 class Authenticator:
     """Looks callers up in memory; no I/O.
@@ -27,11 +38,13 @@ class Authenticator:
     Args:
         directory: Local identities.
         verifier: Verifies KKP tokens.
+        revoked: What is revoked for the time being.
     """
 
-    def __init__(self, directory: IdentityDirectory, verifier: TokenVerifier) -> None:
+    def __init__(self, directory: IdentityDirectory, verifier: TokenVerifier, revoked: Holds) -> None:
         self._directory = directory
         self._verifier = verifier
+        self._revoked = revoked
 
     def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
         """Return who is calling.
@@ -45,7 +58,7 @@ class Authenticator:
             TokenInvalidError: A token that does not verify, or whose subject is unknown or disabled.
             TokenExpiredError: A token that has expired.
             InvalidRequestError: Two different tokens.
-            StateUntrustedError: The stored identities can't be believed.
+            StateUntrustedError: The stored identities or revocations can't be believed.
         """
         self._directory.check_trusted()
         bearer, token = credentials.unverified_bearer, credentials.unverified_token
@@ -62,21 +75,34 @@ class Authenticator:
         return Authenticated(self._subject(claims), epoch, claims)
 
     def accepted(self, unverified_token: str) -> Claims:
-        """Return the claims of a token that would be taken for a credential now, whoever shows it.
+        """Return the claims of a token that is good for something now, whoever shows it.
 
         Raises:
-            TokenInvalidError: It does not verify, was revoked, or its subject is unknown or disabled.
+            TokenInvalidError: It does not verify, was revoked, what it names or speaks for is, or its subject
+                is unknown or disabled.
             TokenExpiredError: It has expired.
             StateUntrustedError: The stored state can't be believed.
         """
         self._directory.check_trusted()
         claims = self._verifier.verify(unverified_token)
         self._subject(claims)
+        if self._revoked.is_stopped(claims.backend, claims.key_id):
+            raise _invalid()
         return claims
+
+    def revocable(self, unverified_token: str) -> Claims:
+        """Return the claims of a token that is good, or would be if what is revoked now were lifted.
+
+        Raises:
+            TokenInvalidError: It does not verify, or was revoked itself.
+            TokenExpiredError: It has expired.
+            StateUntrustedError: The stored state can't be believed.
+        """
+        return self._verifier.verify(unverified_token)
 
     def _service_key(self, unverified_key: str) -> Caller:
         identity = self._directory.by_service_key(unverified_key)
-        if identity is None:
+        if identity is None or self._revoked.is_held(identity.id):
             raise UnauthenticatedError("The credential is not known.")
         return caller_of(identity, "service_key")
 
@@ -86,9 +112,15 @@ class Authenticator:
         return self._verifier.verify(unverified_token)
 
     def _subject(self, claims: Claims) -> Caller:
-        # Whoever asked for a token that speaks for another answers for it: if either is disabled, it stops.
+        # Whoever asked for a token that speaks for another answers for it: if either is stopped, it stops.
         asked_by = claims.act.sub if claims.act is not None else claims.sub
         subject = self._directory.enabled(claims.sub)
         if subject is None or self._directory.enabled(asked_by) is None:
-            raise TokenInvalidError("The token is not valid.")
+            raise _invalid()
+        if self._revoked.is_held(claims.sub, asked_by):
+            raise _invalid()
         return caller_of(subject, "kkp_token")
+
+
+def _invalid() -> TokenInvalidError:
+    return TokenInvalidError("The token is not valid.")

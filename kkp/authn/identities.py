@@ -36,6 +36,7 @@ from kkp.errors import (
 )
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity, KeyTimes
+from kkp.renewal import Signed
 from kkp.rows import IdentityRow, IdentitySnapshot
 
 SERVICE_KEY_PREFIX = "kkp_sk_"
@@ -166,6 +167,18 @@ class IdentityDirectory:
         """Return the identity of this name unless it is unknown or disabled."""
         identity = self._view.by_id.get(identity_id)
         return identity if identity is not None and identity.disabled_at is None else None
+
+    def knows(self, identity_id: str) -> bool:
+        """Tell whether there is, or was, an identity of this name."""
+        return identity_id in self._view.by_id
+
+    def disabled_since(self, moment: float) -> list[str]:
+        """Return the names of the identities that were disabled at this moment or later."""
+        return [
+            each.id
+            for each in self._view.by_id.values()
+            if each.disabled_at is not None and each.disabled_at >= moment
+        ]
 
     def all(self) -> list[Identity]:
         """Return every identity, disabled ones too, by name."""
@@ -375,3 +388,6 @@ def _times(keys: Iterable[_StoredKey]) -> tuple[KeyTimes, ...]:
 
 def _identity_bytes(row: IdentityRow) -> bytes:
     return rfc8785.dumps(["identity", row.id, row.document, row.created_at, row.disabled_at])
+
+
+ROWS = Signed("identities", IdentityRow, IdentityRow._fields[:-1], ("id",), _PURPOSE, _identity_bytes)

@@ -28,10 +28,10 @@ class PublicKeys(Protocol):
         """Return 32 raw bytes by kid."""
 
 
-class Revocations(Protocol):
+class Voids(Protocol):
     """What was revoked before its time."""
 
-    def is_revoked(self, jti: str) -> bool:
+    def is_void(self, claims: Claims) -> bool:
         """Tell whether a token was; StateUntrustedError where that can't be told."""
 
 
@@ -41,7 +41,7 @@ class TokenVerifier:
 
     Args:
         ring: Our public keys.
-        revoked: The tokens that ended early.
+        revoked: Which tokens ended early.
         clock: What time it is.
         issuer: The exact `iss`.
         clock_error_seconds: S, the leeway on `nbf` and `iat`; `exp` has none.
@@ -50,7 +50,7 @@ class TokenVerifier:
     def __init__(
         self,
         ring: PublicKeys,
-        revoked: Revocations,
+        revoked: Voids,
         clock: Clock,
         *,
         issuer: str,
@@ -78,7 +78,7 @@ class TokenVerifier:
             known = tokens.verify(unverified_token, keys, issuer=self._issuer)
             self._remember(digest, known)
         kid, claims = known
-        if kid not in keys or self._revoked.is_revoked(claims.jti):
+        if kid not in keys or self._revoked.is_void(claims):
             raise TokenInvalidError("The token is not valid.")
         tokens.check_times(claims, now=now, clock_error_seconds=self._clock_error_seconds)
         return claims

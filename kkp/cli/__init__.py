@@ -1,8 +1,8 @@
 """The `kkp` command.
 
-`kkp dev` and `kkp serve` serve; the rest are for the person at the machine. What they do to identities and
-signing keys travels the same pipeline as a request, is recorded in a chain of its own, and a running server
-notices by the epoch.
+`kkp dev` and `kkp serve` serve; the rest are for the person at the machine. What they do to identities,
+signing keys and revocations travels the same pipeline as a request, is recorded in a chain of its own, and a
+running server notices by the epoch.
 
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify; 2 wrong
 usage, a configuration that can't be used, or an audit log that can't be read; 3 `audit verify` found the log
@@ -28,7 +28,20 @@ from kkp import __version__
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
-_COMMANDS = ("dev", "serve", "init", "identity", "keys", "token", "audit", "envelope", "doctor")
+_COMMANDS = (
+    "dev",
+    "serve",
+    "init",
+    "identity",
+    "keys",
+    "revoke",
+    "token",
+    "audit",
+    "envelope",
+    "master",
+    "doctor",
+    "ready",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

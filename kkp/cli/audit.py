@@ -8,6 +8,7 @@ this way is the right of whoever may read the file, and leaves no record. `impor
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 import time
@@ -215,5 +216,5 @@ def _checkpoint(_options: argparse.Namespace) -> int:
 
 
 def _key(_options: argparse.Namespace) -> int:
-    print(app.checkpoint_signer(settings()).public_key)
+    print(asyncio.run(app.checkpoint_signer(settings())).public_key)
     return OK

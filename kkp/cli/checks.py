@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +19,27 @@ from kkp import app, data_dir
 from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
 from kkp.authn.identities import IdentityDirectory
-from kkp.authn.revoked_tokens import RevokedTokens
+from kkp.authn.revocations import Revocations
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
-from kkp.cli import reach
 from kkp.cli.findings import Finding, Result, Status, problem
-from kkp.cli.probes import Means, probe_all
+from kkp.cli.probes import Means, probe_all, probe_key
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
 from kkp.keyring.rotation import Keyring
 from kkp.kms.base import Resources
+from kkp.kms.stateless import without_state
 from kkp.master_key import MasterKey
 from kkp.model import Grant, Identity
 from kkp.store.base import Database
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.opening import open_read_only
-from kkp.store.revoked_tokens import RevokedTokenStore
+from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.sqlite import SQLiteDatabase
+from kkp.unlock import unlock
 from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -108,8 +109,14 @@ async def _files(examined: Examined) -> list[Result]:
     directory = settings.data_dir
     if not directory.is_dir():
         return [Result(Status.WARN, f"{directory} does not exist yet", "start KKP once: it makes it")]
-    open_to_others = [*_open_to_others([directory], 0o700), *_open_to_others(_files_of(settings), 0o600)]
-    return open_to_others or [Result(Status.OK, f"{directory} and what is in it are their owner's alone")]
+    exposed = [(path, 0o600) for path in sorted(_files_of(settings)) if data_dir.is_exposed(path.stat())]
+    if data_dir.is_open_to_others(directory.stat().st_mode):
+        exposed.insert(0, (directory, 0o700))
+    found = [
+        Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
+        for path, mode in exposed
+    ]
+    return found or [Result(Status.OK, f"{directory} and what is in it are their owner's alone")]
 
 
 def _files_of(settings: Settings) -> set[Path]:
@@ -120,19 +127,13 @@ def _files_of(settings: Settings) -> set[Path]:
     return inside | {path for path in elsewhere if path.is_file()}
 
 
-def _open_to_others(paths: Iterable[Path], mode: int) -> list[Result]:
-    return [
-        Result(Status.FAIL, f"others can get at {path}", f"run: chmod {mode:o} {path}")
-        for path in sorted(paths)
-        if data_dir.is_open_to_others(path.stat().st_mode)
-    ]
-
-
-async def _master_key(examined: Examined) -> Result:
+async def _master_key(examined: Examined) -> Result | list[Result]:
     settings = examined.settings
     if settings.master_key is not None:
         examined.master_key = MasterKey(settings.master_key)
         return Result(Status.OK, "given by KKP_MASTER_KEY")
+    if settings.master_key_kms is not None:
+        return await probe_key(settings.master_key_kms, settings.backend_limits)
     path = settings.master_key_file
     is_file = settings.postgres is None
     if not path.exists() and is_file and not settings.database_path.exists():
@@ -146,22 +147,29 @@ async def _database(examined: Examined) -> Result:
     if examined.settings.postgres is None and not examined.settings.database_path.exists():
         path = examined.settings.database_path
         return Result(Status.WARN, f"{path} does not exist yet", "start KKP once: it makes it")
-    if master_key is None:
+    if master_key is None and examined.settings.master_key_kms is None:
         return Result(Status.WARN, "not looked at, because there is no master key")
     if examined.settings.postgres is not None:
-        check = master_key.check_value()
+        check = (await _unlocked(examined)).check_value()
         examined.database = await open_read_only(examined.settings, master_key_check=check)
         examined.stack.push_async_callback(examined.database.close)
         return Result(Status.OK, "PostgreSQL answers, keeps what it is given, and is of this master key")
-    return await _database_file(examined, examined.settings.database_path, master_key)
+    return await _database_file(examined, examined.settings.database_path)
 
 
-async def _database_file(examined: Examined, path: Path, master_key: MasterKey) -> Result:
+async def _unlocked(examined: Examined) -> MasterKey:
+    unlocked = await unlock(examined.settings, create=False, now=time.time())
+    examined.master_key = unlocked.master_key
+    return unlocked.master_key
+
+
+async def _database_file(examined: Examined, path: Path) -> Result:
     if _exists_beside(path, "-wal") and not _exists_beside(path, "-shm"):
         # To read such a database is to make its index, and to make a file is not the doctor's.
         return Result(
             Status.WARN, f"{path} was left in the middle of its work", "start KKP once: it mends it"
         )
+    master_key = await _unlocked(examined)
     database = await SQLiteDatabase.open_read_only(path, master_key_check=master_key.check_value())
     examined.stack.push_async_callback(database.close)
     faults = await database.quick_check()
@@ -227,15 +235,10 @@ def _ends_soon(identity: Identity, now: float) -> bool:
     )
 
 
-async def _revoked_tokens(examined: Examined) -> Result:
+async def _revocations(examined: Examined) -> Result:
+    store = RevocationStore(_database_of(examined))
     times = examined.settings.ring_times
-    revoked = RevokedTokens(
-        RevokedTokenStore(_database_of(examined)),
-        _master_key_of(examined),
-        SteadyClock(),
-        clock_error_seconds=times.clock_error,
-    )
-    await revoked.load()
+    await Revocations(store, _master_key_of(examined), SteadyClock(), times).load()
     return Result(Status.OK, "all rows are genuine")
 
 
@@ -308,7 +311,7 @@ async def _backends(examined: Examined) -> list[Result]:
     if examined.database is not None:
         resources = Resources(_master_key_of(examined), LocalKeyStore(examined.database), limits)
     elif examined.master_key is not None:
-        resources = reach.without_state(limits, examined.master_key)
+        resources = without_state(limits, examined.master_key)
     has_database = examined.database is not None
     found = Means(examined.settings.backends, resources, has_database=has_database, limits=limits)
     return await probe_all(found, examined.probes, granted)
@@ -342,7 +345,7 @@ CHECKS: tuple[Check, ...] = (
     Check("signing keys", _signing_keys, "delete the rows that KKP did not write", needs_database=True),
     Check("identities", _identities, _RESTORE, needs_database=True),
     Check("root key", _root_key, "give the file back its mode 0600 and its content", needs_database=True),
-    Check("revoked tokens", _revoked_tokens, _RESTORE, needs_database=True),
+    Check("revocations", _revocations, _RESTORE, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
     Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),

@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kkp import app, kms
@@ -18,21 +19,30 @@ from kkp.pipeline import Origin
 from kkp.ways import COMMAND
 
 OK, REFUSED, UNUSABLE = 0, 1, 2
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 _SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def settings(way: Way = COMMAND, checks: Sequence[Check] = ()) -> Settings:
+def settings(
+    way: Way = COMMAND,
+    checks: Sequence[Check] = (),
+    options: Mapping[str, str] = NO_OPTIONS,
+    *,
+    warns: bool = True,
+) -> Settings:
     """Load the settings; what looks unintended is said on standard error.
 
     Args:
         way: How KKP is run.
         checks: Further rules.
+        options: Settings that the command line gives, over the environment's.
+        warns: Whether that is to be said.
 
     Raises:
         ConfigError: Every problem at once.
     """
-    loaded = load(os.environ, way, schemes=kms.SCHEMES, checks=checks)
-    for warning in loaded.warnings:
+    loaded = load({**os.environ, **options}, way, schemes=kms.SCHEMES, checks=checks)
+    for warning in loaded.warnings if warns else ():
         print(f"kkp: warning: {warning}", file=sys.stderr)
     return loaded
 

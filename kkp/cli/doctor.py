@@ -28,7 +28,7 @@ from kkp.ring_times import Rule
 from kkp.ways import COMMAND, DEV, SERVE
 
 # Told without their text where they can't be read, because that may hold a password; here it is cut out.
-_URLS = frozenset({"KKP_ISSUER", "KKP_BACKENDS"})
+_URLS = frozenset({"KKP_ISSUER", "KKP_BACKENDS", "KKP_MASTER_KEY_KMS"})
 _NOT_SET = "not set"
 # From the first to the last that could begin or end a credential, however oddly it is written.
 _USER_INFORMATION = re.compile(r"://.*@", re.DOTALL)
@@ -99,11 +99,7 @@ async def _examine(way_name: str | None, probes: Mapping[str, Sequence[str]]) ->
     by_command = {item.name: item.text for item in given(os.environ, COMMAND)}
     serves = way_name == "serve" or (way_name is None and by_command["KKP_OPA_URL"] != "")
     way, checks_of_way = (SERVE, PRODUCTION_CHECKS) if serves else (DEV, ())
-    settings = [
-        _Setting(item.name, _shown(item), item.source)
-        for item in given(os.environ, way)
-        if item.text or item.name not in COMMAND.refused  # no way of running takes those
-    ]
+    settings = [_Setting(item.name, _shown(item), item.source) for item in given(os.environ, way)]
     try:
         chosen = load(os.environ, way, schemes=kms.SCHEMES, checks=checks_of_way)
     except ConfigError as error:
@@ -155,7 +151,7 @@ def _derived(setting: _Setting, chosen: Settings) -> _Setting:
     """Show what stands for a setting that follows from others where it is not set."""
     derived = {
         "KKP_DATABASE_URL": chosen.database_url,
-        "KKP_MASTER_KEY_FILE": chosen.master_key_file if chosen.master_key is None else _NOT_SET,
+        "KKP_MASTER_KEY_FILE": _master_key_file(chosen),
         "KKP_ISSUER": chosen.issuer,
         "KKP_POLICY_PATH": default_policy_path() if chosen.opa_url is None else _NOT_SET,
         "KKP_CHECKPOINT_SINK": f"{chosen.checkpoint_sink.kind}:{chosen.checkpoint_sink.path}",
@@ -164,6 +160,11 @@ def _derived(setting: _Setting, chosen: Settings) -> _Setting:
     if setting.value != _NOT_SET or setting.name not in derived:
         return setting
     return setting._replace(value=str(derived[setting.name]))
+
+
+def _master_key_file(chosen: Settings) -> object:
+    is_elsewhere = chosen.master_key is not None or chosen.master_key_kms is not None
+    return _NOT_SET if is_elsewhere else chosen.master_key_file
 
 
 def _ring_rule(rule: Rule) -> _RingRule:

@@ -20,6 +20,11 @@ Made {database}, an empty database under the master key {master_key}.
 Keep a copy of that key, and keep it away from copies of the database: together they open everything.
 Make the first administrator with: kkp identity add NAME --role admin"""
 
+_WRAPPED = """\
+Made {database}, an empty database under a master key that {key} wraps.
+Never delete that key of the KMS: without it nobody opens the database, or any copy of it.
+Make the first administrator with: kkp identity add NAME --role admin"""
+
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
@@ -33,6 +38,9 @@ def _init(_options: argparse.Namespace) -> int:
         problem = f"KKP_DATABASE_URL: {_name(chosen)} exists, and stays as it is"
         raise ConfigError([f"{problem}; serve it with `kkp serve`, or name another KKP_DATA_DIR"])
     asyncio.run(_make(chosen))
+    if chosen.master_key_kms is not None:
+        print(_WRAPPED.format(database=_name(chosen), key=chosen.master_key_kms.label))
+        return OK
     master_key = chosen.master_key_file if chosen.master_key is None else "in KKP_MASTER_KEY"
     print(_MADE.format(database=_name(chosen), master_key=master_key))
     return OK

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from kkp import kms
 from kkp.cli import reach
 from kkp.cli.findings import Result, Status, problem
+from kkp.config import KMSKey
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.errors import (
     ClockSkewError,
@@ -36,6 +37,7 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms.base import KMS, Resources
+from kkp.kms.stateless import without_state
 from kkp.model import BackendLimits, Grant
 
 MAX_KEYS: Final = 16
@@ -110,6 +112,12 @@ async def probe_all(
     ]
 
 
+async def probe_key(key: KMSKey, limits: BackendLimits) -> list[Result]:
+    """Try a key of a KMS that is no backend: the one that wraps the master key."""
+    means = Means({key.scheme: key.uri}, None, has_database=False, limits=limits)
+    return await probe_all(means, {key.scheme: [key.key_id]}, [])
+
+
 def _asked(name: str, named: Mapping[str, Sequence[str]], grants: Sequence[Grant]) -> Sequence[str]:
     """Return the keys of a backend that somebody named, each once."""
     granted = {grant.key_id for grant in grants if grant.backend == name and not _is_prefix(grant)}
@@ -164,7 +172,7 @@ async def _try(
     name: str, title: str, uris: Mapping[str, str], means: Means, tries: Mapping[str, _Try]
 ) -> list[Result]:
     """Connect, and try each key; without any, ping."""
-    resources = means.resources or reach.without_state(means.limits)
+    resources = means.resources or without_state(means.limits)
     try:
         async with (
             asyncio.timeout(_BACKEND_SECONDS),

@@ -2,27 +2,27 @@
 
 A cloud takes the credentials of its own default chain, and nothing of KKP. `memory://` derives its keys from
 the master key; `local://` keeps them in the database, sealed under it. So the master key is read for these
-two alone, and the database, read-only, for the last.
+two alone, with what the database says of it, and the database, read-only, for the last.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Final, NoReturn, final
 
-from kkp import data_dir, kms
+from kkp import kms
 from kkp.config import Settings
-from kkp.errors import ConfigError, KMSDeniedError, KMSUnavailableError
+from kkp.errors import ConfigError, KMSDeniedError
 from kkp.kms import KMSRegistry
 from kkp.kms.base import KMS, Resources
-from kkp.master_key import MASTER_KEY_BYTES, MasterKey
+from kkp.kms.stateless import without_state
 from kkp.model import BackendLimits
-from kkp.rows import LocalKeyRow
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.opening import open_read_only
+from kkp.unlock import unlock
 
 _FROM_THE_MASTER_KEY: Final = frozenset({"memory", "local"})
 _FROM_THE_DATABASE: Final = frozenset({"local"})
@@ -101,7 +101,7 @@ async def own_resources(
         yield without_state(limits)
         return
     chosen = settings()
-    master_key = MasterKey(chosen.master_key or data_dir.master_key(chosen.master_key_file, may_create=False))
+    master_key = (await unlock(chosen, create=False, now=time.time())).master_key
     if not needs_database(uris):
         yield without_state(limits, master_key)
         return
@@ -110,22 +110,6 @@ async def own_resources(
         yield Resources(master_key, LocalKeyStore(database), limits)
     finally:
         await database.close()
-
-
-def without_state(limits: BackendLimits, master_key: MasterKey | None = None) -> Resources:
-    """Return what a backend is handed that needs no database; without a master key it gets one of nothing."""
-    return Resources(master_key or MasterKey(os.urandom(MASTER_KEY_BYTES)), _NoLocalKeys(), limits)
-
-
-@final
-class _NoLocalKeys:
-    """Stands for a database that is not there."""
-
-    async def local_key_versions(self, key_id: str) -> Sequence[LocalKeyRow]:
-        raise KMSUnavailableError(f"There is no database to take the local key {key_id} from.")
-
-    async def add_local_key(self, row: LocalKeyRow) -> None:
-        raise KMSUnavailableError(f"There is no database to keep the local key {row.key_id} in.")
 
 
 class UnmadeMemberError(KMSDeniedError):

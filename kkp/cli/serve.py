@@ -1,10 +1,16 @@
 """`kkp serve`: serve in production, on one machine.
 
 The end is orderly: told to stop, it answers on and says at /readyz that it is stopping, so that whoever
-balances load turns away; then it stops listening, lets requests under way finish, writes what the audit still
-holds, and exits with 0. A second signal shortens the wait.
+balances load turns away; each connection ends with its next answer. Then it stops listening, lets requests
+under way finish, writes what the audit still holds, and exits with 0. A second signal shortens the wait.
 
-SIGHUP makes it read its certificate again; it looks at the files by itself, too.
+One process serves, unless more are asked for (`--workers`, KKP_WORKERS): then this one supervises them
+(`kkp.workers.supervisor`), and each of them is a process of its own that runs this command anew, with
+`--as-worker`. They take their orders from the supervisor alone, and leave signals to it: those of a terminal
+reach every process, and an order is not to count twice.
+
+SIGHUP makes a single process read its certificate again; it looks at the files by itself, too. With more,
+all are replaced, one after the other, by such as have read everything again.
 """
 
 from __future__ import annotations
@@ -13,38 +19,130 @@ import argparse
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
 
 from kkp import __version__, app
-from kkp.cli.common import OK, collect_garbage_rarely, settings
+from kkp.cli.common import NO_OPTIONS, OK, collect_garbage_rarely, settings
 from kkp.config import Address, Settings
 from kkp.peers import Peers
 from kkp.ways import SERVE
-from kkp.web.metrics import serving_metrics
+from kkp.web.metrics import render, serving_metrics, serving_rendered
+from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services, make_application
-from kkp.web.server import serving
+from kkp.web.server import Inherited, Listener, bind, bound_to, listening
 from kkp.web.tls import ReloadingTLS
+from kkp.workers.cores import usable_cores
+from kkp.workers.line import Line, Order, Report, State
+from kkp.workers.supervisor import Supervisor
 
+_READY_LOOK_SECONDS = 0.25
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOG_FORMAT = "%(asctime)s [%(process)d] %(levelname)s %(name)s %(message)s"
 _log = logging.getLogger(__name__)
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     serve = commands.add_parser("serve", help="serve in production, with OPA and configured backends")
+    serve.add_argument("--workers", metavar="N", help="how many processes serve, or auto (KKP_WORKERS)")
+    serve.add_argument("--as-worker", type=_descriptors, help=argparse.SUPPRESS)
     serve.set_defaults(command=_serve)
 
 
-def _serve(_options: argparse.Namespace) -> int:
-    asyncio.run(_serve_production(settings(SERVE, app.PRODUCTION_CHECKS)))
+def _descriptors(text: str) -> list[list[int]]:
+    """Read the descriptors that `kkp.workers.worker` hands down."""
+    return [[int(number) for number in filter(None, part.split(","))] for part in text.split(":")]
+
+
+def _serve(options: argparse.Namespace) -> int:
+    given = {"KKP_WORKERS": options.workers} if options.workers is not None else NO_OPTIONS
+    is_worker = options.as_worker is not None
+    chosen = settings(SERVE, app.PRODUCTION_CHECKS, given, warns=not is_worker)
+    if is_worker:
+        asyncio.run(_work(chosen, *options.as_worker))
+        return OK
+    count = chosen.workers or usable_cores()
+    if count > 1:
+        return asyncio.run(_supervise(chosen, count))
+    asyncio.run(_serve_alone(chosen))
     return OK
 
 
-async def _serve_production(chosen: Settings) -> None:
+async def _serve_alone(chosen: Settings) -> None:
     collect_garbage_rarely()
     asked_to_stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, asked_to_stop.set)
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, asked_to_stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _do_nothing)  # so it stays where there is no certificate
+    async with AsyncExitStack() as stack:
+        services, tls = await stack.enter_async_context(_prepared(chosen))
+        if tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, tls.reload)
+        listener = await stack.enter_async_context(_listening(chosen, services, tls, chosen.listen))
+        metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
+        _announce(chosen, listener.address, metrics)
+        await asked_to_stop.wait()
+        asked_to_stop.clear()
+        await _drain(chosen, services, listener, asked_to_stop.wait())
+
+
+async def _supervise(chosen: Settings, count: int) -> int:
+    """Have workers serve, and return the exit code."""
+    _log_processes()
+    loop = asyncio.get_running_loop()
+    queues = await bind(chosen.listen, count)
+    async with AsyncExitStack() as stack:
+
+        def announce() -> None:
+            _announce(chosen, address, metrics)
+            print(f"{count} workers serve", flush=True)
+
+        address = bound_to(queues[0])
+        command = [sys.executable, *sys.orig_argv[1:]]
+        supervisor = Supervisor(command, queues, drain_seconds=chosen.drain_seconds, announce=announce)
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, supervisor.stop)
+        loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
+        serving = serving_rendered(supervisor.metrics, chosen.metrics_listen)
+        metrics = await stack.enter_async_context(serving)
+        return await supervisor.run()
+
+
+async def _work(chosen: Settings, connected: Sequence[int], *queues: Sequence[int]) -> None:
+    """Serve as one of several, as the supervisor says."""
+    _log_processes()
+    collect_garbage_rarely()
+    for number in (*_SIGNALS, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, _do_nothing)
+    line = await Line.open(*connected)
+    where = Inherited(*([socket.socket(fileno=number) for number in queue] for queue in queues))
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(line.close)
+        await stack.enter_async_context(app.running(line.run(), line.beat()))
+        services, tls = await stack.enter_async_context(_prepared(chosen))
+        line.render = partial(render, services)
+        line.report(Report(State.PREPARED))
+        await stack.enter_async_context(app.running(_report_ready(line, services.public)))
+        if await line.until(Order.LEAVE, Order.STOP, Order.SERVE) is not Order.SERVE:
+            return
+        stack.callback(_report_last, line, services)
+        listener = await stack.enter_async_context(_listening(chosen, services, tls, where))
+        line.report(Report(State.SERVING))
+        if await line.until(Order.STOP, Order.LEAVE) is Order.STOP:
+            await _drain(chosen, services, listener, line.until(Order.HURRY))
+        else:
+            await _within(chosen.drain_seconds, listener.leave(), line.until(Order.HURRY))
+
+
+@asynccontextmanager
+async def _prepared(chosen: Settings) -> AsyncIterator[tuple[Services, ReloadingTLS | None]]:
+    """Build and run everything that is served, but for the listener."""
     async with AsyncExitStack() as stack:
         tls = await stack.enter_async_context(_tls(chosen))
         warnings = {"tls": tls.warning} if tls is not None else {}
@@ -52,48 +150,81 @@ async def _serve_production(chosen: Settings) -> None:
         if tls is not None and services.metrics is not None:
             services.metrics.watch_certificate(lambda: tls.certificate.not_after)
         await stack.enter_async_context(app.running(services.public.watch("policy")))
-        address = await stack.enter_async_context(_listening(chosen, services, tls))
-        metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
-        scheme = "https" if tls is not None else "http"
-        print(f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}")
-        print(f"Metrics are at http://{metrics}/metrics" if metrics is not None else "No metrics", flush=True)
-        await asked_to_stop.wait()
-        _log.info("told to stop: it serves for up to %g s more, unready", chosen.drain_seconds)
-        services.public.stopping.set()
-        await _drain(chosen.drain_seconds, asked_to_stop)
-        _log.info("stopping: no new connections; requests under way are ended")
+        yield services, tls
 
 
 def _listening(
-    chosen: Settings, services: Services, tls: ReloadingTLS | None
-) -> AbstractAsyncContextManager[Address]:
+    chosen: Settings,
+    services: Services,
+    tls: ReloadingTLS | None,
+    where: Address | Inherited,
+) -> AbstractAsyncContextManager[Listener]:
     proxy_terminates_tls = tls is None and not chosen.listen.is_loopback
-    return serving(
+    return listening(
         make_application(services),
-        chosen.listen,
+        where,
         peers=Peers(chosen.trusted_proxies, proxies_only=proxy_terminates_tls),
         tls=tls.context if tls is not None else None,
         observe=services.metrics.request if services.metrics is not None else None,
     )
 
 
-async def _drain(seconds: float, asked_to_stop: asyncio.Event) -> None:
-    """Go on for a while, or until asked again."""
-    asked_to_stop.clear()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await asked_to_stop.wait()
+def _announce(chosen: Settings, address: Address, metrics: Address | None) -> None:
+    scheme = "https" if chosen.tls_cert_file is not None else "http"
+    print(f"KKP {__version__}. Listening on {scheme}://{address}. Its issuer is {chosen.issuer}")
+    print(f"Metrics are at http://{metrics}/metrics" if metrics is not None else "No metrics", flush=True)
+
+
+async def _drain(
+    chosen: Settings, services: Services, listener: Listener, hurried: Coroutine[Any, Any, object]
+) -> None:
+    """Go on for a while, unready, or until somebody is in a hurry."""
+    _log.info("told to stop: it serves for up to %g s more, unready", chosen.drain_seconds)
+    services.public.stopping.set()
+    listener.closing.set()
+    await _within(chosen.drain_seconds, hurried)
+    _log.info("stopping: no new connections; requests under way are ended")
+
+
+async def _within(seconds: float, *ends: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of these has ended, and no longer than so many seconds."""
+    tasks = [asyncio.create_task(end) for end in ends]
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _report_ready(line: Line, public: PublicDocuments) -> None:
+    """Report once that every check of /readyz succeeds."""
+    # A check is a question to somebody else, who tells nobody when it would succeed.
+    while any(result != "ok" for result in (await public.results()).values()):  # noqa: ASYNC110
+        await asyncio.sleep(_READY_LOOK_SECONDS)
+    line.report(Report(State.READY))
+
+
+def _report_last(line: Line, services: Services) -> None:
+    """Report what was measured, at the end: nobody can ask for it any more."""
+    if services.metrics is not None:
+        line.report(Report(metrics=services.metrics.render().decode()))
+
+
+def _do_nothing() -> None:
+    """Take a signal that would end us."""
+
+
+def _log_processes() -> None:
+    """Have each line of the log say whose it is: several processes write into one."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
 
 
 @asynccontextmanager
 async def _tls(chosen: Settings) -> AsyncIterator[ReloadingTLS | None]:
-    """Keep the listener's certificate fresh. Without one SIGHUP does nothing, where it would end us."""
-    loop = asyncio.get_running_loop()
+    """Keep the listener's certificate fresh, where there is one."""
     if chosen.tls_cert_file is None or chosen.tls_key_file is None:
-        loop.add_signal_handler(signal.SIGHUP, lambda: None)
         yield None
         return
     tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file)
-    loop.add_signal_handler(signal.SIGHUP, tls.reload)
     async with app.running(tls.run()):
         yield tls

@@ -21,6 +21,7 @@ import msgspec
 
 from kkp import app, tokens
 from kkp.authn.identities import IdentityDirectory
+from kkp.authn.revocations import Revocations
 from kkp.cli.common import OK, REFUSED, settings
 from kkp.cli.moments import both
 from kkp.clock import Clock, SteadyClock
@@ -120,7 +121,7 @@ def _local_problem(token: str, clock: Clock) -> str | None:
 
     async def ask() -> str | None:
         async with app.foundation(chosen, clock=clock, create=False) as base:
-            keyring, revoked = base.keyring(), base.revoked_tokens()
+            keyring, revoked = base.keyring(), base.revocations()
             await keyring.load()
             await revoked.load()
             keys = keyring.public_keys(clock.now())
@@ -131,18 +132,18 @@ def _local_problem(token: str, clock: Clock) -> str | None:
             problem = _problem(token, keys, clock, chosen.ring_times.clock_error)
             if problem is not None:
                 return problem
-            if revoked.is_revoked(claims.jti):
-                return "it was revoked"
+            if revoked.is_void(claims):
+                return "it was revoked, or its subject was since it was issued"
             try:
                 base.authenticator(keyring, revoked).accepted(token)
             except AuthenticationError:
-                return _refusal(claims, chosen.issuer, base.directory)
+                return _refusal(claims, chosen.issuer, base.directory, revoked)
             return None
 
     return asyncio.run(ask())
 
 
-def _refusal(claims: Claims, issuer: str, directory: IdentityDirectory) -> str:
+def _refusal(claims: Claims, issuer: str, directory: IdentityDirectory, revoked: Revocations) -> str:
     """Say why a token that verifies is refused all the same."""
     if claims.iss != issuer:
         return f"its issuer is {json.dumps(claims.iss)}, and KKP_ISSUER is {json.dumps(issuer)}"
@@ -153,6 +154,10 @@ def _refusal(claims: Claims, issuer: str, directory: IdentityDirectory) -> str:
             return f"{role}, {json.dumps(name)}, is unknown here"
         if known[name].disabled_at is not None:
             return f"{role}, {json.dumps(name)}, is disabled"
+        if revoked.is_held(name):
+            return f"{role}, {json.dumps(name)}, is revoked"
+    if revoked.is_stopped(claims.backend, claims.key_id):
+        return "the key that it is for, or that key's backend, is revoked"
     return "KKP does not accept it"
 
 

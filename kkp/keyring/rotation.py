@@ -42,6 +42,7 @@ from kkp.errors import (
 from kkp.keyring import jwks
 from kkp.keyring.base import RingSecrets, RingStore
 from kkp.keyring.state import Create, Full, KeyState, Promote, Revoke, Ring, RingKey, Scheduled
+from kkp.renewal import Sealed, Signed
 from kkp.ring_times import RingTimes
 from kkp.rows import RingRow, RingSnapshot
 
@@ -596,6 +597,17 @@ def _row_bytes(row: RingRow) -> bytes:
 
 def _private_context(kid: str, generation: int) -> bytes:
     return rfc8785.dumps({"kid": kid, "generation": generation, "purpose": _PRIVATE_PURPOSE})
+
+
+ROWS: Final = Signed("ring_keys", RingRow, RingRow._fields[:-1], ("kid",), _ROW_PURPOSE, _row_bytes)
+PRIVATE_KEYS: Final = Sealed(
+    "ring_private_keys",
+    ("kid",),
+    ("kid", "generation"),
+    _PRIVATE_PURPOSE,
+    _private_context,
+    beside="ring_keys",
+)
 
 
 def _full_message(until: float) -> str:

@@ -59,7 +59,7 @@ def check(uris: Mapping[str, str], *, others: Mapping[str, str] = _NO_OTHERS) ->
     problems = [
         f"backend {name}: {problem}"
         for name, uri in uris.items()
-        for problem in (*_problems(uri), *_member_problems(uri, {**others, **uris}))
+        for problem in (*problems_of(uri), *_member_problems(uri, {**others, **uris}))
     ]
     if problems:
         raise ConfigError(problems)
@@ -88,7 +88,8 @@ def member_keys(uri: str) -> Mapping[str, Names]:
     return parse(uri, cast("Kind", _scheme(uri))).keys if is_composite(uri) else {}
 
 
-def _problems(uri: str) -> Sequence[str]:
+def problems_of(uri: str) -> Sequence[str]:
+    """Return what is wrong with a URI, without reaching a backend."""
     try:
         _adaptor(uri).check(uri)
     except ConfigError as error:

@@ -24,6 +24,7 @@ from kkp.errors import ConfigError, KeyNotReadyError, StateUntrustedError, Unkno
 from kkp.kms._aead import WrappingKey, invalid_wrap, label
 from kkp.kms.base import KeyDescription, Resources, WrappedKey
 from kkp.master_key import MasterKey
+from kkp.renewal import Sealed
 from kkp.rows import LocalKeyRow
 
 DEFAULT_KEY_ID = "default"
@@ -133,3 +134,6 @@ class LocalKMS:
 
 def _label(key_id: str, version: int) -> bytes:
     return label("local", "key", key_id, str(version))
+
+
+ROWS = Sealed("local_keys", ("key_id", "version"), ("key_id", "version"), _PURPOSE, _label)

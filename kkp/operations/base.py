@@ -5,7 +5,8 @@ happens), and then, decided and recorded, does it (`run`). It never asks policy,
 never authenticates: the pipeline does, the same way for all of them.
 
 `refusal` holds what code alone refuses, whatever the policy says: a token is a capability, and its scope is
-compared here with what would be done, for every operation, so that none can forget.
+compared here with what would be done, for every operation, so that none can forget. `revoked` holds what is
+refused although the policy allows it: what names something that is revoked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar, Protocol, TypeVar
 import msgspec
 
 from kkp.authn.base import Authenticated
-from kkp.errors import ContextMismatchError, DeniedError, KKPError, ScopeMismatchError
+from kkp.errors import ContextMismatchError, DeniedError, KKPError, RevokedError, ScopeMismatchError
 from kkp.model import JSON, Action, Caller, Decision
 from kkp.tokens import Claims
 
@@ -141,6 +142,35 @@ def refusal(proposal: Proposal, scope: str | None) -> KKPError | None:
         if found is not None:
             return found
     return proposal.refusal or _request_context_refusal(proposal)
+
+
+class Revoked(Protocol):
+    """What is revoked now. Every method raises StateUntrustedError where it can't be told."""
+
+    def is_stopped(self, backend: str, key_id: str | None) -> bool:
+        """Tell whether a key is, its backend, or a member that the key is made of."""
+
+    def is_held(self, *identities: str) -> bool:
+        """Tell whether one of these identities is."""
+
+    def is_void(self, claims: Claims) -> bool:
+        """Tell whether a token is, or what its subject was issued up to its `iat`."""
+
+
+def revoked(proposal: Proposal, known: Revoked) -> RevokedError | None:
+    """Return why an operation is refused that names what is revoked, or would sign what is void at once.
+
+    Asked only once policy has allowed it, so that nobody learns what is revoked of what is none of theirs.
+    """
+    for named in (proposal, proposal.source):
+        if named is not None and named.backend is not None and known.is_stopped(named.backend, named.key_id):
+            return RevokedError("The key, its backend, or a key that it is made of was revoked at KKP.")
+    if proposal.claims_digest is None or proposal.claims is None:
+        return None  # nothing would be signed
+    claims = proposal.claims
+    if known.is_void(claims) or known.is_held(claims.sub):
+        return RevokedError("The subject was revoked: what is issued for it now is void. Ask again later.")
+    return None
 
 
 def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> DeniedError | None:

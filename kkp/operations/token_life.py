@@ -11,6 +11,7 @@ names and opens neither of these, not even for itself; otherwise whoever a token
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, final
 
@@ -49,10 +50,17 @@ class AcceptsTokens(Protocol):
         """Return a token's claims, or raise an AuthenticationError."""
 
 
+class FindsRevocableTokens(Protocol):
+    """Knows which tokens are good, or may be once more."""
+
+    def revocable(self, unverified_token: str) -> Claims:
+        """Return a token's claims, or raise an AuthenticationError."""
+
+
 class RevokesTokens(Protocol):
     """Remembers which tokens were revoked."""
 
-    async def revoke(self, jti: str, exp: int, *, by: str, is_limited: bool = True) -> None:
+    async def revoke_token(self, jti: str, exp: int, *, by: str, is_limited: bool = True) -> None:
         """Revoke a token for good; idempotent. `by` may be limited in how many it revokes at a time."""
 
 
@@ -60,16 +68,17 @@ class _TokenLife(Operation[TokenLifeProposal, HeldToken, AnswerT_co]):
     """What both have in common.
 
     Args:
-        tokens: Which tokens are good.
+        look: Returns the claims of a token that it is worth while asking about, or raises an
+            AuthenticationError.
     """
 
-    def __init__(self, tokens: AcceptsTokens) -> None:
-        self._tokens = tokens
+    def __init__(self, look: Callable[[str], Claims]) -> None:
+        self._look = look
 
     def propose(self, authenticated: Authenticated, request: HeldToken) -> TokenLifeProposal:
         """Look at the token; one that is not good has no claims."""
         try:
-            claims = self._tokens.accepted(request.unverified_token)
+            claims = self._look(request.unverified_token)
         except AuthenticationError:
             claims = None
         return TokenLifeProposal(authenticated=authenticated, claims=claims, subject_matter=claims)
@@ -90,9 +99,16 @@ def _concerned(claims: Claims) -> set[str]:
 
 @final
 class IntrospectToken(_TokenLife[Claims | None]):
-    """`POST /token/introspect`: the claims of a token that is good now, or None."""
+    """`POST /token/introspect`: the claims of a token that is good now, or None.
+
+    Args:
+        tokens: Which tokens are good.
+    """
 
     action: ClassVar[Action] = Action.INTROSPECT_TOKEN
+
+    def __init__(self, tokens: AcceptsTokens) -> None:
+        super().__init__(tokens.accepted)
 
     async def run(self, proposal: TokenLifeProposal, request: HeldToken) -> Claims | None:  # noqa: ARG002  all is in the proposal
         """Return what is known."""
@@ -103,18 +119,19 @@ class IntrospectToken(_TokenLife[Claims | None]):
 class RevokeToken(_TokenLife[None]):
     """`POST /token/revoke`: the token stops at KKP from the next request on; idempotent.
 
-    Whoever verifies it offline takes it for good until its `exp`.
+    Whoever verifies it offline takes it for good until the signed list of revocations reaches them.
 
     Args:
-        tokens: Which tokens are good.
+        tokens: Which tokens there are to be ended. One whose subject or key is revoked for the time being is
+            among them: it must not be good again when that is lifted.
         revoked: Remembers which are not any more.
     """
 
     action: ClassVar[Action] = Action.REVOKE_TOKEN
     changes_state: ClassVar[bool] = True
 
-    def __init__(self, tokens: AcceptsTokens, revoked: RevokesTokens) -> None:
-        super().__init__(tokens)
+    def __init__(self, tokens: FindsRevocableTokens, revoked: RevokesTokens) -> None:
+        super().__init__(tokens.revocable)
         self._revoked = revoked
 
     async def run(self, proposal: TokenLifeProposal, request: HeldToken) -> None:  # noqa: ARG002  all is in the proposal
@@ -128,4 +145,4 @@ class RevokeToken(_TokenLife[None]):
         if claims is not None:
             caller = proposal.caller.id
             is_limited = caller in _concerned(claims)  # an administrator ends tokens that do not concern him
-            await self._revoked.revoke(claims.jti, claims.exp, by=caller, is_limited=is_limited)
+            await self._revoked.revoke_token(claims.jti, claims.exp, by=caller, is_limited=is_limited)

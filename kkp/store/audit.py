@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
 from kkp.rows import ChainedRow, ChainHead
 from kkp.store import schema
 from kkp.store.base import Database, contains, insert_unless_known, read_epoch
+from kkp.store.secured import HeldKeys, Secured
 
 _records = schema.audit_records
 _chains = schema.audit_chains
@@ -30,8 +31,9 @@ _CARRY = update(_chains).where(_chains.c.chain == bindparam("of")).values(carrie
 class AuditStore:
     """The tables of the audit."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keys: HeldKeys | None = None) -> None:
         self._database = database
+        self._secured = Secured(database, keys)
 
     async def open_chain(self, chain: str, make_first: Callable[[Sequence[ChainHead]], ChainedRow]) -> int:
         """Insert a chain's first record, made from the heads that no first record carries yet."""
@@ -71,7 +73,7 @@ class AuditStore:
             stored = select(_input_keys.c.sealed).where(_input_keys.c.day == day)
             return bytes(connection.execute(stored).scalar_one())
 
-        return await self._database.write(work)
+        return await self._secured.write(work)
 
     async def read(self, after: tuple[str, int] | None, limit: int) -> Sequence[tuple[str, ChainedRow]]:
         """Return records in the order of their insertion, from behind the one named.

@@ -11,6 +11,7 @@ from kkp.errors import ConflictError
 from kkp.rows import IdentityRow, IdentitySnapshot
 from kkp.store import schema
 from kkp.store.base import Database, bump_epoch, read_epoch
+from kkp.store.secured import HeldKeys, Secured
 
 _identities = schema.identities
 
@@ -19,8 +20,8 @@ _identities = schema.identities
 class IdentityStore:
     """The table of identities. Each write is one transaction and bumps the epoch."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, keys: HeldKeys | None = None) -> None:
+        self._database = Secured(database, keys)
 
     async def load_identities(self) -> IdentitySnapshot:
         """Return every identity."""

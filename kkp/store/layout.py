@@ -52,8 +52,13 @@ def check_version(version: object) -> None:
         raise ConfigError([_OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)])
 
 
-def recognise(catalogue: Catalogue, master_key_check: bytes) -> Work[bool]:
-    """Tell whether the database is laid out; refuse it if it is laid out for anyone but us."""
+def recognise(catalogue: Catalogue, master_key_check: bytes | None) -> Work[bool]:
+    """Tell whether the database is laid out; refuse it if it is laid out for anyone but us.
+
+    Args:
+        catalogue: What is there.
+        master_key_check: None where the master key is not known yet.
+    """
 
     def work(connection: Connection) -> bool:
         names = catalogue.names(connection)
@@ -63,7 +68,7 @@ def recognise(catalogue: Catalogue, master_key_check: bytes) -> Work[bool]:
             raise ConfigError([catalogue.anothers])
         version, stored_check = connection.execute(SELECT_MARKS).one()
         check_version(version)
-        if stored_check != master_key_check:
+        if master_key_check not in {None, stored_check}:
             raise ConfigError([_OTHER_MASTER_KEY])
         altered = catalogue.foreign_parts(connection)
         if altered:
@@ -73,7 +78,11 @@ def recognise(catalogue: Catalogue, master_key_check: bytes) -> Work[bool]:
     return work
 
 
-def prepare(catalogue: Catalogue, master_key_check: bytes) -> Work[None]:
+def no_rows(_connection: Connection) -> None:
+    """Write nothing."""
+
+
+def prepare(catalogue: Catalogue, master_key_check: bytes, first_rows: Work[None]) -> Work[None]:
     """Lay out an empty database, or show that the one there is can be written.
 
     It is recognised anew, because another process may have been faster.
@@ -92,6 +101,7 @@ def prepare(catalogue: Catalogue, master_key_check: bytes) -> Work[None]:
         if not is_laid_out(connection):
             schema.metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(schema.state).values(first))
+            first_rows(connection)
         connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
 
     return work

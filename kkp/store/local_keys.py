@@ -10,6 +10,7 @@ from sqlalchemy import select
 from kkp.rows import LocalKeyRow
 from kkp.store import schema
 from kkp.store.base import Database, insert_unless_known
+from kkp.store.secured import HeldKeys, Secured
 
 _keys = schema.local_keys
 
@@ -18,8 +19,8 @@ _keys = schema.local_keys
 class LocalKeyStore:
     """The table of local keys."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, keys: HeldKeys | None = None) -> None:
+        self._database = Secured(database, keys)
 
     async def local_key_versions(self, key_id: str) -> Sequence[LocalKeyRow]:
         """Return a key's versions, oldest first; none if there is no such key."""

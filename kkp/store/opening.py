@@ -10,22 +10,29 @@ from sqlalchemy import URL
 from kkp import data_dir
 from kkp.config import Settings
 from kkp.errors import ConfigError
-from kkp.store.base import Database
+from kkp.store.base import Database, ResultT, Work
+from kkp.store.layout import no_rows
 from kkp.store.sqlite import SQLiteDatabase
 
 if TYPE_CHECKING:
     from kkp.store.postgres import PostgreSQLDatabase
 
-_NO_DRIVER = "KKP_DATABASE_URL: PostgreSQL needs its driver; run: pip install 'kkp[postgres]'"
+_NO_DRIVER = (
+    "KKP_DATABASE_URL: PostgreSQL needs its driver; "
+    "in a checkout of KKP, pip install --require-hashes --no-deps -r requirements.lock brings it"
+)
 
 
-async def open_database(settings: Settings, *, master_key_check: bytes, create: bool) -> Database:
+async def open_database(
+    settings: Settings, *, master_key_check: bytes, create: bool, first_rows: Work[None] = no_rows
+) -> Database:
     """Open the database.
 
     Args:
         settings: Name it.
         master_key_check: Derived from the master key; says whether it is the one the rows are under.
         create: Whether it may be empty, and is laid out then; a missing file is made.
+        first_rows: What else is written into one that was empty.
 
     Raises:
         ConfigError: It can't be opened, is another program's, has another layout, or belongs to another
@@ -33,11 +40,15 @@ async def open_database(settings: Settings, *, master_key_check: bytes, create: 
     """
     if settings.postgres is not None:
         return await _postgres().open(
-            settings.postgres, _password(settings), master_key_check=master_key_check, create=create
+            settings.postgres,
+            _password(settings),
+            master_key_check=master_key_check,
+            create=create,
+            first_rows=first_rows,
         )
     data_dir.prepare_database(settings.database_path, create=create)
     url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
-    return await SQLiteDatabase.open(url, master_key_check=master_key_check)
+    return await SQLiteDatabase.open(url, master_key_check=master_key_check, first_rows=first_rows)
 
 
 async def open_read_only(settings: Settings, *, master_key_check: bytes) -> Database:
@@ -54,6 +65,17 @@ async def open_read_only(settings: Settings, *, master_key_check: bytes) -> Data
     return await SQLiteDatabase.open_read_only(settings.database_path, master_key_check=master_key_check)
 
 
+async def peek(settings: Settings, work: Work[ResultT]) -> ResultT | None:
+    """Read from a database whose master key is not known yet; None if there is none, or nothing in it.
+
+    Raises:
+        ConfigError: As `open_read_only`, whatever its master key is.
+    """
+    if settings.postgres is not None:
+        return await _postgres().peek(settings.postgres, _password(settings), work)
+    return await SQLiteDatabase.peek(settings.database_path, work)
+
+
 async def is_empty(settings: Settings) -> bool:
     """Tell whether there is no database yet, or one with nothing in it.
 
@@ -62,8 +84,7 @@ async def is_empty(settings: Settings) -> bool:
     """
     if settings.postgres is not None:
         return await _postgres().is_empty(settings.postgres, _password(settings))
-    path = settings.database_path
-    return not path.exists() or not path.stat().st_size
+    return data_dir.is_missing_or_empty(settings.database_path)
 
 
 def _postgres() -> type[PostgreSQLDatabase]:

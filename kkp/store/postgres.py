@@ -37,7 +37,7 @@ from kkp.postgres_address import PostgresAddress
 from kkp.rows import ChainedRow
 from kkp.store import durability, schema
 from kkp.store.base import COUNT_WRITE_CHECK, SELECT_LAST_POSITION, ResultT, SharedCheck, Work, read_epoch
-from kkp.store.layout import NO_LAYOUT, prepare, recognise
+from kkp.store.layout import NO_LAYOUT, no_rows, prepare, recognise
 from kkp.store.postgres_layout import SCHEMA, PostgreSQLCatalogue, make_schema
 
 # Two numbers, so that nobody else's advisory locks are met: "kkp", and which of ours.
@@ -130,7 +130,7 @@ class PostgreSQLDatabase:
         )
 
     @classmethod
-    async def open(
+    async def open(  # noqa: PLR0913  each says one thing of the database
         cls,
         address: PostgresAddress,
         password: _Password,
@@ -138,6 +138,7 @@ class PostgreSQLDatabase:
         master_key_check: bytes,
         create: bool,
         deadline_seconds: float = DEADLINE_SECONDS,
+        first_rows: Work[None] = no_rows,
     ) -> Self:
         """Open the database.
 
@@ -147,12 +148,14 @@ class PostgreSQLDatabase:
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
             create: Whether an empty one is laid out.
             deadline_seconds: When whoever waits is told no.
+            first_rows: What else is written into one that was empty, with its layout or not at all.
 
         Raises:
             ConfigError: It can't be opened, does not keep what it commits, is another program's, has another
                 layout, or belongs to another master key; then it is as it was.
         """
-        recognised, prepared = recognise(_CATALOGUE, master_key_check), prepare(_CATALOGUE, master_key_check)
+        recognised = recognise(_CATALOGUE, master_key_check)
+        prepared = prepare(_CATALOGUE, master_key_check, first_rows)
 
         def lay_out(connection: Connection) -> None:
             make_schema(connection)
@@ -183,6 +186,26 @@ class PostgreSQLDatabase:
                 raise ConfigError([NO_LAYOUT])
 
         return await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  of our own class
+
+    @classmethod
+    async def peek(cls, address: PostgresAddress, password: _Password, work: Work[ResultT]) -> ResultT | None:
+        """Read from a database whose master key is not known yet; None if there is nothing in it.
+
+        Raises:
+            ConfigError: As `open_read_only`, whatever its master key is.
+        """
+        found: list[ResultT | None] = []
+        is_laid_out = recognise(_CATALOGUE, None)
+
+        def look(connection: Connection) -> ResultT | None:
+            return work(connection) if is_laid_out(connection) else None
+
+        async def examine(database: Self) -> None:
+            found.append(await database.read(look, within_seconds=_OPENING_SECONDS))
+
+        database = await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  the same
+        await database.close()
+        return found[0]
 
     @classmethod
     async def is_empty(cls, address: PostgresAddress, password: _Password) -> bool:

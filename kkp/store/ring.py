@@ -12,6 +12,7 @@ from kkp.errors import ConflictError
 from kkp.rows import RingRow, RingSnapshot
 from kkp.store import schema
 from kkp.store.base import Database, Work, bump_epoch
+from kkp.store.secured import HeldKeys, Secured
 
 _keys = schema.ring_keys
 _private = schema.ring_private_keys
@@ -22,8 +23,9 @@ _state = schema.state
 class RingStore:
     """The tables of the ring. Each write is one transaction; those that others must notice bump the epoch."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keys: HeldKeys | None = None) -> None:
         self._database = database
+        self._secured = Secured(database, keys)
 
     async def load_ring(self) -> RingSnapshot:
         """Return the whole ring."""
@@ -40,7 +42,7 @@ class RingStore:
                 clock_high_water=state.clock_high_water,
             )
 
-        return await self._database.read(work)
+        return await self._secured.read(work)
 
     async def insert_ring_key(self, row: RingRow, sealed_private: bytes) -> None:
         """Add a key with its sealed private half.
@@ -66,7 +68,7 @@ class RingStore:
             _promote(connection, row)
             bump_epoch(connection)
 
-        await self._database.write(work)
+        await self._secured.write(work)
 
     async def revoke_ring_key(
         self, row: RingRow, *, promoted: RingRow | None, created: tuple[RingRow, bytes] | None
@@ -89,7 +91,7 @@ class RingStore:
 
     async def _write_new(self, work: Work[None]) -> None:
         try:
-            await self._database.write(work)
+            await self._secured.write(work)
         except IntegrityError:
             raise ConflictError("This generation of the ring exists already.") from None
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
 metadata = MetaData()
@@ -148,4 +148,42 @@ revoked_tokens = Table(
     Column("revoked_by", Text, nullable=False, index=True),
     Column("epoch", Count, nullable=False, index=True),
     Column("mac", Bytes, nullable=False),
+)
+
+# What is revoked beside single tokens, few enough to be read whole. `id` is a digest of kind and names, so
+# there is one row for each thing. `before` is a subject's alone, `backend` a key's.
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("backend", Text),
+    Column("name", Text, nullable=False),
+    Column("before", Count),
+    Column("revoked_at", Double, nullable=False),
+    Column("revoked_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("mac", Bytes, nullable=False),
+)
+
+# Master keys, each wrapped by what `opener` says: a key of a KMS, or the master key before or after it.
+# `state.master_key_check` says which one is the present one. One that its successor opens is there as long as
+# rows may be under it: while the master key is being rotated.
+master_key_wraps = Table(
+    "master_key_wraps",
+    metadata,
+    Column("check_value", Bytes, primary_key=True),
+    Column("opener", Text, primary_key=True),
+    Column("wrapped", Bytes, nullable=False),
+    Column("key_version", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+# What outlives the master key that it was derived from, sealed under the present one.
+kept_secrets = Table(
+    "kept_secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("sealed", Bytes, nullable=False),
 )

@@ -9,7 +9,9 @@ Rules that hold here:
 - `synchronous=FULL` in WAL mode: what was committed survives a power cut. SQLite says nothing where it keeps
   to another mode, so every setting is read back, and a database that doesn't take one is not used.
 - A failed fsync ends the process (`kkp.store.lost_write`).
-- Waiting for the lock ends before a request's patience does.
+- Waiting for the lock ends before a request's patience does. It is asked for every millisecond: SQLite itself
+  sleeps for longer and longer, so under several busy processes whoever waited for some time would go on to
+  wait, until it gives up beside those that wait for nothing.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
 - A file is written only once it is known to be empty, or KKP's own of this layout, to the letter, and master
   key. What is planted in it later, a trigger above all, is not run (`kkp.sqlite_guard`).
@@ -20,18 +22,19 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Self, cast, final
 
 from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, create_engine, event, insert, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from kkp.data_dir import read_only_uri
+from kkp.data_dir import is_missing_or_empty, prepare_database, read_only_uri
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.rows import ChainedRow
 from kkp.sqlite_guard import deny_planted_code
@@ -45,16 +48,19 @@ from kkp.store.base import (
     Work,
     read_epoch,
 )
-from kkp.store.layout import prepare, recognise
+from kkp.store.layout import no_rows, prepare, recognise
 from kkp.store.lost_write import end_process, is_lost_write
 from kkp.store.sqlite_layout import SQLiteCatalogue
 
+_LOCK_SECONDS = 0.8
+_LOCK_STEP_SECONDS = 0.001
+_PRIMARY_CODE = 0xFF  # of an extended result code: why somebody else has the lock is all the same
 _BUSY_TIMEOUT_MS = 800
 Pragmas = Mapping[str, str | int]  # as SQLite tells them when asked
 _WRITER_PRAGMAS: Pragmas = {
     "journal_mode": "wal",
     "synchronous": 2,  # FULL
-    "busy_timeout": _BUSY_TIMEOUT_MS,
+    "busy_timeout": 0,  # it is waited for elsewhere
     "secure_delete": 1,  # what is deleted, a spent private half above all, is overwritten
 }
 _READER_PRAGMAS: Pragmas = {"busy_timeout": _BUSY_TIMEOUT_MS, "query_only": 1}
@@ -148,9 +154,28 @@ def _engine(url: str | URL, pragmas: Pragmas, begin: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        _begin_in_turn(cast("sqlite3.Connection", connection.connection.driver_connection), begin)
 
     return engine
+
+
+def _begin_in_turn(connection: sqlite3.Connection, begin: str) -> None:
+    """Begin a transaction, waiting for the lock if another process has it.
+
+    Raises:
+        sqlite3.OperationalError: It was not to be had in time, or something else is wrong.
+    """
+    last_at = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            connection.execute(begin)
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() >= last_at:
+                raise
+            time.sleep(_LOCK_STEP_SECONDS)
+        else:
+            return
 
 
 @final
@@ -163,12 +188,13 @@ class SQLiteDatabase:
         self._check = SharedCheck(self._read_and_write)
 
     @classmethod
-    async def open(cls, url: str | URL, *, master_key_check: bytes) -> Self:
+    async def open(cls, url: str | URL, *, master_key_check: bytes, first_rows: Work[None] = no_rows) -> Self:
         """Open the database, laying out an empty one.
 
         Args:
             url: SQLAlchemy URL of a SQLite file.
             master_key_check: Derived from the master key; says whether it is the one the rows are under.
+            first_rows: What else is written into one that was empty, with its layout or not at all.
 
         Raises:
             ConfigError: It can't be opened, is another program's, has another layout, or belongs to another
@@ -180,7 +206,7 @@ class SQLiteDatabase:
             try:
                 # Reading comes first: when the writer connects, it turns the file to WAL, for good.
                 await database.read(recognise(_CATALOGUE, master_key_check))
-                await database.write(prepare(_CATALOGUE, master_key_check))
+                await database.write(prepare(_CATALOGUE, master_key_check, first_rows))
             except (KeyringUnavailableError, OSError) as error:
                 problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
                 raise ConfigError([problem]) from error
@@ -208,6 +234,28 @@ class SQLiteDatabase:
                 ) from error
             opened.pop_all()
         return database
+
+    @classmethod
+    async def peek(cls, path: Path, work: Work[ResultT]) -> ResultT | None:
+        """Read from a database whose master key is not known yet; None if there is nothing in it.
+
+        Raises:
+            ConfigError: As `open_read_only`, whatever its master key is.
+        """
+        if is_missing_or_empty(path):
+            return None
+        prepare_database(path, create=False)
+        database = cls(URL.create("sqlite", database=read_only_uri(path), query={"uri": "true"}))
+        is_laid_out = recognise(_CATALOGUE, None)
+        try:
+            return await database.read(
+                lambda connection: work(connection) if is_laid_out(connection) else None
+            )
+        except KeyringUnavailableError as error:
+            problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
+            raise ConfigError([problem]) from error
+        finally:
+            await database.close()
 
     async def quick_check(self) -> list[str]:
         """Return what SQLite finds wrong with the file's structure.
@@ -285,5 +333,6 @@ def _move_head_sql(dialect: Dialect) -> str:
 
 def _cause(error: BaseException) -> str:
     """Return the driver's own word for what went wrong; it names no value."""
-    driver_error = getattr(error.__cause__, "orig", None)
+    cause = error.__cause__
+    driver_error = cause if isinstance(cause, sqlite3.Error) else getattr(cause, "orig", None)
     return str(driver_error or error).splitlines()[0]

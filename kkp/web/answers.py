@@ -19,7 +19,10 @@ from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import MessageKey
 from kkp.operations.envelopes import Opened
 from kkp.operations.identities import NewIdentity, RotatedKey
+from kkp.operations.revocations import RevocationQuery
 from kkp.operations.tokens import IssuedToken
+from kkp.revocations import Revocation as Revoked
+from kkp.revocations import RevocationKind
 from kkp.tokens import Claims
 from kkp.web.schemas import Wire
 
@@ -138,6 +141,31 @@ class IdentityAnswer(Answer, frozen=True):
     id: str
 
 
+class RevokedAnswer(Answer, frozen=True):
+    """Answers `POST /revocations` and `DELETE /revocations/{id}`; times in Unix seconds.
+
+    `before` is a subject's: the latest `iat` of a token that is void. `expires_at` is when it is forgotten,
+    since nothing that it stops can be good any more; null: it stands until it is lifted.
+    """
+
+    id: str
+    kind: RevocationKind
+    name: str
+    backend: str | None
+    revoked_at: int
+    revoked_by: str
+    reason: str
+    before: int | None
+    expires_at: int | None
+
+
+class RevocationsAnswer(Answer, frozen=True):
+    """Answers `GET /revocations`; `next` is the `after` of the next page, null if this is the last."""
+
+    revocations: Sequence[RevokedAnswer]
+    next: str | None
+
+
 class AuditAnswer(Answer, frozen=True):
     """Answers `GET /audit`; `next` is the `after` of the next page."""
 
@@ -217,6 +245,27 @@ def identities(answer: Sequence[Identity], _request: object) -> IdentitiesAnswer
 def disabled_identity(_answer: None, identity_id: str) -> IdentityAnswer:
     """Return the body that answers `POST /identities/{id}/disable`."""
     return IdentityAnswer(identity_id)
+
+
+def revoked(answer: Revoked, _request: object) -> RevokedAnswer:
+    """Return the body that says what is revoked, or was."""
+    return RevokedAnswer(
+        id=answer.id,
+        kind=answer.kind,
+        name=answer.name,
+        backend=answer.backend,
+        revoked_at=int(answer.revoked_at),
+        revoked_by=answer.revoked_by,
+        reason=answer.reason,
+        before=answer.before,
+        expires_at=_whole(answer.expires_at),
+    )
+
+
+def revocations(answer: Sequence[Revoked], query: RevocationQuery) -> RevocationsAnswer:
+    """Return the body that answers `GET /revocations`."""
+    is_last = len(answer) < query.limit
+    return RevocationsAnswer([revoked(each, None) for each in answer], None if is_last else answer[-1].id)
 
 
 def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:

@@ -6,45 +6,60 @@ It skips the road, like the documents of `kkp.web.public`: it shows counts and c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from aiohttp import web
 
 from kkp.config import Address
-from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services
 from kkp.web.server import serving
 
-if TYPE_CHECKING:
-    from kkp.metrics import Metrics  # a library that most runs of `kkp dev` do not need
+Render: TypeAlias = Callable[[], Awaitable[bytes]]
 
 
 @asynccontextmanager
 async def serving_metrics(services: Services, address: Address | None) -> AsyncIterator[Address | None]:
-    """Serve metrics for the duration of the block, if they are measured; yields where.
+    """Serve the metrics of these services for the duration of the block, if any are measured; yields where.
 
     Raises:
         ConfigError: The address can't be listened on.
     """
-    metrics = services.metrics
-    if address is None or metrics is None:
+    async with serving_rendered(partial(render, services), address if services.metrics else None) as real:
+        yield real
+
+
+@asynccontextmanager
+async def serving_rendered(render: Render, address: Address | None) -> AsyncIterator[Address | None]:
+    """Serve metrics that somebody renders, likewise.
+
+    Raises:
+        ConfigError: The address can't be listened on.
+    """
+    if address is None:
         yield None
         return
     app = web.Application()
-    app.router.add_get("/metrics", partial(_answer, metrics, services.public))
+    app.router.add_get("/metrics", partial(_answer, render))
     async with serving(app, address, setting="KKP_METRICS_ADDR") as real:
         yield real
 
 
+async def render(services: Services) -> bytes:
+    """Return the metrics of these services in Prometheus's text format; nothing if none are measured."""
+    metrics = services.metrics
+    if metrics is None:
+        return b""
+    results = await services.public.results()
+    metrics.readiness({name: result == "ok" for name, result in results.items()})
+    return await asyncio.to_thread(metrics.render)  # a few milliseconds that no request waits for
+
+
 async def _answer(
-    metrics: Metrics,
-    public: PublicDocuments,
+    render: Render,
     request: web.Request,  # noqa: ARG001  the same for everybody
 ) -> web.Response:
-    results = await public.results()
-    metrics.readiness({name: result == "ok" for name, result in results.items()})
-    text = await asyncio.to_thread(metrics.render)  # a few milliseconds that no request waits for
+    text = await render()
     return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -28,6 +28,7 @@ from kkp.errors import (
     PolicyDeniedError,
     PolicyUnavailableError,
     RateLimitedError,
+    RevokedError,
     ScopeMismatchError,
     TLSRequiredError,
     TokenExpiredError,
@@ -61,6 +62,7 @@ _COMMON: Final[tuple[type[KKPError], ...]] = (
 # And what it may answer to one request; in a batch, these stand in its items.
 _OF_ONE: Final[tuple[type[KKPError], ...]] = (
     PolicyDeniedError,
+    RevokedError,
     ScopeMismatchError,
     ContextMismatchError,
     AudienceMismatchError,
@@ -231,6 +233,9 @@ def _request_body(name: str, body: type[Asks[JSON]], media_types: Sequence[str])
 
 def _public_operation(served: PublicRoute) -> JSON:
     success = _success(served.answer.__name__, headers=("ETag",) if served.is_cached else ())
+    if served.media_type is not None:  # no JSON, and so without a schema
+        success["description"] = f"A compact JWS over the JSON of `{served.answer.__name__}`."
+        success["content"] = {served.media_type: {}}
     responses = {"200": success, **_problems(served.errors)}
     if served.is_cached:
         responses["304"] = {

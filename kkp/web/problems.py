@@ -27,6 +27,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "token_expired": HTTPStatus.UNAUTHORIZED,
     "tls_required": HTTPStatus.FORBIDDEN,
     "policy_denied": HTTPStatus.FORBIDDEN,
+    "revoked": HTTPStatus.FORBIDDEN,
     "scope_mismatch": HTTPStatus.FORBIDDEN,
     "context_mismatch": HTTPStatus.FORBIDDEN,
     "audience_mismatch": HTTPStatus.FORBIDDEN,

@@ -1,7 +1,8 @@
-"""The documents that anybody may read: JWKS, discovery, health and the OpenAPI document.
+"""The documents that anybody may read: JWKS, discovery, the signed list of revocations, health, OpenAPI.
 
-These are the only routes that do not travel the pipeline. They show public keys and whether KKP can work,
-touch no private key and no backend, and change nothing.
+These are the only routes that do not travel the pipeline. They show public keys, whether KKP can work and, by
+digest, what is revoked; they touch no backend, and change nothing. The list alone has the ring sign it
+(`kkp.keyring.revocation_list`).
 
 Whoever asks for readiness makes it known: the log has one line when a check begins to fail, with the cause,
 and one when it succeeds again.
@@ -21,12 +22,15 @@ import msgspec
 from aiohttp import web
 
 from kkp.errors import KeyringUnavailableError, KKPError
+from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
+from kkp.revocations import ListClaims
 
 _READY_PROBE_SECONDS = 1.0
 _UNREADY = 503
 _WATCH_SECONDS = 5.0
+_JWT = "application/jwt"
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +59,7 @@ class DiscoveryAnswer(msgspec.Struct, frozen=True):
     token_endpoint: str
     introspection_endpoint: str
     revocation_endpoint: str
+    revocation_list_uri: str
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
     introspection_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
     revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
@@ -97,6 +102,7 @@ class PublicDocuments:
 
     Attributes:
         keyring: Its public half is served.
+        revocation_list: What is revoked, signed.
         issuer: Every URL in the discovery document starts with it.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         openapi: The API's description.
@@ -108,6 +114,7 @@ class PublicDocuments:
     """
 
     keyring: Keyring
+    revocation_list: RevocationList
     issuer: str
     jwks_max_age_seconds: int
     openapi: bytes = field(repr=False)
@@ -125,6 +132,13 @@ class PublicDocuments:
         body, etag = self.keyring.jwks()
         return _cached(request, body, etag, f"private, max-age={self.jwks_max_age_seconds}")
 
+    async def revocations(self, request: web.Request) -> web.Response:
+        """Serve the signed list of what is revoked: that of now, or none."""
+        await self.refresh()
+        signed = self.revocation_list.current()
+        cache_control = f"private, max-age={self.revocation_list.refresh_seconds}"
+        return _cached(request, signed.document, signed.etag, cache_control, _JWT)
+
     async def description(self, request: web.Request) -> web.Response:
         """Serve the OpenAPI document; it changes with KKP's version only."""
         return _cached(request, self.openapi, hashlib.sha256(self.openapi).hexdigest(), "no-cache")
@@ -137,6 +151,7 @@ class PublicDocuments:
             token_endpoint=f"{self.issuer}/token",
             introspection_endpoint=f"{self.issuer}/token/introspect",
             revocation_endpoint=f"{self.issuer}/token/revoke",
+            revocation_list_uri=f"{self.issuer}/revocations/list",
         )
         headers = {"Cache-Control": f"private, max-age={self.jwks_max_age_seconds}"}
         return _json(document, headers=headers)
@@ -192,6 +207,7 @@ class PublicRoute:
         summary: One line for the API's description.
         errors: What it answers instead.
         is_cached: Whether it has an ETag.
+        media_type: What it is served as, where that is not its schema in JSON.
         unready_status: The status, beside 200, with which it is served.
     """
 
@@ -201,6 +217,7 @@ class PublicRoute:
     summary: str
     errors: tuple[type[KKPError], ...] = ()
     is_cached: bool = False
+    media_type: str | None = None
     unready_status: int | None = None
 
 
@@ -227,6 +244,15 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
         DiscoveryAnswer,
         "Authorization server metadata (RFC 8414)",
     ),
+    PublicRoute(
+        "/revocations/list",
+        PublicDocuments.revocations,
+        ListClaims,
+        "What is revoked, signed, for who verifies tokens offline: a compact JWS",
+        errors=(KeyringUnavailableError,),
+        is_cached=True,
+        media_type=_JWT,
+    ),
     PublicRoute("/healthz", PublicDocuments.healthz, HealthAnswer, "Whether the process answers"),
     PublicRoute(
         "/readyz",
@@ -239,12 +265,14 @@ PUBLIC_ROUTES: tuple[PublicRoute, ...] = (
 )
 
 
-def _cached(request: web.Request, body: bytes, etag: str, cache_control: str) -> web.Response:
+def _cached(
+    request: web.Request, body: bytes, etag: str, cache_control: str, content_type: str = "application/json"
+) -> web.Response:
     headers = {"Cache-Control": cache_control, "ETag": f'"{etag}"'}
     known = request.if_none_match
     if known and any(tag.value in {etag, "*"} for tag in known):
         return web.Response(status=304, headers=headers)
-    return web.Response(body=body, content_type="application/json", headers=headers)
+    return web.Response(body=body, content_type=content_type, headers=headers)
 
 
 async def _probe(check: Callable[[], Awaitable[None]]) -> str:

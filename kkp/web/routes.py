@@ -40,6 +40,7 @@ from kkp.operations.identities import (
     ListIdentities,
     RotateServiceKey,
 )
+from kkp.operations.revocations import LiftRevocation, ListRevocations, Revoke
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
@@ -95,6 +96,9 @@ class Services:
     list_identities: ListIdentities
     disable_identity: DisableIdentity
     rotate_service_key: RotateServiceKey
+    revoke: Revoke
+    lift_revocation: LiftRevocation
+    list_revocations: ListRevocations
     read_audit: ReadAudit
     max_plaintext_bytes: int
     metrics: Metrics | None = None
@@ -392,6 +396,32 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "Give an identity a new service key, which is shown this once",
         (NotFoundError, ConflictError),
         201,
+    ),
+    Route(
+        "POST",
+        "/revocations",
+        lambda s: s.revoke,
+        JSONBody(schemas.RevocationBody),
+        answers.revoked,
+        "Stop a token, a subject, an identity, a key or a backend at once",
+        (NotFoundError, UnknownBackendError, ConflictError),
+    ),
+    Route(
+        "GET",
+        "/revocations",
+        lambda s: s.list_revocations,
+        Query(schemas.RevocationParameters),
+        answers.revocations,
+        "List what is revoked, by id",
+    ),
+    Route(
+        "DELETE",
+        "/revocations/{id}",
+        lambda s: s.lift_revocation,
+        NoBody(lambda request: request.match_info["id"]),
+        answers.revoked,
+        "Let an identity, a key or a backend go on",
+        (NotFoundError, ConflictError),
     ),
 )
 

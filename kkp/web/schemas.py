@@ -11,7 +11,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -23,8 +23,10 @@ from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
 from kkp.operations.identities import IdentityRequest, RotateKeyRequest
+from kkp.operations.revocations import RevocationQuery, RevocationRequest
 from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import TokenRequest
+from kkp.revocations import MAX_REASON_CHARACTERS, RevocationKind
 from kkp.ring_times import MAX_SECONDS
 from kkp.strict_json import refuse_duplicates
 
@@ -92,6 +94,42 @@ AuditCursor = Annotated[
         description="<chain>:<seq>, as `next` of the page before has it",
     ),
 ]
+TokenId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9_-]{22}$(?!\n)",
+        description="a token's jti: 22 characters of base64url",
+    ),
+]
+IdentityName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)",
+        description="an identity's name: 1 to 63 of a-z, 0-9, ., _ and -, of which the first is a letter or "
+        "a digit",
+    ),
+]
+RevokedName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[\x21-\x7e]{1,512}$(?!\n)",
+        description="1 to 512 visible ASCII characters, without spaces",
+    ),
+]
+Reason = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=rf"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{0,{MAX_REASON_CHARACTERS}}}$(?!\n)",
+        description=f"up to {MAX_REASON_CHARACTERS} characters, on one line",
+    ),
+]
+RevocationCursor = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9_-]{22,43}$(?!\n)",
+        description="a revocation's id, as `next` of the page before has it",
+    ),
+]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -119,11 +157,27 @@ _ENVELOPE_EXAMPLE: Mapping[str, JSON] = {**_DETACHED_EXAMPLE, "nonce": "…", "c
 _TOKEN_EXAMPLE = "eyJhbGciOiJFZERTQSIsImtpZCI6…"  # noqa: S105  the beginning of one
 _EXPECTED: Mapping[str, str] = {
     repr(meta.pattern): str(meta.description)
-    for kind in (Backend, KeyId, KeyPattern, Audience, RoleName, AuditCursor)
+    for kind in (
+        Backend,
+        KeyId,
+        KeyPattern,
+        Audience,
+        RoleName,
+        AuditCursor,
+        TokenId,
+        IdentityName,
+        RevokedName,
+        Reason,
+        RevocationCursor,
+    )
     for meta in get_args(kind)[1:]
 }
 # Which values a member takes that takes no others; a list's are those of its items.
-_CHOICES: Mapping[str, Sequence[str]] = {"ops": get_args(TokenOp), "encoding": ("utf-8", "null")}
+_CHOICES: Mapping[str, Sequence[str]] = {
+    "ops": get_args(TokenOp),
+    "encoding": ("utf-8", "null"),
+    "kind": [*RevocationKind],
+}
 _AT_PLACE = r"(?P<place> - at `\$[a-z0-9_.\[\]]*`)?\Z"
 _UNKNOWN_FIELD = re.compile(rf"Object contains unknown field `(?P<name>.*?)`{_AT_PLACE}", re.DOTALL)
 _OTHER_VALUE = re.compile(rf"Invalid enum value .*?{_AT_PLACE}", re.DOTALL)
@@ -492,6 +546,52 @@ class RotateKeyBody(Asks[Callable[[str], RotateKeyRequest]], frozen=True):
         return lambda identity_id: RotateKeyRequest(
             id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
         )
+
+
+_NAME_OF: Mapping[RevocationKind, Any] = {
+    RevocationKind.TOKEN: TokenId,
+    RevocationKind.SUBJECT: Subject,
+    RevocationKind.IDENTITY: IdentityName,
+    RevocationKind.KEY: KeyId,
+    RevocationKind.BACKEND: Backend,
+}
+
+
+class RevocationBody(Asks[RevocationRequest], frozen=True):
+    """`POST /revocations`; `backend` is a key's, whose id is its `name`. No name is a pattern."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "kind": "key",
+        "backend": "aws",
+        "name": "alias/orders",
+        "reason": "INC-1234",
+    }
+
+    kind: RevocationKind
+    name: RevokedName
+    backend: Backend | None = None
+    reason: Reason = ""
+
+    def request(self) -> RevocationRequest:
+        """Return what is asked for, checked."""
+        if (self.kind is RevocationKind.KEY) != (self.backend is not None):
+            raise InvalidRequestError("A key has a `backend`, in which `name` is its id; nothing else has.")
+        try:
+            msgspec.convert(self.name, _NAME_OF[self.kind])
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"{explanation(error)} - at `$.name`") from None
+        return RevocationRequest(kind=self.kind, name=self.name, backend=self.backend, reason=self.reason)
+
+
+class RevocationParameters(Asks[RevocationQuery], frozen=True):
+    """`GET /revocations`."""
+
+    after: RevocationCursor | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+    def request(self) -> RevocationQuery:
+        """Return what is asked for, checked."""
+        return RevocationQuery(self.after or "", self.limit)
 
 
 class HeldTokenBody(Asks[HeldToken], frozen=True):

@@ -4,18 +4,25 @@ aiohttp answers some requests before any middleware sees them: what its parser r
 `Expect` headers. So the mapping of errors stands around the application's handler and in the protocol class,
 not in a middleware. Parser errors are neither echoed nor logged with a traceback: an attacker could fill
 the log with them.
+
+A listener that is told to leave takes no new connection and ends those that it has without losing a request:
+each is closed with an answer that says so (`Connection: close`), because a client that is told by an answer
+never sends its next request into a connection that just went away.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import secrets
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.http_parser import HttpRequestParser
@@ -30,6 +37,11 @@ from kkp.web.routes import ORIGIN
 
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
+_QUEUED = 1024  # connections that wait to be accepted
+_LOOK_SECONDS = 0.05
+_SWEEP_SECONDS = 0.1
+_HANDSHAKE_SECONDS = 0.5
+_SWEPT_AT_ONCE = 64
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
 _HEALTH = frozenset({"/healthz", "/readyz"})
@@ -76,25 +88,28 @@ class _Runner(web.AppRunner):
         app: The application.
         peers: Who its requests come from.
         observe: Told of each answer.
+        closing: Set when an answer is to be its connection's last.
         options: aiohttp's.
     """
 
-    __slots__ = ("_observe", "_peers")
+    __slots__ = ("_closing", "_observe", "_peers")
 
     def __init__(
         self,
         app: web.Application,
         peers: Peers,
         observe: Observe | None,
+        closing: asyncio.Event,
         **options: Any,  # noqa: ANN401  aiohttp's own
     ) -> None:
         super().__init__(app, **options)
         self._peers = peers
         self._observe = observe
+        self._closing = closing
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        handler = _answering_errors(plain.request_handler, self._peers)
+        handler = _answering_errors(plain.request_handler, self._peers, self._closing)
         return _Server(
             handler if self._observe is None else _observed(handler, self._observe),
             request_factory=plain.request_factory,
@@ -102,7 +117,7 @@ class _Runner(web.AppRunner):
         )
 
 
-def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler:
+def _answering_errors(handler: _RequestHandler, peers: Peers, closing: asyncio.Event) -> _RequestHandler:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         peer = request.remote or ""
         origin = Origin(
@@ -117,6 +132,8 @@ def _answering_errors(handler: _RequestHandler, peers: Peers) -> _RequestHandler
             response = problems.of_error(error, origin)
         response.headers["X-Request-Id"] = origin.request_id
         response.headers[hdrs.SERVER] = "kkp"
+        if closing.is_set():
+            response.force_close()
         return response
 
     return handle
@@ -157,21 +174,151 @@ def _new_request_id() -> str:
     return f"{_PREFIX}{next(_count):012x}"
 
 
+class Inherited(NamedTuple):
+    """Bound sockets of one address, one queue of connections for each of several processes.
+
+    Attributes:
+        own: Those whose queue is this process's.
+        others: Those whose queues are other processes'. What has waited there is taken, too: the process may
+            hang, have crashed, or have more to do.
+    """
+
+    own: Sequence[socket.socket]
+    others: Sequence[socket.socket]
+
+
+@final
+class Listener:
+    """A server that listens.
+
+    Attributes:
+        address: Where, with its real port.
+        closing: Set it, and each answer is its connection's last.
+    """
+
+    def __init__(self, runner: _Runner, tls: ssl.SSLContext | None, closing: asyncio.Event) -> None:
+        self._runner = runner
+        self._tls = tls
+        self._handed_over: set[asyncio.Task[object]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
+        self.closing = closing
+
+    @property
+    def address(self) -> Address:
+        """Where, with its real port."""
+        return Address(*self._runner.addresses[0][:2])
+
+    async def start(self, where: Address | Inherited) -> None:
+        """Listen.
+
+        Raises:
+            OSError: It can't.
+        """
+        for site in _sites(self._runner, where, self._tls):
+            await site.start()
+        if isinstance(where, Inherited):
+            for queue in where.others:
+                queue.setblocking(False)  # noqa: FBT003  its only argument
+            self._sweeping = asyncio.create_task(self._sweep(where.others))
+
+    async def leave(self) -> None:
+        """Take no new connection, and wait until those that stand are gone."""
+        self.closing.set()
+        self.stop_sweeping()
+        for site in self._runner.sites:
+            await site.stop()
+        await asyncio.sleep(_HANDSHAKE_SECONDS)  # what was just accepted is no connection yet
+        server = self._runner.server
+        while server is not None and server.connections:  # noqa: ASYNC110  aiohttp tells nobody of the last
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def stop_sweeping(self) -> None:
+        """Take nothing more out of the queues of others."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    async def _sweep(self, queues: Sequence[socket.socket]) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            for queue in queues:
+                self._take_from(queue)
+
+    def _take_from(self, queue: socket.socket) -> None:
+        with suppress(OSError):  # nobody waits there, or nobody listens there yet
+            for _ in range(_SWEPT_AT_ONCE):
+                connection, _peer = queue.accept()
+                task = asyncio.create_task(self._hand_over(connection))
+                self._handed_over.add(task)
+                task.add_done_callback(self._handed_over.discard)
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        connection.setblocking(False)  # noqa: FBT003  its only argument
+        loop, server = asyncio.get_running_loop(), self._runner.server
+        assert server is not None  # noqa: S101  it is set up before anybody listens
+        with suppress(OSError):  # the client is gone, or its handshake fails
+            await loop.connect_accepted_socket(server, connection, ssl=self._tls)
+
+
+async def bind(address: Address, count: int) -> list[list[socket.socket]]:
+    """Return sockets of one address for as many processes, for each those whose queue is its own.
+
+    The kernel deals connections out to the queues (SO_REUSEPORT), by what a connection comes from. It would
+    also let any later process of the same user have a share of them, silently, if that asks for it. So the
+    first socket does not ask: it gets the address only where nobody has it.
+
+    Raises:
+        ConfigError: The address can't be had.
+    """
+    loop = asyncio.get_running_loop()
+    found: list[list[socket.socket]] = []
+    host, port = address.host, address.port
+    for number in range(count):
+        try:
+            server = await loop.create_server(
+                asyncio.Protocol, host, port, start_serving=False, reuse_port=number > 0
+            )
+        except OSError as error:
+            raise _cant_listen("KKP_LISTEN_ADDR", address, error) from error
+        sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
+        server.close()
+        for each in sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        found.append(sockets)
+        host, port = sockets[0].getsockname()[:2]
+    return found
+
+
+def bound_to(sockets: Sequence[socket.socket]) -> Address:
+    """Return the address of the first of these sockets, with its real port."""
+    return Address(*sockets[0].getsockname()[:2])
+
+
+def _cant_listen(setting: str, address: Address, error: OSError) -> ConfigError:
+    problem = f"{setting}: can't listen on {address} ({error.strerror})"
+    return ConfigError([f"{problem}; give {setting} another host:port"])
+
+
+def _sites(runner: _Runner, where: Address | Inherited, tls: ssl.SSLContext | None) -> list[web.BaseSite]:
+    if isinstance(where, Address):
+        return [web.TCPSite(runner, where.host, where.port, backlog=_QUEUED, ssl_context=tls)]
+    return [web.SockSite(runner, own, backlog=_QUEUED, ssl_context=tls) for own in where.own]
+
+
 @asynccontextmanager
-async def serving(  # noqa: PLR0913  each with a default that a small server keeps
+async def listening(  # noqa: PLR0913  each with a default that a small server keeps
     app: web.Application,
-    address: Address,
+    where: Address | Inherited,
     *,
     peers: Peers | None = None,
     tls: ssl.SSLContext | None = None,
     observe: Observe | None = None,
     setting: str = "KKP_LISTEN_ADDR",
-) -> AsyncIterator[Address]:
-    """Serve the application for the duration of the block; yields the address, with its real port.
+) -> AsyncIterator[Listener]:
+    """Serve the application for the duration of the block.
 
     Args:
         app: The application.
-        address: Where to listen.
+        where: Where to listen, or sockets that are bound already.
         peers: Who requests come from; by default whoever the socket says.
         tls: Listen with it; by default in the clear.
         observe: Told of each answer: its route's method and path (empty without one), status and seconds.
@@ -192,16 +339,36 @@ async def serving(  # noqa: PLR0913  each with a default that a small server kee
         "max_line_size": 4096,
         "shutdown_timeout": 5,
     }
-    runner = _Runner(app, peers or Peers(), observe, **options)
+    closing = asyncio.Event()
+    runner = _Runner(app, peers or Peers(), observe, closing, **options)
     await runner.setup()
+    listener = Listener(runner, tls, closing)
     try:
-        site = web.TCPSite(runner, address.host, address.port, backlog=1024, ssl_context=tls)
         try:
-            await site.start()
+            await listener.start(where)
         except OSError as error:
-            problem = f"{setting}: can't listen on {address} ({error.strerror})"
-            raise ConfigError([f"{problem}; give {setting} another host:port"]) from error
-        host, port = runner.addresses[0][:2]
-        yield Address(host, port)
+            address = where if isinstance(where, Address) else bound_to(where.own)
+            raise _cant_listen(setting, address, error) from error
+        yield listener
     finally:
+        listener.stop_sweeping()
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(  # noqa: PLR0913  likewise
+    app: web.Application,
+    address: Address,
+    *,
+    peers: Peers | None = None,
+    tls: ssl.SSLContext | None = None,
+    observe: Observe | None = None,
+    setting: str = "KKP_LISTEN_ADDR",
+) -> AsyncIterator[Address]:
+    """Serve like `listening`; yields the address alone, with its real port.
+
+    Raises:
+        ConfigError: See `listening`.
+    """
+    async with listening(app, address, peers=peers, tls=tls, observe=observe, setting=setting) as listener:
+        yield listener.address

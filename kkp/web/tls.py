@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, final
 
-from kkp.data_dir import is_open_to_others
+from kkp.data_dir import is_exposed
 from kkp.errors import ConfigError
 
 _LOOK_SECONDS = 2.0
@@ -187,7 +187,7 @@ def _load(cert_file: Path, key_file: Path) -> _Pair:
     """
     context = _new_context()
     try:
-        if is_open_to_others(key_file.stat().st_mode):
+        if is_exposed(key_file.stat()):
             raise ConfigError([f"KKP_TLS_KEY_FILE: others can read {key_file}; run: chmod 600 {key_file}"])
         context.load_cert_chain(cert_file, key_file, password=_refuse_passphrase)
         certificate = read_certificate(cert_file)

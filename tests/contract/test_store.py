@@ -20,6 +20,7 @@ from kkp.rows import (
     IdentityRow,
     LocalKeyRow,
     LogPosition,
+    RevocationRow,
     RevokedTokenRow,
     RingRow,
 )
@@ -28,7 +29,7 @@ from kkp.store.base import Database, bump_epoch
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
-from kkp.store.revoked_tokens import RevokedTokenStore
+from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
 from tests.databases import CHECK, Place
@@ -597,21 +598,77 @@ async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Data
     assert await store.undelivered(9) == rows[1:]
 
 
-# Revoked tokens.
+# What is revoked.
 
 
 async def test_revoked_tokens_are_read_by_the_epoch_that_they_brought_about(database: Database) -> None:
-    store = RevokedTokenStore(database)
+    store = RevocationStore(database)
     rows = [RevokedTokenRow(f"jti {n}", 2**33 + n, 1.5, "orders", b"\0mac") for n in (1, 2)]
     for row in [*rows, rows[0]]:
         await store.insert_revoked_token(row, forget_before=0.0, at_most=2, share=2)
-    snapshot = await store.load_revoked_tokens(since_epoch=0)
-    assert (snapshot.epoch, sorted(snapshot.rows)) == (3, rows)
-    assert (await store.load_revoked_tokens(since_epoch=2)).rows == (rows[1],)
+    snapshot = await store.load_revocations(since_epoch=0)
+    assert (snapshot.epoch, sorted(snapshot.tokens)) == (3, rows)
+    assert (await store.load_revocations(since_epoch=2)).tokens == (rows[1],)
     third = rows[0]._replace(jti="jti 3")
     with pytest.raises(RateLimitedError):
         await store.insert_revoked_token(third, forget_before=0.0, at_most=3, share=2)
     with pytest.raises(KeyringUnavailableError, match="As many"):
         await store.insert_revoked_token(third, forget_before=0.0, at_most=2, share=None)
     await store.insert_revoked_token(third, forget_before=2.0**33 + 3, at_most=1, share=1)
-    assert (await store.load_revoked_tokens(since_epoch=0)).rows == (third,)
+    assert (await store.load_revocations(since_epoch=0)).tokens == (third,)
+
+
+KEY = RevocationRow("id-1", "key", "aws", "alias/orders", None, 1.5, "root", "caf\xe9", b"\0mac\xff")
+SUBJECT = RevocationRow("id-2", "subject", None, "orders", 2**33, 1.5, "root", "", b"mac 2")
+
+
+async def test_what_is_revoked_is_kept_as_it_is_and_there_once(database: Database, replica: Database) -> None:
+    store, other = RevocationStore(database), RevocationStore(replica)
+    for row in (KEY, SUBJECT):
+        assert await store.put_revocation(row, forget_before=0.0, at_most=1) == row
+    assert await other.put_revocation(KEY._replace(reason="again"), forget_before=0.0, at_most=1) == KEY
+    snapshot = await other.load_revocations(since_epoch=0)
+    assert (snapshot.epoch, snapshot.others) == (3, (KEY, SUBJECT))
+    assert snapshot.clock_high_water == 0.0
+
+
+async def test_a_subject_is_revoked_further_and_never_less_far(database: Database) -> None:
+    store = RevocationStore(database)
+    earlier, later = SUBJECT._replace(before=2**33 - 1), SUBJECT._replace(before=2**33 + 1, mac=b"mac 3")
+    for row, stands in ((SUBJECT, SUBJECT), (earlier, SUBJECT), (later, later), (SUBJECT, later)):
+        assert await store.put_revocation(row, forget_before=0.0, at_most=1) == stands
+    snapshot = await store.load_revocations(since_epoch=0)
+    assert (snapshot.epoch, snapshot.others) == (3, (later,))
+
+
+async def test_so_many_of_a_kind_are_kept_and_those_that_have_run_out_are_not(database: Database) -> None:
+    store = RevocationStore(database)
+    await store.put_revocation(SUBJECT, forget_before=0.0, at_most=1)
+    another = SUBJECT._replace(id="id-3", name="billing", before=2**34)
+    with pytest.raises(ConflictError, match="As many of this kind"):
+        await store.put_revocation(another, forget_before=float(2**33), at_most=1)
+    await store.put_revocation(KEY, forget_before=0.0, at_most=1)
+    await store.put_revocation(another, forget_before=2.0**33 + 1, at_most=1)
+    assert (await store.load_revocations(since_epoch=0)).others == (KEY, another)
+
+
+async def test_exactly_the_row_that_was_seen_is_lifted_and_once(
+    database: Database, replica: Database
+) -> None:
+    store, other = RevocationStore(database), RevocationStore(replica)
+    await store.put_revocation(KEY, forget_before=0.0, at_most=1)
+    assert not await other.delete_revocation(KEY._replace(mac=b"another"))
+    lifted = await asyncio.gather(store.delete_revocation(KEY), other.delete_revocation(KEY))
+    assert sorted(lifted) == [False, True]
+    snapshot = await store.load_revocations(since_epoch=0)
+    assert (snapshot.epoch, snapshot.others) == (3, ())
+
+
+async def test_replicas_that_revoke_one_thing_together_agree_on_the_row(
+    database: Database, replica: Database
+) -> None:
+    stores = [RevocationStore(database), RevocationStore(replica)]
+    rows = [KEY._replace(revoked_by=f"root-{number}") for number in range(6)]
+    puts = (stores[n % 2].put_revocation(row, forget_before=0.0, at_most=1) for n, row in enumerate(rows))
+    assert len(set(await asyncio.gather(*puts))) == 1
+    assert (await stores[0].load_revocations(since_epoch=0)).epoch == 2

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kkp.authn.identities import IdentityDirectory
-from kkp.authn.revoked_tokens import RevokedTokens
+from kkp.authn.revocations import Revocations
 from kkp.keyring.rotation import Keyring
 from kkp.kms.local import LocalKMS
 from kkp.kms.memory import MemoryKMS
@@ -28,7 +28,10 @@ PROBED: tuple[tuple[type, str], ...] = (
     (Keyring, "sign"),
     (Keyring, "rotate"),
     (Keyring, "revoke"),
-    (RevokedTokens, "revoke"),
+    (Revocations, "revoke_token"),
+    (Revocations, "revoke"),
+    (Revocations, "lift"),
+    (Revocations, "page"),
     (IdentityDirectory, "add"),
     (IdentityDirectory, "disable"),
     (IdentityDirectory, "rotate_key"),

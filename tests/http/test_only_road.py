@@ -26,6 +26,7 @@ PUBLIC = (
     "/keys/jwks",
     "/.well-known/jwks.json",
     "/.well-known/oauth-authorization-server",
+    "/revocations/list",
     "/healthz",
     "/readyz",
     "/openapi.json",
@@ -100,10 +101,20 @@ class Prepared(NamedTuple):
             ),
             ("POST", "/token/introspect"): Walk("/token/introspect", {"token": self.token}, "orders", None),
             ("POST", "/token/revoke"): Walk(
-                "/token/revoke", {"token": self.token}, "orders", "RevokedTokens.revoke"
+                "/token/revoke", {"token": self.token}, "orders", "Revocations.revoke_token"
             ),
             ("POST", "/identities/{id}/rotate-key"): Walk(
                 "/identities/leaver/rotate-key", None, "root", "IdentityDirectory.rotate_key", 201
+            ),
+            ("POST", "/revocations"): Walk(
+                "/revocations",
+                {"kind": "key", "backend": "gcp", "name": "orders"},
+                "root",
+                "Revocations.revoke",
+            ),
+            ("GET", "/revocations"): Walk("/revocations", None, "root", "Revocations.page"),
+            ("DELETE", "/revocations/{id}"): Walk(
+                "/revocations/nothing", None, "root", "Revocations.lift", 404
             ),
             ("GET", "/audit"): Walk("/audit", None, "root", "AuditStore.read"),
             ("POST", "/envelope/encrypt/batch"): Walk(
@@ -319,7 +330,8 @@ async def test_a_public_document_reaches_nothing(prepared: Prepared) -> None:
         for method in ("GET", "HEAD"):
             for credential in (None, prepared.kkp.root_key, prepared.token, "nonsense"):
                 assert (await prepared.kkp.request(method, path, credential=credential)).status == 200
-    assert prepared.probes.fired == {}
+    # The list of revocations is signed outside of the road, and only once while nothing changes.
+    assert prepared.probes.fired == {"Keyring.sign": 1}
 
 
 async def test_the_probes_would_see_a_road_around_the_pipeline(prepared: Prepared) -> None:

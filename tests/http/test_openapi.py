@@ -43,7 +43,7 @@ def test_every_code_is_documented_where_it_can_occur() -> None:
         for operation in operations.values()
         for status, response in operation["responses"].items()
         for media in response.get("content", {}).values()
-        for part in media["schema"].get("allOf", [])
+        for part in media.get("schema", {}).get("allOf", [])
         for code in part.get("properties", {}).get("code", {}).get("enum", [])
         if STATUS[code] == int(status)
     }

@@ -357,4 +357,4 @@ async def test_an_altered_revocation_closes_tokens_and_readiness(kkp: KKP, tmp_p
         assert (refused.status, refused.problem()) == (503, "keyring_unavailable")
     ready = await kkp.get("/readyz")
     assert ready.status == 503
-    assert ready.json["checks"]["revoked_tokens"] != "ok"
+    assert ready.json["checks"]["revocations"] != "ok"

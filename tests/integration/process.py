@@ -73,10 +73,15 @@ def environment(environ: Mapping[str, str] = NO_SETTINGS) -> dict[str, str]:
 
 
 async def kkp(
-    directory: Path, *arguments: str, executable: Path = KKP, environ: Mapping[str, str] = NO_SETTINGS
+    directory: Path,
+    *arguments: str,
+    executable: Path = KKP,
+    prefix: Sequence[str | Path] = (),
+    environ: Mapping[str, str] = NO_SETTINGS,
 ) -> Finished:
     """Run one command to its end, in a directory."""
     process = await asyncio.create_subprocess_exec(
+        *prefix,
         executable,
         *arguments,
         cwd=directory,
@@ -206,10 +211,11 @@ def verified(token: str, jwks: jwt.PyJWKSet) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def launched(
+async def launched(  # noqa: PLR0913  each with a default
     directory: Path,
     *,
     command: str = "dev",
+    options: Sequence[str] = (),
     executable: Path = KKP,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
@@ -220,6 +226,7 @@ async def launched(
             *prefix,
             executable,
             command,
+            *options,
             cwd=directory,
             env=environment(environ),
             stdin=asyncio.subprocess.DEVNULL,
@@ -235,10 +242,11 @@ async def launched(
 
 
 @asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0913  each with a default
     directory: Path,
     *,
     command: str = "dev",
+    options: Sequence[str] = (),
     executable: Path = KKP,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
@@ -246,7 +254,9 @@ async def serving(
     """Run a server for the duration of the block, from the moment that it says where it listens."""
     loop = asyncio.get_running_loop()
     started_at = loop.time()
-    launching = launched(directory, command=command, executable=executable, prefix=prefix, environ=environ)
+    launching = launched(
+        directory, command=command, options=options, executable=executable, prefix=prefix, environ=environ
+    )
     async with launching as process:
         url = await listening(process, directory)
         async with aiohttp.ClientSession(url) as session:

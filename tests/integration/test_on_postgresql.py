@@ -75,4 +75,4 @@ async def test_a_database_of_another_master_key_is_refused(tmp_path: Path, url: 
         assert (await server.get("/readyz")).status == 200
     refused = await kkp(tmp_path / "two", "dev", environ=environ)
     assert refused.code == 2
-    assert "KKP_MASTER_KEY: the database was written under another master key" in refused.err
+    assert "KKP_MASTER_KEY_FILE: the database was written under another master key" in refused.err

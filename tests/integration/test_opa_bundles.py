@@ -36,7 +36,7 @@ from kkp.authz.opa import OPAPolicy
 from kkp.errors import PolicyUnavailableError
 from kkp.model import PolicyInput
 from tests.decision_cases import CASES, question
-from tests.opa import OPA, POLICY, ROOT, find_opa, readme_commands, require_opa, running, until
+from tests.opa import NOT_SHIPPED, OPA, POLICY, ROOT, find_opa, readme_commands, require_opa, running, until
 from tests.promises import Recorder
 
 pytestmark = [
@@ -59,7 +59,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_release(directory: Path) -> Path:
     """Run the README's first commands in a directory."""
     shutil.copytree(POLICY, directory / "policy")
-    shutil.copytree(ROOT / "deploy", directory / "deploy")
+    shutil.copytree(ROOT / "deploy", directory / "deploy", ignore=NOT_SHIPPED)
     for command in readme_commands():
         if command.startswith("openssl"):
             shell(command, directory)

@@ -62,10 +62,16 @@ def mint(kid: str = "key-1", **changes: object) -> str:
 
 
 class RevokedIds(set[str]):
-    """What was revoked by now."""
+    """What is revoked by now: ids of tokens, names of identities, and keys as `backend/key_id`."""
 
-    def is_revoked(self, jti: str) -> bool:
-        return jti in self
+    def is_void(self, claims: Claims) -> bool:
+        return claims.jti in self
+
+    def is_held(self, *identities: str) -> bool:
+        return not self.isdisjoint(identities)
+
+    def is_stopped(self, backend: str, key_id: str | None) -> bool:
+        return f"{backend}/{key_id}" in self
 
 
 class PublishedKeys:
@@ -109,7 +115,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     ring = PublishedKeys("key-1", "key-2")
     revoked = RevokedIds()
     verifier = TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
-    yield World(store, directory, ring, revoked, clock, Authenticator(directory, verifier))
+    yield World(store, directory, ring, revoked, clock, Authenticator(directory, verifier, revoked))
     await database.close()
 
 
@@ -262,7 +268,7 @@ async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
         world.ring, world.revoked, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR
     )
     with pytest.raises(StateUntrustedError):
-        Authenticator(stranger, verifier).authenticate(Credentials(credential), epoch=1)
+        Authenticator(stranger, verifier, world.revoked).authenticate(Credentials(credential), epoch=1)
 
 
 CHANGES: tuple[tuple[str, object], ...] = (
@@ -330,6 +336,47 @@ async def test_a_token_is_accepted(world: World, token: str, *, accepted: bool) 
     else:
         with pytest.raises(AuthenticationError):
             world.authenticator.accepted(token)
+
+
+# What is revoked for the time being.
+
+
+@pytest.mark.parametrize(
+    ("held", "bearer", "token", "error"),
+    [
+        ("orders", ORDERS_KEY, None, UnauthenticatedError),
+        ("orders", None, GOOD, TokenInvalidError),
+        ("orders", BILLING_KEY, GOOD, TokenInvalidError),
+        ("billing", BILLING_KEY, GOOD, UnauthenticatedError),
+        ("billing", None, ACTED, TokenInvalidError),
+        ("orders", None, ACTED, TokenInvalidError),
+        ("billing", None, GOOD, None),
+        ("orders", BILLING_KEY, None, None),
+    ],
+)
+async def test_an_identity_that_is_revoked_is_nobody_and_its_tokens_are_nothing(
+    world: World, held: str, bearer: str | None, token: str | None, error: type[AuthenticationError] | None
+) -> None:
+    before = world.authenticate(bearer, token)
+    world.revoked.add(held)
+    if error is None:
+        assert world.authenticate(bearer, token) == before
+    else:
+        with pytest.raises(error):
+            world.authenticate(bearer, token)
+
+
+@pytest.mark.parametrize("revoked", ["orders", "aws/alias/orders"])
+async def test_what_is_not_accepted_while_something_is_revoked_can_be_ended_all_the_same(
+    world: World, revoked: str
+) -> None:
+    world.revoked.add(revoked)
+    with pytest.raises(TokenInvalidError):
+        world.authenticator.accepted(GOOD)
+    assert world.authenticator.revocable(GOOD).jti == CLAIMS.jti
+    world.revoked.add(CLAIMS.jti)
+    with pytest.raises(TokenInvalidError):
+        world.authenticator.revocable(GOOD)
 
 
 # The cache of verified tokens.

@@ -25,6 +25,7 @@ from kkp.errors import (
     PolicyDeniedError,
     PolicyUnavailableError,
     RateLimitedError,
+    RevokedError,
     TokenExpiredError,
     UnauthenticatedError,
 )
@@ -32,7 +33,7 @@ from kkp.master_key import MasterKey
 from kkp.model import Decision, PolicyInput
 from kkp.operations.base import Proposal
 from tests.fakes.audit_store import Failure
-from tests.road import ALLOW, CALLER, DENY, Road, Work, built_road, limit
+from tests.road import ALLOW, CALLER, DENY, RevokedKeys, Road, Work, built_road, limit
 
 SLICE = 64
 
@@ -723,6 +724,23 @@ async def test_what_another_process_changes_sends_the_items_that_have_not_begun_
     assert ended(await road.walk_together(*keys)) == did(*keys)
     assert road.work.runs == len(keys)
     assert {body["epoch"] for body in bodies(road) if body["type"] == "decision"} == {1, 2}
+
+
+async def test_a_key_that_another_process_revokes_is_not_used_by_items_that_have_not_begun(
+    road: Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "LOOK_SECONDS", 0.0)
+    keys = ["first", *(f"k{number}" for number in range(20))]
+    revoked = road.pipeline._revocations = RevokedKeys()
+
+    async def revoke() -> None:
+        road.directory.write(key=CALLER)
+        revoked.update(keys[8:])  # so many begin at once
+
+    road.work = Doing(first=revoke)
+    results = await road.walk_together(*keys)
+    assert ended(results) == [*did(*keys[:8]), *[RevokedError] * (len(keys) - 8)]
+    assert road.work.runs == 8
 
 
 async def test_a_credential_that_expires_meanwhile_opens_nothing_further(

@@ -185,12 +185,12 @@ def test_the_local_database_knows_why_a_token_is_not_good(
     good, revoked = world.mint(), world.mint(jti="revoked")
 
     async def revoke(base: app.Foundation) -> None:
-        await base.revoked_tokens().revoke("revoked", int(time.time()) + 300, by="root")
+        await base.revocations().revoke_token("revoked", int(time.time()) + 300, by="root")
 
     world.do(revoke)
     head, _, signature = good.rpartition(".")
     assert told(f"{head}.{'A' * 10}{signature[10:]}") == "NOT VERIFIED: its signature is wrong"
-    assert told(revoked) == "NOT VERIFIED: it was revoked"
+    assert told(revoked) == "NOT VERIFIED: it was revoked, or its subject was since it was issued"
     assert told(world.mint(iss="https://elsewhere.test")) == (
         f'NOT VERIFIED: its issuer is "https://elsewhere.test", and KKP_ISSUER is "{ISSUER}"'
     )
@@ -199,6 +199,27 @@ def test_the_local_database_knows_why_a_token_is_not_good(
     later = int(time.time()) + 100
     assert told(world.mint(nbf=later)) == "NOT VERIFIED: it is not valid yet"
     assert told("nonsense").endswith("not a token of the form that KKP mints")
+
+
+@pytest.mark.parametrize(
+    ("revoked", "told"),
+    [
+        (("identity", "orders"), 'its subject, "orders", is revoked'),
+        (("key", "aws", "alias/orders"), "the key that it is for, or that key's backend, is revoked"),
+        (("backend", "aws"), "the key that it is for, or that key's backend, is revoked"),
+        (("subject", "orders"), "it was revoked, or its subject was since it was issued"),
+    ],
+)
+def test_a_token_that_the_kill_switch_stopped_says_so(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    revoked: tuple[str, ...],
+    told: str,
+) -> None:
+    token = world.mint()
+    assert command("revoke", *revoked) == 0
+    assert verdict(monkeypatch, capsys, token) == f"NOT VERIFIED: {told}"
 
 
 def test_a_token_of_a_disabled_subject_or_of_a_revoked_key_says_so(

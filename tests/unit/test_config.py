@@ -10,7 +10,16 @@ import pytest
 
 from kkp import kms
 from kkp.app import PRODUCTION_CHECKS
-from kkp.config import Address, DataKeyCacheLimits, Settings, SinkAddress, load, load_backend_limits
+from kkp.config import (
+    GOOD_KMS_KEY,
+    Address,
+    DataKeyCacheLimits,
+    KMSKey,
+    Settings,
+    SinkAddress,
+    load,
+    load_backend_limits,
+)
 from kkp.errors import ConfigError
 from kkp.model import BackendLimits
 from kkp.postgres_address import read_address
@@ -51,18 +60,21 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         trusted_proxies=(),
         metrics_listen=None,
         drain_seconds=5,
+        workers=1,
         data_dir=Path(".kkp"),
         database_url="sqlite:///.kkp/kkp.db",
         postgres=None,
         database_password_file=None,
         master_key=None,
         master_key_file=Path(".kkp/master.key"),
+        master_key_kms=None,
         issuer="http://127.0.0.1:8080",
         policy_path=None,
         opa_url=None,
         opa_timeout_seconds=0.5,
         opa_ca_file=None,
         policy_rule=None,
+        revocation_list_seconds=300,
         checkpoint_sink=SinkAddress("file", Path.cwd() / ".kkp/checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=60,
         accept_rollback="",
@@ -713,7 +725,8 @@ NOT_FOR_DEV = {
     "KKP_TLS_KEY_FILE": "tls.key",
     "KKP_TRUSTED_PROXIES": "10.0.0.1",
     "KKP_DRAIN_SECS": "1",
-    "KKP_MASTER_KEY_KMS": "aws-kms://eu-west-1/alias/kkp",
+    "KKP_WORKERS": "2",
+    "KKP_MASTER_KEY_KMS": "aws-kms://eu-west-1#alias/kkp",
 }
 
 
@@ -732,6 +745,43 @@ def test_what_only_serving_knows_is_refused_and_not_ignored(name: str) -> None:
 def test_two_master_keys_are_one_too_many() -> None:
     (problem,) = problems(KKP_MASTER_KEY=MASTER_KEY_TEXT, KKP_MASTER_KEY_FILE="master.key")
     assert problem == "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one of them"
+    everything = {
+        "KKP_MASTER_KEY": MASTER_KEY_TEXT,
+        "KKP_MASTER_KEY_FILE": "master.key",
+        "KKP_MASTER_KEY_KMS": "aws-kms://eu-west-1#alias/kkp",
+    }
+    with pytest.raises(ConfigError) as refusal:
+        load(everything, COMMAND, schemes=SCHEMES)
+    names = "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE and KKP_MASTER_KEY_KMS"
+    assert refusal.value.problems == (f"{names}: give exactly one of them",)
+
+
+@pytest.mark.parametrize(
+    ("text", "uri", "key_id"),
+    [
+        ("aws-kms://eu-west-1#alias/kkp-master", "aws-kms://eu-west-1", "alias/kkp-master"),
+        ("vault-transit://v.test/transit?x=1#kkp", "vault-transit://v.test/transit?x=1", "kkp"),
+        ("azure-keyvault://name.vault.azure.net#kkp/0", "azure-keyvault://name.vault.azure.net", "kkp/0"),
+    ],
+)  # fmt: skip
+def test_a_kms_key_for_the_master_key_is_a_uri_and_a_key_of_it(text: str, uri: str, key_id: str) -> None:
+    key = load({"KKP_MASTER_KEY_KMS": text}, COMMAND, schemes=SCHEMES).master_key_kms
+    assert key == KMSKey(uri, key_id)
+    assert key.label == f"{uri.partition(':')[0]}://…#{key_id}"
+    assert uri not in repr(key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "aws-kms://eu-west-1", "aws-kms://eu-west-1#", "#alias/kkp", "eu-west-1#alias/kkp", "aws:alias/kkp",
+        "memory://aws#alias/kkp", "local://#default", "any-of://?key.k=aws:k#k", "all-of://?key.k=aws:k#k",
+    ],
+)  # fmt: skip
+def test_what_can_t_wrap_a_master_key_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load({"KKP_MASTER_KEY_KMS": text}, COMMAND, schemes=SCHEMES)
+    assert refusal.value.problems == (f"KKP_MASTER_KEY_KMS: its value can't be used; give {GOOD_KMS_KEY}",)
 
 
 @pytest.mark.promise(2)
@@ -896,6 +946,13 @@ def serve_problems(**environ: str) -> tuple[str, ...]:
     return refusal.value.problems
 
 
+def test_serving_asks_for_no_file_where_a_kms_wraps_the_master_key(initialised: Path) -> None:
+    (initialised / ".kkp/master.key").unlink()
+    chosen = served(KKP_MASTER_KEY_KMS="aws-kms://eu-west-1#alias/kkp")
+    assert chosen.master_key_kms == KMSKey("aws-kms://eu-west-1", "alias/kkp")
+    assert chosen.master_key is None
+
+
 def test_serving_takes_what_it_needs_and_has_defaults_for_the_rest(initialised: Path) -> None:
     chosen = served(KKP_LISTEN_ADDR="", KKP_TRUSTED_PROXIES="10.0.0.1")
     assert str(chosen.listen) == "0.0.0.0:8080"
@@ -917,11 +974,14 @@ def test_the_settings_of_serving_arrive(initialised: Path) -> None:
         KKP_TRUSTED_PROXIES="10.0.0.1,2001:db8::/32",
         KKP_METRICS_ADDR="[::1]:1",
         KKP_DRAIN_SECS="0.5",
+        KKP_WORKERS="64",
     )
     assert (chosen.opa_timeout_seconds, chosen.policy_rule) == (1, "allow")
     assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/bin/store"))
     assert [str(network) for network in chosen.trusted_proxies] == ["10.0.0.1/32", "2001:db8::/32"]
     assert (chosen.metrics_listen, chosen.drain_seconds) == (Address("::1", 1), 0.5)
+    assert chosen.workers == 64
+    assert served(KKP_WORKERS="auto").workers is None
 
 
 def test_metrics_are_turned_off_by_an_empty_address_in_either_place(initialised: Path) -> None:
@@ -991,7 +1051,14 @@ SERVE_REFUSALS = {
         {"KKP_DEV_ALLOW_REMOTE": "1"},
         "KKP_DEV_ALLOW_REMOTE: not taken by `kkp serve`",
     ),
-    "a master key in a KMS": ({"KKP_MASTER_KEY_KMS": "aws-kms://x"}, "KKP_MASTER_KEY_KMS: not taken by"),
+    "a KMS for the master key that there is not": (
+        {"KKP_MASTER_KEY_KMS": "gone://x#key"},
+        "KKP_MASTER_KEY_KMS: ",
+    ),
+    "a KMS for the master key that can't be right": (
+        {"KKP_MASTER_KEY_KMS": "aws-kms://#alias/kkp"},
+        "KKP_MASTER_KEY_KMS: ",
+    ),
     "two master keys": (
         {"KKP_MASTER_KEY": MASTER_KEY_TEXT, "KKP_MASTER_KEY_FILE": ".kkp/master.key"},
         "KKP_MASTER_KEY and KKP_MASTER_KEY_FILE: give exactly one",
@@ -1026,6 +1093,9 @@ SERVE_REFUSALS = {
         "KKP_CHECKPOINT_SINK: 's3:/x' can't be used",
     ),
     "a sink that moves": ({"KKP_CHECKPOINT_SINK": "file:x"}, "KKP_CHECKPOINT_SINK: 'file:x' can't be used"),
+    "no workers": ({"KKP_WORKERS": "0"}, "KKP_WORKERS: '0' can't be used"),
+    "more workers than there may be": ({"KKP_WORKERS": "65"}, "KKP_WORKERS: '65' can't be used"),
+    "no number of workers": ({"KKP_WORKERS": "all"}, "KKP_WORKERS: 'all' can't be used"),
     "a negative time to drain": ({"KKP_DRAIN_SECS": "-1"}, "KKP_DRAIN_SECS: '-1' can't be used"),
     "no end of draining": ({"KKP_DRAIN_SECS": "601"}, "KKP_DRAIN_SECS: '601' can't be used"),
     "no number to drain by": ({"KKP_DRAIN_SECS": "nan"}, "KKP_DRAIN_SECS: 'nan' can't be used"),
@@ -1060,13 +1130,12 @@ def test_everything_that_is_wrong_with_serving_is_told_at_once(here: Path) -> No
     )
     beginnings = (
         "KKP_METRICS_ADDR: '0.0.0.0:1' can't be used",
+        "KKP_MASTER_KEY_KMS: its value can't be used",
         "KKP_OPA_TIMEOUT_MS: 'soon' can't be used",
-        "KKP_MASTER_KEY_KMS: not taken by `kkp serve`",
         "KKP_POLICY_PATH: not taken by `kkp serve`",
         "KKP_ISSUER: `kkp serve` needs it",
         "KKP_CHECKPOINT_SINK: `kkp serve` needs it",
         "KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE: give both",
-        "KKP_MASTER_KEY_FILE: .kkp/master.key does not exist",
         "KKP_DATABASE_URL: .kkp/kkp.db does not exist",
         "KKP_BACKENDS: a is memory://, an emulator",
         "KKP_BACKENDS: b has the unknown scheme 'ftp'; served are local",

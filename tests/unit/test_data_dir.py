@@ -10,15 +10,26 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from kkp.config import decode_master_key
-from kkp.data_dir import master_key, prepare, prepare_database, read_secret, write_new, write_secret
+from kkp.data_dir import (
+    is_exposed,
+    master_key,
+    prepare,
+    prepare_database,
+    read_secret,
+    write_new,
+    write_secret,
+)
 from kkp.errors import ConfigError
+from kkp.web.tls import check_tls
+from tests.http.certificates import new_pair
 
 pytestmark = pytest.mark.promise(40)
 
@@ -299,6 +310,95 @@ def test_a_secret_that_others_can_touch_is_refused_with_the_cure(tmp_path: Path,
 def test_a_secret_for_its_owner_only_is_read(tmp_path: Path, permissions: int) -> None:
     path = key_file(tmp_path / "root.key", SECRET.encode() + b"\n", permissions)
     assert read_secret(path, "NAME") == SECRET
+
+
+ROOT, OURS, ANOTHER = 0, 65532, 1000
+NOBODY_ELSE = {0o600, 0o400, 0o200, 0o000}
+
+
+@pytest.mark.parametrize(
+    ("owner", "runs_as", "taken"),
+    [
+        (OURS, OURS, NOBODY_ELSE),
+        (ROOT, ROOT, NOBODY_ELSE),
+        (ANOTHER, OURS, NOBODY_ELSE),
+        (ROOT, OURS, NOBODY_ELSE | {mode | 0o040 for mode in NOBODY_ELSE}),
+    ],
+    ids=["its own", "root's, to root", "another account's", "root's, to somebody else"],
+)
+def test_a_secret_is_its_owners_alone_but_root_may_hand_it_to_a_group(
+    owner: int, runs_as: int, taken: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: runs_as)
+    modes = [mode for mode in range(0o1000) if not mode & 0o100]
+    assert {mode for mode in modes if not is_exposed(status_of(mode, owner))} == taken
+
+
+@pytest.fixture
+def handed_over() -> Iterator[Path]:
+    """A directory that anybody can enter, in a process that is not root until the test is over."""
+    if os.geteuid() != ROOT:
+        pytest.skip("only root can hand a file to another account")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def as_ours() -> Iterator[None]:
+    os.setegid(OURS)
+    os.seteuid(OURS)
+    try:
+        yield
+    finally:
+        os.seteuid(ROOT)
+        os.setegid(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("group", "permissions", "refusal"),
+    [
+        (OURS, 0o440, None),
+        (OURS, 0o640, None),
+        (OURS, 0o660, "chmod 600"),
+        (OURS, 0o444, "chmod 600"),
+        (ANOTHER, 0o440, "can't be read"),
+        (ANOTHER, 0o444, "chmod 600"),
+    ],
+)
+def test_a_secret_of_roots_is_read_by_the_group_that_it_is_for(
+    handed_over: Path, group: int, permissions: int, refusal: str | None
+) -> None:
+    path = key_file(handed_over / "master.key", SECRET.encode(), permissions)
+    os.chown(path, ROOT, group)
+    (handed_over / "..data").symlink_to(handed_over)  # Kubernetes has the names lead there
+    with as_ours():
+        if refusal is None:
+            assert read_secret(handed_over / "..data/master.key", "NAME") == SECRET
+        else:
+            with pytest.raises(ConfigError, match=refusal):
+                read_secret(path, "NAME")
+
+
+@pytest.mark.parametrize(
+    ("permissions", "refused"), [(0o440, False), (0o640, False), (0o660, True), (0o444, True)]
+)
+def test_a_tls_key_of_roots_is_taken_by_the_same_rule(
+    handed_over: Path,
+    permissions: int,
+    refused: bool,  # noqa: FBT001  a column of the table
+) -> None:
+    new_pair().write(handed_over)
+    (handed_over / "tls.crt").chmod(0o644)
+    (handed_over / "tls.key").chmod(permissions)
+    os.chown(handed_over / "tls.key", ROOT, OURS)
+    with as_ours():
+        problems = check_tls(handed_over / "tls.crt", handed_over / "tls.key")
+    assert [("chmod 600" in problem) for problem in problems] == [True] * refused
+
+
+def status_of(mode: int, owner: int) -> os.stat_result:
+    return os.stat_result((stat.S_IFREG | mode, 1, 1, 1, owner, OURS, 44, 0, 0, 0))
 
 
 def test_a_link_to_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp.errors import StateUntrustedError
-from kkp.master_key import MASTER_KEY_BYTES, MasterKey
+from kkp.master_key import MASTER_KEY_BYTES, MasterKey, RootKey
 
 RAW = bytes(range(100, 132))
 MASTER_KEY = MasterKey(RAW)
@@ -121,3 +121,52 @@ def test_the_key_shows_in_no_text_about_it() -> None:
             assert secret.hex() not in text
             assert repr(secret)[2:-1] not in text
     assert not hasattr(MASTER_KEY, "__dict__")
+
+
+def test_a_master_key_wraps_another_and_opens_no_other() -> None:
+    former, present = RootKey(RAW), RootKey(bytes(32))
+    wrapped = former.wrap(present)
+    assert former.unwrap(wrapped, present.check_value()).handed_to(bytes) == bytes(32)
+    for key, check_value in ((former, former.check_value()), (present, present.check_value()), (former, b"")):
+        with pytest.raises(StateUntrustedError):
+            key.unwrap(wrapped, check_value)
+    mislabelled = former.seal("kkp/master-key-wrap/v1", RAW, present.check_value())
+    with pytest.raises(StateUntrustedError, match="is another one"):
+        former.unwrap(mislabelled, present.check_value())
+
+
+def test_while_it_is_replaced_both_keys_open_and_verify_and_the_present_one_alone_seals_and_signs() -> None:
+    former, present = RootKey(RAW), RootKey(bytes(32))
+    key = MasterKey.of(former)
+    tag, sealed = key.mac(PURPOSE, b"data"), key.seal(PURPOSE, SECRET, PLACE)
+    key.take_up(present, former, {})
+    assert key.verify_mac(PURPOSE, b"data", tag)
+    assert key.open(PURPOSE, sealed, PLACE) == SECRET
+    assert key.mac(PURPOSE, b"data") == present.mac(PURPOSE, b"data") != tag
+    assert present.open(PURPOSE, key.seal(PURPOSE, SECRET, PLACE), PLACE) == SECRET
+    assert key.verify_mac(PURPOSE, b"data", key.mac(PURPOSE, b"data"))
+    key.take_up(present, None, {})
+    assert not key.verify_mac(PURPOSE, b"data", tag)
+    with pytest.raises(StateUntrustedError):
+        key.open(PURPOSE, sealed, PLACE)
+
+
+def test_what_is_kept_is_returned_in_place_of_what_the_present_key_would_give() -> None:
+    former, present = RootKey(RAW), RootKey(bytes(32))
+    key = MasterKey.of(former)
+    before = key.derive(PURPOSE)
+    kept = key.keep(PURPOSE, present)
+    key.take_up(present, None, {PURPOSE: kept})
+    assert key.derive(PURPOSE) == before == former.derive(PURPOSE)
+    assert key.derive("kkp/test/v2") == present.derive("kkp/test/v2")
+    assert key.check_value() == present.check_value()
+
+
+def test_a_kept_secret_that_was_altered_or_is_another_purpose_s_changes_nothing() -> None:
+    former, present = RootKey(RAW), RootKey(bytes(32))
+    key = MasterKey.of(former)
+    kept = key.keep(PURPOSE, present)
+    for wrong in ({PURPOSE: kept[:-1] + bytes([kept[-1] ^ 1])}, {"kkp/test/v2": kept}):
+        with pytest.raises(StateUntrustedError):
+            key.take_up(present, None, wrong)
+        assert key.present is not present

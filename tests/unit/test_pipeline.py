@@ -18,6 +18,7 @@ from kkp.errors import (
     PolicyDeniedError,
     PolicyUnavailableError,
     RateLimitedError,
+    RevokedError,
     ScopeMismatchError,
     StaleProposalError,
     TokenExpiredError,
@@ -28,7 +29,7 @@ from kkp.model import Decision
 from kkp.operations.base import Proposal
 from kkp.tokens import Claims
 from tests.fakes.audit_store import Failure
-from tests.road import ALLOW, CALLER, DENY, Road, Work, built_road, limit
+from tests.road import ALLOW, CALLER, DENY, RevokedKeys, Road, Work, built_road, limit
 
 
 @pytest.fixture
@@ -175,6 +176,51 @@ async def test_a_revocation_that_lands_while_policy_thinks_stops_the_operation(r
         await road.walk()
     assert road.work.runs == 0
     assert road.records()[1] == {"type": "outcome", "result": "superseded", "ref": "chain:2"}
+
+
+async def test_what_is_revoked_is_refused_behind_policy_and_recorded_as_denied(road: Road) -> None:
+    road.pipeline._revocations = RevokedKeys({"alias/orders"})
+    with pytest.raises(RevokedError):
+        await road.walk()
+    assert road.work.runs == 0
+    assert road.records() == [
+        {
+            "type": "decision",
+            "decision": "deny",
+            "reasons": ["test.allowed", "kkp.revoked"],
+            "result": "revoked",
+        }
+    ]
+    assert await road.walk("another") == "orders did another"
+
+
+async def test_what_policy_denies_is_denied_and_nobody_learns_that_it_is_revoked(road: Road) -> None:
+    road.pipeline._revocations = RevokedKeys({"alias/orders"})
+    road.policy.answer = DENY
+    with pytest.raises(PolicyDeniedError):
+        await road.walk()
+
+
+async def test_a_key_that_is_revoked_while_policy_thinks_is_not_used(road: Road) -> None:
+    keys = road.pipeline._revocations = RevokedKeys()
+
+    def revoke() -> None:
+        keys.add("alias/orders")
+
+    road.policy.meanwhile = revoke
+    with pytest.raises(RevokedError):
+        await road.walk()
+    assert road.work.runs == 0
+
+
+async def test_the_items_of_a_batch_that_name_what_is_revoked_are_refused_and_the_others_done(
+    road: Road,
+) -> None:
+    road.pipeline._revocations = RevokedKeys({"stopped"})
+    results = await road.walk_together("stopped", "good", "stopped")
+    assert [type(result.error) for result in results] == [RevokedError, type(None), RevokedError]
+    assert results[1].answer == "orders did good"
+    assert road.work.runs == 1
 
 
 async def test_a_change_that_does_not_concern_the_caller_costs_one_more_round(road: Road) -> None:

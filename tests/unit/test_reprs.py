@@ -40,10 +40,13 @@ HARMLESS_NAMES = {
     "key_id": "a key's name",
     "key_version": "the name of one of its versions",
     "encrypted_data_key": "is encrypted",
+    "check_value": "tells one master key from another, and leads to none",
 }
 HARMLESS = {
     "kkp.audit.checkpoints:_Body.key": "the public half that verifies the checkpoint",
     "kkp.audit.checkpoints:Checkpoint.key": "the same",
+    "kkp.authn.revocations:_View.tokens": "ids of tokens",
+    "kkp.authn.revocations:_View.keys": "names of keys",
     "kkp.cli.doctor:_Setting.value": "what the doctor prints, a secret already left out",
     "kkp.config:_BackendTable.keys": "names of keys and of members",
     "kkp.keyring.rotation:_Published.public_keys": "public halves",
@@ -53,6 +56,8 @@ HARMLESS = {
     "kkp.kms.aws:_Metadata.key_spec": "the same",
     "kkp.kms.azure:_JSONWebKey.key_ops": "what a key may be used for",
     "kkp.kms.vault_login:Login.credentials": "each hides what it holds",
+    "kkp.revocations:ListClaims.tokens": "ids of tokens, which anybody may read",
+    "kkp.revocations:ListClaims.keys": "digests of names",
     "kkp.rows:RingSnapshot.sealed_private": "sealed under the master key",
     "kkp.web.public:DiscoveryAnswer.token_endpoint": "a URL",
     "kkp.web.public:DiscoveryAnswer.token_endpoint_auth_methods_supported": "names of methods",

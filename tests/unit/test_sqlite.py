@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from kkp.rows import (
     RingRow,
 )
 from kkp.store.audit import AuditStore
-from kkp.store.base import Work, bump_epoch
+from kkp.store.base import Work, bump_epoch, read_epoch
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.ring import RingStore
@@ -285,9 +286,37 @@ async def test_a_database_that_was_given_another_journal_gets_its_own_back(path:
     await database.close()
 
 
-async def test_waiting_for_a_lock_is_bounded_on_both_connections(database: SQLiteDatabase) -> None:
-    assert await pragma(database, "busy_timeout") == 800
+async def test_waiting_for_a_lock_is_bounded_on_both_connections(
+    database: SQLiteDatabase, path: Path
+) -> None:
     assert await pragma(database, "busy_timeout", reading=True) == 800
+    assert await pragma(database, "busy_timeout") == 0  # SQLite does not wait: we do
+    with locked(path), pytest.raises(KeyringUnavailableError):
+        await database.write(read_epoch)
+    await database.write(read_epoch)
+
+
+async def test_a_writer_gets_its_turn_although_others_hardly_leave_the_lock(
+    database: SQLiteDatabase, path: Path
+) -> None:
+    ended = threading.Event()
+
+    def hog() -> None:
+        with by_hand(path) as connection:
+            while not ended.wait(0.01):
+                connection.execute("BEGIN IMMEDIATE")
+                ended.wait(0.04)
+                connection.execute("COMMIT")
+
+    with ThreadPoolExecutor(1) as thread:
+        hogging = thread.submit(hog)
+        try:
+            for _ in range(20):
+                await database.write(bump_epoch)
+        finally:
+            ended.set()
+        hogging.result()
+    assert await database.epoch() == 21
 
 
 # Transactions.

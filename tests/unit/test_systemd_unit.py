@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kkp.config import load
 from kkp.ways import COMMAND
+from kkp.workers.supervisor import Limits
 
 UNIT = (Path(__file__).parents[2] / "deploy/systemd/kkp.service").read_text()
 
@@ -15,7 +16,12 @@ def test_it_waits_for_longer_than_the_end_takes() -> None:
     found = re.search(r"^TimeoutStopSec=([0-9]+)$", UNIT, re.MULTILINE)
     assert found is not None
     under_way_seconds = 2 * 5  # aiohttp takes twice its shutdown_timeout at most
-    assert int(found[1]) > load({}, COMMAND, schemes=("memory", "local")).drain_seconds + under_way_seconds
+    longest_seconds = max(under_way_seconds, Limits().end_seconds)
+    assert int(found[1]) > load({}, COMMAND, schemes=("memory", "local")).drain_seconds + longest_seconds
+
+
+def test_only_the_supervisor_is_told_to_stop() -> None:
+    assert re.search(r"^KillMode=mixed$", UNIT, re.MULTILINE)
 
 
 def test_a_configuration_that_can_not_be_used_is_not_tried_for_ever() -> None:

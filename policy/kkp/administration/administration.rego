@@ -4,6 +4,19 @@
 package kkp.administration
 
 # METADATA
+# title: The administrative actions
+actions := {
+	"explain_policy",
+	"lift_revocation",
+	"manage_identity",
+	"read_audit",
+	"read_revocations",
+	"revoke",
+	"revoke_signing_key",
+	"rotate_signing_key",
+}
+
+# METADATA
 # title: The action is permitted
 # description: If all of this holds.
 permit := {"reasons": ["administration.granted"], "obligations": {}} if {

@@ -58,7 +58,7 @@ _permit(action) := permit if {
 	action == "issue_token"
 	permit := data.kkp.tokens.permit
 } else := permit if {
-	action in {"explain_policy", "manage_identity", "read_audit", "revoke_signing_key", "rotate_signing_key"}
+	action in data.kkp.administration.actions
 	permit := data.kkp.administration.permit
 } else := permit if {
 	action in {"introspect_token", "revoke_token"}

@@ -18,7 +18,7 @@ _denials := [code | some code in data.kkp.envelopes.denials] if {
 } else := [code | some code in data.kkp.tokens.denials] if {
 	input.action == "issue_token"
 } else := [code | some code in data.kkp.administration.denials] if {
-	input.action in {"explain_policy", "manage_identity", "read_audit", "revoke_signing_key", "rotate_signing_key"}
+	input.action in data.kkp.administration.actions
 } else := [code | some code in data.kkp.lifecycle.denials] if {
 	input.action in {"introspect_token", "revoke_token"}
 }

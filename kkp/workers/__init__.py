@@ -1,0 +1,1 @@
+"""Several processes behind one address: who starts them, what is said between them, how they are measured."""

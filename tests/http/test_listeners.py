@@ -1,0 +1,163 @@
+"""Listeners that share an address: who gets a connection, and that none is lost when one of them leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kkp.config import Address
+from kkp.errors import ConfigError
+from kkp.web.server import Inherited, Listener, bind, bound_to, listening
+from kkp.web.tls import ReloadingTLS
+from tests.http.certificates import new_pair
+
+LOOPBACK = Address("127.0.0.1", 0)
+
+
+def application(name: str) -> web.Application:
+    """Return one that says its name."""
+
+    async def say(_request: web.Request) -> web.Response:
+        return web.json_response(name)
+
+    app = web.Application()
+    app.router.add_get("/", say)
+    return app
+
+
+@asynccontextmanager
+async def bound(count: int, address: Address = LOOPBACK) -> AsyncIterator[list[list[socket.socket]]]:
+    """Bind an address for as many listeners."""
+    queues = await bind(address, count)
+    try:
+        yield queues
+    finally:
+        for queue in queues:
+            for each in queue:
+                each.close()
+
+
+def inherited(queues: list[list[socket.socket]], place: int) -> Inherited:
+    """Return what the process at this place gets, as copies that are its own."""
+    own = [each.dup() for each in queues[place]]
+    return Inherited(own, [each.dup() for queue in queues if queue is not queues[place] for each in queue])
+
+
+@asynccontextmanager
+async def sharing(
+    queues: list[list[socket.socket]], place: int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Listener]:
+    """Listen at a place, and close what was inherited afterwards, as the end of a process does."""
+    where = inherited(queues, place)
+    try:
+        async with listening(application(f"place {place}"), where, tls=tls) as listener:
+            yield listener
+    finally:
+        for each in (*where.own, *where.others):
+            each.close()
+
+
+async def ask(address: Address, trusted: ssl.SSLContext | None = None) -> tuple[str, bool]:
+    """Ask over a connection of its own; return who answered, and whether the connection ends with that."""
+    scheme = "http" if trusted is None else "https"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{scheme}://{address}/", ssl=trusted if trusted is not None else True) as response,
+    ):
+        name: str = await response.json()
+        return name, response.headers.get("Connection") == "close"
+
+
+async def test_connections_are_dealt_out_to_all_who_share_an_address() -> None:
+    async with bound(2) as queues, sharing(queues, 0) as first, sharing(queues, 1) as second:
+        assert first.address == second.address
+        answers = Counter([(await ask(first.address))[0] for _ in range(64)])
+    # Each of 64 is a toss of a coin.
+    assert min(answers["place 0"], answers["place 1"]) > 8
+
+
+@pytest.mark.parametrize("with_tls", [False, True], ids=["in the clear", "over TLS"])
+async def test_what_waits_for_one_who_does_not_come_is_taken_by_another(
+    tmp_path: Path, *, with_tls: bool
+) -> None:
+    context, trusted = None, None
+    if with_tls:
+        pair = new_pair()
+        pair.write(tmp_path)
+        context = ReloadingTLS(tmp_path / "tls.crt", tmp_path / "tls.key").context
+        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusted.check_hostname = False
+        trusted.load_verify_locations(cadata=pair.cert_pem.decode())
+    async with bound(2) as queues, sharing(queues, 0, context) as listener:
+        queues[1][0].listen()  # as that of a process that has crashed, or hangs
+        answers = [await ask(listener.address, trusted) for _ in range(16)]
+    assert answers == [("place 0", False)] * 16
+
+
+async def test_what_is_no_handshake_harms_nobody_else(tmp_path: Path) -> None:
+    pair = new_pair()
+    pair.write(tmp_path)
+    context = ReloadingTLS(tmp_path / "tls.crt", tmp_path / "tls.key").context
+    async with bound(2) as queues, sharing(queues, 0, context) as listener:
+        queues[1][0].listen()
+        for _ in range(16):
+            reader, writer = await asyncio.open_connection(listener.address.host, listener.address.port)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusted.check_hostname = False
+        trusted.load_verify_locations(cadata=pair.cert_pem.decode())
+        assert await ask(listener.address, trusted) == ("place 0", False)
+
+
+@pytest.mark.promise(33)
+async def test_who_leaves_ends_each_connection_with_an_answer_and_loses_none_that_waits() -> None:
+    async with bound(1) as queues, AsyncExitStack() as stack:
+        old = await stack.enter_async_context(sharing(queues, 0))
+        session = await stack.enter_async_context(aiohttp.ClientSession(f"http://{old.address}"))
+        async with session.get("/") as response:
+            assert response.headers.get("Connection") != "close"
+        leaving = asyncio.create_task(old.leave())
+        await asyncio.wait_for(old.closing.wait(), 10)
+        waiting = asyncio.create_task(ask(bound_to(queues[0])))  # nobody accepts it now
+        async with session.get("/") as response:
+            assert response.status == 200
+            assert response.headers["Connection"] == "close"
+        await asyncio.wait_for(leaving, 10)
+        assert not waiting.done()
+        await stack.enter_async_context(sharing(queues, 0))
+        assert await asyncio.wait_for(waiting, 10) == ("place 0", False)
+
+
+async def test_who_leaves_takes_nothing_out_of_the_queues_of_others() -> None:
+    async with bound(2) as queues, sharing(queues, 0) as leaving, sharing(queues, 1) as staying:
+        await asyncio.wait_for(leaving.leave(), 10)
+        answers = {(await ask(staying.address))[0] for _ in range(16)}
+    assert answers == {"place 1"}
+
+
+async def test_attack_nobody_joins_an_address_that_is_served_however_they_ask() -> None:
+    async with bound(2) as queues, sharing(queues, 0) as listener:
+        with pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: can't listen on"):
+            await bind(listener.address, 2)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                probe.bind((listener.address.host, listener.address.port))
+
+
+async def test_all_places_have_the_port_that_the_first_was_given() -> None:
+    async with bound(3) as queues:
+        assert len({bound_to(queue) for queue in queues}) == 1
+        assert bound_to(queues[0]).port != 0
