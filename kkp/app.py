@@ -24,6 +24,7 @@ from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import CheckpointSigner
 from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
+from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import open_sink
 from kkp.authn import identities, revocations
 from kkp.authn.authenticator import Authenticator
@@ -138,6 +139,7 @@ class Foundation:
         directory: The identities, loaded.
         audit: This boot's chain, open.
         checkpoints: Of the whole log; the database is not behind the newest.
+        reserve: What must be free for anything new to be done.
     """
 
     settings: Settings
@@ -147,6 +149,7 @@ class Foundation:
     directory: IdentityDirectory
     audit: AuditLog
     checkpoints: Checkpointer
+    reserve: SpaceReserve
 
     @property
     def master_key(self) -> MasterKey:
@@ -225,7 +228,9 @@ async def foundation(
         if accepted is not None:
             await audit.commit_rollback_accepted(RollbackAccepted(accepted.hash))
             await checkpoints.write()
-        yield Foundation(settings, clock, held, database, directory, audit, checkpoints)
+        directory_of_file = settings.database_path.parent if settings.postgres is None else None
+        reserve = SpaceReserve(directory_of_file, settings.audit_min_free_bytes)
+        yield Foundation(settings, clock, held, database, directory, audit, checkpoints, reserve)
 
 
 @asynccontextmanager
@@ -322,7 +327,7 @@ async def _running_services(
             await stack.enter_async_context(running(data_keys.run()))
         identities = base.directory.run(base.settings.ring_times.poll)
         background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
-        await stack.enter_async_context(running(*background))
+        await stack.enter_async_context(running(*background, base.reserve.run()))
         yield services
 
 
@@ -418,7 +423,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         state=state,
         authenticator=authenticator,
         policy=policy if metrics is None else metrics.policy(policy),
-        audit=base.audit if metrics is None else metrics.records(base.audit),
+        audit=base.reserve.guard(base.audit if metrics is None else metrics.records(base.audit)),
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
         limits=CallerLimits(rate, burst, time.monotonic, limited.count),
@@ -461,6 +466,7 @@ def _readiness(
         "revocations": revocations_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
+        "audit_space": base.reserve.check_ready,
         "checkpoints": base.checkpoints.check_ready,
     }
 

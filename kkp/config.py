@@ -173,6 +173,7 @@ class Settings:
         revocation_list_seconds: How long the signed list of revocations may be relied on.
         checkpoint_sink: Where checkpoints of the audit go, outside the database.
         checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
+        audit_min_free_bytes: What must be free beside a SQLite file for anything new to be done; 0: nothing.
         accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
         warnings: Things that are not wrong but look unintended.
     """
@@ -207,6 +208,7 @@ class Settings:
     ring_times: RingTimes
     revocation_list_seconds: int
     checkpoint_interval_seconds: float
+    audit_min_free_bytes: int
     accept_rollback: str
     warnings: tuple[str, ...] = ()
 
@@ -497,7 +499,8 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
-    "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("60", _interval, "a number of seconds above 0, up to 3600"),
+    "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
+    "KKP_AUDIT_MIN_FREE_BYTES": _Setting("67108864", _count_or_none, "bytes, or 0 for no reserve"),
     "KKP_ACCEPT_ROLLBACK": _Setting("", _checkpoint_hash, "the hash that the refused start names"),
     "KKP_TOKEN_TTL_SECS": _Setting("300", float, _SECONDS_HINT),
     "KKP_MIN_TOKEN_TTL_SECS": _Setting("", _optional_seconds, _SECONDS_HINT),
@@ -941,6 +944,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]
         or SinkAddress("file", values["KKP_DATA_DIR"].absolute() / "checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],
+        audit_min_free_bytes=values["KKP_AUDIT_MIN_FREE_BYTES"],
         accept_rollback=values["KKP_ACCEPT_ROLLBACK"],
         warnings=warnings,
     )

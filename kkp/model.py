@@ -38,6 +38,7 @@ class Action(StrEnum):
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
     IMPORT_AUDIT = "import_audit"
+    PRUNE_AUDIT = "prune_audit"
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -109,18 +109,33 @@ class ChainHead(NamedTuple):
     hash: bytes
 
 
+class TreeRow(NamedTuple):
+    """How far the Merkle tree of a chain was followed, and the number of the checkpoint that lists its root.
+
+    What it says is not believed before the root was compared with that checkpoint's.
+    """
+
+    chain: str
+    size: int
+    frontier: bytes
+    checkpoint: int
+
+
 class LogPosition(NamedTuple):
     """Where the whole audit log stands, as one transaction read it.
 
     Attributes:
         epoch: The state's epoch.
-        records: How many records there are.
-        heads: The heads that no chain's first record carries; they commit to every other chain.
+        records: How many records there were ever.
+        heads: The heads that no chain's first record carries, which commit to every other chain, and some
+            whose root no checkpoint lists yet.
+        trees: Their trees, as far as there is one.
     """
 
     epoch: int
     records: int
     heads: tuple[ChainHead, ...]
+    trees: tuple[TreeRow, ...] = ()
 
 
 class CheckpointRow(NamedTuple):
@@ -128,6 +143,49 @@ class CheckpointRow(NamedTuple):
 
     seq: int
     line: bytes
+
+
+class ChainState(NamedTuple):
+    """What the tables say of a chain.
+
+    Attributes:
+        chain: Its id.
+        head_seq: The number of its last record.
+        carried_seq: That of the head which a first record of another chain carries.
+        listed_seq: Up to which record a checkpoint lists its tree.
+        listed_by: The number of that checkpoint.
+        is_delivered: Whether the sink has it.
+        pruning: The signed line that says which of its records are gone; None: none.
+    """
+
+    chain: str
+    head_seq: int
+    carried_seq: int | None
+    listed_seq: int | None
+    listed_by: int | None
+    is_delivered: bool | None
+    pruning: object
+
+
+class LogLook(NamedTuple):
+    """What a look at the log costs next to nothing to tell.
+
+    Attributes:
+        epoch: The state's epoch.
+        last_position: That of the record that was inserted last; it rises with each.
+        newest: The newest checkpoint; None if there is none.
+    """
+
+    epoch: int
+    last_position: int
+    newest: CheckpointRow | None
+
+
+class SignedRows(NamedTuple):
+    """A new checkpoint, and the trees whose roots it lists."""
+
+    checkpoint: CheckpointRow
+    trees: tuple[TreeRow, ...] = ()
 
 
 class Standing(NamedTuple):

@@ -27,6 +27,7 @@ __all__ = [
     "FailedAuthentication",
     "Outcome",
     "Probe",
+    "Pruned",
     "RateLimited",
     "Receipt",
     "RecordType",
@@ -45,6 +46,7 @@ class RecordType(StrEnum):
     PROBE = "probe"
     ROLLBACK_ACCEPTED = "rollback_accepted"
     BREAK_GLASS = "break_glass"
+    PRUNED = "pruned"
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +155,13 @@ class BreakGlass:
 
     imported: Mapping[str, JSON]
     imported_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Which chains' first records are about to be deleted; each with the last of them and the checkpoint."""
+
+    prunings: Sequence[Mapping[str, JSON]]
 
 
 class Probe(NamedTuple):

@@ -10,7 +10,7 @@ seq     1, 2, 3 … without a gap
 prev    the previous record's hash, lowercase hex; 64 zeros at seq 1
 time    Unix seconds, to the millisecond
 type    start | decision | outcome | failed_authentication | rate_limited | probe | rollback_accepted |
-        break_glass
+        break_glass | pruned
 …       members in clear: nothing but CLEAR_FIELDS
 private       {field: HMAC-SHA-256, lowercase hex}     see kkp.audit.sealing
 input_sealed  {"day": "2026-11-22", "data": base64url}  see kkp.audit.sealing
@@ -52,13 +52,13 @@ DECISION_FIELDS: Final = (
 """The fields of a decision that are recorded as they are."""
 
 CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {
-    "checkpoint", "heads", "imported", "imported_hash", "reason", "ref", "version",
+    "checkpoint", "heads", "imported", "imported_hash", "prunings", "reason", "ref", "version",
 }  # fmt: skip
 """All that a record of any type may say in clear. A field that is missing here can't be written at all."""
 
 _PROTECTED_FIELDS: Final = frozenset({"input_sealed", "private"})
 _WRITABLE_FIELDS: Final = CLEAR_FIELDS | _PROTECTED_FIELDS
-_HASH_PREFIX: Final = b"kkp/audit/v1\0"
+HASH_PREFIX: Final = b"kkp/audit/v1\0"
 _ENCODER: Final = msgspec.json.Encoder(order="deterministic")
 
 
@@ -82,7 +82,7 @@ class Body(msgspec.Struct, frozen=True, gc=False):
     heads: tuple[NamedHead, ...] = ()
 
 
-_DECODER: Final = msgspec.json.Decoder(Body)
+DECODER: Final = msgspec.json.Decoder(Body)
 
 
 def new_chain_id(now: float) -> str:
@@ -92,7 +92,7 @@ def new_chain_id(now: float) -> str:
 
 def record_hash(body: bytes) -> bytes:
     """Return the hash that the next record carries as `prev`."""
-    return hashlib.sha256(_HASH_PREFIX + body).digest()
+    return hashlib.sha256(HASH_PREFIX + body).digest()
 
 
 def link(head: ChainHead, now: float, record_type: RecordType, members: Mapping[str, JSON]) -> ChainedRow:
@@ -133,7 +133,7 @@ def read_body(body: bytes) -> Body:
         ValueError: It is not JSON, not an object of this form, or of another version.
     """
     try:
-        parsed = _DECODER.decode(body)
+        parsed = DECODER.decode(body)
     except RecursionError as error:  # msgspec's own errors and UnicodeDecodeError are ValueErrors
         raise ValueError("nested too deeply") from error
     if parsed.v != VERSION:

@@ -1,7 +1,10 @@
 """The service that signs checkpoints, hands them to the sink, and compares them with the database at start.
 
 - One is signed when something was recorded since the last: every interval, within a second of a change of
-  the epoch (a key, an identity or a grant was made, changed or revoked), at start and at a clean stop.
+  the epoch (a key, an identity or a grant was made, changed or revoked) and of the 256th record, at start and
+  at a clean stop. It speaks about the chains of every replica, so that one of them signs it for all: each
+  looks what the newest in the database says, and once more in the transaction that would add another.
+- Each chain's tree is followed beside the log, and its root listed (`kkp.audit.trees`).
 - It is committed to the database first, in the transaction that reads where the log stands; then it goes to
   the sink. So a sink never knows more than the database that it speaks about.
 - A sink that fails loses nothing: audit and operations go on, what it did not take is handed to it again at
@@ -16,16 +19,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, final
+from typing import Final, Protocol, TypeAlias, final
 
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, disagreements, named_heads, read_checkpoint
 from kkp.audit.evidence import NotCheckpointsError, read_lines
 from kkp.audit.sinks import CheckpointSink, ReadableSink
+from kkp.audit.trees import ChainTrees, ReadHashes, TreeStore
 from kkp.clock import Clock
 from kkp.errors import AuditUnavailableError, ConfigError, KKPError
-from kkp.rows import ChainHead, CheckpointRow, LogPosition, Standing
+from kkp.rows import ChainHead, CheckpointRow, LogLook, LogPosition, SignedRows, Standing, TreeRow
 
 CLOSE_SECONDS: Final = 15.0
+RECORDS_UNTIL_DUE: Final = 256
 
 _LOOK_SECONDS: Final = 1.0
 _INTERVALS_UNTIL_UNREADY: Final = 3
@@ -39,25 +44,26 @@ _NO_CHECKPOINT = (
     "or KKP was killed before its first; a log cut at its end can't be told from a whole one"
 )
 _log = logging.getLogger(__name__)
+_Make: TypeAlias = Callable[[CheckpointRow | None, LogPosition, ReadHashes], SignedRows | None]
 
 
-class CheckpointStore(Protocol):
+class CheckpointStore(TreeStore, Protocol):
     """Where checkpoints are kept beside the log. What it raises is a KKPError."""
-
-    async def epoch(self) -> int:
-        """Return the present epoch."""
 
     async def newest(self) -> CheckpointRow | None:
         """Return the checkpoint of the highest number."""
 
-    async def at(self, seq: int) -> CheckpointRow | None:
-        """Return the checkpoint of this number."""
+    async def look(self) -> LogLook:
+        """Return what tells whether a checkpoint may be due."""
+
+    async def position(self) -> LogPosition:
+        """Return where the log stands."""
 
     async def standing(self, heads: Sequence[ChainHead]) -> Standing:
         """Return what the database holds of these heads."""
 
     async def add(
-        self, make: Callable[[CheckpointRow | None, LogPosition], CheckpointRow | None]
+        self, make: Callable[[CheckpointRow | None, LogPosition, ReadHashes], SignedRows | None]
     ) -> CheckpointRow | None:
         """In one transaction, add what `make` makes of the newest checkpoint and of where the log stands."""
 
@@ -97,6 +103,9 @@ class Checkpointer:
         self._sink = sink
         self._clock = clock
         self._interval_seconds = interval_seconds
+        self._looked: LogLook | None = None
+        self._position_before = 0  # about where the log stood when the newest checkpoint was signed
+        self._trees = ChainTrees(store, self._believed, signer.public_key)
         self._writing = asyncio.Lock()
         self._newest: Checkpoint | None = None
         self._accepted: Checkpoint | None = None  # the one whose loss the next checkpoint is to accept
@@ -141,9 +150,13 @@ class Checkpointer:
         Raises:
             AuditUnavailableError: It could not be signed, or the sink took it not for certain.
         """
+        return await self._write(self._make)
+
+    async def _write(self, make: _Make) -> Checkpoint | None:
         async with self._writing:
             try:
-                row = await self._store.add(self._make)
+                await self._trees.follow(await self._store.position())
+                row = await self._store.add(make)
                 if row is not None:
                     self._newest, self._accepted = read_checkpoint(row.line), None
                 await self._deliver()
@@ -157,14 +170,15 @@ class Checkpointer:
             return self._newest if row is not None else None
 
     async def run(self) -> None:
-        """Write checkpoints for ever: at once, every interval, and soon after each change of the epoch."""
-        epoch, due_at = -1, 0.0
+        """Write checkpoints for ever: at once, every interval, and soon after what makes one due."""
+        due_at, make = 0.0, self._make
         while True:
             try:
-                now_at, seen = self._clock.now(), await self._store.epoch()
-                if seen != epoch or now_at >= due_at:
-                    epoch, due_at = seen, now_at + self._interval_seconds
-                    await self.write()
+                now_at = self._clock.now()
+                if now_at >= due_at or await self._looks_due():
+                    due_at = now_at + self._interval_seconds
+                    await self._write(make)
+                    make = self._make_if_due
             except KKPError as error:
                 self._note_failure(error)
             await asyncio.sleep(min(_LOOK_SECONDS, self._interval_seconds))
@@ -262,18 +276,69 @@ class Checkpointer:
         elif lost:
             _log.warning("the checkpoint sink lacks %d checkpoints that it had; it gets them again", lost)
 
-    def _make(self, row: CheckpointRow | None, position: LogPosition) -> CheckpointRow | None:
+    async def _looks_due(self) -> bool:
+        """Tell whether one may be due; it is for the transaction that would add it to say for certain."""
+        look, before = await self._store.look(), self._looked
+        self._looked = look
+        if before is None or before.newest != look.newest:
+            self._position_before = (before or look).last_position
+        new_records = look.last_position - self._position_before
+        try:
+            newest = self._read(look.newest)
+        except ValueError:  # writing the next one finds it, too, and tells of it
+            return True
+        return newest is None or newest.epoch != look.epoch or self._is_much(new_records, newest)
+
+    def _is_due(self, previous: Checkpoint | None, position: LogPosition) -> bool:
+        """Tell whether so much happened since the newest checkpoint, whoever signed it, that one is due."""
+        if previous is None or previous.epoch != position.epoch:
+            return True
+        return self._is_much(position.records - previous.records, previous)
+
+    def _is_much(self, new_records: int, previous: Checkpoint) -> bool:
+        since = abs(self._clock.now() - previous.time)  # whichever clock was off
+        return new_records >= RECORDS_UNTIL_DUE or (new_records != 0 and since >= self._interval_seconds)
+
+    def _make_if_due(
+        self, row: CheckpointRow | None, position: LogPosition, hashes: ReadHashes
+    ) -> SignedRows | None:
+        if self._accepted is None and not self._is_due(self._read(row), position):
+            return None  # another replica was faster
+        return self._make(row, position, hashes)
+
+    def _make(
+        self, row: CheckpointRow | None, position: LogPosition, hashes: ReadHashes
+    ) -> SignedRows | None:
         """Sign where the log stands, unless the newest checkpoint says the same."""
         if self._accepted is not None:
-            signed = self._signer.sign(position, self._accepted, self._clock.now(), rollback=True)
-            return CheckpointRow(signed.seq, signed.line)
-        previous = self._believed(row.line) if row is not None else None
+            return self._sign(position, self._accepted, hashes, rollback=True)
+        previous = self._read(row)
         if self._newest is not None and (previous is None or previous.seq < self._newest.seq):
             raise AuditUnavailableError(f"The database lost {self._newest}.")
         if previous is not None and (previous.records, previous.epoch) == (position.records, position.epoch):
             return None
-        signed = self._signer.sign(position, previous, self._clock.now())
-        return CheckpointRow(signed.seq, signed.line)
+        return self._sign(position, previous, hashes)
+
+    def _sign(
+        self,
+        position: LogPosition,
+        previous: Checkpoint | None,
+        hashes: ReadHashes,
+        *,
+        rollback: bool = False,
+    ) -> SignedRows:
+        trees = self._trees.up_to(position, hashes)
+        roots = {chain: tree.root() for chain, tree in trees.items()}
+        signed = self._signer.sign(position, previous, self._clock.now(), roots=roots, rollback=rollback)
+        rows = [TreeRow(chain, tree.size, tree.stored(), signed.seq) for chain, tree in trees.items()]
+        return SignedRows(CheckpointRow(signed.seq, signed.line), tuple(rows))
+
+    def _read(self, row: CheckpointRow | None) -> Checkpoint | None:
+        if row is None:
+            return None
+        if self._newest is not None and row.line == self._newest.line:
+            return self._newest
+        return self._believed(row.line)
 
     async def _deliver(self) -> None:
         while self._sink is not None:

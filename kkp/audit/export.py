@@ -4,6 +4,9 @@
 {"chain":"…","seq":1,"hash":"<hex>","record":{…}}
 ```
 
+Before the first record of the log stands the signed line of each pruning (`kkp.audit.prunings`), if there are
+any, and at the head of a file of pruned records their proof (`kkp.audit.proofs`).
+
 `record` is the record's body, byte for byte as it was hashed; `chain`, `seq` and `hash` are the database's
 columns. A record whose columns or body were replaced by something that has no place in such a line is left
 out and reported; verification then finds that it is missing.
@@ -14,8 +17,8 @@ out and reported; verification then finds that it is missing.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import filterfalse, takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -24,13 +27,18 @@ import msgspec
 from kkp.audit.chain import FIRST_SEQ
 from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import weigh
-from kkp.audit.verify import StoredRow, UnreadableError, Verdict, verify_rows
+from kkp.audit.prunings import read_pruning
+from kkp.audit.stored_log import StoredLog, stored_prunings
+from kkp.audit.verify import Row, StoredRow, UnreadableError, Verdict, verify_rows
 
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
+_PRUNING: Final = b'{"pruning":'
+_PROOF: Final = b'{"proves":'
 _CURSOR: Final = re.compile(r"([\x21-\x7e]{1,128}):([0-9]{1,18})", re.ASCII)
-_POSITION: Final = "SELECT position FROM audit_records NOT INDEXED WHERE chain = ? AND seq = ?"
+_POSITION: Final = "SELECT position FROM audit_records NOT INDEXED WHERE chain = :chain AND seq = :seq"
 _ROWS_AFTER: Final = (
-    "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED WHERE position > ? ORDER BY position"
+    "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED WHERE position > :position "
+    "ORDER BY position"
 )
 
 
@@ -49,6 +57,20 @@ class Exported(NamedTuple):
     line: bytes | None
 
 
+class ExportedRow(NamedTuple):
+    """A record as a line tells it."""
+
+    chain: str
+    seq: int
+    hash: bytes
+    body: bytes
+
+
+class _Proof(msgspec.Struct, frozen=True):
+    chain: str
+
+
+_proof_decoder = msgspec.json.Decoder(_Proof)
 _decoder = msgspec.json.Decoder(_Line)
 _encoder = msgspec.json.Encoder()
 
@@ -65,20 +87,22 @@ def read_cursor(text: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def export(connection: sqlite3.Connection, after: tuple[str, int] | None) -> Iterator[Exported]:
+def export(log: StoredLog, after: tuple[str, int] | None) -> Iterator[Exported]:
     """Return the records in order of insertion, from behind the one named.
 
     Raises:
         LookupError: There is no such record.
     """
     position = -1
-    if after is not None:
-        found = connection.execute(_POSITION, after).fetchone()
-        if found is None:
+    if after is None:
+        yield from _exported_prunings(log)
+    else:
+        found = list(log.query(_POSITION, {"chain": after[0], "seq": after[1]}))
+        if not found:
             raise LookupError("there is no such record")
-        (position,) = found
-    for row in map(StoredRow._make, connection.execute(_ROWS_AFTER, (position,))):
-        yield Exported(row.chain, row.seq, _line(row))
+        ((position,),) = found
+    for row in map(StoredRow._make, log.query(_ROWS_AFTER, {"position": position})):
+        yield Exported(row.chain, row.seq, write_row(row))
 
 
 def is_database(path: Path) -> bool:
@@ -103,11 +127,12 @@ def verify_export(
     Raises:
         UnreadableError: A part can't be read, or is no export.
     """
-    firsts = (row for row in _rows(paths) if row.seq == FIRST_SEQ)
-    return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key))
+    firsts = (row for row in map(StoredRow._make, _rows(paths)) if row.seq == FIRST_SEQ)
+    return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key), _prunings(paths))
 
 
-def _line(row: StoredRow) -> bytes | None:
+def write_row(row: StoredRow) -> bytes | None:
+    """Return the line of a record, with its newline; None if it has no place in one."""
     if not isinstance(row.chain, str) or not isinstance(row.seq, int):
         return None
     if not isinstance(row.hash, bytes) or not isinstance(row.body, bytes) or b"\n" in row.body:
@@ -122,29 +147,79 @@ def _line(row: StoredRow) -> bytes | None:
     return line + b"\n"
 
 
-def _rows(paths: Iterable[Path]) -> Iterator[StoredRow]:
+def _exported_prunings(log: StoredLog) -> Iterator[Exported]:
+    for chain, line in stored_prunings(log):
+        is_line = isinstance(line, bytes) and line.startswith(_PRUNING) and b"\n" not in line
+        yield Exported(chain, 0, line + b"\n" if is_line else None)
+
+
+def _prunings(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+    """Return the prunings of chains whose pruned records are not among the parts themselves."""
+    heads = [line.removesuffix(b"\n") for path in paths for line in _head(path)]
+    present = {_proven_chain(line) for line in heads if line.startswith(_PROOF)}
+    for line in heads:
+        if line.startswith(_PRUNING) and (chain := _pruned_chain(line)) not in present:
+            yield chain, line
+
+
+def _head(path: Path) -> list[bytes]:
+    try:
+        with path.open("rb") as file:
+            return list(takewhile(_is_no_record, file))
+    except OSError as error:
+        raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+
+
+def _proven_chain(line: bytes) -> str | None:
+    try:
+        return _proof_decoder.decode(line).chain
+    except (ValueError, RecursionError):
+        return None
+
+
+def _pruned_chain(line: bytes) -> str:
+    try:
+        return read_pruning(line).head.chain
+    except ValueError:  # whoever takes it in, says so
+        return "an exported pruning"
+
+
+def _is_no_record(line: bytes) -> bool:
+    return line.startswith((_PRUNING, _PROOF))
+
+
+def _rows(paths: Iterable[Path]) -> Iterator[Row]:
     for path in paths:
         try:
             with path.open("rb") as file:
-                yield from _rows_of(file, path)
+                yield from _rows_of(filterfalse(_is_no_record, file), path)
         except OSError as error:
             raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
 
 
-def _rows_of(lines: Iterable[bytes], path: Path) -> Iterator[StoredRow]:
+def read_line(line: bytes) -> ExportedRow:
+    """Read one line.
+
+    Raises:
+        ValueError: It is none; or RecursionError, if it is nested too deeply.
+    """
+    found = _decoder.decode(line)
+    return ExportedRow(found.chain, found.seq, _hash_of(found.hash), bytes(found.record))
+
+
+def _rows_of(lines: Iterable[bytes], path: Path) -> Iterator[Row]:
     """Read lines. One that is broken is a record without a body, in the chain of the line before it."""
     chain: str | None = None
     for line in lines:
         try:
-            found = _decoder.decode(line)
-            stored = _hash_of(found.hash)
+            found = read_line(line)
         except (ValueError, RecursionError):  # msgspec's errors and UnicodeDecodeError are ValueErrors
             if chain is None:
                 raise UnreadableError(f"{path} is neither a database nor an exported audit log") from None
             yield StoredRow(chain, None, None, None)
             continue
         chain = found.chain
-        yield StoredRow(chain, found.seq, stored, bytes(found.record))
+        yield found
 
 
 def _hash_of(text: str) -> bytes:

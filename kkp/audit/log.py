@@ -38,6 +38,7 @@ from kkp.audit.base import (
     FailedAuthentication,
     Outcome,
     Probe,
+    Pruned,
     RateLimited,
     Receipt,
     RecordType,
@@ -57,7 +58,7 @@ PROBE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 _Record: TypeAlias = (
-    AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | BreakGlass | Probe
+    AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | BreakGlass | Pruned | Probe
 )
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
@@ -181,6 +182,14 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(opened)
+
+    async def commit_pruned(self, pruned: Pruned) -> None:
+        """Record which records are about to be deleted.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(pruned)
 
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
@@ -317,6 +326,8 @@ class AuditLog:
                 return link(head, now, RecordType.ROLLBACK_ACCEPTED, asdict(record))
             case BreakGlass():
                 return link(head, now, RecordType.BREAK_GLASS, asdict(record))
+            case Pruned():
+                return link(head, now, RecordType.PRUNED, asdict(record))
             case Probe():
                 return link(head, now, RecordType.PROBE, {})
 

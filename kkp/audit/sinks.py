@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol, final, runtime_checkable
 
-from kkp.audit.checkpoints import MAX_LINE_BYTES
+from kkp.audit.signed_lines import MAX_LINE_BYTES
 from kkp.config import SinkAddress
 from kkp.data_dir import flush_directory, is_writable_by_others, open_private, write_all
 from kkp.errors import AuditUnavailableError, ConfigError

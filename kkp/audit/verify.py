@@ -6,33 +6,50 @@ duplicate and no second `start`, and each record carries the hash of the one bef
 head that a first record names exists with that hash, so that a cut or deleted chain is found if a later one
 began.
 
-Against checkpoints: every head that one of them lists exists with that hash, and there are no fewer records
-than the newest counts. So the end of the newest chain cut off or rewritten is found, and a whole log replaced
-by another consistent one. What happened since the newest checkpoint, nothing can tell.
+Against checkpoints: every head that one of them lists exists with that hash and that root of its tree, and
+there are no fewer records than the newest counts. So the end of the newest chain cut off or rewritten is
+found, and a whole log replaced by another consistent one. What happened since the newest checkpoint, nothing
+can tell.
+
+Records may be gone on purpose: where a pruning says so that the key of the checkpoints signed, the chain
+begins behind it, and the roots that checkpoints list show that it tells the truth about what was there. What
+is gone is reported, and is no alarm.
 
 One forged record can raise several findings; the record that was touched, or the first that is missing, is
 among them. Where a record was replaced together with its hash, that is seen at its successor, and the finding
 stands there.
+
+Nearly every record passes through the few lines of `check_all`, since there are millions; what they do not
+recognise goes to `check`, which says what is wrong. Memory holds what is known of each chain, and no record
+and no checkpoint that went by.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Final, NamedTuple, final
+import hashlib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeAlias, final
 
 from kkp.audit.base import RecordType
-from kkp.audit.chain import FIRST_SEQ, GENESIS_HASH, Body, read_body, record_hash
-from kkp.audit.checkpoints import MAX_LINE_BYTES, Checkpoint, read_checkpoint
-from kkp.audit.evidence import Evidence, NotCheckpointsError, read_lines, weigh
-from kkp.data_dir import read_only_uri
-from kkp.sqlite_guard import deny_planted_code
+from kkp.audit.chain import (
+    DECODER,
+    FIRST_SEQ,
+    GENESIS_HASH,
+    HASH_PREFIX,
+    VERSION,
+    Body,
+    read_body,
+    record_hash,
+)
+from kkp.audit.evidence import Evidence, Series
+from kkp.audit.prunings import Pruning, read_pruning
+from kkp.audit.tree import Frontier
 
-_NO_EVIDENCE: Final = Evidence()
+_NEVER: Final = 2**63
+_HASHES_AT_ONCE: Final = 1024
+_START: Final = str(RecordType.START)
 
 
 class UnreadableError(Exception):
@@ -46,6 +63,10 @@ class StoredRow(NamedTuple):
     seq: object
     hash: object
     body: object
+
+
+Row: TypeAlias = tuple[object, object, object, object]
+"""The same, as a driver returns it."""
 
 
 class Finding(NamedTuple):
@@ -71,6 +92,7 @@ class Verdict:
         disagreements: Where they are behind the checkpoints or other than they say, and what is wrong with
             the checkpoints.
         evidence: The checkpoints.
+        prunings: What is gone on purpose.
         alterations: What the database has that KKP did not lay out, such as a trigger, or lacks.
     """
 
@@ -78,7 +100,8 @@ class Verdict:
     chains: int
     findings: tuple[Finding, ...]
     disagreements: tuple[Finding | str, ...] = ()
-    evidence: Evidence = _NO_EVIDENCE
+    evidence: Evidence = field(default_factory=Evidence)
+    prunings: tuple[Pruning, ...] = ()
     alterations: tuple[str, ...] = ()
 
     @property
@@ -87,18 +110,61 @@ class Verdict:
         return not (self.findings or self.disagreements or self.alterations)
 
 
+class _Claim(NamedTuple):
+    """That a checkpoint lists a record, and the root of the tree up to it; the hashes are in hex."""
+
+    seq: int
+    hash: str
+    root: str | None
+    checkpoint: str
+
+
 @dataclass(slots=True)
 class _Chain:
-    """How far a chain has been followed."""
+    """How far a chain has been followed.
+
+    Attributes:
+        next_seq: Of the record that is expected.
+        previous: What it may carry as `prev`: one hash; two after a record whose body and hash disagree,
+            since one of them is right; none after one that is beyond reading.
+        hashes: Of the last records, which the tree has not taken yet.
+        tree: Up to those; None behind a record that is not as it was.
+        named: The heads that first records name and that did not go by: {seq: {hash: the chain naming it}}.
+        claims: What checkpoints list of it that did not go by.
+        claimed_seq: The seq of the first of those.
+        seen: The claim that went by last.
+        first_seq: Of the first record that is not gone on purpose.
+        is_known: Whether it has a record, or had one.
+    """
 
     next_seq: int = FIRST_SEQ
-    # What the next record may carry as `prev`: one hash; two after a record whose body and hash disagree,
-    # since one of them is right; none after one that is beyond reading.
     previous: tuple[str, ...] = (GENESIS_HASH.hex(),)
+    hashes: list[bytes] = field(default_factory=list)
+    tree: Frontier | None = field(default_factory=Frontier)
+    named: dict[int, dict[str, str]] = field(default_factory=dict)
+    claims: deque[_Claim] = field(default_factory=deque)
+    claimed_seq: int = FIRST_SEQ  # which makes the first record look for claims
+    seen: _Claim | None = None
+    first_seq: int = FIRST_SEQ
+    is_known: bool = False
+
+    def root(self) -> str | None:
+        """Return the root up to the last record, if it is known."""
+        self.take_hashes()
+        return self.tree.root().hex() if self.tree is not None else None
+
+    def take_hashes(self) -> None:
+        """Let the tree take the hashes that wait for it."""
+        if self.tree is not None:
+            self.tree.extend(self.hashes)
+        self.hashes.clear()
 
 
 def verify_rows(
-    rows: Iterable[StoredRow], first_rows: Iterable[StoredRow], evidence: Evidence = _NO_EVIDENCE
+    rows: Iterable[Row],
+    first_rows: Iterable[StoredRow],
+    series: Series | None = None,
+    prunings: Iterable[tuple[object, object]] = (),
 ) -> Verdict:
     """Verify records, given each chain's in the order of insertion; chains may interleave in any way.
 
@@ -106,26 +172,49 @@ def verify_rows(
         rows: All records.
         first_rows: Those of them with the first seq, once more, so that what they name can be looked for
             while the others stream by.
-        evidence: What checkpoints say about them.
+        series: What checkpoints say about them.
+        prunings: Chains, and the signed lines that say which of their records are gone.
     """
-    verifier = _Verifier(evidence)
+    verifier = _Verifier(series or Series([], None))
+    for chain, line in prunings:
+        verifier.begin_behind(chain, line)
     for row in first_rows:
         verifier.collect_heads(row)
-    for row in rows:
-        verifier.check(row)
+    verifier.check_all(rows)
     return verifier.verdict()
 
 
 @final
 class _Verifier:
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, series: Series) -> None:
         self._records = 0
+        self._series = series
+        self._checkpoints = iter(series)
         self._chains: dict[str, _Chain] = {}
-        self._evidence = evidence
-        self._listed = _listed(evidence)  # chain -> seq -> {hash: the checkpoint listing it}
-        self._disagreements: list[Finding | str] = list(evidence.problems)
-        self._named: dict[tuple[str, int], dict[str, str]] = {}  # (chain, seq) -> {hash: the chain naming it}
+        self._prunings: dict[str, Pruning] = {}
         self._findings: list[Finding] = []
+        self._disagreements: list[Finding | str] = []
+
+    def begin_behind(self, name: object, line: object) -> None:
+        """Let a chain begin behind the records that a signed pruning says are gone."""
+        try:
+            pruning = read_pruning(line if isinstance(line, bytes) else b"")
+        except ValueError as error:
+            self._find(str(name), FIRST_SEQ, f"its pruning can't be believed: {error}")
+            return
+        head = pruning.head
+        if head.chain != name:
+            self._find(str(name), FIRST_SEQ, "its pruning can't be believed: it is another chain's")
+            return
+        if pruning.key != self._series.key:
+            self._find(head.chain, FIRST_SEQ, "its pruning is signed by another key than the checkpoints")
+            return
+        chain = self._chain(head.chain)
+        if head.seq < chain.first_seq:  # an export may have more than one of them
+            return
+        self._prunings[head.chain] = pruning
+        chain.first_seq = chain.next_seq = head.seq + 1
+        chain.previous, chain.tree, chain.is_known = (head.hash.hex(),), pruning.frontier, True
 
     def collect_heads(self, row: StoredRow) -> None:
         """Remember the heads that an intact first record names. One that is not intact is found later."""
@@ -136,11 +225,51 @@ class _Verifier:
         except ValueError:
             return
         for head in body.heads:
-            self._named.setdefault((head.chain, head.seq), {})[head.hash] = body.chain
+            chain = self._chain(head.chain)
+            if head.seq >= chain.first_seq:
+                chain.named.setdefault(head.seq, {})[head.hash] = body.chain
+            elif head.seq == chain.first_seq - 1 and head.hash not in chain.previous:
+                self._find(head.chain, head.seq, f"is not the record that {body.chain}:{FIRST_SEQ} names")
+
+    def check_all(self, rows: Iterable[Row]) -> None:
+        """Verify records: what is as it should be here, anything else one by one."""
+        sha256, prefix, decode, chains = hashlib.sha256, HASH_PREFIX, DECODER.decode, self._chains
+        for row in rows:
+            name, seq, stored, body = row
+            self._records += 1
+            chain = chains.get(name) if isinstance(name, str) else None
+            if (
+                chain is None
+                or seq != chain.next_seq
+                or chain.next_seq >= chain.claimed_seq
+                or seq in chain.named
+                or type(body) is not bytes
+                or (computed := sha256(prefix + body).digest()) != stored
+            ):
+                self.check(StoredRow._make(row))
+                continue
+            try:
+                parsed = decode(body)
+            except (ValueError, RecursionError):
+                self.check(StoredRow._make(row))
+                continue
+            if (
+                parsed.prev not in chain.previous
+                or parsed.seq != seq
+                or parsed.chain != name
+                or parsed.type == _START
+                or parsed.v != VERSION
+            ):
+                self.check(StoredRow._make(row))
+                continue
+            chain.next_seq += 1
+            chain.previous = (computed.hex(),)
+            chain.hashes.append(computed)
+            if len(chain.hashes) >= _HASHES_AT_ONCE:
+                chain.take_hashes()
 
     def check(self, row: StoredRow) -> None:
         """Verify the next record."""
-        self._records += 1
         body = row.body
         if not isinstance(body, bytes):
             self._skip(row, "the body is not bytes")
@@ -156,79 +285,120 @@ class _Verifier:
             return
         if parsed.chain != row.chain or parsed.seq != row.seq:
             self._find(parsed.chain, parsed.seq, f"stored as {row.chain!r}:{row.seq!r}")
-        self._follow(parsed, computed.hex())
+        self._follow(parsed, computed)
 
     def verdict(self) -> Verdict:
-        """Report the heads that were named and never seen, and return the result."""
-        missing: dict[str, tuple[int, str]] = {}
-        for (name, seq), claims in self._named.items():
-            missing[name] = max(missing.get(name, (0, "")), (seq, min(claims.values())))
-        for name, (seq, witness) in missing.items():
-            end = self._chains.get(name, _Chain()).next_seq
-            if seq >= end:  # a gap before the end has been found already
-                self._find(name, end, f"missing up to {seq}, which {witness}:{FIRST_SEQ} names")
-        self._compare_ends()
+        """Report what was named or listed and never seen, and return the result."""
+        while self._load():
+            pass
+        for name, chain in self._chains.items():
+            self._compare_end(name, chain)
+        evidence = self._series.evidence()
+        counted = self._records + sum(pruning.head.seq for pruning in self._prunings.values())
+        newest = evidence.newest
+        if newest is not None and counted < newest.records:
+            self._disagreements.append(f"{counted} records of the {newest.records} that {newest} counts")
         return Verdict(
             self._records,
-            len(self._chains),
+            sum(chain.is_known for chain in self._chains.values()),
             tuple(self._findings),
-            tuple(self._disagreements),
-            self._evidence,
+            (*evidence.problems, *self._disagreements),
+            evidence,
+            tuple(self._prunings.values()),
         )
 
-    def _compare_ends(self) -> None:
-        """Find what checkpoints list and nobody has seen."""
-        for name, unseen in self._listed.items():
-            end = self._chains.get(name, _Chain()).next_seq
-            seq = max(unseen, default=0)
-            if seq >= end:
-                problem = f"missing up to {seq}, which {min(unseen[seq].values())} lists"
-                self._disagreements.append(Finding(name, end, problem))
-        newest = self._evidence.newest
-        if newest is not None and self._records < newest.records:
-            self._disagreements.append(
-                f"{self._records} records of the {newest.records} that {newest} counts"
-            )
+    def _compare_end(self, name: str, chain: _Chain) -> None:
+        """Find what nobody has seen. A gap before the end has been found already."""
+        end = chain.next_seq
+        named = max(chain.named, default=0)
+        if named >= end:
+            witness = min(chain.named[named].values())
+            self._find(name, end, f"missing up to {named}, which {witness}:{FIRST_SEQ} names")
+        if chain.claims:
+            last = chain.claims[-1]
+            problem = f"missing up to {last.seq}, which {last.checkpoint} lists"
+            self._disagreements.append(Finding(name, end, problem))
 
-    def _follow(self, body: Body, computed: str) -> None:
+    def _follow(self, body: Body, computed: bytes) -> None:
         chain = self._chain(body.chain)
+        chain.is_known = True
         if body.seq < chain.next_seq:
             self._find(body.chain, body.seq, "stands here a second time, or in the wrong order")
             return
         if body.seq > chain.next_seq:
             self._find(body.chain, chain.next_seq, f"missing up to {body.seq - 1}")
+            chain.tree = None
         elif chain.previous and body.prev not in chain.previous:
             self._find(body.chain, body.seq, "does not follow the record before it")
         if (body.type == RecordType.START) != (body.seq == FIRST_SEQ):
             self._find(body.chain, body.seq, f"a {body.type!r} record can't stand here")
-        self._check_named(body.chain, body.seq, computed)
-        chain.next_seq, chain.previous = body.seq + 1, (computed,)
-
-    def _check_named(self, name: str, seq: int, computed: str) -> None:
-        claims = self._named.pop((name, seq), None)
-        for claimed, witness in claims.items() if claims else ():
-            if claimed != computed:
-                self._find(name, seq, f"is not the record that {witness}:{FIRST_SEQ} names")
-        listed = self._listed.get(name)
-        if listed is not None and seq in listed:
-            for claimed, checkpoint in listed.pop(seq).items():
-                if claimed != computed:
-                    problem = f"is not the record that {checkpoint} lists"
-                    self._disagreements.append(Finding(name, seq, problem))
+        for claimed, witness in chain.named.pop(body.seq, {}).items():
+            if claimed != computed.hex():
+                self._find(body.chain, body.seq, f"is not the record that {witness}:{FIRST_SEQ} names")
+        chain.next_seq, chain.previous = body.seq + 1, (computed.hex(),)
+        chain.hashes.append(computed)
+        self._meet_claims(body.chain, chain)
 
     def _skip(self, row: StoredRow, problem: str, *hashes: str) -> None:
         """Find a record whose body is not to be believed, and step over it by what its columns say."""
         name = row.chain if isinstance(row.chain, str) else repr(row.chain)
         chain = self._chain(name)
+        chain.is_known, chain.tree = True, None
         seq = row.seq if isinstance(row.seq, int) else chain.next_seq
         self._find(name, seq, problem)
-        self._named.pop((name, seq), None)
-        self._listed.get(name, {}).pop(seq, None)
+        chain.named.pop(seq, None)
         if seq >= chain.next_seq:
             if seq > chain.next_seq:
                 self._find(name, chain.next_seq, f"missing up to {seq - 1}")
             stored = (row.hash.hex(),) if isinstance(row.hash, bytes) else ()
             chain.next_seq, chain.previous = seq + 1, (*stored, *hashes)
+            self._meet_claims(name, chain)
+
+    def _meet_claims(self, name: str, chain: _Chain) -> None:
+        """Compare the record that went by last with what checkpoints list, and look for the next of those."""
+        seq = chain.next_seq - 1
+        while True:
+            while chain.claims and chain.claims[0].seq <= seq:
+                claim = chain.claims.popleft()
+                if claim.seq == seq:  # of those before it, which are missing, that was found
+                    self._compare(name, chain, claim)
+                chain.seen = claim
+            if chain.claims or not self._load():
+                break
+        chain.claimed_seq = chain.claims[0].seq if chain.claims else _NEVER
+
+    def _load(self) -> bool:
+        """Take in what the next checkpoint lists, if there is one."""
+        checkpoint = next(self._checkpoints, None)
+        if checkpoint is None:
+            return False
+        for head in checkpoint.heads:
+            claim = _Claim(head.seq, head.hash, head.root, str(checkpoint))
+            self._expect(head.chain, self._chain(head.chain), claim)
+        return True
+
+    def _expect(self, name: str, chain: _Chain, claim: _Claim) -> None:
+        """Compare what a checkpoint lists with what went by, or keep it for what is to come."""
+        last = chain.claims[-1] if chain.claims else chain.seen
+        if last is not None and last[:3] == claim[:3]:
+            return
+        if claim.seq >= chain.next_seq and (last is None or claim.seq >= last.seq):
+            chain.claims.append(claim)
+        elif claim.seq == chain.next_seq - 1:
+            self._compare(name, chain, claim)
+            chain.seen = claim
+        elif claim.seq >= chain.first_seq:  # what is before it was pruned
+            problem = f"is listed by {claim.checkpoint}, behind one that lists a later record"
+            self._disagreements.append(Finding(name, claim.seq, problem))
+
+    def _compare(self, name: str, chain: _Chain, claim: _Claim) -> None:
+        if chain.previous and claim.hash not in chain.previous:
+            problem = f"is not the record that {claim.checkpoint} lists"
+        elif claim.root not in {None, chain.root() or claim.root}:
+            problem = f"ends another tree than {claim.checkpoint} lists"
+        else:
+            return
+        self._disagreements.append(Finding(name, claim.seq, problem))
 
     def _chain(self, name: str) -> _Chain:
         found = self._chains.get(name)
@@ -237,112 +407,5 @@ class _Verifier:
         return found
 
     def _find(self, chain: str, seq: int, problem: str) -> None:
+        self._chain(chain).tree = None  # its root says nothing any more that was not found already
         self._findings.append(Finding(chain, seq, problem))
-
-
-def _listed(evidence: Evidence) -> dict[str, dict[int, dict[str, str]]]:
-    listed: dict[str, dict[int, dict[str, str]]] = {}
-    for checkpoint in evidence.checkpoints:
-        for head in checkpoint.heads:
-            listed.setdefault(head.chain, {}).setdefault(head.seq, {})[head.hash] = str(checkpoint)
-    return listed
-
-
-# NOT INDEXED: an index that was tampered with hides no record.
-_FIRST_ROWS: Final = "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED WHERE seq = ?"
-_ALL_ROWS: Final = "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED ORDER BY position"
-_CHECKPOINTS: Final = "SELECT seq, line FROM checkpoints NOT INDEXED ORDER BY seq"
-_HAS_CHECKPOINTS: Final = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'checkpoints'"
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database file for reading one state of it, also while it is being written to.
-
-    Raises:
-        UnreadableError: It can't be read, or a query of the block fails.
-    """
-    try:
-        with closing(sqlite3.connect(read_only_uri(path), uri=True)) as connection:
-            # Text that is not UTF-8 is a finding, not a crash.
-            connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-            deny_planted_code(connection)
-            connection.execute("PRAGMA trusted_schema=OFF")  # the file may have been prepared for its reader
-            connection.execute("BEGIN")  # all queries see one state of the database
-            yield connection
-    except sqlite3.Error as error:
-        raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
-
-
-def verify_sqlite(
-    path: Path,
-    checkpoints: Sequence[Checkpoint] = (),
-    *,
-    public_key: str | None = None,
-    foreign_parts: Callable[[sqlite3.Connection], Sequence[str]] | None = None,
-) -> Verdict:
-    """Verify the audit log of a database file, also while it is being written to.
-
-    Args:
-        path: The file.
-        checkpoints: Some from elsewhere, read before this is called; they are taken with the database's own.
-        public_key: The key that must have signed them all; None: whichever signed the first.
-        foreign_parts: Tells what the file has that KKP did not lay out; None: its layout is not looked at.
-
-    Raises:
-        UnreadableError: There is nothing there that could be verified.
-    """
-    with reading(path) as connection:
-        altered = tuple(foreign_parts(connection)) if foreign_parts is not None else ()
-        own, problems = _own_checkpoints(connection)
-        weighed = weigh([*checkpoints, *own], public_key)
-        evidence = replace(
-            weighed, problems=(*weighed.problems, *problems, *_lacking(weighed, checkpoints, own))
-        )
-        firsts = connection.execute(_FIRST_ROWS, (FIRST_SEQ,))
-        records = connection.execute(_ALL_ROWS)
-        verdict = verify_rows(map(StoredRow._make, records), map(StoredRow._make, firsts), evidence)
-        return replace(verdict, alterations=altered)
-
-
-def read_checkpoint_file(path: Path) -> list[Checkpoint]:
-    """Return the checkpoints of a file that a sink wrote.
-
-    Raises:
-        UnreadableError: It can't be read, or holds something else.
-    """
-    try:
-        with path.open("rb") as file:
-            found = read_lines(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""))
-    except (OSError, NotCheckpointsError) as error:
-        raise UnreadableError(f"{path} can't be read as checkpoints: {error}") from error
-    if not found:
-        raise UnreadableError(f"{path} holds no checkpoint")
-    return found
-
-
-def own_lines(connection: sqlite3.Connection) -> list[tuple[object, object]]:
-    """Return the numbers and lines of a database's checkpoints; a layout without them has none."""
-    (has_table,) = connection.execute(_HAS_CHECKPOINTS).fetchone()
-    return connection.execute(_CHECKPOINTS).fetchall() if has_table else []
-
-
-def _own_checkpoints(connection: sqlite3.Connection) -> tuple[list[Checkpoint], list[str]]:
-    found, problems = [], []
-    for seq, line in own_lines(connection):
-        try:
-            found.append(read_checkpoint(line if isinstance(line, bytes) else b""))
-        except ValueError as error:
-            problems.append(f"the database's checkpoint {seq!r} can't be believed: {error}")
-    return found, problems
-
-
-def _lacking(weighed: Evidence, elsewhere: Sequence[Checkpoint], own: Sequence[Checkpoint]) -> list[str]:
-    """Tell which of the checkpoints that still speak about the log a sink has and the database does not."""
-    numbers = {checkpoint.seq for checkpoint in own}
-    foreign = {checkpoint.hash for checkpoint in elsewhere}
-    return [
-        f"the database lacks {checkpoint}"
-        for checkpoint in weighed.checkpoints
-        if checkpoint.hash in foreign and checkpoint.seq not in numbers
-    ]

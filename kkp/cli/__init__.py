@@ -28,6 +28,7 @@ from kkp import __version__
 from kkp.cli.common import REFUSED, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
+_KEY_OPTION = "--public-key"
 _COMMANDS = (
     "dev",
     "serve",
@@ -47,7 +48,7 @@ _COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parser(*given[:1]).parse_args(given)
+    options = _parser(*given[:1]).parse_args(_with_key_joined(given))
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -61,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KKPError as error:
         print(f"kkp: {error.code}: {error}", file=sys.stderr)
         return REFUSED
+
+
+def _with_key_joined(given: Sequence[str]) -> list[str]:
+    """Join a public key with its option: one key in 64 begins with a dash, and would pass for an option."""
+    joined = list(given)
+    if _KEY_OPTION in joined[:-1]:
+        at = joined.index(_KEY_OPTION)
+        joined[at : at + 2] = [f"{_KEY_OPTION}={joined[at + 1]}"]
+    return joined
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""`kkp audit`: check, export and vouch for the audit log, and take in what was done past it.
+"""`kkp audit`: check, export, prove, vouch for and shorten the audit log, and take in what was done past it.
 
 `verify` and `export` open the database for reading only, need no key, and also run while KKP serves. Reading
 this way is the right of whoever may read the file, and leaves no record. `import` takes in the file of
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,24 +18,29 @@ from typing import Final
 
 from kkp import app, data_dir
 from kkp.audit.break_glass import AlteredError, read_record_file, unfinished
-from kkp.audit.checkpoints import Checkpoint, read_public_key
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.export import export, is_database, read_cursor, verify_export
 from kkp.audit.sinks import is_gone
-from kkp.audit.verify import (
-    UnreadableError,
-    Verdict,
-    own_lines,
-    read_checkpoint_file,
-    reading,
-    verify_sqlite,
+from kkp.audit.verify import UnreadableError, Verdict
+from kkp.audit.verify_log import own_lines, verify_log
+from kkp.cli import audit_proofs, audit_retention
+from kkp.cli.common import (
+    OK,
+    REFUSED,
+    UNUSABLE,
+    check_public_key,
+    origin,
+    settings,
+    with_foundation,
+    write_private,
 )
-from kkp.cli.common import OK, REFUSED, UNUSABLE, origin, settings, with_foundation
+from kkp.cli.progress import shown
+from kkp.cli.stored_log import OpenLog, read_log, read_log_file
 from kkp.config import Settings
 from kkp.errors import ConfigError
 from kkp.model import Credentials
 from kkp.operations.break_glass import ImportBreakGlass
 from kkp.store.audit import AuditStore
-from kkp.store.sqlite_layout import foreign_parts_of_this_version
 
 BEHIND: Final = 3
 TOO_OLD: Final = 4
@@ -44,9 +48,9 @@ TOO_OLD: Final = 4
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    verbs = commands.add_parser("audit", help="check, export and vouch for the audit log").add_subparsers(
-        required=True, metavar="VERB"
-    )
+    verbs = commands.add_parser(
+        "audit", help="check, export, prove and shorten the audit log"
+    ).add_subparsers(required=True, metavar="VERB")
     verify = verbs.add_parser(
         "verify",
         help="find any change in the log",
@@ -76,12 +80,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         command=_checkpoint
     )
     verbs.add_parser("key", help="print the public key of the checkpoints").set_defaults(command=_key)
+    audit_proofs.add_verbs(verbs)
+    audit_retention.add_verbs(verbs)
 
 
 def _verify(options: argparse.Namespace) -> int:
     if options.public_key is not None:
-        _check_public_key(options.public_key)
-    chosen = None if options.files else _settings()
+        check_public_key(options.public_key)
+    chosen = None if options.files else settings()
     try:
         verdict = _verdict(options, chosen)
     except UnreadableError as error:
@@ -89,7 +95,7 @@ def _verify(options: argparse.Namespace) -> int:
         return UNUSABLE
     for part in verdict.alterations:
         print(f"the layout of the database was altered: {part}")
-    for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes):
+    for line in (*verdict.findings, *verdict.disagreements, *verdict.evidence.notes, *verdict.prunings):
         print(line)
     newest = verdict.evidence.newest
     if newest is not None:
@@ -108,28 +114,27 @@ def _verdict(options: argparse.Namespace, chosen: Settings | None) -> Verdict:
     paths: Sequence[Path] = options.files
     checkpoint_path: Path | None = options.checkpoints
     sink = chosen.checkpoint_sink if chosen is not None and checkpoint_path is None else None
-    if chosen is not None:
-        paths = [chosen.database_path]
     if sink is not None and sink.kind == "file" and sink.path.exists():
         checkpoint_path = sink.path
-    found: list[Checkpoint] = [] if checkpoint_path is None else read_checkpoint_file(checkpoint_path)
-    if len(paths) > 1 or not is_database(paths[0]):
-        return verify_export(paths, found, public_key=options.public_key)
-    verdict = verify_sqlite(
-        paths[0], found, public_key=options.public_key, foreign_parts=foreign_parts_of_this_version
-    )
+    found = [CheckpointFile(checkpoint_path)] if checkpoint_path is not None else []
+
+    def verify(opened: OpenLog) -> Verdict:
+        altered = tuple(opened.foreign_parts())
+        progress = shown if sys.stderr.isatty() else None
+        verdict = verify_log(opened.log, found, public_key=options.public_key, progress=progress)
+        return replace(verdict, alterations=altered)
+
+    if chosen is not None:
+        verdict = read_log(chosen, verify)
+    elif len(paths) == 1 and is_database(paths[0]):
+        verdict = read_log_file(paths[0], verify)
+    else:
+        checkpoints = [checkpoint for file in found for checkpoint in file.read()]
+        verdict = verify_export(paths, checkpoints, public_key=options.public_key)
     if sink is not None and is_gone(sink):
         problem = f"KKP_CHECKPOINT_SINK: {sink.path} does not exist; it was deleted, or KKP never wrote to it"
         return replace(verdict, disagreements=(*verdict.disagreements, problem))
     return verdict
-
-
-def _settings() -> Settings:
-    """Return the settings; where there is no database, look first whether there is a data directory."""
-    chosen = settings()
-    if not chosen.database_path.exists():
-        data_dir.check(chosen.data_dir)
-    return chosen
 
 
 def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tuple[int, str]:
@@ -145,29 +150,25 @@ def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tup
     return OK, "clean"
 
 
-def _check_public_key(text: str) -> None:
-    try:
-        read_public_key(text)
-    except ValueError as error:
-        raise ConfigError([f"--public-key: {error}"]) from None
-
-
 def _export(options: argparse.Namespace) -> int:
     left_out, last = 0, options.after
+
+    def write(opened: OpenLog) -> None:
+        nonlocal left_out, last
+        for record in export(opened.log, after):
+            if record.line is None:
+                left_out += 1
+                print(f"kkp: {record.chain!r}:{record.seq!r} was tampered with, left out", file=sys.stderr)
+                continue
+            sys.stdout.buffer.write(record.line)
+            last = f"{record.chain}:{record.seq}"
+        if options.checkpoints is not None:
+            lines = (line + b"\n" for _, line in own_lines(opened.log) if isinstance(line, bytes))
+            write_private(options.checkpoints, lines, "--checkpoints")
+
     try:
         after = read_cursor(options.after) if options.after is not None else None
-        with reading(_settings().database_path) as connection:
-            for record in export(connection, after):
-                if record.line is None:
-                    left_out += 1
-                    print(
-                        f"kkp: {record.chain!r}:{record.seq!r} was tampered with, left out", file=sys.stderr
-                    )
-                    continue
-                sys.stdout.buffer.write(record.line)
-                last = f"{record.chain}:{record.seq}"
-            if options.checkpoints is not None:
-                _write_new(options.checkpoints, [line for _, line in own_lines(connection)])
+        read_log(settings(), write)
     except UnreadableError as error:
         print(f"kkp: {error}", file=sys.stderr)
         return UNUSABLE
@@ -175,15 +176,6 @@ def _export(options: argparse.Namespace) -> int:
         raise ConfigError([f"--after {options.after}: {error}"]) from None
     print(f"kkp: to go on later: --after {last}", file=sys.stderr)
     return REFUSED if left_out else OK
-
-
-def _write_new(path: Path, lines: Sequence[object]) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise ConfigError([f"--checkpoints {path}: {error.strerror}"]) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.writelines(line + b"\n" for line in lines if isinstance(line, bytes))
 
 
 def _import(options: argparse.Namespace) -> int:

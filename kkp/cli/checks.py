@@ -16,14 +16,17 @@ from types import MappingProxyType
 from typing import NamedTuple, final
 
 from kkp import app, data_dir
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.sinks import is_gone
-from kkp.audit.verify import UnreadableError, read_checkpoint_file, verify_sqlite
+from kkp.audit.verify import UnreadableError
+from kkp.audit.verify_log import verify_log
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
 from kkp.cli.findings import Finding, Result, Status, problem
 from kkp.cli.probes import Means, probe_all, probe_key
+from kkp.cli.stored_log import read_log
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
@@ -243,13 +246,13 @@ async def _revocations(examined: Examined) -> Result:
 
 
 async def _audit(examined: Examined) -> Result:
-    if examined.settings.postgres is not None:
-        return Result(Status.WARN, "not looked at: only a SQLite file's log is verified here")
-    path, sink = examined.settings.database_path, examined.settings.checkpoint_sink
+    sink = examined.settings.checkpoint_sink
     try:
         has_file = sink.kind == "file" and sink.path.exists()
-        checkpoints = await asyncio.to_thread(read_checkpoint_file, sink.path) if has_file else []
-        verdict = await asyncio.to_thread(verify_sqlite, path, checkpoints)
+        checkpoints = [CheckpointFile(sink.path)] if has_file else []
+        verdict = await asyncio.to_thread(
+            read_log, examined.settings, lambda opened: verify_log(opened.log, checkpoints)
+        )
     except UnreadableError as error:
         return Result(Status.FAIL, str(error), _RESTORE)
     if verdict.findings:

@@ -8,11 +8,13 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from kkp import app, kms
+from kkp.audit.signed_lines import read_public_key
 from kkp.config import Check, Settings, Way, load
 from kkp.errors import ConfigError
 from kkp.pipeline import Origin
@@ -60,6 +62,32 @@ def with_foundation(command: Callable[[app.Foundation], Coroutine[Any, Any, int]
 def origin() -> Origin:
     """Return where a command's operation comes from."""
     return Origin(request_id=secrets.token_hex(16))
+
+
+def check_public_key(text: str) -> None:
+    """Refuse what is no public key of checkpoints.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        read_public_key(text)
+    except ValueError as error:
+        raise ConfigError([f"--public-key: {error}"]) from None
+
+
+def write_private(path: Path, lines: Iterable[bytes], option: str) -> None:
+    """Write lines to a new file of mode 0600.
+
+    Raises:
+        ConfigError: It can't be made, or is there already.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigError([f"{option} {path}: {error.strerror}"]) from error
+    with os.fdopen(descriptor, "wb") as file:
+        file.writelines(lines)
 
 
 def pair(text: str) -> tuple[str, str]:

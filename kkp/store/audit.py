@@ -59,11 +59,16 @@ class AuditStore:
         return await self._database.append(chain, rows)
 
     async def chain_head(self, chain: str) -> ChainHead | None:
-        """Return a chain's last record, as its records say."""
+        """Return a chain's last record, as its records say; where they were pruned, as its head says."""
         query = select(_records.c.seq, _records.c.hash).where(_records.c.chain == chain)
         last = query.order_by(_records.c.seq.desc()).limit(1)
-        row = await self._database.read(lambda connection: connection.execute(last).first())
-        return ChainHead(chain, row.seq, row.hash) if row else None
+        head = select(_chains.c.head_seq, _chains.c.head_hash).where(_chains.c.chain == chain)
+
+        def work(connection: Connection) -> ChainHead | None:
+            row = connection.execute(last).first() or connection.execute(head).first()
+            return ChainHead(chain, *row) if row is not None else None
+
+        return await self._database.read(work)
 
     async def input_key(self, day: str, sealed: bytes) -> bytes:
         """Store a day's sealed key unless there is one; return the one that is stored."""

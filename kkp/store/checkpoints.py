@@ -1,21 +1,34 @@
-"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed."""
+"""Signed checkpoints of the audit log: added, read, marked as delivered, never changed; and the trees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from functools import partial
+from typing import Final, TypeAlias, final
 
-from sqlalchemy import Connection, func, insert, outerjoin, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, outerjoin, select, update
 
-from kkp.rows import ChainHead, CheckpointRow, LogPosition, Standing
+from kkp.rows import ChainHead, CheckpointRow, LogLook, LogPosition, SignedRows, Standing, TreeRow
 from kkp.store import schema
 from kkp.store.audit import IS_UNCARRIED
-from kkp.store.base import SELECT_EPOCH, Database, read_epoch
+from kkp.store.base import SELECT_EPOCH, SELECT_LAST_POSITION, Database, read_epoch
 
 _checkpoints = schema.checkpoints
 _records = schema.audit_records
 _chains = schema.audit_chains
+_trees = schema.audit_trees
+_ended = _chains.alias()
 _COUNT_RECORDS = select(func.coalesce(func.sum(_chains.c.head_seq), 0))
+# A log of a thousand boots that has no trees yet gets them bit by bit: a line has an end.
+_MOST_UNLISTED: Final = 64
+_SELECT_UNLISTED = (
+    select(_ended.c.chain)
+    .outerjoin(_trees, _trees.c.chain == _ended.c.chain)
+    .where(_ended.c.carried_seq == _ended.c.head_seq)
+    .where(_trees.c.size.is_distinct_from(_ended.c.head_seq))
+    .order_by(_ended.c.chain)
+    .limit(_MOST_UNLISTED)
+)
 # One statement, because on PostgreSQL the chains grow also while a write goes on.
 _SELECT_POSITION = (
     select(
@@ -25,10 +38,13 @@ _SELECT_POSITION = (
         _chains.c.head_seq,
         _chains.c.head_hash,
     )
-    .select_from(outerjoin(schema.state, _chains, IS_UNCARRIED))
+    .select_from(outerjoin(schema.state, _chains, or_(IS_UNCARRIED, _chains.c.chain.in_(_SELECT_UNLISTED))))
     .order_by(_chains.c.chain)
 )
 _SELECT_NEWEST = select(_checkpoints.c.seq, _checkpoints.c.line).order_by(_checkpoints.c.seq.desc()).limit(1)
+
+ReadHashes: TypeAlias = Callable[[str, int, int], Sequence[object]]
+"""Return the hashes of a chain's records behind this number, up to that one, in order."""
 
 
 @final
@@ -38,19 +54,38 @@ class CheckpointStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def epoch(self) -> int:
-        """Return the present epoch."""
-        return await self._database.epoch()
-
     async def newest(self) -> CheckpointRow | None:
         """Return the checkpoint of the highest number, None if there is none."""
         return await self._database.read(_newest)
+
+    async def look(self) -> LogLook:
+        """Return what tells whether a checkpoint may be due; it is asked once a second."""
+        return await self._database.read(
+            lambda connection: LogLook(
+                read_epoch(connection),
+                int(connection.execute(SELECT_LAST_POSITION).scalar_one()),
+                _newest(connection),
+            )
+        )
 
     async def at(self, seq: int) -> CheckpointRow | None:
         """Return the checkpoint of this number, None if there is none."""
         query = select(_checkpoints.c.seq, _checkpoints.c.line).where(_checkpoints.c.seq == seq)
         row = await self._database.read(lambda connection: connection.execute(query).first())
         return CheckpointRow(*row) if row else None
+
+    async def position(self) -> LogPosition:
+        """Return where the log stands."""
+        return await self._database.read(_position)
+
+    async def hashes(self, chain: str, after: int, upto: int) -> Sequence[object]:
+        """Return the hashes of a chain's records behind this number, up to that one, in order."""
+        return await self._database.read(lambda connection: read_hashes(connection, chain, after, upto))
+
+    async def pruning(self, chain: str) -> object:
+        """Return the signed line that says which of a chain's records are gone; None: none."""
+        query = select(schema.audit_prunings.c.line).where(schema.audit_prunings.c.chain == chain)
+        return await self._database.read(lambda connection: connection.execute(query).scalar())
 
     async def standing(self, heads: Sequence[ChainHead]) -> Standing:
         """Return what the database holds of these heads."""
@@ -65,15 +100,20 @@ class CheckpointStore:
         return await self._database.read(work)
 
     async def add(
-        self, make: Callable[[CheckpointRow | None, LogPosition], CheckpointRow | None]
+        self, make: Callable[[CheckpointRow | None, LogPosition, ReadHashes], SignedRows | None]
     ) -> CheckpointRow | None:
         """Add the checkpoint that `make` makes of the newest one and of where the log stands, if any."""
 
         def work(connection: Connection) -> CheckpointRow | None:
-            made = make(_newest(connection), _position(connection))
-            if made is not None:
-                connection.execute(insert(_checkpoints).values(**made._asdict(), delivered=False))
-            return made
+            made = make(_newest(connection), _position(connection), partial(read_hashes, connection))
+            if made is None:
+                return None
+            connection.execute(insert(_checkpoints).values(**made.checkpoint._asdict(), delivered=False))
+            if made.trees:
+                listed = [tree.chain for tree in made.trees]
+                connection.execute(delete(_trees).where(_trees.c.chain.in_(listed)))
+                connection.execute(insert(_trees), [tree._asdict() for tree in made.trees])
+            return made.checkpoint
 
         return await self._database.write(work)
 
@@ -96,16 +136,24 @@ class CheckpointStore:
         return await self._database.write(lambda connection: connection.execute(mark).rowcount)
 
 
-def _newest(connection: Connection) -> CheckpointRow | None:
-    row = connection.execute(_SELECT_NEWEST).first()
-    return CheckpointRow(*row) if row else None
-
-
 def _position(connection: Connection) -> LogPosition:
     rows = connection.execute(_SELECT_POSITION).all()
     epoch, records, *_ = rows[0]
     heads = tuple(ChainHead(*head) for _, _, *head in rows if head[0] is not None)
-    return LogPosition(epoch, int(records), heads)
+    of_heads = select(_trees).where(_trees.c.chain.in_([head.chain for head in heads]))
+    trees = tuple(TreeRow(*row) for row in connection.execute(of_heads))
+    return LogPosition(epoch, int(records), heads, trees)
+
+
+def read_hashes(connection: Connection, chain: str, after: int, upto: int) -> Sequence[object]:
+    """Return the hashes of a chain's records behind this number, up to that one, in order."""
+    place = (_records.c.chain == chain) & (_records.c.seq > after) & (_records.c.seq <= upto)
+    return connection.execute(select(_records.c.hash).where(place).order_by(_records.c.seq)).scalars().all()
+
+
+def _newest(connection: Connection) -> CheckpointRow | None:
+    row = connection.execute(_SELECT_NEWEST).first()
+    return CheckpointRow(*row) if row else None
 
 
 def _stored_hash(connection: Connection, head: ChainHead) -> object:

@@ -65,6 +65,13 @@ async def open_read_only(settings: Settings, *, master_key_check: bytes) -> Data
     return await SQLiteDatabase.open_read_only(settings.database_path, master_key_check=master_key_check)
 
 
+def open_unrecognised(settings: Settings) -> Database:
+    """Return a PostgreSQL database for reading, whoever's it is; nothing happens before the first read."""
+    if settings.postgres is None:
+        raise ConfigError(["KKP_DATABASE_URL: it is no PostgreSQL"])
+    return _postgres()(settings.postgres, _password(settings), read_only=True)
+
+
 async def peek(settings: Settings, work: Work[ResultT]) -> ResultT | None:
     """Read from a database whose master key is not known yet; None if there is none, or nothing in it.
 

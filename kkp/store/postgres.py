@@ -476,6 +476,8 @@ def _patient(work: Work[ResultT], seconds: float, connection: Connection) -> Res
     milliseconds = int(seconds * 1000)
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+    # Whoever reads row by row may be waited for, such as who prints an export.
+    connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}")
     return work(connection)
 
 

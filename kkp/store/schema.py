@@ -137,6 +137,26 @@ checkpoints = Table(
 _undelivered = checkpoints.c.delivered.is_(false())
 Index("checkpoints_undelivered", checkpoints.c.seq, sqlite_where=_undelivered, postgresql_where=_undelivered)
 
+# How far the Merkle tree of each chain was followed: nobody reads a chain twice. Not evidence: whoever goes
+# on from a row compares its root with the one that the checkpoint lists.
+audit_trees = Table(
+    "audit_trees",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("size", Count, nullable=False),
+    Column("frontier", Bytes, nullable=False),
+    Column("checkpoint", Count, nullable=False),
+)
+
+# Of each chain whose first records were deleted: the signed statement of which, as they were. It protects
+# itself.
+audit_prunings = Table(
+    "audit_prunings",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("line", Bytes, nullable=False),
+)
+
 # Tokens that were revoked before their `exp`. `epoch` is the one that the revocation brought about, so that
 # replicas read only what is new to them.
 revoked_tokens = Table(

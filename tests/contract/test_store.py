@@ -16,6 +16,7 @@ from kkp.errors import ConfigError, ConflictError, KeyringUnavailableError, Rate
 from kkp.rows import (
     ChainedRow,
     ChainHead,
+    ChainState,
     CheckpointRow,
     IdentityRow,
     LocalKeyRow,
@@ -23,12 +24,15 @@ from kkp.rows import (
     RevocationRow,
     RevokedTokenRow,
     RingRow,
+    SignedRows,
+    TreeRow,
 )
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database, bump_epoch
-from kkp.store.checkpoints import CheckpointStore
+from kkp.store.checkpoints import CheckpointStore, ReadHashes
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
+from kkp.store.retention import RetentionStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
@@ -564,9 +568,9 @@ async def test_a_checkpoint_is_made_of_where_the_log_stands_and_the_newest_one(d
     audit, store = AuditStore(database), CheckpointStore(database)
     seen: list[tuple[CheckpointRow | None, LogPosition]] = []
 
-    def make(newest: CheckpointRow | None, position: LogPosition) -> CheckpointRow:
+    def make(newest: CheckpointRow | None, position: LogPosition, _hashes: ReadHashes) -> SignedRows:
         seen.append((newest, position))
-        return CheckpointRow(len(seen), b"line %d" % len(seen))
+        return SignedRows(CheckpointRow(len(seen), b"line %d" % len(seen)))
 
     await store.add(make)
     await open_chain(audit, "a")
@@ -576,10 +580,81 @@ async def test_a_checkpoint_is_made_of_where_the_log_stands_and_the_newest_one(d
     await store.add(make)
     assert seen == [
         (None, LogPosition(1, 0, ())),
-        (CheckpointRow(1, b"line 1"), LogPosition(2, 3, (ChainHead("b", 1, b"hash b1"),))),
+        (
+            CheckpointRow(1, b"line 1"),
+            LogPosition(2, 3, (ChainHead("a", 2, b"hash 2"), ChainHead("b", 1, b"hash b1"))),
+        ),
     ]
     standing = await store.standing([ChainHead("a", 2, b""), ChainHead("a", 3, b"")])
     assert (standing.epoch, standing.records, standing.hashes) == (2, 3, (b"hash 2", None))
+
+
+async def test_a_chain_that_is_carried_is_listed_until_a_checkpoint_has_its_tree(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2)])
+    await open_chain(audit, "b")
+    position = await store.position()
+    assert [head.chain for head in position.heads] == ["a", "b"]
+    assert position.trees == ()
+    tree = TreeRow("a", 2, b"frontier", 1)
+    await store.add(lambda *_: SignedRows(CheckpointRow(1, b"line"), (tree,)))
+    position = await store.position()
+    assert [head.chain for head in position.heads] == ["b"]
+    await audit.append("a", [record(3)])
+    position = await store.position()
+    assert [head.chain for head in position.heads] == ["a", "b"]
+    assert position.trees == (tree,)
+    later = tree._replace(size=3, frontier=b"later", checkpoint=2)
+    await store.add(lambda *_: SignedRows(CheckpointRow(2, b"line"), (later,)))
+    assert (await store.position()).trees == (later,)
+
+
+async def test_of_many_chains_without_a_tree_some_are_listed_at_a_time(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    for number in range(70):
+        await open_chain(audit, f"{number:03}")
+    heads = (await store.position()).heads
+    assert [head.chain for head in heads] == [f"{number:03}" for number in range(64)] + ["069"]
+
+
+async def test_a_checkpoint_is_made_of_the_hashes_that_its_own_transaction_sees(database: Database) -> None:
+    audit, store = AuditStore(database), CheckpointStore(database)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2), record(3)])
+    await open_chain(audit, "b")
+    seen: list[Sequence[object]] = []
+    await store.add(lambda _newest, _position, hashes: seen.append(hashes("a", 1, 3)))
+    assert seen == [[b"hash 2", b"hash 3"]]
+    assert await store.hashes("a", 0, 2) == [b"hash a1", b"hash 2"]
+    assert await store.hashes("a", 3, 9) == []
+
+
+async def test_records_are_pruned_with_the_statement_that_they_are_gone_or_not_at_all(
+    database: Database,
+) -> None:
+    audit, checkpoints, store = AuditStore(database), CheckpointStore(database), RetentionStore(database)
+    await open_chain(audit, "a")
+    await audit.append("a", [record(2), record(3), record(4)])
+    await open_chain(audit, "b")
+    tree = TreeRow("a", 4, b"frontier", 1)
+    await checkpoints.add(lambda *_: SignedRows(CheckpointRow(1, b"line"), (tree,)))
+    before = ChainState("a", 4, 4, 4, 1, is_delivered=False, pruning=None)
+    assert await store.chains() == [before, ChainState("b", 1, None, None, None, None, None)]
+    await checkpoints.mark_delivered([1])
+    await store.prune("a", None, b"first", 0, 2)
+    assert [row.seq for row in await store.records("a", 0, 9)] == [3, 4]
+    assert await checkpoints.pruning("a") == b"first"
+    for known, after, upto in ((None, 2, 3), (b"other", 2, 3), (b"first", 0, 3), (b"first", 2, 5)):
+        with pytest.raises(ConflictError):
+            await store.prune("a", known, b"second", after, upto)
+    assert (await store.chains())[0] == before._replace(is_delivered=True, pruning=b"first")
+    await store.prune("a", b"first", b"second", 2, 4)
+    assert await audit.chain_head("a") == ChainHead("a", 4, b"hash 4")
+    assert await audit.chain_head("none") is None
+    assert await store.records("a", 0, 9) == []
+    assert (await checkpoints.pruning("a"), await checkpoints.pruning("b")) == (b"second", None)
+    assert (await checkpoints.position()).records == 5  # there were ever
 
 
 async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Database) -> None:
@@ -587,8 +662,8 @@ async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Data
     rows = [CheckpointRow(seq, b"line %d" % seq) for seq in (1, 2, 3)]
     made = iter(rows)
     for row in rows:
-        assert await store.add(lambda _newest, _position: next(made)) == row
-    assert await store.add(lambda _newest, _position: None) is None
+        assert await store.add(lambda *_: SignedRows(next(made))) == row
+    assert await store.add(lambda *_: None) is None
     assert await store.newest() == rows[2]
     assert (await store.at(2), await store.at(4)) == (rows[1], None)
     assert await store.undelivered(2) == rows[:2]

@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from kkp.audit.base import ChainHead, RecordType
 from kkp.audit.chain import first_record, link
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner
+from kkp.audit.tree import Frontier
 from kkp.audit.verify import StoredRow
 from kkp.master_key import MasterKey
 from kkp.rows import LogPosition
 
 NOW = 1795317300.0
 Rows = list[StoredRow]
+OF_VERSION_1 = (  # as it was signed before there were trees
+    b'{"checkpoint":{"epoch":5,"heads":[{"chain":"20261122T031500Z-0000000a","hash":"'
+    + b"aa" * 32
+    + b'","seq":7}],"key":"Bf56XuodM7OM-f4Go1MiIC8RNCPAfMqZpjZ6S6v3Aqg",'
+    b'"kid":"wGFAAkiBRZpRX86Nj4ddFtmBs5jGYwvWxVOIW6bB6Ic","prev":"'
+    + b"00"
+    * 32
+    + b'","records":16,"rollback":false,"seq":1,"time":1795317300,"v":1},"signature":"'
+    b'U1kD06eRtSX12KR9MFcBQ6UyuYq6RH9cih-Zu8Y1ZFURteAjy4KBPtfvpSbRLHROWMcI4O5YIGCqLThMFSAhAQ"}'
+)
 
 
 def a_chain(chain: str, length: int, *heads: ChainHead, mark: str = "d") -> Rows:
@@ -41,6 +52,11 @@ def head_of(rows: Sequence[StoredRow]) -> ChainHead:
     return ChainHead(chain, seq, hash_)
 
 
+def hashes_of(rows: Sequence[StoredRow]) -> list[bytes]:
+    """Return the hashes of records, which are the leaves of their chain's tree."""
+    return [row.hash for row in rows if isinstance(row.hash, bytes)]
+
+
 def a_signer(key: bytes = b"k" * 32) -> CheckpointSigner:
     """Return a signer; the same key, the same signer."""
     return CheckpointSigner(MasterKey(key))
@@ -57,3 +73,17 @@ def a_checkpoint(
     """Return a checkpoint that lists these heads."""
     position = LogPosition(epoch=1, records=records, heads=heads)
     return (signer or a_signer()).sign(position, after, now, rollback=rollback)
+
+
+def a_rooted_checkpoint(
+    *chains: Rows, after: Checkpoint | None = None, records: int = 0, signer: CheckpointSigner | None = None
+) -> Checkpoint:
+    """Return a checkpoint that lists these chains, whole, with the roots of their trees."""
+    heads, roots = [], {}
+    for rows in filter(None, chains):
+        tree = Frontier()
+        tree.extend(hashes_of(rows))
+        heads.append(head_of(rows))
+        roots[heads[-1].chain] = tree.root()
+    position = LogPosition(epoch=1, records=records, heads=tuple(heads))
+    return (signer or a_signer()).sign(position, after, NOW, roots=roots)

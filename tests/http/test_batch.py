@@ -21,7 +21,6 @@ import rfc8785
 
 from kkp import batch, tokens
 from kkp.app import foundation
-from kkp.audit.verify import verify_sqlite
 from kkp.authz.embedded import EmbeddedPolicy
 from kkp.kms.base import WrappedKey
 from kkp.kms.memory import MemoryKMS
@@ -32,6 +31,7 @@ from kkp.operations.identities import DisableIdentity
 from kkp.pipeline import Origin
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, grant, running
+from tests.verifying import verify_sqlite
 
 MAX_PLAINTEXT = 64 * 1024
 ONE: Mapping[str, Any] = {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"}

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kkp.audit.verify import UnreadableError, verify_sqlite
+from kkp.audit.verify import UnreadableError
 from kkp.errors import ConfigError
-from kkp.store.sqlite_layout import foreign_parts_of_this_version
 from tests.harness import KKP, grant, running
 from tests.integration.process import kkp as command
+from tests.verifying import verify_sqlite
 
 DROPS_RECORDS = """
 CREATE TRIGGER nothing_happened BEFORE INSERT ON audit_records WHEN NEW.seq > 1
@@ -120,7 +120,7 @@ async def test_an_altered_layout_is_not_started_on(stopped: Path, tmp_path: Path
 @pytest.mark.parametrize("script", ALTERED.values(), ids=ALTERED)
 def test_verify_finds_an_altered_layout(stopped: Path, script: str) -> None:
     plant(stopped, script)
-    alterations = verify_sqlite(stopped, foreign_parts=foreign_parts_of_this_version).alterations
+    alterations = verify_sqlite(stopped, with_layout=True).alterations
     assert alterations
     for part in alterations:
         assert re.match(r"it (has the|lacks KKP's) (table|index|trigger) ", part)
@@ -134,16 +134,16 @@ def test_verify_reads_no_view_in_the_log_s_place(stopped: Path) -> None:
 
 
 def test_what_kkp_laid_out_is_not_altered(stopped: Path) -> None:
-    assert verify_sqlite(stopped, foreign_parts=foreign_parts_of_this_version).clean
+    assert verify_sqlite(stopped, with_layout=True).clean
     plant(stopped, "VACUUM")
-    assert verify_sqlite(stopped, foreign_parts=foreign_parts_of_this_version).clean
+    assert verify_sqlite(stopped, with_layout=True).clean
 
 
 def test_verify_does_not_judge_another_layout(stopped: Path) -> None:
     for script in ("UPDATE state SET schema_version = 99", "DELETE FROM state"):
         plant(stopped, script)
         with pytest.raises(ConfigError, match="run the release that wrote it"):
-            verify_sqlite(stopped, foreign_parts=foreign_parts_of_this_version)
+            verify_sqlite(stopped, with_layout=True)
 
 
 async def test_the_command_names_a_trigger_and_ends_with_1(stopped: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -34,16 +35,17 @@ EXIT_LOST_WRITE = 74
 
 # Runs a server in a directory, with an administrator whose key is the server's root key.
 Run: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Server]]
+NO_RESERVE = {"KKP_AUDIT_MIN_FREE_BYTES": "0"}  # which would close the service before the disk does
 
 
 @pytest.fixture(params=["dev", "serve"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Each way to run KKP."""
     if request.param == "dev":
-        yield serving
+        yield partial(serving, environ=NO_RESERVE)
         return
     with opa.serving(tmp_path_factory.mktemp("opa"), "--bundle", str(opa.POLICY)) as running:
-        yield lambda directory: serving_with_root(directory, running.url)
+        yield lambda directory: serving_with_root(directory, running.url, **NO_RESERVE)
 
 
 def can_mount() -> bool:
@@ -138,6 +140,35 @@ async def test_a_full_disk_closes_the_service_until_there_is_room(tmp_path: Path
             await is_sound(server, minted + 1)
 
 
+@needs_mount
+async def test_a_disk_with_less_free_than_the_reserve_closes_the_service_while_records_still_have_room(
+    tmp_path: Path,
+) -> None:
+    data_dir = tmp_path / ".kkp"
+    data_dir.mkdir(0o700)
+    with mounted(data_dir, "16m"):
+        async with serving(tmp_path, environ={"KKP_AUDIT_MIN_FREE_BYTES": str(8 << 20)}) as server:
+            key = server.root_key
+            await works_again(server, key)
+            (data_dir / "ballast").write_bytes(bytes(9 << 20))
+            async with asyncio.timeout(30):
+                while (await server.mint(key)).status == 200:  # noqa: ASYNC110  until it looked at the disk
+                    await asyncio.sleep(0.1)
+            await refused(server, key)
+            ready = await server.get("/readyz")
+            assert ready.status == 503
+            assert {name for name, state in ready.json["checks"].items() if state != "ok"} == {"audit_space"}
+            assert "are kept in reserve" in ready.json["checks"]["audit_space"]
+            before = len(records(data_dir / "kkp.db"))
+            assert (await server.get("/audit", credential="kkp_sk_nobody")).status == 401
+            async with asyncio.timeout(60):  # counted, and recorded in aggregate: there is room for that
+                while len(records(data_dir / "kkp.db")) == before:  # noqa: ASYNC110  another process writes
+                    await asyncio.sleep(0.2)
+            (data_dir / "ballast").unlink()
+            await works_again(server, key)
+            await is_sound(server, 2)
+
+
 def fill(path: Path) -> None:
     """Take every byte that is left."""
     with path.open("wb", buffering=0) as ballast:
@@ -204,7 +235,7 @@ async def test_a_start_on_a_read_only_file_system_is_refused_and_a_later_one_is_
     data_dir = tmp_path / ".kkp"
     data_dir.mkdir(0o700)
     with mounted(data_dir, "8m"):
-        async with serving(tmp_path) as server:
+        async with serving(tmp_path, environ=NO_RESERVE) as server:
             assert await server.stop() == 0
         remount(data_dir, "ro")
         finished = await kkp(tmp_path, "dev")
@@ -212,7 +243,7 @@ async def test_a_start_on_a_read_only_file_system_is_refused_and_a_later_one_is_
         assert "KKP_DATABASE_URL: the database can't be opened" in finished.err
         assert "Traceback" not in finished.err
         remount(data_dir, "rw")
-        async with serving(tmp_path) as server:
+        async with serving(tmp_path, environ=NO_RESERVE) as server:
             await works_again(server, server.root_key)
             await is_sound(server, 1)
 

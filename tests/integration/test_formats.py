@@ -6,20 +6,25 @@ import asyncio
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from kkp.audit.proofs import write_proof
+from kkp.audit.prover import prove_record
+from tests.audited import PUBLIC_KEY, AuditedDatabase
+from tests.databases import SQLitePlace
 from tests.harness import running
 
 FORMATS = Path(__file__).parents[2] / "docs/formats.md"
 KEY = {"backend": "aws", "key_id": "alias/orders"}
 
 
-def sample() -> str:
-    found = re.search(
-        r"<!-- tested: seal detached -->\n```python\n(.*?)```\n<!-- end -->", FORMATS.read_text(), re.DOTALL
-    )
+def sample(marker: str) -> str:
+    pattern = rf"<!-- tested: {marker} -->\n```python\n(.*?)```\n<!-- end -->"
+    found = re.search(pattern, FORMATS.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -35,7 +40,7 @@ async def test_the_sample_seals_an_envelope_that_opens(tmp_path: Path, labels: d
     async with running(tmp_path) as kkp:
         begun = await kkp.post("/envelope/data-key", {**KEY, **labels}, credential=kkp.root_key)
         assert begun.status == 200
-        command = [sys.executable, "-c", sample()]
+        command = [sys.executable, "-c", sample("seal detached")]
         sealed = await asyncio.to_thread(
             subprocess.run, command, input=begun.raw, capture_output=True, check=True, cwd=tmp_path
         )
@@ -45,3 +50,27 @@ async def test_the_sample_seals_an_envelope_that_opens(tmp_path: Path, labels: d
             "POST", "/envelope/decrypt", data=sealed.stdout, headers=headers, credential=token
         )
     assert opened.json["plaintext_b64"] == "d2hhdCBpcyB0byBiZSBzZWFsZWQ="
+
+
+def verified(proof: bytes, directory: Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", sample("verify proof"), PUBLIC_KEY]
+    return subprocess.run(command, input=proof, capture_output=True, check=False, cwd=directory)  # noqa: S603  the page's own
+
+
+async def test_the_sample_verifies_a_proof_and_refuses_an_altered_one(tmp_path: Path) -> None:
+    log = AuditedDatabase(SQLitePlace(tmp_path / "kkp.db"), tmp_path / "kkp.db")
+    async with log.boot("server") as process:
+        await process.record(20)
+        await process.checkpoint()
+    for seq in (1, 6, 21):
+        proof = await log.read(partial(prove_record, chain="server", seq=seq))
+        found = await asyncio.to_thread(verified, write_proof(proof), tmp_path)
+        assert (found.returncode, found.stdout.decode()) == (0, f"proven: {proof.record}\n"), found.stderr
+        for changes in (
+            {"record": proof.record.replace('"v":1', '"v":2')},
+            {"path": ("0" * 64, *proof.path[1:])},
+            {"path": proof.path[1:]},
+            {"seq": seq + 1},
+        ):
+            wrong = write_proof(msgspec.structs.replace(proof, **changes))
+            assert (await asyncio.to_thread(verified, wrong, tmp_path)).returncode == 1

@@ -206,7 +206,8 @@ def full_disk(server: Server) -> Iterator[None]:
 async def test_unready_and_ready_again_when_the_disk_is_full(
     tmp_path: Path, record_promise: Recorder
 ) -> None:
-    async with serving(tmp_path, prefix=IN_A_SMALL_FILE_SYSTEM) as server:
+    no_reserve = {"KKP_AUDIT_MIN_FREE_BYTES": "0"}  # which would close the service before the disk does
+    async with serving(tmp_path, prefix=IN_A_SMALL_FILE_SYSTEM, environ=no_reserve) as server:
         server.directory = Path(f"/proc/{server.process.pid}/root{tmp_path}")
         await tells_the_truth(server, full_disk, "database", record_promise)
         assert await server.stop() == 0

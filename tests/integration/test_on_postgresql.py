@@ -59,6 +59,8 @@ async def test_a_database_is_made_once_and_by_its_password_s_file(
     checks = {check["check"]: check for check in json.loads(doctor.out)["checks"]}
     assert checks["database"]["status"] == "ok"
     assert checks["identities"]["detail"] == "1 rows, all of them genuine"
+    assert checks["audit"]["status"] == "ok", checks["audit"]
+    assert " chains, unbroken; " in checks["audit"]["detail"]
     password_file.chmod(0o644)
     refused = await kkp(tmp_path, "identity", "list", environ=environ)
     assert "KKP_DATABASE_PASSWORD_FILE: others can read or write" in refused.err

@@ -17,6 +17,7 @@ from tests.integration.test_readme import commands, shell
 
 RUNBOOKS = Path(__file__).parents[2] / "docs/runbooks"
 BREAK_GLASS = RUNBOOKS / "break-glass.md"
+AUDIT = RUNBOOKS / "audit.md"
 KILL_SWITCH = RUNBOOKS / "kill-switch.md"
 MASTER_KEY = RUNBOOKS / "master-key.md"
 
@@ -53,6 +54,41 @@ async def test_an_envelope_is_opened_while_kkp_is_down_and_the_record_imported_w
     assert verdict.startswith("clean: ")
     assert json.loads(attempt)["record"]["imported"]["reason"].startswith("INC-1234: ")
     assert json.loads(outcome)["record"]["imported"]["result"] == "opened"
+
+
+async def test_a_record_is_proven_and_old_ones_are_let_go(tmp_path: Path) -> None:
+    path = f"{KKP.parent}:{os.environ['PATH']}"
+    assert (await kkp(tmp_path, "init")).code == 0
+    for name in ("orders", "billing"):
+        assert (await kkp(tmp_path, "identity", "add", name, "--role", "service")).code == 0
+    exported = await kkp(tmp_path, "audit", "export")
+    record = next(json.loads(line) for line in exported.out.splitlines() if "manage_identity" in line)
+    environ = {"PATH": path, "RECORD": f"{record['chain']}:{record['seq']}"}
+    blocks = [block for marker in ("key", "prove", "verify proof") for block in commands(marker, AUDIT)]
+    printed = await shell(tmp_path, "\n".join(blocks), environ=environ)
+    assert f"proven: {record['chain']}:2 in the log, by checkpoint " in printed
+    assert '"action": "manage_identity"' in printed
+    blocks = [block for marker in ("prune", "archive") for block in commands(marker, AUDIT)]
+    script = "\n".join(blocks)
+    assert script.count("--keep 400") == 1
+    printed = await shell(tmp_path, script.replace("--keep 400", "--keep 0"), environ=environ)
+    said = printed.splitlines()
+    archived = sorted((tmp_path / "archive").glob("*.jsonl"))
+    assert len(archived) >= 3
+    assert [line for line in said if line.startswith("exported: ")] == [
+        f"exported: archive/{path.name}" for path in archived
+    ]
+    assert sum(line.startswith("proven: ") for line in said) == len(archived)
+    assert sum(" were pruned at " in line for line in said) == len(archived)  # by the first verification
+    assert [line.split(":")[0] for line in said if line.startswith(("clean", "tampered"))] == ["clean"] * 2
+
+
+def test_the_exit_codes_of_proofs_are_those_of_the_commands() -> None:
+    page = AUDIT.read_text()
+    assert "Exit codes: 0 done; 1 it can't be proven, and why; 2 the log can't be read." in page
+    assert (
+        "Exit codes: 0 it is in the log of that key; 1 that is not shown, and why; 2 the file is no" in page
+    )
 
 
 async def test_the_master_key_moves_to_a_new_file_and_into_a_kms_while_a_server_runs(tmp_path: Path) -> None:

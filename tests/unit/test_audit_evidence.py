@@ -7,20 +7,38 @@ tells. A log is three boots, `a`, `b` and `c`; `b` names the head of `a`, `c` th
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from kkp.audit.base import ChainHead, RecordType
 from kkp.audit.chain import link, record_hash
 from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import weigh
+from kkp.audit.tree import Frontier
 from kkp.audit.verify import Finding, StoredRow, Verdict, verify_rows
-from tests.fakes.logs import NOW, Rows, a_chain, a_checkpoint, grown, head_of
+from kkp.rows import LogPosition
+from kkp.store import schema
+from tests.fakes.logs import (
+    NOW,
+    Rows,
+    a_chain,
+    a_checkpoint,
+    a_rooted_checkpoint,
+    a_signer,
+    grown,
+    hashes_of,
+    head_of,
+)
 from tests.integration.process import show
 from tests.promises import Recorder
 from tests.scale import SCALE
+from tests.verifying import verify_sqlite
 
 pytestmark = pytest.mark.promise(30)
 
@@ -228,36 +246,103 @@ def test_an_accepted_rollback_takes_back_what_was_listed_before_and_demands_what
     assert found[0][:2] == ("d", 3)
 
 
-def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast(
-    record_promise: Recorder,
-) -> None:
-    """Boots overlap, end and begin at random; each first record carries the frontier, as the store has it."""
-    chance = random.Random(11)
-    rows: Rows = []
+def test_the_roots_of_a_sound_log_agree_and_any_other_root_is_found() -> None:
+    rows = a_log()
+    a, b, c = rows[:15], rows[15:30], rows[30:]
+    sound = a_rooted_checkpoint(a[:9], records=9)
+    also = a_rooted_checkpoint(b, c[:4], after=sound, records=34)
+    last = a_rooted_checkpoint(a, b, c, after=also, records=40)
+    assert verify(rows, [sound, also, last]).clean
+    forged = a_signer().sign(
+        LogPosition(1, 40, (head_of(b), head_of(c))), also, NOW, roots={"b": b"\1" * 32, "c": b"\2" * 32}
+    )
+    assert verify(rows, [sound, also, forged]).disagreements == (
+        Finding("b", 15, f"ends another tree than {forged} lists"),
+        Finding("c", 10, f"ends another tree than {forged} lists"),
+    )
+
+
+@pytest.mark.parametrize("seq", range(2, 11))
+def test_a_root_behind_a_record_that_was_altered_says_nothing_that_was_not_said(seq: int) -> None:
+    rows = a_log()
+    listing = a_rooted_checkpoint(rows[30:], records=40)
+    index = at("c", seq)
+    body = rows[index].body
+    assert isinstance(body, bytes)
+    rows[index] = rows[index]._replace(body=body.replace(b"allow", b"deny "))
+    verdict = verify(rows, [listing])
+    assert [(finding.chain, finding.seq) for finding in verdict.findings] == [("c", seq)]
+    assert verdict.disagreements == ()
+
+
+def test_a_checkpoint_that_lists_an_earlier_record_than_one_before_it_is_found() -> None:
+    rows = a_log()
+    first = a_checkpoint(head_of(rows), records=40)
+    second = a_checkpoint(head_of(rows[:35]), after=first, records=40)
+    assert verify(rows, [first, second]).disagreements == (
+        Finding("c", 5, f"is listed by {second}, behind one that lists a later record"),
+    )
+
+
+def test_an_idle_chain_may_be_listed_again_and_again() -> None:
+    rows = a_log()
+    listed: list[Checkpoint] = []
+    for count in (30, 35, 40):
+        heads = [head_of(rows[:15]), head_of(rows[:30]), head_of(rows[:count])]
+        unique = {head.chain: head for head in heads}.values()
+        listed.append(a_checkpoint(*unique, after=listed[-1] if listed else None, records=count))
+    assert verify(rows, listed).clean
+    assert verify([*rows[30:], *rows[:30]], listed).clean  # in whatever order the chains went by
+
+
+def a_long_log(chance: random.Random, length: int, database: sqlite3.Connection) -> int:
+    """Write boots that overlap, begin and end at random, as the store does; return how many checkpoints."""
+    count = checkpoints = 0
     living: dict[str, Rows] = {}
+    trees: dict[str, Frontier] = {}
     uncarried: dict[str, ChainHead] = {}
-    checkpoints: list[Checkpoint] = []
-    while len(rows) < CLEAN_RECORDS:
+    previous: Checkpoint | None = None
+    while count < length:
         if not living or chance.random() < 0.01:
-            name = f"boot-{len(rows)}"
-            living[name] = a_chain(name, 1, *uncarried.values())
+            name = f"boot-{count}"
+            new = a_chain(name, 1, *uncarried.values())
             uncarried.clear()
-            rows += living[name]
-        name = chance.choice(list(living))
-        new = grown(living[name][-1:], chance.randrange(1, 5))[1:]
-        rows += new
+            trees[name] = Frontier()
+        else:
+            name = chance.choice(list(living))
+            new = grown(living[name][-1:], chance.randrange(1, 5))[1:]
+            uncarried[name] = head_of(new)
         living[name] = new
-        uncarried[name] = head_of(new)
+        trees[name].extend(hashes_of(new))
+        database.executemany("INSERT INTO audit_records (chain, seq, hash, body) VALUES (?, ?, ?, ?)", new)
+        count += len(new)
         if len(living) > 1 and chance.random() < 0.01:
             del living[name]
         if chance.random() < 0.02:
-            previous = checkpoints[-1] if checkpoints else None
-            checkpoints.append(a_checkpoint(*uncarried.values(), after=previous, records=len(rows)))
+            roots = {chain: trees[chain].root() for chain in uncarried}
+            position = LogPosition(1, count, tuple(uncarried.values()))
+            previous = a_signer().sign(position, previous, NOW, roots=roots)
+            database.execute("INSERT INTO checkpoints VALUES (?, ?, 1)", (previous.seq, previous.line))
+            checkpoints += 1
+    database.commit()
+    return checkpoints
+
+
+def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast(
+    tmp_path: Path, record_promise: Recorder
+) -> None:
+    path = tmp_path / "kkp.db"
+    engine = create_engine(f"sqlite:///{path}")
+    schema.metadata.create_all(engine)
+    engine.dispose()
+    with closing(sqlite3.connect(path)) as database:
+        checkpoints = a_long_log(random.Random(11), CLEAN_RECORDS, database)
+        (count,) = database.execute("SELECT count(*) FROM audit_records").fetchone()
     started_at = time.perf_counter()
-    verdict = verify(rows, checkpoints)
+    verdict = verify_sqlite(path)
     seconds = time.perf_counter() - started_at
-    show(f"{len(rows)} records, {len(checkpoints)} checkpoints: {len(rows) / seconds:.0f} records/s")
+    show(f"{count} records, {checkpoints} checkpoints: {count / seconds:.0f} records/s")
     assert verdict.clean, (verdict.findings[:3], verdict.disagreements[:3])
-    assert (verdict.records, verdict.evidence.count) == (len(rows), len(checkpoints))
-    record_promise(30, "clean records", len(rows))
-    record_promise(30, "records a second", len(rows) / seconds)
+    assert (verdict.records, verdict.evidence.count) == (count, checkpoints)
+    record_promise(30, "clean records", count)
+    record_promise(30, "records a second", count / seconds)

@@ -11,10 +11,11 @@ import pytest
 
 from kkp.audit.base import ChainedRow, ChainHead, RecordType
 from kkp.audit.chain import first_record, link, record_hash
-from kkp.audit.verify import Finding, StoredRow, UnreadableError, Verdict, verify_rows, verify_sqlite
+from kkp.audit.verify import Finding, StoredRow, UnreadableError, Verdict, verify_rows
 from tests.fakes.logs import NOW, Rows, a_chain, head_of
 from tests.promises import Recorder
 from tests.scale import SCALE
+from tests.verifying import verify_sqlite
 
 pytestmark = pytest.mark.promise(30)
 

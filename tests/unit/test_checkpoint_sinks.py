@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kkp.audit.checkpoints import MAX_LINE_BYTES
+from kkp.audit.signed_lines import MAX_LINE_BYTES
 from kkp.audit.sinks import CommandSink, FileSink, open_sink
 from kkp.config import SinkAddress
 from kkp.errors import AuditUnavailableError, ConfigError

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from kkp.audit import checkpointer
 from kkp.audit.base import AuditEntry, RollbackAccepted
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.log import AuditLog
 from kkp.audit.sinks import CheckpointSink, FileSink
-from kkp.audit.verify import read_checkpoint_file, verify_sqlite
 from kkp.errors import AuditUnavailableError, ConfigError
 from kkp.master_key import MasterKey
 from kkp.model import Action
@@ -29,6 +30,7 @@ from kkp.store.checkpoints import CheckpointStore
 from kkp.store.sqlite import SQLiteDatabase
 from tests.fakes.clock import FakeClock
 from tests.fakes.logs import a_checkpoint, a_signer
+from tests.verifying import read_checkpoint_file, verify_sqlite
 
 MASTER_KEY = MasterKey(b"k" * 32)
 ENTRY = AuditEntry(action=Action.DECRYPT, decision="allow")
@@ -120,7 +122,7 @@ async def refusal(path: Path, sink: CheckpointSink | None, *, accept: str = "") 
 
 
 def clean(path: Path, *sinks: Path) -> None:
-    found = [checkpoint for sink in sinks for checkpoint in read_checkpoint_file(sink)]
+    found = [CheckpointFile(sink) for sink in sinks]
     verdict = verify_sqlite(path, found)
     assert verdict.clean, (verdict.findings, verdict.disagreements)
 
@@ -203,6 +205,102 @@ async def test_it_runs_at_once_after_each_change_of_the_epoch_and_every_interval
         await asyncio.gather(running, return_exceptions=True)
         assert sink.numbers == [1, 2, 3]
         assert [read_checkpoint(line).epoch for line in sink.lines] == [1, 2, 2]
+
+
+@asynccontextmanager
+async def running(*processes: Boot) -> AsyncIterator[None]:
+    """Have the checkpointers of these look all the time."""
+    tasks = [asyncio.create_task(process.checkpoints.run()) for process in processes]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def newest_number(process: Boot) -> int:
+    """Return the number of the newest checkpoint once the checkpointers have looked several times."""
+    await asyncio.sleep(0.3)
+    row = await CheckpointStore(process.database).newest()
+    return row.seq if row is not None else 0
+
+
+@pytest.mark.promise(30)
+async def test_256_records_are_enough_for_a_checkpoint_before_the_interval_has_passed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointer, "_LOOK_SECONDS", 0.01)
+    async with boot(path, None) as process, running(process):
+        assert await newest_number(process) == 1
+        await process.record(255)
+        assert await newest_number(process) == 1
+        await process.record()
+        assert await newest_number(process) == 2
+        await process.record(300)
+        assert await newest_number(process) == 3
+
+
+@pytest.mark.promise(30)
+async def test_of_many_replicas_one_signs_for_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpointer, "_LOOK_SECONDS", 0.01)
+    async with boot(path, None) as one, boot(path, None) as two, boot(path, None) as three:
+        processes = (one, two, three)
+        async with running(*processes):
+            at_start = await newest_number(one)  # each signs at its start, if there is anything new
+            for turn in range(1, 4):
+                await asyncio.gather(*(process.record(2) for process in processes))
+                for process in processes:
+                    process.clock.advance(59)
+                assert await newest_number(one) == at_start + turn - 1
+                for process in processes:
+                    process.clock.advance(2)
+                assert await newest_number(one) == at_start + turn
+    clean(path)
+
+
+@pytest.mark.promise(30)
+@pytest.mark.parametrize("step", [-86_400.0, 86_400.0])
+async def test_a_checkpoint_that_a_wrong_clock_dated_holds_up_no_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    monkeypatch.setattr(checkpointer, "_LOOK_SECONDS", 0.01)
+    async with boot(path, None) as wrong, boot(path, None) as process:
+        wrong.clock.advance(step)
+        await wrong.record()
+        signed = await wrong.write()
+        await process.record()
+        async with running(process):
+            assert await newest_number(process) == signed.seq + 1
+
+
+@pytest.mark.promise(30)
+async def test_where_nothing_is_recorded_nothing_is_signed_however_long(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpointer, "_LOOK_SECONDS", 0.01)
+    async with boot(path, None) as process, running(process):
+        assert await newest_number(process) == 1
+        process.clock.advance(3600)
+        assert await newest_number(process) == 1
+        await process.checkpoints.check_ready()
+
+
+async def test_a_newest_checkpoint_that_can_not_be_believed_stops_nothing_and_is_told_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpointer, "_LOOK_SECONDS", 0.01)
+    async with boot(path, None) as process:
+        async with running(process):
+            assert await newest_number(process) == 1
+            tamper(path, "UPDATE checkpoints SET line = x'00'")
+            await process.record()
+            process.clock.advance(400)
+            await newest_number(process)
+            with pytest.raises(AuditUnavailableError):
+                await process.checkpoints.check_ready()
+        tamper(path, "DELETE FROM checkpoints")
+    assert any("no checkpoint is signed or taken" in record.message for record in caplog.records)
 
 
 # A sink that fails.
@@ -534,7 +632,7 @@ async def test_an_accepted_rollback_goes_on_and_on_record_and_is_accepted_once(
     assert b'"type":"rollback_accepted"' in bodies[4]
     accepting = read_checkpoint_file(sink.path)[-1]
     assert (accepting.seq, accepting.prev, accepting.rollback) == (newest.seq + 1, newest.hash, True)
-    verdict = verify_sqlite(path, read_checkpoint_file(sink.path))
+    verdict = verify_sqlite(path, [CheckpointFile(sink.path)])
     assert verdict.clean
     assert verdict.evidence.notes == (f"{accepting} accepts that what earlier ones list is gone",)
     await run_once(path, sink)

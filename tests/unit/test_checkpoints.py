@@ -13,18 +13,20 @@ import rfc8785
 from nacl.signing import SigningKey, VerifyKey
 
 from kkp.audit.base import ChainHead
-from kkp.audit.checkpoints import MAX_LINE_BYTES, disagreements, key_id, read_checkpoint, read_public_key
-from kkp.audit.evidence import NotCheckpointsError, read_lines, weigh
+from kkp.audit.checkpoints import Checkpoint, disagreements, read_checkpoint
+from kkp.audit.evidence import Evidence, NotCheckpointsError, read_lines, weigh
+from kkp.audit.signed_lines import MAX_LINE_BYTES, key_id, read_public_key
 from kkp.master_key import MasterKey
 from kkp.rows import LogPosition, Standing
-from tests.fakes.logs import NOW, a_checkpoint, a_signer
+from tests.fakes.logs import NOW, OF_VERSION_1, a_checkpoint, a_signer
 
 pytestmark = pytest.mark.promise(30)
 
 A = ChainHead("20261122T031500Z-0000000a", 7, b"\xaa" * 32)
 B = ChainHead("20261122T031500Z-0000000b", 9, b"\xbb" * 32)
 POSITION = LogPosition(epoch=5, records=16, heads=(B, A))
-PREFIX = b"kkp/audit-checkpoint/v1\0"
+PREFIX = b"kkp/audit-checkpoint/v2\0"
+ROOTS = {A.chain: b"\x11" * 32}
 
 
 def encoded(raw: bytes) -> str:
@@ -33,21 +35,21 @@ def encoded(raw: bytes) -> str:
 
 def test_a_checkpoint_is_the_documented_line_and_verifies_with_nothing_but_this_page() -> None:
     first = a_signer().sign(POSITION, None, NOW)
-    second = a_signer().sign(POSITION._replace(records=17), first, NOW + 60.9)
+    second = a_signer().sign(POSITION._replace(records=17), first, NOW + 60.9, roots=ROOTS)
     document = json.loads(second.line)
     body = rfc8785.dumps(document["checkpoint"])
     seed = MasterKey(b"k" * 32).derive("kkp/audit-checkpoint/v1")
     key = bytes(SigningKey(seed).verify_key)
     assert document["checkpoint"] == {
-        "v": 1,
+        "v": 2,
         "seq": 2,
         "prev": first.hash,
         "time": int(NOW) + 60,
         "epoch": 5,
         "records": 17,
         "heads": [
-            {"chain": A.chain, "seq": 7, "hash": "aa" * 32},
-            {"chain": B.chain, "seq": 9, "hash": "bb" * 32},
+            {"chain": A.chain, "seq": 7, "hash": "aa" * 32, "root": "11" * 32},
+            {"chain": B.chain, "seq": 9, "hash": "bb" * 32, "root": None},
         ],
         "rollback": False,
         "key": encoded(key),
@@ -69,6 +71,23 @@ def test_a_checkpoint_reads_back_as_it_was_signed() -> None:
     assert str(signed) == "checkpoint 1 of 2026-11-22T03:15:00Z"
 
 
+def test_a_checkpoint_of_version_1_is_read_for_ever_and_has_a_successor() -> None:
+    old = read_checkpoint(OF_VERSION_1)
+    assert (old.seq, old.records, old.hash[:8], old.key) == (1, 16, "1dde92e8", a_signer().public_key)
+    assert [(head.seq, head.hash, head.root) for head in old.heads] == [(7, "aa" * 32, None)]
+    new = a_checkpoint(A, records=17, after=old)
+    assert weighed([old, new], old.key)[1].problems == ()
+
+
+def test_no_flipped_bit_of_version_1_is_read() -> None:
+    line = bytearray(OF_VERSION_1)
+    for place in range(len(line)):
+        line[place] ^= 1
+        with pytest.raises(ValueError, match=r"."):
+            read_checkpoint(bytes(line))
+        line[place] ^= 1
+
+
 def test_the_key_is_the_master_keys_own_for_this_purpose() -> None:
     assert a_signer().public_key == a_signer().public_key
     assert a_signer().public_key != a_signer(b"other" + b"k" * 27).public_key
@@ -83,7 +102,8 @@ def resigned(change: Callable[[dict[str, Any]], object], *, key: bytes = b"s" * 
     body |= {"key": public, "kid": key_id(public)}
     change(body)
     text = rfc8785.dumps(body)
-    signature = encoded(signing.sign(PREFIX + text).signature)
+    prefix = b"kkp/audit-checkpoint/v%d\0" % body["v"]
+    signature = encoded(signing.sign(prefix + text).signature)
     return b'{"checkpoint":' + text + b',"signature":"' + signature.encode() + b'"}'
 
 
@@ -92,7 +112,12 @@ def test_the_forger_of_these_tests_can_sign() -> None:
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
-    "another version": lambda body: body.update(v=2),
+    "a newer version": lambda body: body.update(v=3),
+    "version 0": lambda body: body.update(v=0),
+    "version 1 with a root": lambda body: body.update(v=1),
+    "version 2 without a root": lambda body: body["heads"][0].pop("root"),
+    "a root that is no hash": lambda body: body["heads"][0].update(root="11"),
+    "a root that is empty": lambda body: body["heads"][0].update(root=""),
     "a member too many": lambda body: body.update(more=1),
     "a member too few": lambda body: body.pop("epoch"),
     "number 0": lambda body: body.update(seq=0),
@@ -192,20 +217,20 @@ def lines(*parts: bytes) -> list[bytes]:
 def test_lines_are_read_in_order_and_empty_ones_are_skipped() -> None:
     first = a_checkpoint(A)
     second = a_checkpoint(B, after=first)
-    assert read_lines(lines(first.line, b"", second.line)) == [first, second]
-    assert read_lines([]) == []
+    assert list(read_lines(lines(first.line, b"", second.line))) == [first, second]
+    assert list(read_lines([])) == []
 
 
 @pytest.mark.parametrize("kept", [1, 13, 14, 200, -1])
 def test_a_line_that_was_cut_short_and_written_again_is_skipped(kept: int) -> None:
     first = a_checkpoint(A)
     second = a_checkpoint(B, after=first)
-    assert read_lines(lines(first.line, second.line[:kept], first.line, second.line))[-1] == second
+    assert list(read_lines(lines(first.line, second.line[:kept], first.line, second.line)))[-1] == second
 
 
 def test_a_last_line_without_its_end_is_skipped() -> None:
     first = a_checkpoint(A)
-    assert read_lines([first.line + b"\n", first.line[:100]]) == [first]
+    assert list(read_lines([first.line + b"\n", first.line[:100]])) == [first]
 
 
 @pytest.mark.parametrize(
@@ -214,56 +239,64 @@ def test_a_last_line_without_its_end_is_skipped() -> None:
 def test_a_line_that_is_no_checkpoint_is_refused_by_its_number(bad: bytes) -> None:
     other = a_checkpoint(B)
     with pytest.raises(NotCheckpointsError, match=r"^line 2: "):
-        read_lines(lines(other.line, bad, other.line))
+        list(read_lines(lines(other.line, bad, other.line)))
+
+
+def weighed(
+    checkpoints: list[Checkpoint], public_key: str | None = None
+) -> tuple[tuple[Checkpoint, ...], Evidence]:
+    """Return those that speak about the log, and what they say of themselves."""
+    series = weigh(checkpoints, public_key)
+    return tuple(series), series.evidence()
 
 
 def test_a_sound_series_in_any_order_and_number_raises_no_alarm() -> None:
     first = a_checkpoint(A)
     second = a_checkpoint(A, B, after=first)
     third = a_checkpoint(B, after=second)
-    evidence = weigh([third, first, second, first], a_signer().public_key)
-    assert evidence.checkpoints == (first, second, third)
+    speaking, evidence = weighed([third, first, second, first], a_signer().public_key)
+    assert speaking == (first, second, third)
     assert (evidence.count, evidence.problems, evidence.notes) == (3, (), ())
     assert evidence.newest == third
-    assert weigh([], None).newest is None
+    assert weighed([])[1].newest is None
 
 
 def test_a_gap_in_a_series_is_no_alarm() -> None:
     first = a_checkpoint(A)
     third = a_checkpoint(B, after=a_checkpoint(A, B, after=first))
-    assert weigh([first, third], None).problems == ()
+    assert weighed([first, third])[1].problems == ()
 
 
 def test_a_checkpoint_of_another_key_is_an_alarm_and_is_not_believed() -> None:
     ours, theirs = a_checkpoint(A), a_checkpoint(B, signer=a_signer(b"x" * 32))
-    evidence = weigh([ours, theirs], None)
+    speaking, evidence = weighed([ours, theirs])
     assert evidence.problems == (f"{theirs} is signed by another key, {theirs.kid}",)
-    assert evidence.checkpoints == (ours,)
+    assert speaking == (ours,)
 
 
 def test_a_pinned_key_refuses_every_other() -> None:
     ours = a_checkpoint(A)
-    evidence = weigh([ours], a_signer(b"x" * 32).public_key)
-    assert evidence.checkpoints == ()
+    speaking, evidence = weighed([ours], a_signer(b"x" * 32).public_key)
+    assert speaking == ()
     assert len(evidence.problems) == 1
 
 
 def test_two_checkpoints_of_one_number_are_an_alarm() -> None:
     one, other = a_checkpoint(A), a_checkpoint(B)
-    assert weigh([one, other, other], None).problems == (f"{other} exists in two versions",)
+    assert weighed([one, other, other])[1].problems == (f"{other} exists in two versions",)
 
 
 def test_a_checkpoint_that_does_not_follow_the_one_before_it_is_an_alarm() -> None:
     first = a_checkpoint(A)
     stray = a_checkpoint(B, after=a_checkpoint(B))
-    assert weigh([first, stray], None).problems == (f"{stray} does not follow checkpoint 1",)
+    assert weighed([first, stray])[1].problems == (f"{stray} does not follow checkpoint 1",)
 
 
 def test_an_accepted_rollback_ends_the_claims_of_those_before_it_and_is_noted() -> None:
     first = a_checkpoint(A)
     second = a_checkpoint(B, after=first, rollback=True)
     third = a_checkpoint(B, after=second)
-    evidence = weigh([first, second, third], None)
-    assert evidence.checkpoints == (second, third)
+    speaking, evidence = weighed([first, second, third])
+    assert speaking == (second, third)
     assert evidence.notes == (f"{second} accepts that what earlier ones list is gone",)
     assert evidence.count == 3

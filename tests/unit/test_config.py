@@ -76,7 +76,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         policy_rule=None,
         revocation_list_seconds=300,
         checkpoint_sink=SinkAddress("file", Path.cwd() / ".kkp/checkpoints.jsonl", is_default=True),
-        checkpoint_interval_seconds=60,
+        checkpoint_interval_seconds=10,
+        audit_min_free_bytes=67_108_864,
         accept_rollback="",
         backends={
             "aws": "memory://aws",
@@ -177,6 +178,7 @@ def test_the_other_settings_arrive(here: Path) -> None:
         KKP_MAX_PLAINTEXT_BYTES="10",
         KKP_CHECKPOINT_SINK="command:/usr/local/bin/keep",
         KKP_CHECKPOINT_INTERVAL_SECS="0.5",
+        KKP_AUDIT_MIN_FREE_BYTES="0",
         KKP_ACCEPT_ROLLBACK="ab" * 32,
     )
     assert chosen.listen == Address("localhost", 0)
@@ -188,6 +190,7 @@ def test_the_other_settings_arrive(here: Path) -> None:
     assert chosen.max_plaintext_bytes == 10
     assert chosen.checkpoint_sink == SinkAddress("command", Path("/usr/local/bin/keep"))
     assert chosen.checkpoint_interval_seconds == 0.5
+    assert chosen.audit_min_free_bytes == 0
     assert chosen.accept_rollback == "ab" * 32
 
 
@@ -587,6 +590,9 @@ BAD_VALUES = {
     ),
     "KKP_CHECKPOINT_INTERVAL_SECS": (
         ["0", "-1", "nan", "inf", "soon", "3600.001"], "give a number of seconds above 0, up to 3600",
+    ),
+    "KKP_AUDIT_MIN_FREE_BYTES": (
+        ["-1", "1.5", "64M", "00", "9" * 13, "\u0661"], "give bytes, or 0 for no reserve",
     ),
     "KKP_ACCEPT_ROLLBACK": (
         ["yes", "1", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n"],

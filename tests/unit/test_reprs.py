@@ -45,6 +45,8 @@ HARMLESS_NAMES = {
 HARMLESS = {
     "kkp.audit.checkpoints:_Body.key": "the public half that verifies the checkpoint",
     "kkp.audit.checkpoints:Checkpoint.key": "the same",
+    "kkp.audit.prunings:_Body.key": "the same",
+    "kkp.audit.prunings:Pruning.key": "the same",
     "kkp.authn.revocations:_View.tokens": "ids of tokens",
     "kkp.authn.revocations:_View.keys": "names of keys",
     "kkp.cli.doctor:_Setting.value": "what the doctor prints, a secret already left out",

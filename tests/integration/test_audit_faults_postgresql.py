@@ -1,0 +1,139 @@
+"""The PostgreSQL under the audit dies or stands still under a real server: nothing is done without a record.
+
+Each time everything is 503 within a second (and what the machine's own load adds), and works again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Answer
+from tests.integration.process import Server, kkp, serving, show
+from tests.integration.test_audit_faults import ANSWERED_SECONDS
+from tests.postgres import PostgreSQL
+
+pytestmark = pytest.mark.promise(29)
+
+CLIENTS = 8
+
+
+@pytest.fixture
+def url(postgres_server: PostgreSQL) -> str:
+    return postgres_server.url(postgres_server.empty_database())
+
+
+@pytest.fixture
+async def server(tmp_path: Path, url: str) -> AsyncIterator[Server]:
+    async with serving(tmp_path, environ={"KKP_DATABASE_URL": url}) as server:
+        yield server
+
+
+async def mint(server: Server) -> tuple[Answer, float]:
+    """Ask for a token; return the answer, and after how many seconds it came."""
+    loop = asyncio.get_running_loop()
+    asked_at = loop.time()
+    answer = await server.mint(server.root_key)
+    return answer, loop.time() - asked_at
+
+
+async def keep_minting(server: Server, minted: list[str], until: asyncio.Event) -> None:
+    """Ask for one token after the other; every answer is a token, or a refusal in time."""
+    while not until.is_set():
+        answer, seconds = await mint(server)
+        assert seconds < ANSWERED_SECONDS
+        assert answer.status in {200, 503}, answer.raw
+        if answer.status == 200:
+            minted.append(answer.json["token"])
+        else:
+            assert answer.problem() in {"audit_unavailable", "keyring_unavailable"}
+            await asyncio.sleep(0.05)
+
+
+async def is_closed(server: Server) -> None:
+    """Wait until the database's death has reached the server, and see all it is asked refused in time."""
+    async with asyncio.timeout(30):
+        while (await mint(server))[0].status == 200:  # noqa: ASYNC110  another process closes
+            await asyncio.sleep(0.01)
+    for _ in range(3):
+        answer, seconds = await mint(server)
+        show(f"refused after {seconds:.2f} s")
+        assert (answer.status, seconds < ANSWERED_SECONDS) == (503, True), answer.raw
+    assert (await server.get("/readyz")).status == 503
+
+
+async def works_again(server: Server) -> None:
+    async with asyncio.timeout(60):
+        while (await mint(server))[0].status != 200:  # noqa: ASYNC110  another process opens
+            await asyncio.sleep(0.1)
+
+
+async def records(server: Server, url: str) -> list[dict[str, Any]]:
+    finished = await kkp(server.directory, "audit", "export", environ={"KKP_DATABASE_URL": url})
+    assert finished.code == 0, finished.err
+    return [json.loads(line)["record"] for line in finished.out.splitlines()]
+
+
+def jti(token: str) -> str:
+    payload = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return str(claims["jti"])
+
+
+@contextmanager
+def killed(postgres: PostgreSQL) -> Iterator[None]:
+    postgres.kill()
+    try:
+        yield
+    finally:
+        postgres.start()
+
+
+@contextmanager
+def stopped_at_once(postgres: PostgreSQL) -> Iterator[None]:
+    postgres.stop(signal.SIGQUIT)
+    try:
+        yield
+    finally:
+        postgres.start()
+
+
+def standing_still(postgres: PostgreSQL) -> AbstractContextManager[None]:
+    return postgres.frozen()
+
+
+Fault = Callable[[PostgreSQL], AbstractContextManager[None]]
+FAULTS: list[Fault] = [killed, stopped_at_once, standing_still]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+async def test_without_its_database_it_does_nothing_and_then_works_again(
+    server: Server, postgres_server: PostgreSQL, url: str, fault: Fault
+) -> None:
+    await works_again(server)
+    minted: list[str] = []
+    until = asyncio.Event()
+    clients = [asyncio.create_task(keep_minting(server, minted, until)) for _ in range(CLIENTS)]
+    await asyncio.sleep(0.5)
+    with fault(postgres_server):
+        await is_closed(server)
+    await works_again(server)
+    until.set()
+    await asyncio.gather(*clients)
+    known = {record.get("jti") for record in await records(server, url) if record.get("decision") == "allow"}
+    assert minted
+    assert {jti(token) for token in minted} <= known
+    async with asyncio.timeout(60):
+        while (await server.get("/readyz")).status != 200:  # noqa: ASYNC110  the same
+            await asyncio.sleep(0.2)
+    assert await server.stop() == 0
+    verified = await kkp(server.directory, "audit", "verify", environ={"KKP_DATABASE_URL": url})
+    assert verified.code == 0, verified
