@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Final, Protocol, final
@@ -27,8 +27,8 @@ class Place(Protocol):
     where: str  # what a figure is named after that was counted on it
 
     @property
-    def environ(self) -> Mapping[str, str]:
-        """What tells KKP of it."""
+    def url(self) -> str:
+        """What `KKP_DATABASE_URL` names it by."""
         ...
 
     async def open(self, check: bytes = CHECK) -> Database:
@@ -68,11 +68,11 @@ class SQLitePlace:
         self._path = path
 
     @property
-    def environ(self) -> Mapping[str, str]:
-        return {"KKP_DATABASE_URL": f"sqlite:///{self._path}"}
+    def url(self) -> str:
+        return f"sqlite:///{self._path}"
 
     async def open(self, check: bytes = CHECK) -> Database:
-        return await SQLiteDatabase.open(f"sqlite:///{self._path}", master_key_check=check)
+        return await SQLiteDatabase.open(self.url, master_key_check=check)
 
     async def open_read_only(self, check: bytes = CHECK) -> Database:
         return await SQLiteDatabase.open_read_only(self._path, master_key_check=check)
@@ -105,12 +105,12 @@ class PostgreSQLPlace:
         self.name = name or server.empty_database()
 
     @property
-    def environ(self) -> Mapping[str, str]:
-        return {"KKP_DATABASE_URL": self.server.url(self.name)}
+    def url(self) -> str:
+        return self.server.url(self.name)
 
     @property
     def address(self) -> PostgresAddress:
-        return read_address(self.server.url(self.name))
+        return read_address(self.url)
 
     def password(self) -> str | None:
         return self.address.password

@@ -92,7 +92,7 @@ async def test_whatever_becomes_of_the_ring_no_answer_is_empty_or_holds_more_tha
 ) -> None:
     clock, chance = FakeClock(), random.Random(12)
     counts: list[int] = []
-    async with running(tmp_path, clock=clock, **place.environ) as kkp:
+    async with running(tmp_path, clock=clock, KKP_DATABASE_URL=place.url) as kkp:
         life = Life(kkp, place, clock, chance)
         turn = life.the_task_has_its_turn
         events = [
@@ -111,7 +111,7 @@ async def test_whatever_becomes_of_the_ring_no_answer_is_empty_or_holds_more_tha
 async def test_a_ring_that_was_emptied_by_hand_is_refused_and_not_to_be_cached(
     tmp_path: Path, place: Place
 ) -> None:
-    async with running(tmp_path, **place.environ) as kkp:
+    async with running(tmp_path, KKP_DATABASE_URL=place.url) as kkp:
         keyring = kkp.services.public.keyring
         assert judged(await kkp.get("/keys/jwks")) == 2
         place.by_hand(NO_KEYS_ANY_MORE[type(place)])

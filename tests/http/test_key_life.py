@@ -134,7 +134,7 @@ async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_to
     tmp_path: Path, place: Place, record_promise: Recorder
 ) -> None:
     clock = FakeClock()
-    async with running(tmp_path, clock=clock, **place.environ) as kkp:
+    async with running(tmp_path, clock=clock, KKP_DATABASE_URL=place.url) as kkp:
         tokens = [await kkp.token(kkp.root_key)]
         first = await published(kkp)
         for _ in range(SCALE):
@@ -166,7 +166,7 @@ async def test_a_full_ring_refuses_to_rotate_and_names_the_earliest_time(
 ) -> None:
     clock = FakeClock()
     # The task has had its turn after the first request, and has none again within the test.
-    async with running(tmp_path, clock=clock, KKP_POLL_SECS="20", **place.environ) as kkp:
+    async with running(tmp_path, clock=clock, KKP_POLL_SECS="20", KKP_DATABASE_URL=place.url) as kkp:
         await kkp.token(kkp.root_key)
         keyring = kkp.services.public.keyring
         keys = sorted(keyring.view.ring.keys, key=lambda key: key.generation)
@@ -194,7 +194,7 @@ async def _insert_activated(keyring: Keyring, at: float) -> None:
 @pytest.mark.promise(12)
 async def test_revoking_again_and_again_never_leaves_kkp_without_a_key(tmp_path: Path, place: Place) -> None:
     revoked: set[str] = set()
-    async with running(tmp_path, **place.environ) as kkp:
+    async with running(tmp_path, KKP_DATABASE_URL=place.url) as kkp:
         for _ in range(10 * SCALE):
             token = await kkp.token(kkp.root_key)
             assert kid_of(token) not in revoked

@@ -57,7 +57,7 @@ async def test_it_keeps_and_logs_nothing_secret_and_what_it_quotes_comes_out_now
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with place.server.running_with(**LOGS_ALL):
-        async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", **place.environ) as kkp:
+        async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_DATABASE_URL=place.url) as kkp:
             scene = await new_scene(kkp)
             await exercise(scene)
             for number, private in enumerate(await signing_keys(kkp.data_dir, place)):

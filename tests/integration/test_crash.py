@@ -30,7 +30,9 @@ async def test_a_crash_leaves_no_key_behind(tmp_path: Path, place: Place, crash:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     try:
-        async with serving(tmp_path, environ={"PYTHONFAULTHANDLER": "1", **place.environ}) as server:
+        async with serving(
+            tmp_path, environ={"PYTHONFAULTHANDLER": "1", "KKP_DATABASE_URL": place.url}
+        ) as server:
             token = await server.token()
             assert (await server.seal(token, "hello")).status == 200
             before, said = names(tmp_path), server.banner

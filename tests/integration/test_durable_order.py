@@ -214,7 +214,9 @@ async def test_every_answer_is_sent_after_the_sync_of_its_record(
     if isinstance(place, PostgreSQLPlace) and not may_attach():
         pytest.skip("strace may not follow a server that runs already")
     log = tmp_path / "strace.log"
-    async with serving(tmp_path, prefix=strace(log, place), environ=place.environ) as server:
+    async with serving(
+        tmp_path, prefix=strace(log, place), environ={"KKP_DATABASE_URL": place.url}
+    ) as server:
         try:
             answers = await load(server)
         finally:

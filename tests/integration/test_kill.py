@@ -129,7 +129,7 @@ async def test_kill_9_loses_nothing_that_a_client_was_told(
     seed = int.from_bytes(os.urandom(4))
     chance = random.Random(seed)
     ledger, ready_seconds = Ledger(), []
-    environ = {**PROFILE, **place.environ}
+    environ = {**PROFILE, "KKP_DATABASE_URL": place.url}
     for number in range(ROUNDS):
         async with serving(tmp_path, environ=environ) as server:
             show(f"round {number} of seed {seed}: ready after {server.seconds_to_ready:.2f} s")
@@ -159,7 +159,7 @@ async def test_a_postgresql_that_is_killed_loses_nothing_that_a_client_was_told(
     chance = random.Random(seed)
     ledger, ready_seconds = Ledger(), []
     place = PostgreSQLPlace(postgres_server)
-    environ = {**PROFILE, **place.environ}
+    environ = {**PROFILE, "KKP_DATABASE_URL": place.url}
     async with serving(tmp_path, environ=environ) as server:
         for number in range(DEATHS):
             load = Load(server, ledger, await server.token())

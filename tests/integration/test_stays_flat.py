@@ -126,7 +126,7 @@ async def test_an_hour_of_tokens_leaves_memory_and_descriptors_as_they_were(
     tmp_path: Path, place: Place, record_promise: Recorder
 ) -> None:
     answers, looks = Counter[str](), list[Look]()
-    async with serving(tmp_path, environ={**PROFILE, **place.environ}) as server:
+    async with serving(tmp_path, environ={**PROFILE, "KKP_DATABASE_URL": place.url}) as server:
         watching = asyncio.create_task(watch(server.process.pid, looks))
         await mint(server, answers)
         watching.cancel()
