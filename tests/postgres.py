@@ -66,6 +66,11 @@ class PostgreSQL:
         return self._server.pid
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the postmaster still runs."""
+        return self._server is not None and self._server.poll() is None
+
+    @property
     def log(self) -> str:
         """What the server has said."""
         return (self.directory / "log").read_text("utf-8")
@@ -193,25 +198,30 @@ class PostgreSQL:
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.strip()
 
+    @contextmanager
+    def holding(self, lock: str, database: str) -> Iterator[None]:
+        """Have a session of somebody else hold a lock for the duration of the block."""
+        asleep = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        command = self._asking(f"BEGIN; {lock}; SELECT pg_sleep(600)", database, _SUPERUSER)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL):  # noqa: S603  its own client
+            while self.psql(f"SELECT count(*) {asleep}") == "0":
+                time.sleep(_POLL_SECONDS)
+            try:
+                yield
+            finally:
+                self.psql(f"SELECT pg_terminate_backend(pid) {asleep}")
+
     def _ask(
         self, sql: str, database: str = _SUPERUSER, user: str = _SUPERUSER
     ) -> subprocess.CompletedProcess[str]:
-        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
-        command: list[str | Path] = [
-            self._binaries / "psql",
-            *server,
-            "-X",
-            "-A",
-            "-t",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-c",
-            sql,
-        ]
         return subprocess.run(  # noqa: S603  its own client
-            command, capture_output=True, text=True, check=False
+            self._asking(sql, database, user), capture_output=True, text=True, check=False
         )
+
+    def _asking(self, sql: str, database: str, user: str) -> Sequence[str | Path]:
+        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
+        options = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]
+        return [self._binaries / "psql", *server, *options, "-c", sql]
 
     def _run(self, command: Sequence[str]) -> None:
         subprocess.run(  # noqa: S603  its own tool
@@ -224,9 +234,9 @@ class PostgreSQL:
 
 
 @contextmanager
-def running(binaries: Path) -> Iterator[PostgreSQL]:
-    """Run a new server for the duration of the block."""
-    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-"))
+def running(binaries: Path, within: Path | None = None) -> Iterator[PostgreSQL]:
+    """Run a new server for the duration of the block, with its data in this directory if one is given."""
+    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-", dir=within))
     owner: dict[str, Any] = {}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
