@@ -49,9 +49,10 @@ def original(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgreS
                 assert await server.stop() == 0
 
     asyncio.run(serve_twice())
-    chains = place.by_hand("SELECT chain FROM audit_records GROUP BY chain ORDER BY min(position)").split()
+    chains = place.by_hand("SELECT chain FROM audit_records GROUP BY chain ORDER BY min(position)")
+    earlier, later = chains.split()
     last = place.by_hand("SELECT seq FROM audit_records ORDER BY position DESC LIMIT 1")
-    return Log(place, directory, *chains, end=int(last))
+    return Log(place, directory, earlier, later, int(last))
 
 
 @pytest.fixture
