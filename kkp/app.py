@@ -39,7 +39,7 @@ from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
 from kkp.authz.reloading import ReloadingPolicy
-from kkp.clock import Clock, SteadyClock
+from kkp.clock import Clock, DatabaseClock, SteadyClock
 from kkp.config import Check, KMSKey, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
 from kkp.keyring import rotation
@@ -71,8 +71,9 @@ from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
 from kkp.store.audit import AuditStore
-from kkp.store.base import Database
+from kkp.store.base import Database, TellsOfChanges
 from kkp.store.checkpoints import CheckpointStore
+from kkp.store.database_time import read_time
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.master_keys import MasterKeyStore, insert_wraps
@@ -204,18 +205,20 @@ async def foundation(
 
     Args:
         settings: As loaded.
-        clock: The clock to use; by default a new SteadyClock.
+        clock: The clock to use; by default the database's, where it has one, or a new SteadyClock.
         create: Whether a missing directory, master key and database are made.
 
     Raises:
         ConfigError: Something can't be opened or does not fit together; every problem has its cure.
         KKPError: The stored state can't be believed.
     """
-    clock = clock or SteadyClock()
     _data_dir(settings, create=create)
     async with AsyncExitStack() as stack:
-        master_key, database = await _unlocked(settings, create=create, now=clock.now())
+        master_key, database = await _unlocked(settings, create=create, now=(clock or SteadyClock()).now())
         stack.push_async_callback(database.close)
+        clock = clock or await clock_of(settings, database)
+        if isinstance(clock, DatabaseClock):  # from now on: what follows may take longer than P
+            await stack.enter_async_context(running(clock.run(settings.ring_times.poll)))
         held = HeldMasterKey(master_key, MasterKeyStore(database).read, partial(open_given, settings))
         directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
@@ -268,7 +271,7 @@ async def production(
 
     Args:
         settings: As loaded.
-        clock: The clock to use; by default a new SteadyClock.
+        clock: The clock to use; by default the database's, where it has one, or a new SteadyClock.
         warnings: What the listener adds to those of /readyz.
 
     Raises:
@@ -327,8 +330,18 @@ async def _running_services(
             await stack.enter_async_context(running(data_keys.run()))
         identities = base.directory.run(base.settings.ring_times.poll)
         background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
-        await stack.enter_async_context(running(*background, base.reserve.run()))
+        following = _following(base, state)
+        await stack.enter_async_context(running(*background, base.reserve.run(), *following))
         yield services
+
+
+def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, None]]:
+    """Return what keeps the state in memory at one with the database."""
+    told, poll_seconds = asyncio.Event(), base.settings.ring_times.poll
+    following: list[Coroutine[Any, Any, None]] = [state.follow(told, poll_seconds=poll_seconds)]
+    if isinstance(base.database, TellsOfChanges):
+        following.append(base.database.listen(told.set))
+    return following
 
 
 def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
@@ -496,6 +509,22 @@ async def _opened(settings: Settings, unlocked: Unlocked, *, create: bool) -> Da
         master_key_check=unlocked.master_key.check_value(),
         create=create,
         first_rows=partial(insert_wraps, unlocked.first_wraps),
+    )
+
+
+async def clock_of(settings: Settings, database: Database) -> Clock:
+    """Return the clock of whoever uses this database: its own, where it has one.
+
+    Raises:
+        KeyringUnavailableError: It can't be read, or not soon enough to tell the time.
+    """
+    if settings.postgres is None:
+        return SteadyClock()
+    times = settings.ring_times
+    return await DatabaseClock.start(
+        lambda: database.read(read_time),
+        clock_error_seconds=times.clock_error,
+        staleness_seconds=times.replica_staleness,
     )
 
 

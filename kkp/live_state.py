@@ -4,18 +4,27 @@ Rules that hold here:
 - The epoch is the database's count of everything that a decision rests on. A part that is older than it is
   loaded again before anything further is decided.
 - A look at it is one small read, which everybody shares who asks meanwhile.
+- It is looked at with every poll, always. What tells of a change sooner, where the database can, only makes
+  the next look come at once; however often it tells, there is a pause between two.
+- An epoch lower than one that was known before ends the process (`kkp.rollback`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from operator import attrgetter
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
-from kkp.errors import KeyringUnavailableError
+from kkp.errors import KeyringUnavailableError, KKPError
+from kkp.rollback import refuse_rollback
+
+PAUSE_SECONDS: Final = 0.05
 
 _epoch_of = attrgetter("epoch")
+_log = logging.getLogger(__name__)
 
 
 class Loads(Protocol):
@@ -46,6 +55,7 @@ class LiveState:
         self._checks_begun = 0
         self._last_check_done = 0
         self._last_check_failed = False
+        self._highest_epoch = 0
 
     @property
     def epoch(self) -> int:
@@ -80,10 +90,33 @@ class LiveState:
     async def _check(self) -> None:
         self._checks_begun += 1
         try:
-            await self.reach(await self._read_epoch())
+            epoch = await self._read_epoch()
+            refuse_rollback(self._highest_epoch, epoch)
+            self._highest_epoch = epoch
+            await self.reach(epoch)
         except asyncio.CancelledError:
             raise  # it found nothing out: whoever shares it looks again
         except BaseException:
             self._last_check_failed, self._last_check_done = True, self._checks_begun
             raise
         self._last_check_failed, self._last_check_done = False, self._checks_begun
+
+    async def follow(self, told: asyncio.Event, *, poll_seconds: float) -> None:
+        """Refresh with every poll, and whenever it is told that something changed, until cancelled.
+
+        Args:
+            told: Set by whoever hears of a change; cleared here.
+            poll_seconds: The longest time between two looks.
+        """
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(poll_seconds):
+                    await told.wait()
+            told.clear()
+            try:
+                await self.refresh()
+            except KKPError as error:
+                _log.warning("the state was not refreshed: %s", error)
+            except Exception as error:  # noqa: BLE001  nothing may end the task
+                _log.warning("the state was not refreshed: %s", type(error).__name__)
+            await asyncio.sleep(PAUSE_SECONDS)

@@ -48,11 +48,25 @@ class Promise(NamedTuple):
 
 
 PROMISES: Mapping[int, Promise] = {
-    1: Promise(95, (Bar("tokens", 50_000), Bar("kills", 100), Bar("rotations", 200))),
+    1: Promise(
+        60,
+        (Bar("tokens", 50_000), Bar("kills", 100), Bar("rotations", 200), Bar("seconds to ready", most=5)),
+    ),
     2: Promise(67, (Bar("configurations", 10_000),)),
     3: Promise(30, (Bar("kills", 120),)),
+    4: Promise(10, (Bar("generations", 200),)),
     5: Promise(4, (Bar("clock steps", 20),)),
     6: Promise(50, (Bar("stops", 50),)),
+    7: Promise(
+        4,
+        (
+            Bar("cuts", 20),
+            Bar("seconds minted without the database", most=1),
+            Bar("seconds published beyond P", most=1),
+            Bar("seconds minted beyond P without the ring", most=1),
+            Bar("seconds to mint again", most=5),
+        ),
+    ),
     8: Promise(17, (Bar("modelled outages", 1_000),)),
     9: Promise(1, (Bar("requests to rotate", 20), Bar("requests to rotate on PostgreSQL", 20))),
     10: Promise(12, (Bar("revocations", 100),)),
@@ -106,7 +120,9 @@ PROMISES: Mapping[int, Promise] = {
             Bar("seconds to ready", most=5),
         ),
     ),
-    33: Promise(1),
+    33: Promise(
+        10, (Bar("restarts", 30), Bar("requests", 3_000), Bar("seconds to notice or recover", most=10))
+    ),
     34: Promise(1, (Bar("destinations", 60),)),
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),

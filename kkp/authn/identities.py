@@ -37,6 +37,7 @@ from kkp.errors import (
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity, KeyTimes
 from kkp.renewal import Signed
+from kkp.rollback import refuse_rollback
 from kkp.rows import IdentityRow, IdentitySnapshot
 
 SERVICE_KEY_PREFIX = "kkp_sk_"
@@ -140,7 +141,9 @@ class IdentityDirectory:
         Raises:
             StateUntrustedError: A row failed its authentication; nobody is known from then on.
         """
+        known = self._view.epoch
         snapshot = await self._store.load_identities()
+        refuse_rollback(known, snapshot.epoch)
         try:
             self._view = self._trusted_view(snapshot)
         except StateUntrustedError:

@@ -36,6 +36,7 @@ from kkp.master_key import MasterKey
 from kkp.renewal import Signed
 from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
+from kkp.rollback import refuse_rollback
 from kkp.rows import RevocationRow, RevocationSnapshot, RevokedTokenRow
 from kkp.tokens import Claims
 
@@ -133,8 +134,9 @@ class Revocations:
             StateUntrustedError: A row failed its authentication; nothing is told from then on.
             KeyringUnavailableError: The database can't be read.
         """
-        known = _View() if self._view.untrusted else self._view
+        seen, known = self._view.epoch, _View() if self._view.untrusted else self._view
         snapshot = await self._store.load_revocations(since_epoch=known.epoch)
+        refuse_rollback(seen, snapshot.epoch)
         if snapshot.epoch < self._view.epoch:
             return
         try:

@@ -189,9 +189,13 @@ def _exists_beside(path: Path, suffix: str) -> bool:
 
 async def _clock(examined: Examined) -> Result:
     snapshot = await RingStore(_database_of(examined)).load_ring()
-    behind = snapshot.clock_high_water - SteadyClock().now()
+    clock = await app.clock_of(examined.settings, _database_of(examined))
+    behind, drift = snapshot.clock_high_water - clock.now(), clock.drift_seconds()
+    cure = "set the clock, and keep it with NTP"
+    if drift > examined.settings.ring_times.clock_error:
+        detail = f"this machine's clock and the database's are {drift:.0f} s apart"
+        return Result(Status.FAIL, detail, f"{cure}, on both machines")
     if behind > examined.settings.ring_times.clock_error:
-        cure = "set the clock, and keep it with NTP"
         return Result(Status.FAIL, f"the clock is {behind:.0f} s behind the time in the database", cure)
     return Result(Status.OK, "not behind the time in the database")
 

@@ -32,11 +32,12 @@ class RingStore(Protocol):
         """
         ...
 
-    async def promote_ring_key(self, row: RingRow) -> None:
+    async def promote_ring_key(self, row: RingRow, *, former_mac: bytes) -> None:
         """Write the row's `activate_at` and `mac`, nothing else, and bump the epoch.
 
         Raises:
-            ConflictError: No unrevoked row of this kid has a later `activate_at`.
+            ConflictError: No unrevoked row of this kid has a later `activate_at`, or it has another MAC than
+                that: it was promoted or revoked since it was read.
         """
         ...
 

@@ -44,6 +44,7 @@ from kkp.keyring.base import RingSecrets, RingStore
 from kkp.keyring.state import Create, Full, KeyState, Promote, Revoke, Ring, RingKey, Scheduled
 from kkp.renewal import Sealed, Signed
 from kkp.ring_times import RingTimes
+from kkp.rollback import refuse_rollback
 from kkp.rows import RingRow, RingSnapshot
 
 _log = logging.getLogger(__name__)
@@ -141,6 +142,7 @@ class Keyring:
 
     __slots__ = (
         "_clock",
+        "_highest_epoch",
         "_noted_at",
         "_published",
         "_reading",
@@ -163,6 +165,7 @@ class Keyring:
         self._reading = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._noted_at = -math.inf
+        self._highest_epoch = 0
         self._untrusted = False
         self._forget()
 
@@ -256,8 +259,11 @@ class Keyring:
         return view
 
     def _usable_view(self, now: float) -> RingView:
-        if self._clock.drift_seconds() > self._times.clock_error:
-            raise KeyringUnavailableError("The clock was stepped.")
+        drift = self._clock.drift_seconds()
+        if drift == math.inf:
+            raise KeyringUnavailableError("The database's clock has not been read for too long.")
+        if drift > self._times.clock_error:
+            raise KeyringUnavailableError(f"This machine's clock is off by {drift:.1f} s, or the database's.")
         return self._recent_view(now)
 
     def _check_may_serve(self, now: float) -> None:
@@ -290,8 +296,10 @@ class Keyring:
 
     async def _load(self, *, whatever_the_clock: bool = False) -> RingSnapshot:
         async with self._reading:
-            read_at = self._clock.now()
+            read_at, known = self._clock.now(), self._highest_epoch
             snapshot = await self._store.load_ring()
+            refuse_rollback(known, snapshot.epoch)
+            self._highest_epoch = snapshot.epoch
             if self._view is None and not whatever_the_clock:
                 self.check_clock(snapshot)
             try:
@@ -488,9 +496,9 @@ class Keyring:
 
     async def _promote(self, key: RingKey, at: float) -> bool:
         """Lower the key's activation; False if another replica was first."""
-        row = self._row(replace(key, activate_at=at))
+        row, read = self._row(replace(key, activate_at=at)), next(r for r in self._rows if r.kid == key.kid)
         try:
-            await self._store.promote_ring_key(row)
+            await self._store.promote_ring_key(row, former_mac=read.mac)
             was_first = True
         except ConflictError:
             was_first = False

@@ -79,7 +79,7 @@ class Promote:
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """The NEXT key has not been public for long enough; it signs at its `activate_at`."""
+    """The NEXT key has not been public for long enough, or is due anyway; it signs at its `activate_at`."""
 
     key: RingKey
 
@@ -305,7 +305,9 @@ class Ring:
         key = self.next_key(now)
         if key is not None:
             is_known = now - key.created_at >= self.times.publication_lead
-            return Promote(key) if is_known else Scheduled(key)
+            # Another replica, whose clock is ahead, may just have promoted it: that is done once.
+            is_due = key.activate_at - now <= 2 * self.times.clock_error
+            return Promote(key) if is_known and not is_due else Scheduled(key)
         published = self.published(now)
         if len(published) < self.times.max_keys:
             return Create()

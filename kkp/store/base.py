@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, NoReturn, Protocol, TypeVar, final, runtime_checkable
 
 from sqlalchemy import Boolean, Connection, Table, func, select, update
 from sqlalchemy.ext.compiler import compiles
@@ -94,6 +94,15 @@ class Database(Protocol):
 
     async def close(self) -> None:
         """Close every connection, once what runs on it has ended."""
+        ...
+
+
+@runtime_checkable
+class TellsOfChanges(Protocol):
+    """A database that tells when the epoch may have moved."""
+
+    async def listen(self, on_hint: Callable[[], None]) -> NoReturn:
+        """Call back whenever it may have, for as long as this runs; it may not be relied on."""
         ...
 
 

@@ -260,7 +260,7 @@ class PostgreSQLDatabase:
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 if driver is None or driver.is_closed():
-                    driver = await self._connect()
+                    driver = await self._connect("kkp audit")
                 kept = await driver.fetchrow(
                     _APPEND, chain, seqs, hashes, bodies, head.seq, head.hash, rows[0].seq - 1
                 )
@@ -318,7 +318,7 @@ class PostgreSQLDatabase:
             await asyncio.sleep(DEADLINE_SECONDS)
 
     async def _listen_once(self, on_hint: Callable[[], None]) -> None:
-        driver, ended = await self._connect(), asyncio.Event()
+        driver, ended = await self._connect("kkp listen"), asyncio.Event()
         try:
             driver.add_termination_listener(lambda _: ended.set())
             await driver.add_listener(schema.EPOCH_CHANNEL, lambda *_: on_hint())
@@ -387,7 +387,8 @@ class PostgreSQLDatabase:
                 if driver.is_closed():
                     await connection.invalidate()
 
-    async def _connect(self) -> _Driver:
+    async def _connect(self, name: str = "kkp") -> _Driver:
+        """Connect; the name is for whoever looks at the server's sessions, or breaks one kind of them."""
         address = self._address
         async with asyncio.timeout(self._connecting_seconds):
             driver = await asyncpg.connect(
@@ -397,7 +398,7 @@ class PostgreSQLDatabase:
                 password=self._current_password(),
                 database=address.database,
                 ssl=_tls(address),
-                server_settings=_session(self._deadline_seconds),
+                server_settings={**_session(self._deadline_seconds), "application_name": name},
                 timeout=self._connecting_seconds,
                 max_cached_statement_lifetime=0,
             )
@@ -441,7 +442,6 @@ def _session(deadline_seconds: float) -> dict[str, str]:
     """Return what a session is set to; in the server a wait ends before it does here."""
     milliseconds = int(deadline_seconds * 1000)
     return {
-        "application_name": "kkp",
         "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
         "statement_timeout": str(milliseconds * 7 // 8),
         "lock_timeout": str(milliseconds * 6 // 8),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-from sqlalchemy import Connection, case, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, case, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConflictError
@@ -57,7 +57,7 @@ class RingStore:
 
         await self._write_new(work)
 
-    async def promote_ring_key(self, row: RingRow) -> None:
+    async def promote_ring_key(self, row: RingRow, *, former_mac: bytes) -> None:
         """Lower a key's `activate_at`; nothing else of a row is ever changed by promotion.
 
         Raises:
@@ -65,7 +65,7 @@ class RingStore:
         """
 
         def work(connection: Connection) -> None:
-            _promote(connection, row)
+            _promote(connection, row, _keys.c.mac == former_mac)
             bump_epoch(connection)
 
         await self._secured.write(work)
@@ -122,9 +122,9 @@ def _insert(connection: Connection, row: RingRow, sealed_private: bytes) -> None
     connection.execute(insert(_private).values(kid=row.kid, sealed=sealed_private))
 
 
-def _promote(connection: Connection, row: RingRow) -> None:
+def _promote(connection: Connection, row: RingRow, *unmoved: ColumnElement[bool]) -> None:
     waiting = (_keys.c.activate_at > row.activate_at) & _keys.c.revoked_at.is_(None)
-    promote = update(_keys).where(_keys.c.kid == row.kid, waiting)
+    promote = update(_keys).where(_keys.c.kid == row.kid, waiting, *unmoved)
     if connection.execute(promote.values(activate_at=row.activate_at, mac=row.mac)).rowcount != 1:
         raise ConflictError("The key has been promoted or revoked already.")
 

@@ -284,7 +284,7 @@ WRITES: dict[str, Callable[[app.Foundation], Awaitable[object]]] = {
         RingRow("kid", 9, "{}", NOW, NOW, None, b"mac"), b"sealed"
     ),
     "a signing key is promoted": lambda base: RingStore(base.database, base.master_keys).promote_ring_key(
-        RingRow("kid", 9, "{}", NOW, NOW, None, b"mac")
+        RingRow("kid", 9, "{}", NOW, NOW, None, b"mac"), former_mac=b"former mac"
     ),
     "a signing key is revoked": lambda base: RingStore(base.database, base.master_keys).revoke_ring_key(
         RingRow("kid", 9, "{}", NOW, NOW, NOW, b"mac"), promoted=None, created=None

@@ -247,7 +247,7 @@ async def test_promotion_lowers_activate_at_and_nothing_else(database: Database)
     wanted = SECOND._replace(
         generation=9, public_jwk="other", created_at=1.0, activate_at=399.5, revoked_at=1.0, mac=b"new mac"
     )
-    await store.promote_ring_key(wanted)
+    await store.promote_ring_key(wanted, former_mac=SECOND.mac)
     snapshot = await store.load_ring()
     assert snapshot.rows == (FIRST, SECOND._replace(activate_at=399.5, mac=b"new mac"))
     assert snapshot.epoch == 4
@@ -258,9 +258,22 @@ async def test_promotion_never_raises_or_repeats(database: Database, activate_at
     store = RingStore(database)
     await store.insert_ring_key(SECOND, b"sealed")
     before = await store.load_ring()
+    again = SECOND._replace(activate_at=activate_at, mac=b"new mac")
     with pytest.raises(ConflictError):
-        await store.promote_ring_key(SECOND._replace(activate_at=activate_at, mac=b"new mac"))
+        await store.promote_ring_key(again, former_mac=SECOND.mac)
     assert await store.load_ring() == before
+
+
+async def test_a_key_is_not_promoted_again_to_an_earlier_time_by_who_has_not_seen_the_first(
+    database: Database,
+) -> None:
+    store = RingStore(database)
+    await store.insert_ring_key(SECOND, b"sealed")
+    promoted = SECOND._replace(activate_at=350.0, mac=b"new mac")
+    await store.promote_ring_key(promoted, former_mac=SECOND.mac)
+    with pytest.raises(ConflictError):
+        await store.promote_ring_key(promoted._replace(activate_at=349.0), former_mac=SECOND.mac)
+    assert (await store.load_ring()).rows == (promoted,)
 
 
 async def test_a_revoked_or_unknown_key_is_not_promoted(database: Database) -> None:
@@ -269,7 +282,7 @@ async def test_a_revoked_or_unknown_key_is_not_promoted(database: Database) -> N
     before = await store.load_ring()
     for row in (SECOND._replace(activate_at=1.0), FIRST._replace(activate_at=1.0)):
         with pytest.raises(ConflictError):
-            await store.promote_ring_key(row)
+            await store.promote_ring_key(row, former_mac=row.mac)
     assert await store.load_ring() == before
 
 
@@ -277,7 +290,8 @@ async def test_of_two_promotions_to_one_time_one_wins(database: Database, replic
     await RingStore(database).insert_ring_key(SECOND, b"sealed")
     wanted = SECOND._replace(activate_at=350.0, mac=b"new mac")
     outcomes = await asyncio.gather(
-        *(RingStore(each).promote_ring_key(wanted) for each in (database, replica)), return_exceptions=True
+        *(RingStore(each).promote_ring_key(wanted, former_mac=SECOND.mac) for each in (database, replica)),
+        return_exceptions=True,
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["ConflictError", "NoneType"]
 

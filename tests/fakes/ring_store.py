@@ -43,10 +43,12 @@ class FakeRingStore:
         self.private[row.kid] = sealed_private
         self.epoch += 1
 
-    async def promote_ring_key(self, row: RingRow) -> None:
+    async def promote_ring_key(self, row: RingRow, *, former_mac: bytes) -> None:
         await self._reach("promote_ring_key")
         stored = self.rows.get(row.kid)
         if stored is None or stored.revoked_at is not None or stored.activate_at <= row.activate_at:
+            raise ConflictError("The key has been promoted or revoked already.")
+        if stored.mac != former_mac:
             raise ConflictError("The key has been promoted or revoked already.")
         self.rows[row.kid] = stored._replace(activate_at=row.activate_at, mac=row.mac)
         self.epoch += 1

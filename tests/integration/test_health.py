@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.clock import WallClock, needs_libfaketime
 from tests.integration.process import Server, database, serving
-from tests.integration.test_twelve_hours import WallClock, needs_libfaketime
 from tests.promises import Recorder
 from tests.scale import SCALE
 

@@ -12,25 +12,20 @@ import asyncio
 import signal
 import sqlite3
 import time
-from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import aiohttp
 import jwt
 import pytest
 
-from tests.harness import Answer
-from tests.integration.process import SHORT_PROFILE, Server, database, serving, show, verified
+from tests.integration.ledger import Ledger, use
+from tests.integration.process import SHORT_PROFILE, Server, database, serving, show
 from tests.promises import Recorder
 from tests.scale import SCALE
 
 SECONDS = 20.0 * SCALE
-CACHE = float(SHORT_PROFILE["KKP_VERIFIER_CACHE_SECS"])
-FETCH = float(SHORT_PROFILE["KKP_FETCH_SECS"])
 ROTATION = float(SHORT_PROFILE["KKP_KEY_ROTATION_SECS"])
 KEY_TTL = float(SHORT_PROFILE["KKP_KEY_TTL_SECS"])
 TOKEN_TTL, MIN_TTL = (
@@ -43,74 +38,6 @@ BAR = 0.1  # between the test's clock and the process's
 LIFE_OF_A_PROCESS = 7.0
 
 
-class Token(NamedTuple):
-    kid: str
-    received_at: float
-    exp: int
-    text: str
-
-
-class Copy(NamedTuple):
-    received_at: float
-    keys: jwt.PyJWKSet
-
-    @property
-    def kids(self) -> set[str | None]:
-        return {key.key_id for key in self.keys.keys}
-
-
-@dataclass
-class Ledger:
-    """Everything that was handed out."""
-
-    tokens: list[Token] = field(default_factory=list)
-    copies: list[Copy] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
-    slow_copies: int = 0
-    kills: int = 0
-
-    def told(self, answer: Answer, status: int) -> bool:
-        """Tell whether it succeeded; the one refusal there may be is that the ring is not ready."""
-        if answer.status == status:
-            return True
-        self.refusals.append(answer.problem())
-        assert (answer.status, answer.problem()) == (503, "keyring_unavailable"), answer.raw
-        return False
-
-    async def mint(self, server: Server, root_key: str) -> None:
-        answer = await server.mint(root_key)
-        if self.told(answer, 200):
-            token = answer.json["token"]
-            kid = jwt.get_unverified_header(token)["kid"]
-            self.tokens.append(Token(kid, time.time(), answer.json["expires_at"], token))
-        await asyncio.sleep(0.02)
-
-    async def copy(self, server: Server) -> None:
-        sent_at = time.time()
-        answer = await server.get("/keys/jwks")
-        if self.told(answer, 200):
-            if time.time() - sent_at > FETCH:
-                self.slow_copies += 1  # slower than the configuration says that a fetch may be
-            else:
-                self.copies.append(Copy(time.time(), jwt.PyJWKSet.from_dict(answer.json)))
-        await asyncio.sleep(0.1)
-
-    async def rotate(self, server: Server, root_key: str) -> None:
-        self.told(await server.post("/keys/rotate", credential=root_key), 201)
-        await asyncio.sleep(0.5)
-
-    def unverifiable(self) -> list[tuple[Token, Copy]]:
-        """Return each token with each copy that may be in use while it is good, and that lacks its key."""
-        copies = sorted(self.copies, key=lambda copy: copy.received_at)
-        moments = [copy.received_at for copy in copies]
-        found = []
-        for token in self.tokens:
-            oldest = bisect_left(moments, token.received_at - CACHE)
-            in_use = copies[oldest : bisect_right(moments, token.exp)]
-            found += [(token, copy) for copy in in_use if token.kid not in copy.kids]
-        return found
-
-
 @asynccontextmanager
 async def replica(directory: Path, name: str) -> AsyncIterator[Server]:
     """Run one more process on the database in this directory."""
@@ -119,21 +46,6 @@ async def replica(directory: Path, name: str) -> AsyncIterator[Server]:
     environ = {**SHORT_PROFILE, "KKP_DATA_DIR": str(directory / ".kkp")}
     async with serving(place, environ=environ) as server:
         yield server
-
-
-async def repeat(work: Callable[[], Awaitable[object]]) -> None:
-    """Go on until the server is gone, or the time is over."""
-    while True:
-        try:
-            await work()
-        except (aiohttp.ClientError, OSError):
-            return
-
-
-async def use(ledger: Ledger, server: Server, root_key: str) -> None:
-    minting = [lambda: ledger.mint(server, root_key)] * 3
-    others = [lambda: ledger.copy(server), lambda: ledger.rotate(server, root_key)]
-    await asyncio.gather(*map(repeat, [*minting, *others]))
 
 
 @pytest.mark.promise(1)
@@ -151,20 +63,13 @@ async def test_every_token_verifies_with_every_copy_that_may_be_in_use(
                 await asyncio.sleep(min(LIFE_OF_A_PROCESS, max(until - time.time(), 0.1)))
                 await killed.kill()
                 ledger.kills += 1
+                record_promise(1, "seconds to ready", killed.seconds_to_ready)
                 await more
         load.cancel()
         await asyncio.gather(load, return_exceptions=True)
         assert await steady.stop() == 0
-    kids = {token.kid for token in ledger.tokens}
-    show(
-        f"{SECONDS:.0f} s: {len(ledger.tokens)} tokens of {len(kids)} keys, {len(ledger.copies)} copies "
-        f"({ledger.slow_copies} came too slowly), {ledger.kills} kills, {len(ledger.refusals)} refusals"
-    )
-    assert ledger.unverifiable() == []
-    # Each kid is its key's thumbprint, so one signature a token tells for every copy that has the kid.
-    newest = {key.key_id: copy.keys for copy in ledger.copies for key in copy.keys.keys}
-    for token in ledger.tokens:
-        verified(token.text, newest[token.kid])
+    show(f"{SECONDS:.0f} s: {ledger.figures()}")
+    kids = ledger.check()
     assert len(kids) > SECONDS // ROTATION - 1
     assert len(ledger.tokens) > 10 * SECONDS
     record_promise(1, "tokens", len(ledger.tokens))

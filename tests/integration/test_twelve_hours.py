@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from kkp.errors import ConfigError
 from tests.fakes.clock import FakeClock
+from tests.faults.clock import WallClock, needs_libfaketime, shifted
 from tests.harness import running
 from tests.integration.process import PROFILE, Server, database, kkp, serving, verified
 from tests.promises import Recorder
@@ -25,15 +25,6 @@ from tests.scale import SCALE
 
 HALF_A_DAY = 12 * 3600
 STEPS = (90, -90, 3600, -3600, 1, -1)  # each is more than the clock error of the profile
-LIBRARY = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
-needs_libfaketime = pytest.mark.skipif(
-    not LIBRARY, reason="libfaketime, which moves a process's clock, is missing"
-)
-
-
-def shifted(seconds: int) -> dict[str, str]:
-    """Return what puts all clocks of a process forward, as if that much time had passed."""
-    return {"LD_PRELOAD": LIBRARY, "FAKETIME": f"{seconds:+d}"}
 
 
 @pytest.mark.promise(8)
@@ -117,31 +108,6 @@ async def test_a_clock_that_was_stepped_makes_it_unready_until_it_is_back(
         clock.drift = 0.0
         assert (await kkp.get("/readyz")).status == 200
         assert (await kkp.post("/token", request, credential=kkp.root_key)).status == 200
-
-
-@dataclass
-class WallClock:
-    """The wall clock of one process, moved while it runs; its other clocks are left alone."""
-
-    file: Path
-    environ: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.step(0)
-        self.environ = {
-            "LD_PRELOAD": LIBRARY,
-            "FAKETIME_TIMESTAMP_FILE": str(self.file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            # Its cure for old C libraries makes every timed wait on the monotonic clock too long.
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-        }
-
-    def step(self, seconds: int) -> None:
-        """Set the clock off by this much."""
-        new = self.file.with_suffix(".new")
-        new.write_text(f"{seconds:+d}\n")
-        new.replace(self.file)
 
 
 @pytest.mark.promise(5)

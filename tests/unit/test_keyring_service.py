@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -230,10 +231,15 @@ async def test_a_clock_off_by_more_than_s_signs_and_publishes_nothing(
 
 
 @pytest.mark.promise(5)
-async def test_a_stepped_clock_makes_no_keys(store: FakeRingStore, clock: FakeClock) -> None:
+@pytest.mark.parametrize(
+    ("drift", "told"), [(5.1, "clock is off by 5\\.1 s"), (math.inf, "has not been read for too long")]
+)
+async def test_a_stepped_clock_makes_no_keys(
+    store: FakeRingStore, clock: FakeClock, drift: float, told: str
+) -> None:
     keyring = replica(store, clock)
-    clock.drift = 5.1
-    with pytest.raises(KeyringUnavailableError):
+    clock.drift = drift
+    with pytest.raises(KeyringUnavailableError, match=told):
         await keyring.start()
     assert store.rows == {}
 

@@ -234,6 +234,8 @@ def test_next_does_not_sign_early_while_active_lasts_until_its_time() -> None:
         pytest.param(LONE, 5, Create(), id="without NEXT one is made"),
         pytest.param(PAIR, LEAD - 0.1, Scheduled(PAIR.keys[1]), id="a young NEXT waits for its time"),
         pytest.param(PAIR, LEAD, Promote(PAIR.keys[1]), id="one that every verifier knows takes over"),
+        pytest.param(PAIR, 889.9, Promote(PAIR.keys[1]), id="also when it is nearly due"),
+        pytest.param(PAIR, 890, Scheduled(PAIR.keys[1]), id="but not when one clock may say that it is due"),
         pytest.param(
             ring(*(key(n, 10.0 * n) for n in range(5))),
             100,

@@ -358,7 +358,7 @@ async def test_a_database_that_became_read_only_refuses_every_write_and_serves_r
     await set_pragma(database, "query_only=ON")
     writes = [
         RingStore(database).insert_ring_key(FIRST, b"sealed"),
-        RingStore(database).promote_ring_key(FIRST),
+        RingStore(database).promote_ring_key(FIRST, former_mac=FIRST.mac),
         RingStore(database).note_served(1.0),
         RingStore(database).delete_private_keys(["kid-1"]),
         IdentityStore(database).insert_identity(ORDERS),
