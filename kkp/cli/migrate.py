@@ -55,8 +55,8 @@ async def _run(chosen: Settings, *, check_only: bool) -> int:
     if before == schema.SCHEMA_VERSION:  # it was, or somebody else was faster
         print(f"The database has layout {schema.SCHEMA_VERSION}, which is this release's.")
         return OK
-    await _record(chosen, Migrated(before, schema.SCHEMA_VERSION))
     print(f"Migrated the database from layout {before} to layout {schema.SCHEMA_VERSION}.")
+    await _record(chosen, Migrated(before, schema.SCHEMA_VERSION))
     return OK
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kkp.store.schema import SCHEMA_VERSION
+from kkp.tokens import read_unverified
 from tests import postgres
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, grant, running
@@ -47,15 +48,16 @@ async def fill(kkp: KKP) -> dict[str, Any]:
     assert (await kkp.post("/token/revoke", {"token": revoked}, credential=orders)).status == 200
     context = {"tenant": "acme"}
     envelopes = {name: await kkp.seal(orders, context=context, **key) for name, key in SEALED.items()}
-    keys = (await kkp.get("/keys/jwks")).json["keys"]
-    ended = keys[-1]["kid"]  # the next one: nothing was signed with it
+    signs = read_unverified(token)[0]
+    published = {key["kid"] for key in (await kkp.get("/keys/jwks")).json["keys"]}
+    (ended,) = published - {signs}  # the next one: nothing was signed with it
     assert (await kkp.post(f"/keys/jwks/{ended}/revoke", credential=kkp.root_key)).status == 200
     return {
         "service_keys": {"orders": orders, "gone": gone},
         "token": token,
         "revoked_token": revoked,
         "envelopes": envelopes,
-        "signs": keys[0]["kid"],
+        "signs": signs,
         "revoked_kid": ended,
         "records": await kkp.records(),
     }
@@ -65,10 +67,11 @@ async def make(directory: Path, server: postgres.PostgreSQL) -> None:
     """Make the data, in both kinds of database."""
     told: dict[str, Any] = {}
     name = server.create_database()
-    for kind, environ in (("sqlite", {}), ("postgresql", {"KKP_DATABASE_URL": server.url(name)})):
+    urls = {"sqlite": "", "postgresql": server.url(name)}
+    for kind, url in urls.items():
         with tempfile.TemporaryDirectory() as place:
             made = data_dir(Path(place))
-            async with running(Path(place), clock=FakeClock(NOW), **environ) as kkp:
+            async with running(Path(place), clock=FakeClock(NOW), KKP_DATABASE_URL=url) as kkp:
                 told[kind] = {"root_key": kkp.root_key, **await fill(kkp)}
             if kind == "sqlite":
                 with closing(sqlite3.connect(made / "kkp.db")) as connection:
