@@ -6,25 +6,30 @@ every one of them first, and keep a backup: there is no way back.
 
 It is recorded in the audit log, in the new layout; killed between the two, it leaves no record.
 
-Exit codes: 0 the database has this release's layout; 1 `--check` found an older one; 2 it can't be migrated.
+Exit codes: 0 the database has this release's layout; 1 `--check` found an older one, or it was migrated and
+could not be recorded; 2 it can't be migrated.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from kkp import app
 from kkp.cli.common import OK, REFUSED, origin, settings
 from kkp.config import Settings
+from kkp.errors import AuditUnavailableError, KeyringUnavailableError
 from kkp.model import Credentials
 from kkp.operations.migration import Migrated, RecordMigration
 from kkp.store import schema
 from kkp.store.opening import layout_version, migrate_database
 
+_PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
 _EPILOG: Final = (
-    "Exit codes: 0 it has this release's layout; 1 --check found an older one; 2 it can't be migrated."
+    "Exit codes: 0 it has this release's layout; 1 --check found an older one, or it was migrated and could "
+    "not be recorded; 2 it can't be migrated."
 )
 _OLDER: Final = (
     "The database has layout {}, and this release reads {}: stop every KKP on it, and run `kkp migrate`."
@@ -69,5 +74,14 @@ async def _brought_on(chosen: Settings, master_key_check: bytes) -> int:
 
 
 async def _record(chosen: Settings, migrated: Migrated) -> None:
+    """Record it, and take the time for it that a request would not have: it can't be made up for later."""
+    for pause_seconds in _PAUSES_SECONDS:
+        with suppress(AuditUnavailableError, KeyringUnavailableError):
+            return await _try_to_record(chosen, migrated)
+        await asyncio.sleep(pause_seconds)
+    return await _try_to_record(chosen, migrated)
+
+
+async def _try_to_record(chosen: Settings, migrated: Migrated) -> None:
     async with app.foundation(chosen, create=False) as base:
         await base.operator_pipeline().run(RecordMigration(), migrated, Credentials(), origin())

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kkp import app
+from kkp.cli import migrate
+from kkp.cli.common import OK
+from kkp.errors import AuditUnavailableError
 from kkp.store.schema import SCHEMA_VERSION as TODAY
-from tests.fakes.tomorrow import HANGS
-from tests.harness import running
+from tests.fakes.tomorrow import HANGS, released
+from tests.harness import running, settings_for
 from tests.integration.process import Finished, environment, kkp, records, serving
 from tests.postgres import PostgreSQL
 
@@ -129,6 +135,35 @@ async def test_a_kill_in_the_middle_leaves_the_old_layout_whole(
     listed = await tomorrow(tmp_path, "identity", "list", environ=environ)
     assert listed.code == 0
     assert "boss" in listed.out
+
+
+@pytest.mark.parametrize(
+    ("failures", "recorded"), [(1, 1), (2, 0)], ids=["a failure that passes", "one that stays"]
+)
+async def test_the_record_is_tried_again_and_the_layout_is_the_new_one_either_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, recorded: int
+) -> None:
+    settings = settings_for(tmp_path)
+    async with app.foundation(settings, create=True):
+        pass
+    foundation, failing = app.foundation, count(1)
+
+    def fails_at_first(*arguments: Any, **options: Any) -> Any:
+        if next(failing) <= failures:
+            raise AuditUnavailableError("The audit log is not open.")
+        return foundation(*arguments, **options)
+
+    monkeypatch.setattr(app, "foundation", fails_at_first)
+    monkeypatch.setattr(migrate, "_PAUSES_SECONDS", (0.0,))
+    with released(tmp_path / "revisions"):
+        if recorded:
+            assert await migrate._run(settings, check_only=False) == OK
+        else:
+            with pytest.raises(AuditUnavailableError):
+                await migrate._run(settings, check_only=False)
+        assert await migrate._run(settings, check_only=True) == OK
+    found = [record.get("action") for record in records(settings.database_path)]
+    assert found.count("migrate") == recorded
 
 
 async def test_there_is_nothing_to_migrate_where_there_is_no_database(tmp_path: Path) -> None:
