@@ -27,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 6
 FIRST_LAYOUT = 3  # the oldest that can be migrated: what the first revision makes
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kkp.errors import ConfigError, KeyringUnavailableError
-from kkp.rows import ChainedRow, CheckpointRow, LocalKeyRow
+from kkp.rows import ChainedRow, CheckpointRow, LocalKeyRow, SignedRows
 from kkp.store import schema
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database, Work, bump_epoch
@@ -61,7 +61,7 @@ def count(place: Place, table: str) -> int:
 async def fill(database: Database) -> None:
     await AuditStore(database).open_chain("a", lambda _: FIRST_RECORD)
     await LocalKeyStore(database).add_local_key(LOCAL_KEY)
-    await CheckpointStore(database).add(lambda *_: CHECKPOINT)
+    await CheckpointStore(database).add(lambda *_: SignedRows(CHECKPOINT))
 
 
 # What the revisions make.
