@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import sys
 from collections.abc import Mapping
 from itertools import count
@@ -14,6 +16,7 @@ import pytest
 from kkp import app
 from kkp.cli import migrate
 from kkp.cli.common import OK
+from kkp.data_dir import write_secret
 from kkp.errors import AuditUnavailableError
 from kkp.store.schema import SCHEMA_VERSION as TODAY
 from tests.fakes.tomorrow import HANGS, released
@@ -135,6 +138,26 @@ async def test_a_kill_in_the_middle_leaves_the_old_layout_whole(
     listed = await tomorrow(tmp_path, "identity", "list", environ=environ)
     assert listed.code == 0
     assert "boss" in listed.out
+
+
+@pytest.mark.parametrize("key", ["former.key", "new.key"])
+async def test_an_older_database_whose_master_key_was_rotated_is_migrated_with_the_key_that_opens_it(
+    tmp_path: Path, environ: Mapping[str, str], key: str
+) -> None:
+    former, new, other = (str(tmp_path / name) for name in ("former.key", "new.key", "other.key"))
+    given = {**environ, "KKP_MASTER_KEY_FILE": former}
+    for path in (former, other):
+        write_secret(Path(path), base64.urlsafe_b64encode(os.urandom(32)).decode())
+    assert (await kkp(tmp_path, "init", environ=given)).code == 0
+    rotated = await kkp(tmp_path, "master", "rotate", "--to-file", new, environ=given)
+    assert rotated.code == 0, rotated.err
+    with_another = {**given, "KKP_MASTER_KEY_FILE": other}
+    refused = await tomorrow(tmp_path, "migrate", environ=with_another)
+    assert (refused.code, refused.out) == (2, "")
+    assert "written under another master key" in refused.err
+    with_key = {**given, "KKP_MASTER_KEY_FILE": str(tmp_path / key)}
+    migrated = await tomorrow(tmp_path, "migrate", environ=with_key)
+    assert (migrated.code, migrated.out) == (0, MIGRATED), migrated.err
 
 
 @pytest.mark.parametrize(
