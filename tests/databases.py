@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
+import msgspec
+from sqlalchemy import Connection, insert
 
 from kkp.postgres_address import PostgresAddress, read_address
-from kkp.store.base import Database
+from kkp.store import schema
+from kkp.store.base import Database, ResultT, Work
+from kkp.store.layout import Catalogue
+from kkp.store.migrations import migration
 from kkp.store.postgres import LOCKS, WRITE_LOCK, PostgreSQLDatabase
+from kkp.store.postgres_layout import make_schema
 from kkp.store.sqlite import SQLiteDatabase
 from tests.postgres import PostgreSQL
 
@@ -23,6 +30,13 @@ PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machi
 class Place(Protocol):
     """Where a database is."""
 
+    where: str  # what a figure is named after that was counted on it
+
+    @property
+    def url(self) -> str:
+        """What `KKP_DATABASE_URL` names it by."""
+        ...
+
     async def open(self, check: bytes = CHECK) -> Database:
         """Open it as KKP does, laying out an empty one."""
         ...
@@ -31,8 +45,24 @@ class Place(Protocol):
         """Open it to look at it."""
         ...
 
+    async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        """Ask it something before it is known which layout it has."""
+        ...
+
+    async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        """Change its layout."""
+        ...
+
+    async def lay_out(self, layout: int) -> None:
+        """Lay out an empty one as the release of that layout did."""
+        ...
+
     def by_hand(self, sql: str) -> str:
         """Run a statement as somebody else would, past KKP, and return what it answers."""
+        ...
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return what a query answers."""
         ...
 
     def locked(self) -> AbstractAsyncContextManager[None]:
@@ -40,23 +70,55 @@ class Place(Protocol):
         ...
 
 
+async def records(place: Place) -> list[dict[str, Any]]:
+    """Return the members of every audit record, in the order of insertion."""
+    found = await place.rows("SELECT body FROM audit_records ORDER BY position")
+    return [msgspec.json.decode(body) for (body,) in found]
+
+
+def lay_out(layout: int, connection: Connection) -> None:
+    migration.Revisions(migration.DIRECTORY).lay_out(layout, connection)
+    marks = {"id": 1, "schema_version": layout, "master_key_check": CHECK}
+    first = {**marks, "epoch": 1, "clock_high_water": 0.0, "write_checks": 0}
+    connection.execute(insert(schema.state).values(first))
+
+
 @final
 class SQLitePlace:
     """A file."""
 
+    where = ""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self._path}"
+
     async def open(self, check: bytes = CHECK) -> Database:
-        return await SQLiteDatabase.open(f"sqlite:///{self._path}", master_key_check=check)
+        return await SQLiteDatabase.open(self.url, master_key_check=check)
 
     async def open_read_only(self, check: bytes = CHECK) -> Database:
         return await SQLiteDatabase.open_read_only(self._path, master_key_check=check)
+
+    async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await SQLiteDatabase.ask(self._path, question)
+
+    async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await SQLiteDatabase.migrate(self.url, migration)
+
+    async def lay_out(self, layout: int) -> None:
+        await self.change(lambda _: partial(lay_out, layout))
 
     def by_hand(self, sql: str) -> str:
         with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             row = connection.execute(sql).fetchone()
         return "" if row is None else str(row[0])
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql).fetchall()
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -70,13 +132,19 @@ class SQLitePlace:
 class PostgreSQLPlace:
     """A database of a server."""
 
+    where = " on PostgreSQL"
+
     def __init__(self, server: PostgreSQL, name: str | None = None) -> None:
         self.server = server
         self.name = name or server.empty_database()
 
     @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+    @property
     def address(self) -> PostgresAddress:
-        return read_address(self.server.url(self.name))
+        return read_address(self.url)
 
     def password(self) -> str | None:
         return self.address.password
@@ -95,8 +163,27 @@ class PostgreSQLPlace:
     async def open_read_only(self, check: bytes = CHECK) -> PostgreSQLDatabase:
         return await PostgreSQLDatabase.open_read_only(self.address, self.password, master_key_check=check)
 
+    async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await PostgreSQLDatabase.ask(self.address, self.password, question)
+
+    async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await PostgreSQLDatabase.migrate(self.address, self.password, migration)
+
+    async def lay_out(self, layout: int) -> None:
+        def work(connection: Connection) -> None:
+            make_schema(connection)
+            lay_out(layout, connection)
+
+        database = PostgreSQLDatabase(self.address, self.password)
+        await database._write(work, 10.0)
+        await database.close()
+
     def by_hand(self, sql: str) -> str:
         return self.server.psql(f"SET search_path = kkp; {sql}", self.name)
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        async with self.connected() as connection:
+            return [tuple(row) for row in await connection.fetch(sql)]
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[asyncpg.Connection]:
