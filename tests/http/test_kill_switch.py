@@ -264,8 +264,7 @@ async def test_what_a_clock_that_is_ahead_may_have_issued_before_is_void(
     seconds: int,
     is_issued: bool,  # noqa: FBT001  a column of the table
 ) -> None:
-    """The other server's clock may be 2S ahead of the one that the revocation was stamped by, and the
-    revocation have waited for the database since."""
+    """It may be 2S ahead of the one that stamps the revocation, which may wait a second to be written."""
     async with two_servers(tmp_path) as world:
         await world.revoke("subject", "orders")
         world.clock.advance(seconds)
