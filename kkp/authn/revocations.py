@@ -8,8 +8,8 @@ Rules that hold here:
   with its leeway, can still take any of it for valid; after that its expiry refuses it. No token outlives the
   key that signed it, so that is the lifetime of a signing key at the most, whatever T was when it was minted.
 - The clock of whoever issued a token may be ahead of the one that stamps a revocation. So a subject's tokens
-  are void up to 2S after it, and a second more, for the revocation may wait that long to be written: some that
-  are issued right then are void too, and KKP refuses to issue them.
+  are void up to 2S after it, and a second more, for the revocation may wait that long to be written: some
+  that are issued right then are void too, and KKP refuses to issue them.
 - A clock that is ahead forgets nothing early: it counts as no later than the latest time in the database.
 - At most MAX_TOKENS are remembered at a time, and of one caller SHARE, so that none can keep the others from
   revoking; RESERVE of them are kept for administrators, whatever callers did. Of every other kind there are
@@ -61,8 +61,8 @@ _PAUSE_SECONDS: Final = 0.1
 _WRITE_SECONDS: Final = 1  # who waits for the database is answered within that, see `kkp.store.base`
 _TIDY_SECONDS: Final = 10  # between two passes over all tokens, which take milliseconds when there are many
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
-_log = logging.getLogger(__name__)
 _NO_MEMBERS: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = MappingProxyType({})
+_log = logging.getLogger(__name__)
 
 
 def _as_written(backend: str, key_id: str) -> str:  # noqa: ARG001  it is the same for every backend
@@ -125,7 +125,7 @@ class _View(msgspec.Struct, frozen=True):
     before_by_subject: Mapping[str, int] = {}
     identities: frozenset[str] = frozenset()
     keys: frozenset[tuple[str, str]] = frozenset()
-    written_keys: frozenset[tuple[str, str]] = frozenset()
+    as_written: frozenset[tuple[str, str]] = frozenset()
     backends: frozenset[str] = frozenset()
     untrusted: bool = False
 
@@ -213,7 +213,7 @@ class Revocations:
             before_by_subject={row.name: row.before or 0 for row in by_kind[RevocationKind.SUBJECT]},
             identities=frozenset(row.name for row in by_kind[RevocationKind.IDENTITY]),
             keys=frozenset({*keys, *self._made_of(keys, backends)}),
-            written_keys=written,
+            as_written=written,
             backends=backends,
         )
 
@@ -309,12 +309,17 @@ class Revocations:
         await asked.done
 
     async def _write_asked(self) -> None:
+        group: Sequence[_Asked] = ()
         try:
             while self._asked:
                 size = min(len(self._asked), _MOST_TOGETHER)
-                await self._write_together([self._asked.popleft() for _ in range(size)])
+                group = [self._asked.popleft() for _ in range(size)]
+                await self._write_together(group)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        finally:
+        finally:  # nobody waits for ever, even when this is cancelled
+            for asked in (*group, *self._asked):
+                asked.done.cancel()
+            self._asked.clear()
             self._writer = None
 
     async def _write_together(self, group: Sequence[_Asked]) -> None:
@@ -327,6 +332,8 @@ class Revocations:
                 remembered_seconds=self._margin_seconds,
             )
         except Exception as error:  # noqa: BLE001  whatever the store raises, nobody's token is revoked
+            group = [*group, *self._asked]  # who has come meanwhile need not wait to hear the same
+            self._asked.clear()
             outcomes = [error] * len(group)
         for asked, outcome in zip(group, outcomes, strict=True):
             if asked.done.done():
@@ -383,6 +390,9 @@ class Revocations:
         )
         return self._of(self._genuine(stands))
 
+    def _void_until(self, now: float) -> int:
+        return math.floor(now + 2 * self._times.clock_error + _WRITE_SECONDS)
+
     async def lift(self, revocation_id: str) -> Revocation:
         """Let an identity, a key or a backend go on; return what was revoked.
 
@@ -404,7 +414,7 @@ class Revocations:
 
     # What the list shows.
 
-    def token_entries(self) -> Mapping[str, RevokedTokenRow]:
+    def token_rows(self) -> Mapping[str, RevokedTokenRow]:
         """Return the rows of tokens, by id."""
         return self._view.tokens
 
@@ -417,10 +427,7 @@ class Revocations:
 
         One that is revoked is there as it was written, and in the spelling that stands for all.
         """
-        return self._view.keys | self._view.written_keys
-
-    def _void_until(self, now: float) -> int:
-        return math.floor(now + 2 * self._times.clock_error + _WRITE_SECONDS)
+        return self._view.keys | self._view.as_written
 
     # What is shown of a row, and whether it is believed.
 

@@ -70,9 +70,9 @@ class SignedList(NamedTuple):
 class _Content(NamedTuple):
     """What a list shows, as it is at one moment; nothing of it is changed later."""
 
-    tokens: Mapping[str, RevokedTokenRow]
+    void: Mapping[str, RevokedTokenRow]
     others: Mapping[str, RevocationRow]
-    stopped_keys: Collection[tuple[str, str]]
+    stopped: Collection[tuple[str, str]]
     disabled: Sequence[str]
 
 
@@ -149,7 +149,7 @@ class RevocationList:
     async def _sign(self, now: float, seq: int, kid: str, exp: int) -> SignedList:
         revoked = self._revocations
         content = _Content(
-            revoked.token_entries(), revoked.entries(), revoked.stopped_keys(), self._disabled(now)
+            revoked.token_rows(), revoked.entries(), revoked.stopped_keys(), self._disabled(now)
         )
         payload = await asyncio.to_thread(self._payload, content, now, seq, exp)
         document = tokens.sign(payload, kid, partial(self._keyring.sign, kid), LIST_TYPE).encode()
@@ -163,7 +163,7 @@ class RevocationList:
             iat=math.floor(now),
             exp=exp,
             seq=seq,
-            tokens={jti: row.exp for jti, row in content.tokens.items()},
+            tokens={jti: row.exp for jti, row in content.void.items()},
             subjects={row.id: row.before for row in rows if row.before is not None},
             identities=sorted(
                 {
@@ -171,7 +171,7 @@ class RevocationList:
                     *(entry_id(RevocationKind.IDENTITY, name) for name in content.disabled),
                 }
             ),
-            keys=sorted(entry_id(RevocationKind.KEY, *key) for key in content.stopped_keys),
+            keys=sorted(entry_id(RevocationKind.KEY, *key) for key in content.stopped),
             backends=sorted(row.id for row in rows if row.kind == RevocationKind.BACKEND),
         )
         return msgspec.json.encode(claims)

@@ -258,9 +258,25 @@ async def test_who_stops_waiting_stops_nobody_elses_and_the_next_is_written(worl
 async def test_when_nothing_can_be_written_all_hear_of_it(world: World) -> None:
     world.by_hand("DROP TABLE revoked_tokens")
     outcomes = await asyncio.gather(
-        *(world.revoked.revoke_token(jti, EXP, by="orders") for jti in "ab"), return_exceptions=True
+        *(world.revoked.revoke_token(f"jti-{n}", EXP, by="orders") for n in range(100)),
+        return_exceptions=True,
     )
-    assert [type(outcome) for outcome in outcomes] == [KeyringUnavailableError] * 2
+    assert [type(outcome) for outcome in outcomes] == [KeyringUnavailableError] * 100
+
+
+async def test_when_writing_is_called_off_nobody_waits_for_ever(world: World) -> None:
+    asking = [
+        asyncio.create_task(world.revoked.revoke_token(f"jti-{n}", EXP, by="orders")) for n in range(100)
+    ]
+    for _ in range(2):  # they ask, and it begins
+        await asyncio.sleep(0)
+    writer = world.revoked._writer
+    assert writer is not None
+    writer.cancel()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+    await world.revoke("later")
+    assert "later" in world.stored()
 
 
 ALTERED = {
