@@ -49,6 +49,7 @@ DEADLINE_SECONDS: Final = 0.8
 _OPENING_SECONDS = 10.0  # laying out is many statements, and no request waits for them
 _CLOSING_SECONDS = 1.0
 _LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
+_SETTLE_STEP_SECONDS = 0.005
 _CONNECTIONS = 4
 _STANDSTILL_MS = 1000
 _CATALOGUE = PostgreSQLCatalogue()
@@ -76,7 +77,11 @@ WITH moved AS (
 )
 SELECT epoch, (SELECT count(*) FROM kept) AS kept FROM state
 """
-_SETTLE = text(f"LOCK TABLE {schema.audit_records.name} IN SHARE MODE")
+_SELECT_APPENDERS = text("""
+SELECT virtualtransaction FROM pg_catalog.pg_locks
+WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND granted
+  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+""")
 _SELECT_EPOCH = "SELECT epoch FROM state"
 _Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Password: TypeAlias = Callable[[], str | None]
@@ -277,16 +282,19 @@ class PostgreSQLDatabase:
         """Return the last position, once nobody is on the way of committing a lower one.
 
         Positions are drawn from a sequence, which is not the order of commits. Whoever inserts holds a lock
-        on the table from before its positions are drawn until it has committed. The lock that is taken here
-        waits for all of those; whoever comes after it draws higher positions than any that is there then.
-        It is held for one round trip, in which appends wait.
+        on the table from before its positions are drawn until its records are there to be read. So whoever
+        drew a lower position than one that is there holds that lock still, or is done. Those who hold it are
+        waited for; a lock is not taken, because appends would stand in line behind whoever waits for one,
+        a vacuum for instance.
         """
-
-        def work(connection: Connection) -> int:
-            connection.execute(_SETTLE)
-            return int(connection.execute(SELECT_LAST_POSITION).scalar_one())
-
-        return await self._transact(self._writer, work, self._deadline_seconds)
+        until = asyncio.get_running_loop().time() + self._deadline_seconds
+        position, before = await self.read(_last_and_appenders)
+        while before:
+            if asyncio.get_running_loop().time() >= until:
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("an append takes too long")
+            await asyncio.sleep(_SETTLE_STEP_SECONDS)
+            before &= await self.read(_appenders)
+        return position
 
     async def epoch(self) -> int:
         """Return the present epoch."""
@@ -418,6 +426,16 @@ class PostgreSQLDatabase:
             return self._password()
         except ConfigError as error:
             raise UnfitServerError(error.problems) from error
+
+
+def _last_and_appenders(connection: Connection) -> tuple[int, set[str]]:
+    """Return the last position there is, and afterwards who appends."""
+    position = int(connection.execute(SELECT_LAST_POSITION).scalar_one())
+    return position, _appenders(connection)
+
+
+def _appenders(connection: Connection) -> set[str]:
+    return set(connection.execute(_SELECT_APPENDERS).scalars())
 
 
 def _engine(connect: Callable[[], Awaitable[_Driver]]) -> AsyncEngine:

@@ -400,6 +400,39 @@ async def test_positions_are_read_only_once_no_lower_one_can_appear(
     assert found == [("slow", 1), ("quick", 1), ("slow", 2), ("quick", 2)]
 
 
+async def test_a_vacuum_that_takes_long_holds_up_neither_who_reads_the_audit_nor_who_appends(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace
+) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    async with place.connected() as connection, connection.transaction():
+        await connection.execute("LOCK TABLE audit_records IN SHARE UPDATE EXCLUSIVE MODE")  # as VACUUM does
+        reading = asyncio.create_task(store.read(None, 10))
+        await asyncio.sleep(0.1)  # whoever waited for a lock would stand in the way of the append now
+        assert await store.append("a", [record(2)]) == 1
+        assert [row.seq for _, row in await reading][:1] == [1]
+        assert [row.seq for _, row in await store.read(None, 10)] == [1, 2]
+
+
+async def test_who_reads_the_audit_gets_by_while_others_append_all_the_time(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace
+) -> None:
+    store, other = AuditStore(database), await place.open()
+    await open_chain(store, "a")
+
+    async def append() -> None:
+        for seq in range(2, 200):
+            await AuditStore(other).append("a", [record(seq)])
+
+    appending = asyncio.create_task(append())
+    while not appending.done():
+        seen = len(await store.read(None, 1000))
+        assert [row.seq for _, row in await store.read(None, seen)] == list(range(1, seen + 1))
+    await appending
+    assert len(await store.read(None, 1000)) == 199
+    await other.close()
+
+
 LATE = {
     "the other one is committed": ("commit", [1, 2]),
     "the other one is rolled back": ("rollback", [1, 2, 3]),
