@@ -10,10 +10,12 @@ Rules that hold here:
 - Every wait ends: here by a deadline after which the connection is cut off, and in the server by its own
   timeouts, so that a replica that stands still holds no lock for longer than they say.
 - A connection on which anything failed, but for a row that exists already, is cut off and never used again.
-  A commit whose answer was lost counts as none.
+  A commit whose answer was lost counts as none, and so does one that came with a warning: a server that
+  stops waiting for its standbys says so by nothing else.
 - No connection is used before it said that what it commits survives a crash (`kkp.store.durability`). A
   replica that was moved to another server, a standby above all, finds out before it writes.
-- Names mean what stands in the schema `kkp`, whatever the role or the database were set to.
+- Names mean what stands in the schema `kkp`, whatever the role or the database were set to. What a session
+  is set to is read back: a pooler in between may have dropped it.
 - No error tells a row's values: PostgreSQL's own messages do.
 - A password is asked for at each new connection, so it may be changed while KKP runs.
 """
@@ -53,6 +55,10 @@ _SETTLE_STEP_SECONDS = 0.005
 _CONNECTIONS = 4
 _STANDSTILL_MS = 1000
 _CATALOGUE = PostgreSQLCatalogue()
+_DROPPED = (
+    "KKP_DATABASE_URL: what KKP sets its sessions to does not arrive ({}): something between KKP and "
+    "PostgreSQL drops it; give the server's own address, or one of a pooler that passes settings on"
+)
 _UNAVAILABLE = "The state database is not available."
 _NOT_KEPT = "The state database did not keep the audit records."
 _DRIVER_ERRORS = (
@@ -82,6 +88,7 @@ SELECT virtualtransaction FROM pg_catalog.pg_locks
 WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 """)
+_SELECT_SETTINGS = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY ($1::text[])"
 _SELECT_EPOCH = "SELECT epoch FROM state"
 _Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Password: TypeAlias = Callable[[], str | None]
@@ -273,6 +280,7 @@ class PostgreSQLDatabase:
             if driver is not None:
                 driver.terminate()
             _raise_fit(error)
+        _refuse_warned(driver)
         self._appender = driver
         if kept is None or kept["kept"] != len(rows):
             raise KeyringUnavailableError(_NOT_KEPT)
@@ -384,7 +392,9 @@ class PostgreSQLDatabase:
             cut_off = asyncio.get_running_loop().call_at(deadline, driver.terminate)
             try:
                 async with connection.begin():
-                    return await connection.run_sync(work)
+                    result = await connection.run_sync(work)
+                _refuse_warned(driver)
+                return result  # noqa: TRY300  it is not before here that it is known to be kept
             except IntegrityError as error:
                 _raise_fit(error)
             except _DRIVER_ERRORS as error:
@@ -406,12 +416,14 @@ class PostgreSQLDatabase:
                 password=self._current_password(),
                 database=address.database,
                 ssl=_tls(address),
-                server_settings={**_session(self._deadline_seconds), "application_name": name},
+                server_settings={**_session(self._deadline_seconds), **_unread(name)},
                 timeout=self._connecting_seconds,
                 max_cached_statement_lifetime=0,
             )
             try:
+                driver.add_log_listener(_end_warned)
                 _check_server(await driver.fetchrow(durability.PROBE))
+                await _check_session(driver, self._deadline_seconds)
                 if self._read_only:
                     await driver.execute("SET default_transaction_read_only = on")
             except BaseException:
@@ -461,11 +473,36 @@ def _session(deadline_seconds: float) -> dict[str, str]:
     milliseconds = int(deadline_seconds * 1000)
     return {
         "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
+        "default_transaction_isolation": "read committed",  # or who waited for a lock would not see who had it
+        "client_min_messages": "warning",  # and so no warning is kept back
         "statement_timeout": str(milliseconds * 7 // 8),
         "lock_timeout": str(milliseconds * 6 // 8),
         "idle_in_transaction_session_timeout": str(_STANDSTILL_MS),
-        "tcp_user_timeout": str(_STANDSTILL_MS),
     }
+
+
+def _unread(name: str) -> dict[str, str]:
+    """Return what a session is set to besides; a pooler may drop these, and a Unix socket has no TCP."""
+    return {"application_name": name, "tcp_user_timeout": str(_STANDSTILL_MS)}
+
+
+async def _check_session(driver: _Driver, deadline_seconds: float) -> None:
+    wanted = _session(deadline_seconds)
+    found = dict(await driver.fetch(_SELECT_SETTINGS, list(wanted)))
+    differing = sorted(name for name, value in wanted.items() if found.get(name) != value)
+    if differing:
+        raise UnfitServerError([_DROPPED.format(", ".join(differing))])
+
+
+def _end_warned(driver: Any, message: Any) -> None:  # noqa: ANN401  the driver's own
+    """End a connection on which the server warned; it may have been that a commit is on this server alone."""
+    if message.severity_en == "WARNING":
+        driver.terminate()
+
+
+def _refuse_warned(driver: _Driver) -> None:
+    if driver.is_closed():
+        raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("a warning, or no answer in time")
 
 
 def _tls(address: PostgresAddress) -> ssl.SSLContext | bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
 import pytest
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
@@ -19,7 +20,7 @@ from kkp.postgres_address import read_address
 from kkp.rows import ChainedRow, ChainHead, RingRow
 from kkp.store import durability
 from kkp.store.audit import AuditStore
-from kkp.store.base import bump_epoch
+from kkp.store.base import SELECT_EPOCH, bump_epoch
 from kkp.store.postgres import DEADLINE_SECONDS, PostgreSQLDatabase
 from tests.databases import CHECK, PostgreSQLPlace
 from tests.postgres import PASSWORD, ROLE, PostgreSQL
@@ -57,6 +58,33 @@ async def healed(database: PostgreSQLDatabase) -> int:
             return await database.epoch()
         assert time.monotonic() - began < _PATIENCE_SECONDS
         await asyncio.sleep(0.05)
+
+
+@contextmanager
+def reloaded(server: PostgreSQL, name: str, value: str) -> Iterator[None]:
+    """Have a setting reloaded for the duration of the block."""
+
+    def reload(sql: str, there: str) -> None:
+        server.psql(sql)
+        server.psql("SELECT pg_reload_conf()")
+        began = time.monotonic()
+        while server.psql(f"SHOW {name}") != there:
+            assert time.monotonic() - began < _PATIENCE_SECONDS
+
+    before = server.psql(f"SHOW {name}")
+    reload(f"ALTER SYSTEM SET {name} = {value}", value)
+    try:
+        yield
+    finally:
+        reload(f"ALTER SYSTEM RESET {name}", before)
+
+
+async def soon(find: Callable[[], str]) -> str:
+    """Wait until something is there, and return it."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        while not (found := find()):
+            await asyncio.sleep(0.02)
+    return found
 
 
 # What it is told to lose.
@@ -119,18 +147,11 @@ async def test_a_reload_does_not_change_what_a_commit_in_a_session_waits_for(
     database = await place.open()
     show = "SHOW synchronous_commit"
     assert await database.write(lambda c: c.exec_driver_sql(show).scalar_one()) == "on"
-    postgres_server.psql("ALTER SYSTEM SET synchronous_commit = off")
-    try:
-        postgres_server.psql("SELECT pg_reload_conf()")
-        postgres_server.psql("SELECT pg_sleep(0.2)")
-        assert postgres_server.psql(show) == "off"
+    with reloaded(postgres_server, "synchronous_commit", "off"):
         assert await database.write(lambda c: c.exec_driver_sql(show).scalar_one()) == "on"
         place.by_hand("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'kkp'")
         with pytest.raises(KeyringUnavailableError):  # a new connection would not wait for the disk
             await database.write(bump_epoch)
-    finally:
-        postgres_server.psql("ALTER SYSTEM RESET synchronous_commit")
-        postgres_server.psql("SELECT pg_reload_conf()")
     assert await healed(database) == 2
     await database.close()
 
@@ -142,15 +163,8 @@ async def test_readiness_tells_of_a_server_that_was_told_to_lose_what_is_written
     monkeypatch.setattr("kkp.store.base._CHECK_SECONDS", 0.0)
     database = await place.open()
     await database.check()
-    postgres_server.psql("ALTER SYSTEM SET full_page_writes = off")
-    try:
-        postgres_server.psql("SELECT pg_reload_conf()")
-        postgres_server.psql("SELECT pg_sleep(0.2)")
-        with pytest.raises(KeyringUnavailableError):
-            await database.check()
-    finally:
-        postgres_server.psql("ALTER SYSTEM RESET full_page_writes")
-        postgres_server.psql("SELECT pg_reload_conf()")
+    with reloaded(postgres_server, "full_page_writes", "off"), pytest.raises(KeyringUnavailableError):
+        await database.check()
     await healed(database)
     await database.close()
 
@@ -293,6 +307,50 @@ async def test_tables_of_the_same_name_elsewhere_are_not_met(place: PostgreSQLPl
     await database.write(bump_epoch)
     assert await database.epoch() == 2
     await database.close()
+
+
+async def test_who_waited_for_a_lock_sees_what_its_holder_wrote_whatever_the_role_is_set_to(
+    place: PostgreSQLPlace,
+) -> None:
+    whose = f"ALTER ROLE {ROLE} IN DATABASE {place.name}"
+    place.by_hand(f"{whose} SET default_transaction_isolation = 'repeatable read'")
+    database = await place.open()
+    place.by_hand(f"{whose} RESET default_transaction_isolation")
+    async with place.locked():
+        writing = asyncio.create_task(database.write(lambda c: c.execute(SELECT_EPOCH).scalar_one()))
+        await asyncio.sleep(0.2)
+        place.by_hand("UPDATE state SET epoch = 7")
+    assert await writing == 7
+    await database.close()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "search_path",
+        "default_transaction_isolation",
+        "client_min_messages",
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+    ],
+)
+async def test_a_pooler_is_refused_that_drops(
+    place: PostgreSQLPlace, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    connect = asyncpg.connect
+
+    async def drop(*, server_settings: Mapping[str, str], **options: Any) -> object:
+        passed = {key: value for key, value in server_settings.items() if key != name}
+        return await connect(server_settings=passed, **options)
+
+    place.by_hand(f"ALTER ROLE {ROLE} SET default_transaction_isolation = 'serializable'")
+    monkeypatch.setattr(asyncpg, "connect", drop)
+    try:
+        with pytest.raises(ConfigError, match=rf"does not arrive \({name}\).*give the server's own address"):
+            await place.open()
+    finally:
+        place.by_hand(f"ALTER ROLE {ROLE} RESET default_transaction_isolation")
 
 
 async def test_an_empty_database_is_laid_out_only_where_that_was_asked_for(place: PostgreSQLPlace) -> None:
@@ -518,6 +576,30 @@ async def test_a_cancelled_write_lets_the_connection_be_used_again(database: Pos
     before = await database.epoch()
     await database.write(bump_epoch)
     assert before < await database.epoch() <= 22
+
+
+WAITING_FOR_A_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'kkp'"
+
+
+@pytest.mark.promise(32)
+@pytest.mark.parametrize("kind", ["append", "write"])
+async def test_a_commit_counts_as_none_whose_wait_for_a_standby_was_called_off(
+    postgres_server: PostgreSQL, place: PostgreSQLPlace, kind: str
+) -> None:
+    """The server keeps it, answers as ever, and only warns: the primary's loss would lose it."""
+    database = await place.open(deadline_seconds=_PATIENCE_SECONDS)
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    with reloaded(postgres_server, "synchronous_standby_names", "nobody"):
+        waiting = asyncio.create_task(
+            database.write(bump_epoch) if kind == "write" else store.append("a", [record(2)])
+        )
+        pid = await soon(lambda: place.by_hand(WAITING_FOR_A_STANDBY))
+        place.by_hand(f"SELECT pg_cancel_backend({pid})")
+        with pytest.raises(KeyringUnavailableError):
+            await waiting
+    assert await healed(database) > 1
+    await database.close()
 
 
 # A server that dies.
