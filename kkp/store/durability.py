@@ -2,7 +2,8 @@
 
 A setting counts as it is in force for the session, whoever set it: the server, the database or the role. What
 is in force for commits is then held fast, because a reload of the server's settings would change it under a
-session that is in use.
+session that is in use. What only the server as a whole is set to can't be held; each commit looks at it
+(`IS_KEPT`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ SELECT current_setting('server_version_num')::int AS version,
        current_setting('default_transaction_read_only') AS read_only,
        pg_is_in_recovery() AS in_recovery
 """
+
+# What a reload may change under a session.
+IS_KEPT: Final = "(current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on')"
 
 _RELOAD = "in postgresql.conf, or by ALTER SYSTEM, and reload the server"
 _REQUIRED: Mapping[str, tuple[str, str]] = {

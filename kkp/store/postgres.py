@@ -50,6 +50,7 @@ DEADLINE_SECONDS: Final = 0.8
 
 _OPENING_SECONDS = 10.0  # laying out is many statements, and no request waits for them
 _CLOSING_SECONDS = 1.0
+_WATCH_SECONDS = 10.0
 _LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
 _SETTLE_STEP_SECONDS = 0.005
 _CONNECTIONS = 4
@@ -60,6 +61,7 @@ _DROPPED = (
     "PostgreSQL drops it; give the server's own address, or one of a pooler that passes settings on"
 )
 _UNAVAILABLE = "The state database is not available."
+_ALTERED = "The layout of the state database was altered."
 _NOT_KEPT = "The state database did not keep the audit records."
 _DRIVER_ERRORS = (
     SQLAlchemyError,
@@ -70,8 +72,9 @@ _DRIVER_ERRORS = (
 )
 # Classes of errors whose text says what is wrong with the server, the role or the layout, and no value.
 _TELLING = ("08", "28", "3D", "42", "53", "55", "57", "58", "XX")
-_TAKE_WRITE_LOCK = text(f"SELECT pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
-_APPEND = """
+_TAKE_WRITE_LOCK = text(f"SELECT {durability.IS_KEPT}, pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
+# A part of what was to be kept, or on a server that loses it, is nothing: the division fails the statement.
+_APPEND = f"""
 WITH moved AS (
   UPDATE audit_chains SET head_seq = $5, head_hash = $6 WHERE chain = $1 AND head_seq = $7 RETURNING chain
 ), kept AS (
@@ -81,7 +84,7 @@ WITH moved AS (
   ORDER BY record.seq
   RETURNING 1
 )
-SELECT epoch, (SELECT count(*) FROM kept) AS kept FROM state
+SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT})::int FROM state
 """
 _SELECT_APPENDERS = text("""
 SELECT virtualtransaction FROM pg_catalog.pg_locks
@@ -136,6 +139,8 @@ class PostgreSQLDatabase:
         self._running: set[asyncio.Task[Any]] = set()
         self._appender: _Driver | None = None
         self._check = SharedCheck(self._read_and_write)
+        self._is_altered = False  # when it was looked at last
+        self._watching: asyncio.Task[NoReturn] | None = None
         self._writer = _engine(self._connect)
         self._reader = self._writer.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -180,8 +185,9 @@ class PostgreSQLDatabase:
             work = prepared if is_laid_out else lay_out
             await database._write(work, _OPENING_SECONDS)
 
-        database = cls(address, password, deadline_seconds=deadline_seconds)
-        return await database._examined(examine)
+        database = await cls(address, password, deadline_seconds=deadline_seconds)._examined(examine)
+        database._watching = asyncio.create_task(database._watch())
+        return database
 
     @classmethod
     async def open_read_only(
@@ -254,11 +260,8 @@ class PostgreSQLDatabase:
         return await self._write(work, self._deadline_seconds)
 
     async def _write(self, work: Work[ResultT], seconds: float) -> ResultT:
-        def locked(connection: Connection) -> ResultT:
-            connection.execute(_TAKE_WRITE_LOCK)
-            return work(connection)
-
-        return await self._transact(self._writer, locked, seconds, self._turn)
+        self._refuse_altered()
+        return await self._transact(self._writer, partial(_locked, work), seconds, self._turn)
 
     async def read(self, work: Work[ResultT], *, within_seconds: float | None = None) -> ResultT:
         """Run reads that see one state of the database; see `Database`."""
@@ -266,6 +269,7 @@ class PostgreSQLDatabase:
 
     async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
         """Add records at the end of an audit chain; see `Database`."""
+        self._refuse_altered()
         seqs, hashes, bodies = zip(*rows, strict=True)
         head = rows[-1]
         driver, self._appender = self._appender, None
@@ -273,7 +277,7 @@ class PostgreSQLDatabase:
             async with asyncio.timeout(self._deadline_seconds):
                 if driver is None or driver.is_closed():
                     driver = await self._connect("kkp audit")
-                kept = await driver.fetchrow(
+                epoch = await driver.fetchval(
                     _APPEND, chain, seqs, hashes, bodies, head.seq, head.hash, rows[0].seq - 1
                 )
         except BaseException as error:  # noqa: BLE001  every one is raised again
@@ -282,9 +286,7 @@ class PostgreSQLDatabase:
             _raise_fit(error)
         _refuse_warned(driver)
         self._appender = driver
-        if kept is None or kept["kept"] != len(rows):
-            raise KeyringUnavailableError(_NOT_KEPT)
-        return int(kept["epoch"])
+        return int(epoch)
 
     async def settled_position(self) -> int:
         """Return the last position, once nobody is on the way of committing a lower one.
@@ -309,17 +311,32 @@ class PostgreSQLDatabase:
         return await self.read(read_epoch)
 
     async def check(self) -> None:
-        """Read and write, and look anew at what the server does with it; see `Database`."""
+        """Read and write, and look anew at what the server does with it; see `Database`.
+
+        Where the layout was altered, a trigger planted for instance, nothing more is written until a later
+        look finds it as it was.
+        """
         await self._check()
 
     async def _read_and_write(self) -> None:
         def work(connection: Connection) -> None:
             _check_server(connection.exec_driver_sql(durability.PROBE).mappings().one())
-            if _CATALOGUE.foreign_parts(connection):  # a trigger can be planted at any time
-                raise KeyringUnavailableError("The layout of the state database was altered.")
-            connection.execute(COUNT_WRITE_CHECK)
+            self._is_altered = bool(_CATALOGUE.foreign_parts(connection))
+            self._refuse_altered()
+            _locked(lambda _: connection.execute(COUNT_WRITE_CHECK), connection)
 
-        await self.write(work)
+        await self._transact(self._writer, work, self._deadline_seconds)
+
+    def _refuse_altered(self) -> None:
+        if self._is_altered:
+            raise KeyringUnavailableError(_ALTERED)
+
+    async def _watch(self) -> NoReturn:
+        """Look again and again, because it may be that nobody asks for the readiness."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            with suppress(KeyringUnavailableError, IntegrityError):
+                await self._check()
 
     async def listen(self, on_hint: Callable[[], None]) -> NoReturn:
         """Call back whenever the epoch may have moved, for as long as this runs; it may not be relied on.
@@ -348,6 +365,8 @@ class PostgreSQLDatabase:
 
     async def close(self) -> None:
         """Close every connection, once what runs on it has ended."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._running:
             await asyncio.wait(self._running)  # each has a deadline
         closing = (driver.close(timeout=_CLOSING_SECONDS) for driver in set(self._drivers))
@@ -527,6 +546,13 @@ def _check_server(row: Any) -> None:  # noqa: ANN401  the driver's record, or SQ
         raise UnfitServerError(found)
 
 
+def _locked(work: Work[ResultT], connection: Connection) -> ResultT:
+    is_kept, _ = connection.execute(_TAKE_WRITE_LOCK).one()
+    if not is_kept:
+        raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("fsync or full_page_writes is off")
+    return work(connection)
+
+
 def _patient(work: Work[ResultT], seconds: float, connection: Connection) -> ResultT:
     milliseconds = int(seconds * 1000)
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
@@ -545,6 +571,8 @@ def _raise_fit(error: BaseException) -> NoReturn:
     """
     if isinstance(error, IntegrityError | asyncpg.IntegrityConstraintViolationError):
         raise IntegrityError(None, None, _fault(error)) from None
+    if isinstance(error, asyncpg.DivisionByZeroError):  # of `_APPEND`
+        raise KeyringUnavailableError(_NOT_KEPT) from None
     if isinstance(error, _DRIVER_ERRORS):
         raise KeyringUnavailableError(_UNAVAILABLE) from _fault(error)
     raise error

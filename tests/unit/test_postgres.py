@@ -170,6 +170,26 @@ async def test_readiness_tells_of_a_server_that_was_told_to_lose_what_is_written
 
 
 @pytest.mark.promise(32)
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
+async def test_nothing_counts_as_kept_once_a_server_was_told_to_lose_it(
+    postgres_server: PostgreSQL, place: PostgreSQLPlace, name: str
+) -> None:
+    database = await place.open()
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    await store.append("a", [record(2)])
+    with reloaded(postgres_server, name, "off"):
+        with pytest.raises(KeyringUnavailableError, match="did not keep"):
+            await store.append("a", [record(3)])
+        with pytest.raises(KeyringUnavailableError) as refusal:
+            await database.write(bump_epoch)
+    assert str(refusal.value.__cause__) == "fsync or full_page_writes is off"
+    assert await healed(database) == 2
+    await store.append("a", [record(3)])
+    await database.close()
+
+
+@pytest.mark.promise(32)
 async def test_a_standby_is_refused_at_start(postgres_server: PostgreSQL, place: PostgreSQLPlace) -> None:
     await (await place.open()).close()
     postgres_server.stop()
@@ -277,6 +297,50 @@ async def test_what_is_planted_while_kkp_runs_is_not_told_as_kept_and_ends_its_r
         await store.append("a", [record(2)])
     with pytest.raises(KeyringUnavailableError, match="was altered"):
         await database.check()
+
+
+async def test_of_a_batch_that_a_trigger_swallows_a_part_of_nothing_is_kept(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace
+) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    place.by_hand(SWALLOWS.replace("BEGIN", "BEGIN IF NEW.seq < 3 THEN RETURN NEW; END IF;"))
+    with pytest.raises(KeyringUnavailableError, match="did not keep the audit records"):
+        await store.append("a", [record(2), record(3)])
+    place.by_hand("DROP TRIGGER t ON audit_records")
+    assert await store.chain_head("a") == ChainHead("a", 1, b"hash a1")
+    await store.append("a", [record(2), record(3)])
+
+
+async def test_nothing_more_is_written_once_a_look_finds_something_planted_until_it_is_gone(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was planted need not swallow records: it may copy them, or change what a revocation writes."""
+    monkeypatch.setattr("kkp.store.base._CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("kkp.store.postgres._WATCH_SECONDS", 0.05)
+    watched, store = await place.open(), AuditStore(database)
+    await open_chain(store, "a")
+    place.by_hand(SWALLOWS.replace("NULL", "NEW"))
+    with pytest.raises(KeyringUnavailableError, match="was altered"):
+        await database.check()
+    await until_refused(watched)
+    for attempt in (store.append("a", [record(2)]), database.write(bump_epoch)):
+        with pytest.raises(KeyringUnavailableError, match="was altered"):
+            await attempt
+    place.by_hand("DROP TRIGGER t ON audit_records")
+    await database.check()
+    await store.append("a", [record(2)])
+    assert await healed(watched) == 2
+    await watched.close()
+
+
+async def until_refused(database: PostgreSQLDatabase) -> None:
+    """Write until that is refused, as it is once the database has looked at itself."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        with suppress(KeyringUnavailableError):
+            while True:
+                await database.write(lambda _: None)
+                await asyncio.sleep(0.02)
 
 
 LACKING = {
