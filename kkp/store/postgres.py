@@ -7,8 +7,9 @@ Rules that hold here:
   of its own, one round trip, on a connection of its own. It moves the chain's head only from the record
   before its first one. So whatever became of an append that was given up on, and however late the server runs
   it: it can't fork the chain, and of two processes that took one chain for theirs only one goes on.
-- Every wait ends: here by a deadline after which the connection is cut off, and in the server by its own
-  timeouts, so that a replica that stands still holds no lock for longer than they say.
+- Every wait ends: for a connection after half of the time that there is, for an answer at a deadline, after
+  which the connection is cut off, and in the server by its own timeouts, so that a replica that stands still
+  holds no lock for longer than they say.
 - A connection on which anything failed, but for a row that exists already, is cut off and never used again.
   A commit whose answer was lost counts as none, and so does one that came with a warning: a server that
   stops waiting for its standbys says so by nothing else.
@@ -23,9 +24,12 @@ Rules that hold here:
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
@@ -54,6 +58,8 @@ _WATCH_SECONDS = 10.0
 _LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
 _SETTLE_STEP_SECONDS = 0.005
 _CONNECTIONS = 4
+_MAX_RUNNING = 128  # and so many wait for one of them at most
+_TOLD_AGAIN_SECONDS = 60.0
 _STANDSTILL_MS = 1000
 _CATALOGUE = PostgreSQLCatalogue()
 _DROPPED = (
@@ -84,8 +90,9 @@ WITH moved AS (
   ORDER BY record.seq
   RETURNING 1
 )
-SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT})::int FROM state
-"""
+SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT})::int
+FROM state
+"""  # noqa: S608  what is put in is a constant
 _SELECT_APPENDERS = text("""
 SELECT virtualtransaction FROM pg_catalog.pg_locks
 WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND granted
@@ -93,6 +100,7 @@ WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND
 """)
 _SELECT_SETTINGS = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY ($1::text[])"
 _SELECT_EPOCH = "SELECT epoch FROM state"
+_log = logging.getLogger(__name__)
 _Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Password: TypeAlias = Callable[[], str | None]
 
@@ -108,6 +116,38 @@ class UnfitServerError(KeyringUnavailableError):
 @final
 class _FaultError(Exception):
     """What the driver met, without the values that its own text may hold."""
+
+
+@final
+class _Outages:
+    """Tells the log why the database is not available, each cause once a minute.
+
+    Attributes:
+        is_muted: Whether it is told elsewhere: nothing has been opened yet.
+    """
+
+    def __init__(self) -> None:
+        self.is_muted = True
+        self._told_at: dict[str, float] = {}
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell of what is raised in the block."""
+        try:
+            yield
+        except KeyringUnavailableError as error:
+            cause = "; ".join(error.problems) if isinstance(error, UnfitServerError) else error.__cause__
+            if cause is not None and not self.is_muted:
+                self._tell(str(cause))
+            raise
+
+    def _tell(self, cause: str) -> None:
+        now = time.monotonic()
+        if now - self._told_at.get(cause, -math.inf) >= _TOLD_AGAIN_SECONDS:
+            self._told_at = {
+                told: at for told, at in self._told_at.items() if now - at < _TOLD_AGAIN_SECONDS
+            } | {cause: now}
+            _log.warning("the database is not available: %s", cause)
 
 
 @final
@@ -139,9 +179,10 @@ class PostgreSQLDatabase:
         self._running: set[asyncio.Task[Any]] = set()
         self._appender: _Driver | None = None
         self._check = SharedCheck(self._read_and_write)
+        self._outages = _Outages()
         self._is_altered = False  # when it was looked at last
         self._watching: asyncio.Task[NoReturn] | None = None
-        self._writer = _engine(self._connect)
+        self._writer = _engine(self._connect, deadline_seconds / 2)
         self._reader = self._writer.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -185,7 +226,8 @@ class PostgreSQLDatabase:
             work = prepared if is_laid_out else lay_out
             await database._write(work, _OPENING_SECONDS)
 
-        database = await cls(address, password, deadline_seconds=deadline_seconds)._examined(examine)
+        database = cls(address, password, deadline_seconds=deadline_seconds)
+        await database._examined(examine)
         database._watching = asyncio.create_task(database._watch())
         return database
 
@@ -252,6 +294,7 @@ class PostgreSQLDatabase:
                 problem = f"KKP_DATABASE_URL: the database can't be opened ({error.__cause__ or error})"
                 raise ConfigError([problem]) from error
             self._connecting_seconds = self._deadline_seconds
+            self._outages.is_muted = False
             opened.pop_all()
         return self
 
@@ -280,11 +323,12 @@ class PostgreSQLDatabase:
                 epoch = await driver.fetchval(
                     _APPEND, chain, seqs, hashes, bodies, head.seq, head.hash, rows[0].seq - 1
                 )
+            _refuse_warned(driver)
         except BaseException as error:  # noqa: BLE001  every one is raised again
             if driver is not None:
                 driver.terminate()
-            _raise_fit(error)
-        _refuse_warned(driver)
+            with self._outages.told():
+                _raise_fit(error)
         self._appender = driver
         return int(epoch)
 
@@ -329,7 +373,7 @@ class PostgreSQLDatabase:
 
     def _refuse_altered(self) -> None:
         if self._is_altered:
-            raise KeyringUnavailableError(_ALTERED)
+            raise KeyringUnavailableError(_ALTERED) from _FaultError("its layout was altered")
 
     async def _watch(self) -> NoReturn:
         """Look again and again, because it may be that nobody asks for the readiness."""
@@ -377,16 +421,18 @@ class PostgreSQLDatabase:
         self, engine: AsyncEngine, work: Work[ResultT], seconds: float, turn: asyncio.Lock | None = None
     ) -> ResultT:
         """Run a transaction in a task of its own, which ends soon after this is told no or cancelled."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        if seconds > self._deadline_seconds:
-            work = partial(_patient, work, seconds)
-        task = asyncio.create_task(self._run_in_turn(engine, work, deadline, turn))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        await asyncio.wait({task}, timeout=seconds)
-        if not task.done():
-            raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("no answer in time")
-        return task.result()
+        with self._outages.told():
+            if len(self._running) >= _MAX_RUNNING:
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("too many wait for it")
+            if seconds > self._deadline_seconds:
+                work = partial(_patient, work, seconds)
+            task = asyncio.create_task(self._run_in_turn(engine, work, seconds, turn))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+            await asyncio.wait({task}, timeout=seconds)
+            if not task.done():
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("no answer in time")
+            return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -394,21 +440,23 @@ class PostgreSQLDatabase:
             task.exception()  # maybe nobody waits for it any more
 
     async def _run_in_turn(
-        self, engine: AsyncEngine, work: Work[ResultT], deadline: float, turn: asyncio.Lock | None
+        self, engine: AsyncEngine, work: Work[ResultT], seconds: float, turn: asyncio.Lock | None
     ) -> ResultT:
+        began = asyncio.get_running_loop().time()
         async with turn or nullcontext():
-            if asyncio.get_running_loop().time() >= deadline:  # nobody waits for it any more
-                raise KeyringUnavailableError(_UNAVAILABLE)
-            return await self._run(engine, work, deadline)
+            return await self._run(engine, work, began, seconds)
 
-    async def _run(self, engine: AsyncEngine, work: Work[ResultT], deadline: float) -> ResultT:
+    async def _run(self, engine: AsyncEngine, work: Work[ResultT], began: float, seconds: float) -> ResultT:
+        loop = asyncio.get_running_loop()
         try:
             connection = await engine.connect()
         except _DRIVER_ERRORS as error:
             _raise_fit(error)
         async with aclosing(connection):
+            if loop.time() >= began + seconds / 2:  # it would be cut off, and with it a connection lost
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("too many wait for it")
             driver: _Driver = (await connection.get_raw_connection()).driver_connection
-            cut_off = asyncio.get_running_loop().call_at(deadline, driver.terminate)
+            cut_off = loop.call_at(began + seconds, driver.terminate)
             try:
                 async with connection.begin():
                     result = await connection.run_sync(work)
@@ -469,13 +517,13 @@ def _appenders(connection: Connection) -> set[str]:
     return set(connection.execute(_SELECT_APPENDERS).scalars())
 
 
-def _engine(connect: Callable[[], Awaitable[_Driver]]) -> AsyncEngine:
+def _engine(connect: Callable[[], Awaitable[_Driver]], wait_seconds: float) -> AsyncEngine:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
         pool_size=_CONNECTIONS,
         max_overflow=0,
-        pool_timeout=DEADLINE_SECONDS,
+        pool_timeout=wait_seconds,
         hide_parameters=True,
     )
 
@@ -492,7 +540,7 @@ def _session(deadline_seconds: float) -> dict[str, str]:
     milliseconds = int(deadline_seconds * 1000)
     return {
         "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
-        "default_transaction_isolation": "read committed",  # or who waited for a lock would not see who had it
+        "default_transaction_isolation": "read committed",  # who waited for a lock must see what was written
         "client_min_messages": "warning",  # and so no warning is kept back
         "statement_timeout": str(milliseconds * 7 // 8),
         "lock_timeout": str(milliseconds * 6 // 8),
@@ -572,7 +620,7 @@ def _raise_fit(error: BaseException) -> NoReturn:
     if isinstance(error, IntegrityError | asyncpg.IntegrityConstraintViolationError):
         raise IntegrityError(None, None, _fault(error)) from None
     if isinstance(error, asyncpg.DivisionByZeroError):  # of `_APPEND`
-        raise KeyringUnavailableError(_NOT_KEPT) from None
+        raise KeyringUnavailableError(_NOT_KEPT) from _FaultError("it did not keep audit records")
     if isinstance(error, _DRIVER_ERRORS):
         raise KeyringUnavailableError(_UNAVAILABLE) from _fault(error)
     raise error

@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConfigError, KeyringUnavailableError
@@ -81,9 +81,10 @@ def reloaded(server: PostgreSQL, name: str, value: str) -> Iterator[None]:
 
 async def soon(find: Callable[[], str]) -> str:
     """Wait until something is there, and return it."""
-    async with asyncio.timeout(_PATIENCE_SECONDS):
-        while not (found := find()):
-            await asyncio.sleep(0.02)
+    began = time.monotonic()
+    while not (found := find()):
+        assert time.monotonic() - began < _PATIENCE_SECONDS
+        await asyncio.sleep(0.02)
     return found
 
 
@@ -640,6 +641,68 @@ async def test_a_cancelled_write_lets_the_connection_be_used_again(database: Pos
     before = await database.epoch()
     await database.write(bump_epoch)
     assert before < await database.epoch() <= 22
+
+
+async def test_who_finds_every_connection_in_use_is_refused_before_it_begins_and_costs_none(
+    place: PostgreSQLPlace,
+) -> None:
+    database = await place.open(deadline_seconds=2.0)
+    pids = set(await asyncio.gather(*(database.read(slowly(0.3)) for _ in range(4))))
+    begun: list[int] = []
+
+    def begin(connection: Connection) -> None:
+        begun.append(1)
+        slowly(1.2)(connection)
+
+    slow = [asyncio.create_task(database.read(slowly(1.5))) for _ in range(4)]
+    await asyncio.sleep(0.2)
+    late = await asyncio.gather(*(database.read(begin) for _ in range(8)), return_exceptions=True)
+    assert {type(each) for each in late} == {KeyringUnavailableError}
+    assert begun == []
+    assert set(await asyncio.gather(*slow)) == pids
+    assert set(await asyncio.gather(*(database.read(slowly(0.3)) for _ in range(4)))) == pids
+    await database.close()
+
+
+def slowly(seconds: float) -> Callable[[Connection], int]:
+    """Return what keeps a connection for so long, and tells which it was."""
+
+    def work(connection: Connection) -> int:
+        connection.execute(select(func.pg_sleep(seconds)))
+        return int(connection.execute(select(func.pg_backend_pid())).scalar_one())
+
+    return work
+
+
+async def test_of_too_many_that_wait_for_a_connection_the_last_are_refused_at_once(
+    database: PostgreSQLDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kkp.store.postgres._MAX_RUNNING", 6)
+    waiting = [asyncio.create_task(database.read(slowly(0.3))) for _ in range(6)]
+    await asyncio.sleep(0)
+    with pytest.raises(KeyringUnavailableError) as refusal:
+        await database.epoch()
+    assert str(refusal.value.__cause__) == "too many wait for it"
+    await asyncio.gather(*waiting)
+    assert await database.epoch() == 1
+
+
+async def test_why_the_database_is_not_available_is_logged_once_and_without_a_value(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace, caplog: pytest.LogCaptureFixture
+) -> None:
+    await open_chain(AuditStore(database), "a")
+    with reloaded(place.server, "synchronous_commit", "off"):
+        place.by_hand("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'kkp'")
+        for _ in range(3):
+            for attempt in (database.epoch(), AuditStore(database).append("a", [record(2, "canary")])):
+                with pytest.raises(KeyringUnavailableError):
+                    await attempt
+    told = [entry.getMessage() for entry in caplog.records if "synchronous_commit" in entry.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "the database is not available: KKP_DATABASE_URL: synchronous_commit is off, so"
+    )
+    assert "canary" not in caplog.text
 
 
 WAITING_FOR_A_STANDBY = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'kkp'"
