@@ -93,7 +93,9 @@ class PostgreSQLPlace:
         )
 
     async def open_read_only(self, check: bytes = CHECK) -> PostgreSQLDatabase:
-        return await PostgreSQLDatabase.open_read_only(self.address, self.password, master_key_check=check)
+        return await PostgreSQLDatabase.open_read_only(
+            self.address, self.password, master_key_check=check, deadline_seconds=PATIENCE_SECONDS
+        )
 
     def by_hand(self, sql: str) -> str:
         return self.server.psql(f"SET search_path = kkp; {sql}", self.name)

@@ -3,6 +3,8 @@
 Rules that hold for every implementation:
 - A transaction is a plain function of a SQLAlchemy connection, whatever the database. It uses the tables of
   `kkp.store.schema` alone, in SQL that every database takes.
+- It lets every error of a statement pass: PostgreSQL commits nothing after one, and answers the COMMIT as if
+  it had.
 - Writes exclude each other, on every replica: a read-then-write can't lose a race. Only the audit's append
   goes past that, because each process appends to a chain of its own.
 - Who waits is answered well within a second, whatever the database does.

@@ -102,6 +102,7 @@ def prepare(catalogue: Catalogue, master_key_check: bytes, first_rows: Work[None
             schema.metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(schema.state).values(first))
             first_rows(connection)
+            is_laid_out(connection)  # what has no tables may have functions, and nothing may be planted
         connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
 
     return work

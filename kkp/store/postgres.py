@@ -3,10 +3,11 @@
 Rules that hold here:
 - `write` takes one advisory lock before it reads anything, so writers exclude each other as on SQLite, in
   this process and in every other. `read` is REPEATABLE READ and READ ONLY.
-- The audit's append takes no lock that another replica's would wait for: it is one statement in a transaction
-  of its own, one round trip, on a connection of its own. It moves the chain's head only from the record
-  before its first one. So whatever became of an append that was given up on, and however late the server runs
-  it: it can't fork the chain, and of two processes that took one chain for theirs only one goes on.
+- The audit's append waits for no other replica, but for one that starts, on the way from its last statement
+  to its commit. It is one statement in a transaction of its own, one round trip, on a connection of its own.
+  It moves the chain's head only from the record before its first one. So whatever became of an append that
+  was given up on, and however late the server runs it: it can't fork the chain, and of two processes that
+  took one chain for theirs only one goes on.
 - Every wait ends: for a connection after half of the time that there is, for an answer at a deadline, after
   which the connection is cut off, and in the server by its own timeouts, so that a replica that stands still
   holds no lock for longer than they say.
@@ -30,7 +31,8 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Final, NoReturn, Self, TypeAlias, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
@@ -38,6 +40,7 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from kkp import data_dir
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.postgres_address import PostgresAddress
 from kkp.rows import ChainedRow
@@ -233,19 +236,26 @@ class PostgreSQLDatabase:
 
     @classmethod
     async def open_read_only(
-        cls, address: PostgresAddress, password: _Password, *, master_key_check: bytes
+        cls,
+        address: PostgresAddress,
+        password: _Password,
+        *,
+        master_key_check: bytes,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> Self:
         """Open the database to look at it; nothing is written.
 
         Raises:
             ConfigError: As `open`, and it has no layout yet.
         """
+        recognised = recognise(_CATALOGUE, master_key_check)
 
         async def examine(database: Self) -> None:
-            if not await database.read(recognise(_CATALOGUE, master_key_check)):
+            if not await database.read(recognised, within_seconds=_OPENING_SECONDS):
                 raise ConfigError([NO_LAYOUT])
 
-        return await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  of our own class
+        database = cls(address, password, deadline_seconds=deadline_seconds, read_only=True)
+        return await database._examined(examine)
 
     @classmethod
     async def peek(cls, address: PostgresAddress, password: _Password, work: Work[ResultT]) -> ResultT | None:
@@ -277,7 +287,7 @@ class PostgreSQLDatabase:
         names: set[str] = set()
 
         async def examine(database: Self) -> None:
-            names.update(await database.read(_CATALOGUE.names))
+            names.update(await database.read(_CATALOGUE.names, within_seconds=_OPENING_SECONDS))
 
         database = await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  the same
         await database.close()
@@ -480,7 +490,7 @@ class PostgreSQLDatabase:
                 host=address.host,
                 port=address.port,
                 user=address.user,
-                password=self._current_password(),
+                password=self._current_password() or "",  # for None, the driver looks around by itself
                 database=address.database,
                 ssl=_tls(address),
                 server_settings={**_session(self._deadline_seconds), **_unread(name)},
@@ -575,16 +585,26 @@ def _refuse_warned(driver: _Driver) -> None:
 def _tls(address: PostgresAddress) -> ssl.SSLContext | bool:
     if address.ssl == "disable":
         return False
-    files = dict(address.files)
     try:
-        context = ssl.create_default_context(cafile=files.get("sslrootcert"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.check_hostname = address.ssl == "verify-full"
-        if "sslcert" in files:
-            context.load_cert_chain(files["sslcert"], files.get("sslkey"))
+        found = {name: Path(path).stat() for name, path in address.files}
+        if "sslkey" in found and data_dir.is_exposed(found["sslkey"]):
+            raise UnfitServerError(["KKP_DATABASE_URL: others can read or write sslkey; run chmod 600 on it"])
+        written = tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in found.values())
+        return _context(address.ssl, address.files, written)
     except OSError as error:  # and so ssl.SSLError
         problem = f"KKP_DATABASE_URL: sslrootcert, sslcert or sslkey can't be used ({error.strerror})"
         raise UnfitServerError([f"{problem}; give PEM files that KKP may read"]) from error
+
+
+@lru_cache(maxsize=1)
+def _context(mode: str, named: tuple[tuple[str, str], ...], _written: object) -> ssl.SSLContext:
+    """Return the context that these files make; it is made anew once one of them was written."""
+    files = dict(named)
+    context = ssl.create_default_context(cafile=files.get("sslrootcert"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = mode == "verify-full"
+    if "sslcert" in files:
+        context.load_cert_chain(files["sslcert"], files["sslkey"], password="")  # or a terminal is asked
     return context
 
 
