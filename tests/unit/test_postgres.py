@@ -225,6 +225,7 @@ FIT: Mapping[str, Any] = {
     "synchronous_commit": "on",
     "read_only": "off",
     "in_recovery": False,
+    "is_boundless": False,
 }
 
 
@@ -272,6 +273,13 @@ PLANTED = {
     "operator =": "CREATE FUNCTION public.never(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false'; "
     "CREATE OPERATOR = (LEFTARG = text, RIGHTARG = text, FUNCTION = public.never)",
     "type extra": "CREATE DOMAIN extra AS text",
+    "owner postgres of identities": "ALTER TABLE identities OWNER TO postgres",
+    "owner postgres of kkp": "ALTER SCHEMA kkp OWNER TO postgres; GRANT ALL ON SCHEMA kkp TO kkp",
+    "right INSERT on audit_records": "GRANT INSERT ON audit_records TO PUBLIC",
+    "right UPDATE on state": "GRANT UPDATE (epoch) ON state TO pg_monitor",
+    "right TRIGGER on identities": "GRANT TRIGGER ON identities TO pg_monitor",
+    "right UPDATE on audit_records_position_seq": "GRANT ALL ON audit_records_position_seq TO PUBLIC",
+    "right CREATE on kkp": "GRANT CREATE ON SCHEMA kkp TO PUBLIC",
 }
 
 
@@ -287,6 +295,27 @@ async def test_a_layout_that_was_altered_is_refused_naming_the(
     assert f"it has the {part}, which KKP did not make" in problem
     with pytest.raises(ConfigError, match="altered"):
         await place.open_read_only()
+
+
+async def test_others_may_be_let_read(place: PostgreSQLPlace) -> None:
+    await (await place.open()).close()
+    place.by_hand(
+        "GRANT USAGE ON SCHEMA kkp TO pg_monitor; GRANT SELECT ON ALL TABLES IN SCHEMA kkp TO PUBLIC"
+    )
+    await (await place.open()).close()
+
+
+@pytest.mark.parametrize("power", ["SUPERUSER", "BYPASSRLS"])
+async def test_a_role_is_refused_that_the_server_holds_to_nothing(place: PostgreSQLPlace, power: str) -> None:
+    place.by_hand(f"ALTER ROLE {ROLE} {power}")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"the role is a superuser, or passes .*: CREATE ROLE kkp LOGIN"
+        ):
+            await place.open()
+    finally:
+        place.by_hand(f"ALTER ROLE {ROLE} NO{power}")
+    await (await place.open()).close()
 
 
 async def test_what_is_planted_while_kkp_runs_is_not_told_as_kept_and_ends_its_readiness(
