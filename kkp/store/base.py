@@ -14,10 +14,11 @@ Rules that hold for every implementation:
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, final, runtime_checkable
 
-from sqlalchemy import Boolean, Connection, Table, func, select, update
+from sqlalchemy import Boolean, Connection, Table, delete, func, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -29,6 +30,8 @@ ResultT = TypeVar("ResultT")
 Work = Callable[[Connection], ResultT]
 
 _CHECK_SECONDS = 1.0
+_MARK_BYTES = 16
+_EPOCHS_KEPT = 100_000  # whoever has not looked for so many changes starts anew
 SELECT_EPOCH = select(schema.state.c.epoch)
 SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
 SELECT_LAST_POSITION = select(func.coalesce(func.max(schema.audit_records.c.position), 0))
@@ -142,8 +145,16 @@ def bump_epoch(connection: Connection) -> None:
     """Tell every replica that the ring, an identity, a grant or what is revoked changed."""
     bump = update(schema.state).values(epoch=schema.state.c.epoch + 1).returning(schema.state.c.epoch)
     epoch = connection.execute(bump).scalar_one()
+    number = schema.epochs.c.epoch
+    connection.execute(delete(schema.epochs).where((number >= epoch) | (number <= epoch - _EPOCHS_KEPT)))
+    mark_epoch(connection, epoch)
     if connection.dialect.name == "postgresql":  # told to whoever listens, once this has been committed
         connection.execute(select(func.pg_notify(schema.EPOCH_CHANNEL, str(epoch))))
+
+
+def mark_epoch(connection: Connection, epoch: int) -> None:
+    """Mark a new epoch, so that no other one of the same number is taken for it."""
+    connection.execute(insert(schema.epochs).values(epoch=epoch, mark=os.urandom(_MARK_BYTES)))
 
 
 def insert_unless_known(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:

@@ -18,6 +18,9 @@ Rules that hold here:
   replica that was moved to another server, a standby above all, finds out before it writes.
 - Names mean what stands in the schema `kkp`, whatever the role or the database were set to. What a session
   is set to is read back: a pooler in between may have dropped it.
+- Every transaction makes sure that the newest epoch that was seen is still there, by its mark. A server that
+  took over without the last commits, or a database that was restored, ends the process, however far it has
+  come since.
 - No error tells a row's values: PostgreSQL's own messages do.
 - A password is asked for at each new connection, so it may be changed while KKP runs.
 """
@@ -33,16 +36,17 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final, NoReturn, Self, TypeAlias, final
+from typing import Any, Final, NamedTuple, NoReturn, Self, TypeAlias, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, bindparam, event, outerjoin, select, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from kkp import data_dir
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.postgres_address import PostgresAddress
+from kkp.rollback import refuse_other_history
 from kkp.rows import ChainedRow
 from kkp.store import durability, schema
 from kkp.store.base import COUNT_WRITE_CHECK, SELECT_LAST_POSITION, ResultT, SharedCheck, Work, read_epoch
@@ -82,7 +86,8 @@ _DRIVER_ERRORS = (
 # Classes of errors whose text says what is wrong with the server, the role or the layout, and no value.
 _TELLING = ("08", "28", "3D", "42", "53", "55", "57", "58", "XX")
 _TAKE_WRITE_LOCK = text(f"SELECT {durability.IS_KEPT}, pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
-# A part of what was to be kept, or on a server that loses it, is nothing: the division fails the statement.
+# The division fails the statement if a part was not to be kept, or the server may lose it, or has come from
+# elsewhere than from the epoch that was seen.
 _APPEND = f"""
 WITH moved AS (
   UPDATE audit_chains SET head_seq = $5, head_hash = $6 WHERE chain = $1 AND head_seq = $7 RETURNING chain
@@ -93,7 +98,8 @@ WITH moved AS (
   ORDER BY record.seq
   RETURNING 1
 )
-SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT})::int
+SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT}
+  AND (SELECT mark FROM epochs WHERE epoch = $8) IS NOT DISTINCT FROM $9)::int
 FROM state
 """  # noqa: S608  what is put in is a constant
 _SELECT_APPENDERS = text("""
@@ -101,6 +107,12 @@ SELECT virtualtransaction FROM pg_catalog.pg_locks
 WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
 """)
+_was = schema.epochs.alias()
+_SELECT_HISTORY = select(
+    schema.state.c.epoch,
+    schema.epochs.c.mark,
+    select(_was.c.mark).where(_was.c.epoch == bindparam("seen")).scalar_subquery(),
+).select_from(outerjoin(schema.state, schema.epochs, schema.epochs.c.epoch == schema.state.c.epoch))
 _SELECT_SETTINGS = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY ($1::text[])"
 _SELECT_EPOCH = "SELECT epoch FROM state"
 _log = logging.getLogger(__name__)
@@ -119,6 +131,16 @@ class UnfitServerError(KeyringUnavailableError):
 @final
 class _FaultError(Exception):
     """What the driver met, without the values that its own text may hold."""
+
+
+class _Epoch(NamedTuple):
+    """One that was read from the database, and the mark that tells it from any other of its number."""
+
+    number: int
+    mark: bytes | None
+
+
+_NO_EPOCH = _Epoch(0, None)
 
 
 @final
@@ -183,6 +205,7 @@ class PostgreSQLDatabase:
         self._appender: _Driver | None = None
         self._check = SharedCheck(self._read_and_write)
         self._outages = _Outages()
+        self._seen = _NO_EPOCH  # the newest, once the database has been opened
         self._is_altered = False  # when it was looked at last
         self._watching: asyncio.Task[NoReturn] | None = None
         self._writer = _engine(self._connect, deadline_seconds / 2)
@@ -228,6 +251,7 @@ class PostgreSQLDatabase:
                 raise ConfigError([NO_LAYOUT])
             work = prepared if is_laid_out else lay_out
             await database._write(work, _OPENING_SECONDS)
+            await database._begin_history()
 
         database = cls(address, password, deadline_seconds=deadline_seconds)
         await database._examined(examine)
@@ -253,6 +277,7 @@ class PostgreSQLDatabase:
         async def examine(database: Self) -> None:
             if not await database.read(recognised, within_seconds=_OPENING_SECONDS):
                 raise ConfigError([NO_LAYOUT])
+            await database._begin_history()
 
         database = cls(address, password, deadline_seconds=deadline_seconds, read_only=True)
         return await database._examined(examine)
@@ -331,7 +356,15 @@ class PostgreSQLDatabase:
                 if driver is None or driver.is_closed():
                     driver = await self._connect("kkp audit")
                 epoch = await driver.fetchval(
-                    _APPEND, chain, seqs, hashes, bodies, head.seq, head.hash, rows[0].seq - 1
+                    _APPEND,
+                    chain,
+                    seqs,
+                    hashes,
+                    bodies,
+                    head.seq,
+                    head.hash,
+                    rows[0].seq - 1,
+                    *self._seen,
                 )
             _refuse_warned(driver)
         except BaseException as error:  # noqa: BLE001  every one is raised again
@@ -457,7 +490,7 @@ class PostgreSQLDatabase:
             return await self._run(engine, work, began, seconds)
 
     async def _run(self, engine: AsyncEngine, work: Work[ResultT], began: float, seconds: float) -> ResultT:
-        loop = asyncio.get_running_loop()
+        loop, seen = asyncio.get_running_loop(), self._seen
         try:
             connection = await engine.connect()
         except _DRIVER_ERRORS as error:
@@ -470,7 +503,9 @@ class PostgreSQLDatabase:
             try:
                 async with connection.begin():
                     result = await connection.run_sync(work)
+                    found = await connection.run_sync(partial(_look_back, seen)) if seen.mark else seen
                 _refuse_warned(driver)
+                self._see(found)
                 return result  # noqa: TRY300  it is not before here that it is known to be kept
             except IntegrityError as error:
                 _raise_fit(error)
@@ -481,6 +516,15 @@ class PostgreSQLDatabase:
                 cut_off.cancel()
                 if driver.is_closed():
                     await connection.invalidate()
+
+    async def _begin_history(self) -> None:
+        self._see(await self.read(partial(_look_back, _NO_EPOCH), within_seconds=_OPENING_SECONDS))
+
+    def _see(self, found: _Epoch) -> None:
+        if found.number == self._seen.number and found != self._seen:  # another one was seen meanwhile
+            refuse_other_history(found.number)
+        if found.number > self._seen.number and found.mark is not None:
+            self._seen = found
 
     async def _connect(self, name: str = "kkp") -> _Driver:
         """Connect; the name is for whoever looks at the server's sessions, or breaks one kind of them."""
@@ -515,6 +559,14 @@ class PostgreSQLDatabase:
             return self._password()
         except ConfigError as error:
             raise UnfitServerError(error.problems) from error
+
+
+def _look_back(seen: _Epoch, connection: Connection) -> _Epoch:
+    """Return the present epoch, if the one that was seen is still one of those before it."""
+    number, mark, mark_of_seen = connection.execute(_SELECT_HISTORY, {"seen": seen.number}).one()
+    if mark_of_seen != seen.mark:
+        refuse_other_history(seen.number)
+    return _Epoch(number, mark)
 
 
 def _last_and_appenders(connection: Connection) -> tuple[int, set[str]]:

@@ -55,6 +55,15 @@ state = Table(
     Column("write_checks", Count, nullable=False),  # counts the attempts to write that readiness makes
 )
 
+# Each epoch of the last ones, by a mark of its own. A number alone doesn't tell two histories apart: one may
+# have been lost with its server, and another one be counted by it since.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("epoch", Count, primary_key=True, autoincrement=False),
+    Column("mark", Bytes, nullable=False),
+)
+
 ring_keys = Table(
     "ring_keys",
     metadata,

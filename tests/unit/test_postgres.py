@@ -890,6 +890,73 @@ async def test_a_server_that_answers_nothing_is_given_up_on_in_time(
             await database.close()
 
 
+# A database that goes back under a running KKP.
+
+
+class EndedError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(problem: str) -> None:
+        raise EndedError(problem)
+
+    monkeypatch.setattr("kkp.rollback._end_process", end)
+
+
+# What the last commit did is lost; since then a server that took over has come to an epoch by its own way.
+LOSE_THE_LAST = "DELETE FROM epochs WHERE epoch = 2; UPDATE state SET epoch = 1"
+COME_SINCE = {"is behind": 0, "has come as far again": 1, "has come further": 2}
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("bumps", COME_SINCE.values(), ids=COME_SINCE)
+async def test_a_database_that_lost_a_commit_ends_the_process_whether_it(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace, bumps: int
+) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    await database.write(bump_epoch)
+    place.by_hand(LOSE_THE_LAST)
+    other = await place.open()
+    for _ in range(bumps):
+        await other.write(bump_epoch)
+    with pytest.raises(KeyringUnavailableError, match="did not keep"):
+        await store.append("a", [record(2)])
+    with pytest.raises(EndedError, match="by another way than over the epoch 2"):
+        await database.epoch()
+    with pytest.raises(EndedError):
+        await database.write(bump_epoch)
+    assert await other.epoch() == 1 + bumps
+    await other.close()
+
+
+@pytest.mark.usefixtures("ends")
+async def test_changes_of_others_end_nobody_in_whatever_order_they_are_read(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace
+) -> None:
+    other, late = await place.open(), asyncio.create_task(database.read(slowly(0.3)))
+    await soon(lambda: place.by_hand("SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    for _ in range(3):
+        await other.write(bump_epoch)
+    assert await database.epoch() == 4
+    await late
+    assert await database.epoch() == 4
+    await AuditStore(database).open_chain("a", lambda _heads: record(1))
+    assert await AuditStore(database).append("a", [record(2)]) == 4
+    await other.close()
+
+
+async def test_the_marks_of_epochs_long_gone_are_forgotten(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kkp.store.base._EPOCHS_KEPT", 3)
+    for _ in range(5):
+        await database.write(bump_epoch)
+    assert place.by_hand("SELECT string_agg(epoch::text, ' ' ORDER BY epoch) FROM epochs") == "4 5 6"
+
+
 # Telling the others.
 
 
