@@ -134,7 +134,7 @@ audit_input_keys = Table(
     Column("sealed", Bytes, nullable=False),
 )
 
-# Signed, so it protects itself. `delivered` says whether the sink outside of the database has it.
+# Signed, so it protects itself. `delivered` says whether a sink outside of the database has it.
 checkpoints = Table(
     "checkpoints",
     metadata,
