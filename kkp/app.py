@@ -77,7 +77,7 @@ from kkp.store.database_time import read_time
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.master_keys import MasterKeyStore, insert_wraps
-from kkp.store.opening import open_database
+from kkp.store.opening import open_database, peek_older
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.unlock import HeldMasterKey, Unlocked, open_given, unlock
@@ -526,6 +526,17 @@ async def clock_of(settings: Settings, database: Database) -> Clock:
         clock_error_seconds=times.clock_error,
         staleness_seconds=times.replica_staleness,
     )
+
+
+async def master_key_check(settings: Settings) -> bytes:
+    """Return what says whether a database, of an older layout too, is of the master key that is given.
+
+    Raises:
+        ConfigError: There is no master key to be had, or it is not this database's.
+    """
+    data_dir.check(settings.data_dir)
+    unlocked = await unlock(settings, create=False, now=time.time(), look=peek_older)
+    return unlocked.master_key.check_value()
 
 
 async def checkpoint_signer(settings: Settings) -> CheckpointSigner:

@@ -39,6 +39,7 @@ class Action(StrEnum):
     READ_AUDIT = "read_audit"
     IMPORT_AUDIT = "import_audit"
     PRUNE_AUDIT = "prune_audit"
+    MIGRATE = "migrate"
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

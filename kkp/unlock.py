@@ -28,6 +28,7 @@ from kkp.kms.stateless import without_state
 from kkp.master_key import MasterKey, RootKey
 from kkp.model import BackendLimits
 from kkp.rows import KeyWrap, MasterKeyMarks, MasterKeyState
+from kkp.store.base import Work
 from kkp.store.master_keys import read_state
 from kkp.store.opening import peek
 from kkp.store.secured import KMS as BY_KMS
@@ -74,19 +75,28 @@ class Unlocked(NamedTuple):
     first_wraps: tuple[KeyWrap, ...] = ()
 
 
-async def unlock(settings: Settings, *, create: bool, now: float) -> Unlocked:
+class Looks(Protocol):
+    """Reads from a database whose master key is not known yet."""
+
+    async def __call__(self, settings: Settings, work: Work[MasterKeyState], /) -> MasterKeyState | None:
+        """Return what is read; None if there is nothing to read from."""
+        ...
+
+
+async def unlock(settings: Settings, *, create: bool, now: float, look: Looks = peek) -> Unlocked:
     """Return the master key of the database.
 
     Args:
         settings: Say how it is given, and which database.
         create: Whether a missing one is made, for a database that is not there yet.
         now: Unix seconds.
+        look: What reads from the database.
 
     Raises:
         ConfigError: It can't be had, or is not this database's.
     """
     direct = _given(settings, create=create)
-    state = await peek(settings, read_state)
+    state = await look(settings, read_state)
     if state is not None:
         return Unlocked(_unlocked(settings, state, direct or await open_given(settings, state)))
     if direct is not None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
+from sqlalchemy import Connection, insert
 
 from kkp.postgres_address import PostgresAddress, read_address
-from kkp.store.base import Database
+from kkp.store import schema
+from kkp.store.base import Database, ResultT, Work
+from kkp.store.layout import Catalogue
+from kkp.store.migrations import migration
 from kkp.store.postgres import LOCKS, WRITE_LOCK, PostgreSQLDatabase
+from kkp.store.postgres_layout import make_schema
 from kkp.store.sqlite import SQLiteDatabase
 from tests.postgres import PostgreSQL
 
@@ -31,6 +37,18 @@ class Place(Protocol):
         """Open it to look at it."""
         ...
 
+    async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        """Ask it something before it is known which layout it has."""
+        ...
+
+    async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        """Change its layout."""
+        ...
+
+    async def lay_out(self, layout: int) -> None:
+        """Lay out an empty one as the release of that layout did."""
+        ...
+
     def by_hand(self, sql: str) -> str:
         """Run a statement as somebody else would, past KKP, and return what it answers."""
         ...
@@ -38,6 +56,13 @@ class Place(Protocol):
     def locked(self) -> AbstractAsyncContextManager[None]:
         """Hold the lock of writers, as a stuck process does."""
         ...
+
+
+def lay_out(layout: int, connection: Connection) -> None:
+    migration.Revisions(migration.DIRECTORY).lay_out(layout, connection)
+    marks = {"id": 1, "schema_version": layout, "master_key_check": CHECK}
+    first = {**marks, "epoch": 1, "clock_high_water": 0.0, "write_checks": 0}
+    connection.execute(insert(schema.state).values(first))
 
 
 @final
@@ -52,6 +77,15 @@ class SQLitePlace:
 
     async def open_read_only(self, check: bytes = CHECK) -> Database:
         return await SQLiteDatabase.open_read_only(self._path, master_key_check=check)
+
+    async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await SQLiteDatabase.ask(self._path, question)
+
+    async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await SQLiteDatabase.migrate(f"sqlite:///{self._path}", migration)
+
+    async def lay_out(self, layout: int) -> None:
+        await self.change(lambda _: partial(lay_out, layout))
 
     def by_hand(self, sql: str) -> str:
         with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
@@ -96,6 +130,21 @@ class PostgreSQLPlace:
         return await PostgreSQLDatabase.open_read_only(
             self.address, self.password, master_key_check=check, deadline_seconds=PATIENCE_SECONDS
         )
+
+    async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await PostgreSQLDatabase.ask(self.address, self.password, question)
+
+    async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        return await PostgreSQLDatabase.migrate(self.address, self.password, migration)
+
+    async def lay_out(self, layout: int) -> None:
+        def work(connection: Connection) -> None:
+            make_schema(connection)
+            lay_out(layout, connection)
+
+        database = PostgreSQLDatabase(self.address, self.password)
+        await database._write(work, 10.0)
+        await database.close()
 
     def by_hand(self, sql: str) -> str:
         return self.server.psql(f"SET search_path = kkp; {sql}", self.name)

@@ -30,6 +30,7 @@ _SUPERUSER = "postgres"
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _PORTS = range(15_000, 32_000)  # nobody is given one of these who asks for any
+_OF_A_RELEASE = ("--", "SET ", "SELECT pg_catalog.set_config", "\\")
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "127.0.0.1",
     "shared_buffers": "16MB",
@@ -116,7 +117,7 @@ class PostgreSQL:
                 **self._owner,
             )
         while self._server.poll() is None:
-            if self._ask("SELECT 1").returncode == 0:
+            if self._ask(["-c", "SELECT 1"]).returncode == 0:
                 return True
             time.sleep(_POLL_SECONDS)
         return False
@@ -190,12 +191,32 @@ class PostgreSQL:
 
     def psql(self, sql: str, database: str = _SUPERUSER, *, user: str = _SUPERUSER) -> str:
         """Run statements as the superuser does, past KKP, and return what they answer."""
-        finished = self._ask(sql, database, user)
+        finished = self._ask(["-c", sql], database, user)
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.strip()
 
+    def dump(self, database: str) -> str:
+        """Return the statements that make the schema `kkp` and its rows anew, for a server of any release."""
+        options = ["--schema=kkp", "--inserts", "--no-owner", "--no-privileges"]
+        server = ["-h", str(self.directory), "-p", str(self.port), "-U", _SUPERUSER, "-d", database]
+        done = subprocess.run(  # noqa: S603  its own tool
+            [self._binaries / "pg_dump", *server, *options], check=True, capture_output=True, text=True
+        )
+        # Settings and commands of psql differ between releases, and none of them matters here.
+        kept = (line for line in done.stdout.splitlines() if line and not line.startswith(_OF_A_RELEASE))
+        return "".join(f"{line}\n" for line in kept)
+
+    def restore(self, dump: str, database: str) -> None:
+        """Make what was dumped, as the role that is to own it."""
+        finished = self._ask(["-f", "-"], database, ROLE, given=dump)
+        assert finished.returncode == 0, finished.stderr
+
     def _ask(
-        self, sql: str, database: str = _SUPERUSER, user: str = _SUPERUSER
+        self,
+        what: Sequence[str],
+        database: str = _SUPERUSER,
+        user: str = _SUPERUSER,
+        given: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
         command: list[str | Path] = [
@@ -207,11 +228,10 @@ class PostgreSQL:
             "-q",
             "-v",
             "ON_ERROR_STOP=1",
-            "-c",
-            sql,
+            *what,
         ]
         return subprocess.run(  # noqa: S603  its own client
-            command, capture_output=True, text=True, check=False
+            command, capture_output=True, text=True, check=False, input=given
         )
 
     def _run(self, command: Sequence[str]) -> None:

@@ -9,6 +9,9 @@ Rules that hold for every implementation:
   goes past that, because each process appends to a chain of its own.
 - Who waits is answered well within a second, whatever the database does.
 - A caller that is cancelled stops waiting; the transaction still ends one way or the other.
+- Nothing is written once a newer release has migrated the database: each write and each append looks at the
+  number of the layout. No operation goes without a record, so a process of the older release does nothing
+  more, and its readiness says so.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from kkp.errors import KeyringUnavailableError
 from kkp.rows import ChainedRow
 from kkp.store import schema
 
@@ -33,6 +37,7 @@ _CHECK_SECONDS = 1.0
 _MARK_BYTES = 16
 _EPOCHS_KEPT = 100_000  # whoever has not looked for so many changes starts anew
 SELECT_EPOCH = select(schema.state.c.epoch)
+SELECT_LAYOUT = select(schema.state.c.schema_version)
 SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
 SELECT_LAST_POSITION = select(func.coalesce(func.max(schema.audit_records.c.position), 0))
 # SQLite writes no page whose bytes stay the same, so only a change tells whether the disk takes one.
@@ -134,6 +139,16 @@ class SharedCheck:
         if self._last is None or now - self._checked_at >= _CHECK_SECONDS:
             self._last, self._checked_at = asyncio.create_task(self._check()), now
         await asyncio.shield(self._last)
+
+
+def check_layout(version: object) -> None:
+    """Refuse to go on in a database that was migrated since it was opened.
+
+    Raises:
+        KeyringUnavailableError: It was.
+    """
+    if version != schema.SCHEMA_VERSION:
+        raise KeyringUnavailableError("The state database has another layout now; run the release of it.")
 
 
 def read_epoch(connection: Connection) -> int:

@@ -5,7 +5,9 @@ Each kind of database brings a `Catalogue`: what it has, and what of that KKP di
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, insert, update
 
@@ -15,9 +17,12 @@ from kkp.store.base import SELECT_MARKS, Work, mark_epoch
 
 NO_LAYOUT: Final = "KKP_DATABASE_URL: the database has nothing in it yet; run `kkp init`"
 
-_OTHER_LAYOUT = (
-    "KKP_DATABASE_URL: the database has layout {} and this release reads {}; run the release that wrote it"
-)
+PartT = TypeVar("PartT", bound=tuple[object, ...])
+
+_OTHER_LAYOUT = "KKP_DATABASE_URL: the database has layout {!a:.40} and this release reads {}; {}"
+_OLDER = "stop every KKP that uses it, and run `kkp migrate`"
+_NEWER = "a newer release wrote it; run that one"
+_UNKNOWN = "run the release that wrote it"
 _OTHER_MASTER_KEY = (
     "KKP_MASTER_KEY: the database was written under another master key; give that key, or another database"
 )
@@ -41,6 +46,10 @@ class Catalogue(Protocol):
         """Return what is there that KKP did not lay out, and what is lacking; nothing if all is well."""
         ...
 
+    def foreign_to(self, connection: Connection, lay_out: Work[None]) -> list[str]:
+        """Return the same, measured by what `lay_out` lays out in an empty place that is not kept."""
+        ...
+
 
 def check_version(version: object) -> None:
     """Refuse any layout but this release's.
@@ -49,7 +58,25 @@ def check_version(version: object) -> None:
         ConfigError: It is another one.
     """
     if version != schema.SCHEMA_VERSION:
-        raise ConfigError([_OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION)])
+        raise ConfigError([_other_layout(version)])
+
+
+def _check_migratable(version: object) -> None:
+    if not (_is_older(version) or version == schema.SCHEMA_VERSION):
+        raise ConfigError([_other_layout(version)])
+
+
+def _is_older(version: object) -> bool:
+    return isinstance(version, int) and schema.FIRST_LAYOUT <= version < schema.SCHEMA_VERSION
+
+
+def _other_layout(version: object) -> str:
+    cure = _UNKNOWN
+    if _is_older(version):
+        cure = _OLDER
+    elif isinstance(version, int) and version > schema.SCHEMA_VERSION:
+        cure = _NEWER
+    return _OTHER_LAYOUT.format(version, schema.SCHEMA_VERSION, cure)
 
 
 def recognise(catalogue: Catalogue, master_key_check: bytes | None) -> Work[bool]:
@@ -61,21 +88,58 @@ def recognise(catalogue: Catalogue, master_key_check: bytes | None) -> Work[bool
     """
 
     def work(connection: Connection) -> bool:
-        names = catalogue.names(connection)
-        if not names:
-            return False
-        if schema.state.name not in names:
-            raise ConfigError([catalogue.anothers])
-        version, stored_check = connection.execute(SELECT_MARKS).one()
-        check_version(version)
-        if master_key_check not in {None, stored_check}:
-            raise ConfigError([_OTHER_MASTER_KEY])
-        altered = catalogue.foreign_parts(connection)
-        if altered:
-            raise ConfigError([_ALTERED.format("; ".join(altered[:3]))])
-        return True
+        version = _version(connection, catalogue, master_key_check, check_version)
+        if version is not None:
+            refuse_altered(catalogue.foreign_parts(connection))
+        return version is not None
 
     return work
+
+
+def migratable(catalogue: Catalogue, master_key_check: bytes | None) -> Work[int]:
+    """Return which layout the database has, this release's or one that can be migrated to it.
+
+    Anything else is refused, as by `recognise`. Of an older layout nothing is known here but its number.
+    """
+
+    def work(connection: Connection) -> int:
+        version = _version(connection, catalogue, master_key_check, _check_migratable)
+        if version is None:
+            raise ConfigError([NO_LAYOUT])
+        if version == schema.SCHEMA_VERSION:
+            refuse_altered(catalogue.foreign_parts(connection))
+        return version
+
+    return work
+
+
+def _version(
+    connection: Connection,
+    catalogue: Catalogue,
+    master_key_check: bytes | None,
+    check: Callable[[object], None],
+) -> int | None:
+    """Return the layout's number if it passes the check and is of this master key; None: there is none."""
+    names = catalogue.names(connection)
+    if not names:
+        return None
+    if schema.state.name not in names:
+        raise ConfigError([catalogue.anothers])
+    version, stored_check = connection.execute(SELECT_MARKS).one()
+    check(version)
+    if master_key_check not in {None, stored_check}:
+        raise ConfigError([_OTHER_MASTER_KEY])
+    return int(version)
+
+
+def refuse_altered(foreign_parts: Sequence[str]) -> None:
+    """Refuse a database that has foreign parts.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    if foreign_parts:
+        raise ConfigError([_ALTERED.format("; ".join(foreign_parts[:3]))])
 
 
 def no_rows(_connection: Connection) -> None:
@@ -107,6 +171,12 @@ def prepare(catalogue: Catalogue, master_key_check: bytes, first_rows: Work[None
         connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
 
     return work
+
+
+def differences(found: Counter[PartT], ours: Counter[PartT]) -> list[str]:
+    """Say how what was found differs from what should be there; a part begins with its kind and its name."""
+    planted = [f"it has the {named(*part[:2])}, which KKP did not make" for part in found - ours]
+    return planted + [f"it lacks KKP's {named(*part[:2])}" for part in ours - found]
 
 
 def named(kind: object, name: object) -> str:

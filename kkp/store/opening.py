@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 
 from kkp import data_dir
 from kkp.config import Settings
 from kkp.errors import ConfigError
+from kkp.store import schema
 from kkp.store.base import Database, ResultT, Work
-from kkp.store.layout import no_rows
+from kkp.store.layout import Catalogue, migratable, no_rows, recognise
 from kkp.store.sqlite import SQLiteDatabase
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ async def open_database(
             first_rows=first_rows,
         )
     data_dir.prepare_database(settings.database_path, create=create)
-    url = URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
-    return await SQLiteDatabase.open(url, master_key_check=master_key_check, first_rows=first_rows)
+    return await SQLiteDatabase.open(_url(settings), master_key_check=master_key_check, first_rows=first_rows)
 
 
 async def open_read_only(settings: Settings, *, master_key_check: bytes) -> Database:
@@ -78,9 +78,63 @@ async def peek(settings: Settings, work: Work[ResultT]) -> ResultT | None:
     Raises:
         ConfigError: As `open_read_only`, whatever its master key is.
     """
+
+    def question(catalogue: Catalogue) -> Work[ResultT | None]:
+        is_laid_out = recognise(catalogue, None)
+        return lambda connection: work(connection) if is_laid_out(connection) else None
+
+    if settings.postgres is None and data_dir.is_missing_or_empty(settings.database_path):
+        return None
+    return await _ask(settings, question)
+
+
+async def peek_older(settings: Settings, work: Work[ResultT]) -> ResultT | None:
+    """Read, as `peek` does, what a database that may have an older layout says of its master key.
+
+    Returns:
+        None also where its layout is older than any such words.
+
+    Raises:
+        ConfigError: As `layout_version`.
+    """
+
+    def question(catalogue: Catalogue) -> Work[ResultT | None]:
+        check = migratable(catalogue, None)
+
+        def ask(connection: Connection) -> ResultT | None:
+            check(connection)
+            return work(connection) if schema.master_key_wraps.name in catalogue.names(connection) else None
+
+        return ask
+
+    return await _ask(settings, question)
+
+
+async def layout_version(settings: Settings, *, master_key_check: bytes) -> int:
+    """Return which layout the database has, this release's or one that can be migrated to it.
+
+    Raises:
+        ConfigError: As `open_read_only`, but for the older layout.
+    """
+    return await _ask(settings, lambda catalogue: migratable(catalogue, master_key_check))
+
+
+async def _ask(settings: Settings, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
     if settings.postgres is not None:
-        return await _postgres().peek(settings.postgres, _password(settings), work)
-    return await SQLiteDatabase.peek(settings.database_path, work)
+        return await _postgres().ask(settings.postgres, _password(settings), question)
+    data_dir.prepare_database(settings.database_path, create=False)
+    return await SQLiteDatabase.ask(settings.database_path, question)
+
+
+async def migrate_database(settings: Settings, migration: Callable[[Catalogue], Work[int]]) -> int:
+    """Run a migration and return what it does.
+
+    Raises:
+        ConfigError: The database can't be written, or the migration refuses it; then it is as it was.
+    """
+    if settings.postgres is not None:
+        return await _postgres().migrate(settings.postgres, _password(settings), migration)
+    return await SQLiteDatabase.migrate(_url(settings), migration)
 
 
 async def is_empty(settings: Settings) -> bool:
@@ -92,6 +146,10 @@ async def is_empty(settings: Settings) -> bool:
     if settings.postgres is not None:
         return await _postgres().is_empty(settings.postgres, _password(settings))
     return data_dir.is_missing_or_empty(settings.database_path)
+
+
+def _url(settings: Settings) -> URL:
+    return URL.create("sqlite", database=str(settings.database_path))  # a path may hold any character
 
 
 def _postgres() -> type[PostgreSQLDatabase]:

@@ -49,8 +49,17 @@ from kkp.postgres_address import PostgresAddress
 from kkp.rollback import refuse_other_history
 from kkp.rows import ChainedRow
 from kkp.store import durability, schema
-from kkp.store.base import COUNT_WRITE_CHECK, SELECT_LAST_POSITION, ResultT, SharedCheck, Work, read_epoch
-from kkp.store.layout import NO_LAYOUT, no_rows, prepare, recognise
+from kkp.store.base import (
+    COUNT_WRITE_CHECK,
+    SELECT_LAST_POSITION,
+    SELECT_LAYOUT,
+    ResultT,
+    SharedCheck,
+    Work,
+    check_layout,
+    read_epoch,
+)
+from kkp.store.layout import NO_LAYOUT, Catalogue, no_rows, prepare, recognise
 from kkp.store.postgres_layout import SCHEMA, PostgreSQLCatalogue, make_schema
 
 # Two numbers, so that nobody else's advisory locks are met: "kkp", and which of ours.
@@ -60,6 +69,7 @@ WRITE_LOCK: Final = 1
 DEADLINE_SECONDS: Final = 0.8
 
 _OPENING_SECONDS = 10.0  # laying out is many statements, and no request waits for them
+_MIGRATING_SECONDS = 4 * 3600.0  # of the largest database; another migration is waited for as long
 _CLOSING_SECONDS = 1.0
 _WATCH_SECONDS = 10.0
 _LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
@@ -90,7 +100,8 @@ _TAKE_WRITE_LOCK = text(f"SELECT {durability.IS_KEPT}, pg_advisory_xact_lock({LO
 # elsewhere than from the epoch that was seen.
 _APPEND = f"""
 WITH moved AS (
-  UPDATE audit_chains SET head_seq = $5, head_hash = $6 WHERE chain = $1 AND head_seq = $7 RETURNING chain
+  UPDATE audit_chains SET head_seq = $5, head_hash = $6
+  WHERE chain = $1 AND head_seq = $7 AND (SELECT schema_version FROM state) = $8 RETURNING chain
 ), kept AS (
   INSERT INTO audit_records (chain, seq, hash, body)
   SELECT moved.chain, record.seq, record.hash, record.body
@@ -99,9 +110,10 @@ WITH moved AS (
   RETURNING 1
 )
 SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT}
-  AND (SELECT mark FROM epochs WHERE epoch = $8) IS NOT DISTINCT FROM $9)::int
+  AND (SELECT mark FROM epochs WHERE epoch = $9) IS NOT DISTINCT FROM $10)::int
 FROM state
 """  # noqa: S608  what is put in is a constant
+_STOP_APPENDS = text(f"LOCK TABLE {schema.audit_chains.name} IN EXCLUSIVE MODE")
 _SELECT_APPENDERS = text("""
 SELECT virtualtransaction FROM pg_catalog.pg_locks
 WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND granted
@@ -283,59 +295,82 @@ class PostgreSQLDatabase:
         return await database._examined(examine)
 
     @classmethod
-    async def peek(cls, address: PostgresAddress, password: _Password, work: Work[ResultT]) -> ResultT | None:
-        """Read from a database whose master key is not known yet; None if there is nothing in it.
-
-        Raises:
-            ConfigError: As `open_read_only`, whatever its master key is.
-        """
-        found: list[ResultT | None] = []
-        is_laid_out = recognise(_CATALOGUE, None)
-
-        def look(connection: Connection) -> ResultT | None:
-            return work(connection) if is_laid_out(connection) else None
-
-        async def examine(database: Self) -> None:
-            found.append(await database.read(look, within_seconds=_OPENING_SECONDS))
-
-        database = await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  the same
-        await database.close()
-        return found[0]
-
-    @classmethod
     async def is_empty(cls, address: PostgresAddress, password: _Password) -> bool:
         """Tell whether nothing is laid out.
 
         Raises:
             ConfigError: The database can't be read.
         """
-        names: set[str] = set()
+        return not await cls.ask(address, password, lambda catalogue: catalogue.names)
 
-        async def examine(database: Self) -> None:
-            names.update(await database.read(_CATALOGUE.names, within_seconds=_OPENING_SECONDS))
+    @classmethod
+    async def ask(
+        cls, address: PostgresAddress, password: _Password, question: Callable[[Catalogue], Work[ResultT]]
+    ) -> ResultT:
+        """Ask a database something, whatever its layout; nothing is written.
 
-        database = await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  the same
-        await database.close()
-        return not names
+        Raises:
+            ConfigError: It can't be read.
+        """
+        database = cls(address, password, read_only=True)
+        try:
+            return await database._asked(
+                lambda: database.read(question(_CATALOGUE), within_seconds=_OPENING_SECONDS)
+            )
+        finally:
+            await database.close()
+
+    @classmethod
+    async def migrate(
+        cls, address: PostgresAddress, password: _Password, migration: Callable[[Catalogue], Work[ResultT]]
+    ) -> ResultT:
+        """Run what changes the layout, in one transaction that excludes writers and appends.
+
+        What is appended meanwhile waits, and then finds another layout.
+
+        Raises:
+            ConfigError: The database can't be written.
+        """
+        migrate = migration(_CATALOGUE)
+
+        def work(connection: Connection) -> ResultT:
+            connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1min'")
+            connection.execute(_STOP_APPENDS)
+            return migrate(connection)
+
+        database = cls(address, password)
+        try:
+            return await database._asked(lambda: database._write(work, _MIGRATING_SECONDS))
+        finally:
+            await database.close()
 
     async def _examined(self, examine: Callable[[Self], Awaitable[None]]) -> Self:
         async with AsyncExitStack() as opened:
             opened.push_async_callback(self.close)
-            try:
-                await examine(self)
-            except UnfitServerError as error:
-                raise ConfigError(error.problems) from error
-            except KeyringUnavailableError as error:
-                problem = f"KKP_DATABASE_URL: the database can't be opened ({error.__cause__ or error})"
-                raise ConfigError([problem]) from error
+            await self._asked(lambda: examine(self))
             self._connecting_seconds = self._deadline_seconds
             self._outages.is_muted = False
             opened.pop_all()
         return self
 
+    async def _asked(self, ask: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Return an answer, or say to the person who gave the settings why there is none."""
+        try:
+            return await ask()
+        except UnfitServerError as error:
+            raise ConfigError(error.problems) from error
+        except KeyringUnavailableError as error:
+            problem = f"KKP_DATABASE_URL: the database can't be opened ({error.__cause__ or error})"
+            raise ConfigError([problem]) from error
+
     async def write(self, work: Work[ResultT]) -> ResultT:
         """Run one write transaction; see `Database`."""
-        return await self._write(work, self._deadline_seconds)
+
+        def in_our_layout(connection: Connection) -> ResultT:
+            check_layout(connection.execute(SELECT_LAYOUT).scalar_one())
+            return work(connection)
+
+        return await self._write(in_our_layout, self._deadline_seconds)
 
     async def _write(self, work: Work[ResultT], seconds: float) -> ResultT:
         self._refuse_altered()
@@ -364,6 +399,7 @@ class PostgreSQLDatabase:
                     head.seq,
                     head.hash,
                     rows[0].seq - 1,
+                    schema.SCHEMA_VERSION,
                     *self._seen,
                 )
             _refuse_warned(driver)
@@ -408,6 +444,7 @@ class PostgreSQLDatabase:
     async def _read_and_write(self) -> None:
         def work(connection: Connection) -> None:
             _check_server(connection.exec_driver_sql(durability.PROBE).mappings().one())
+            check_layout(connection.execute(SELECT_LAYOUT).scalar_one())
             self._is_altered = bool(_CATALOGUE.foreign_parts(connection))
             self._refuse_altered()
             _locked(lambda _: connection.execute(COUNT_WRITE_CHECK), connection)

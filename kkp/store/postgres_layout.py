@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from typing import Final, TypeAlias, final
@@ -33,22 +33,25 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ColumnCollectionConstraint
 
 from kkp.store import schema
-from kkp.store.layout import named
+from kkp.store.base import Work
+from kkp.store.layout import differences
 
 SCHEMA: Final = "kkp"
 
 _Part: TypeAlias = tuple[str, str, str]  # what it is, its name, and all that matters of it
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
-# Each row is a part. What `pg_get_expr` tells is compared without its parentheses and spaces.
+# Each row is a part. What `pg_get_expr` tells is compared without its parentheses and spaces. What is laid
+# out for comparison alone is temporary, and told as if it stayed; nothing temporary can be in `kkp` itself.
 _PARTS = text("""
 WITH ours AS (
   SELECT c.* FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'kkp'
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = :schema
 )
 SELECT CASE relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' ELSE 'relation of kind ' || relkind::text END,
        relname::text,
-       concat_ws(' ', 'persistence', relpersistence, 'row security', relrowsecurity, relforcerowsecurity)
+       concat_ws(' ', 'persistence', translate(relpersistence::text, 't', 'p'), 'row security',
+                 relrowsecurity, relforcerowsecurity)
 FROM ours WHERE relkind NOT IN ('i', 'I', 'S', 'c')
 UNION ALL
 SELECT 'column', concat_ws('.', relname, a.attname),
@@ -80,8 +83,8 @@ WHERE NOT (i.indisvalid AND EXISTS (
   SELECT FROM pg_catalog.pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u')))
 UNION ALL
 SELECT 'sequence', relname::text,
-       concat_ws(' ', relpersistence, format_type(s.seqtypid, NULL), s.seqstart, s.seqincrement, s.seqmin,
-                 s.seqcache, s.seqcycle)
+       concat_ws(' ', translate(relpersistence::text, 't', 'p'), format_type(s.seqtypid, NULL), s.seqstart,
+                 s.seqincrement, s.seqmin, s.seqcache, s.seqcycle)
 FROM ours JOIN pg_catalog.pg_sequence s ON s.seqrelid = ours.oid
 UNION ALL
 SELECT 'trigger', concat_ws('.', relname, t.tgname), '' FROM ours
@@ -97,21 +100,22 @@ SELECT 'inheritance', relname::text, '' FROM ours
 JOIN pg_catalog.pg_inherits h ON ours.oid IN (h.inhrelid, h.inhparent) WHERE relkind IN ('r', 'p')
 UNION ALL
 SELECT 'function', p.proname::text, '' FROM pg_catalog.pg_proc p
-JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'kkp'
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = :schema
 UNION ALL
 SELECT 'operator', o.oprname::text, '' FROM pg_catalog.pg_operator o
-JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE n.nspname = 'kkp'
+JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace WHERE n.nspname = :schema
 UNION ALL
 SELECT 'type', t.typname::text, '' FROM pg_catalog.pg_type t
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-WHERE n.nspname = 'kkp' AND t.typelem = 0
+WHERE n.nspname = :schema AND t.typelem = 0
   AND NOT EXISTS (SELECT FROM ours WHERE ours.oid = t.typrelid AND relkind <> 'c')
 UNION ALL
 SELECT 'owner', concat_ws(' of ', pg_get_userbyid(relowner), relname), ''
 FROM ours WHERE relkind IN ('r', 'S') AND pg_get_userbyid(relowner) <> current_user
 UNION ALL
 SELECT 'owner', concat_ws(' of ', pg_get_userbyid(nspowner), nspname), ''
-FROM pg_catalog.pg_namespace WHERE nspname = 'kkp' AND pg_get_userbyid(nspowner) <> current_user
+FROM pg_catalog.pg_namespace n
+WHERE nspname = :schema AND n.oid <> pg_my_temp_schema() AND pg_get_userbyid(nspowner) <> current_user
 UNION ALL
 SELECT 'right', concat_ws(' on ', g.privilege_type, r.relname), '' FROM (
   SELECT relname, relowner, relacl FROM ours
@@ -121,7 +125,7 @@ SELECT 'right', concat_ws(' on ', g.privilege_type, r.relname), '' FROM (
 UNION ALL
 SELECT 'right', concat_ws(' on ', g.privilege_type, n.nspname), ''
 FROM pg_catalog.pg_namespace n, aclexplode(n.nspacl) g
-WHERE n.nspname = 'kkp' AND g.grantee <> n.nspowner AND g.privilege_type <> 'USAGE'
+WHERE n.nspname = :schema AND g.grantee <> n.nspowner AND g.privilege_type <> 'USAGE'
 """)
 _NAMES = text("""
 SELECT c.relname FROM pg_catalog.pg_class c
@@ -129,6 +133,8 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'kkp'
 """)
 _HAS_SCHEMA = text("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = 'kkp'")
 _MAKE_SCHEMA = text("CREATE SCHEMA kkp")
+_LAY_OUT_TEMPORARILY = text("SET LOCAL search_path = pg_temp")
+_TEMPORARY = text("SELECT nspname FROM pg_catalog.pg_namespace WHERE oid = pg_my_temp_schema()")
 
 
 @final
@@ -143,10 +149,11 @@ class PostgreSQLCatalogue:
 
     def foreign_parts(self, connection: Connection) -> list[str]:
         """Return what is there that KKP did not lay out, and what is lacking; nothing if all is well."""
-        rows = connection.execute(_PARTS)
-        found, ours = Counter((kind, name, _bare(detail)) for kind, name, detail in rows), Counter(_ours())
-        planted = [f"it has the {named(*part[:2])}, which KKP did not make" for part in found - ours]
-        return planted + [f"it lacks KKP's {named(*part[:2])}" for part in ours - found]
+        return differences(_parts_of(connection, SCHEMA), _ours())
+
+    def foreign_to(self, connection: Connection, lay_out: Work[None]) -> list[str]:
+        """Return the same, measured by what `lay_out` lays out where the session's temporary tables are."""
+        return differences(_parts_of(connection, SCHEMA), _laid_out(connection, lay_out))
 
 
 def make_schema(connection: Connection) -> None:
@@ -155,10 +162,28 @@ def make_schema(connection: Connection) -> None:
         connection.execute(_MAKE_SCHEMA)
 
 
+def _parts_of(connection: Connection, namespace: str) -> Counter[_Part]:
+    rows = connection.execute(_PARTS, {"schema": namespace})
+    return _counted((kind, name, detail) for kind, name, detail in rows)
+
+
+def _laid_out(connection: Connection, lay_out: Work[None]) -> Counter[_Part]:
+    trial = connection.begin_nested()
+    try:
+        connection.execute(_LAY_OUT_TEMPORARILY)
+        lay_out(connection)
+        return _parts_of(connection, connection.execute(_TEMPORARY).scalar_one())
+    finally:
+        trial.rollback()  # of the path as well
+
+
 @lru_cache(maxsize=1)
-def _ours() -> tuple[_Part, ...]:
-    parts = (part for table in schema.metadata.tables.values() for part in _parts(table))
-    return tuple((kind, name, _bare(detail)) for kind, name, detail in parts)
+def _ours() -> Counter[_Part]:
+    return _counted(part for table in schema.metadata.tables.values() for part in _parts(table))
+
+
+def _counted(parts: Iterable[tuple[str, str, str]]) -> Counter[_Part]:
+    return Counter((kind, name, _bare(detail)) for kind, name, detail in parts)
 
 
 def _parts(table: Table) -> Iterator[_Part]:

@@ -1,8 +1,10 @@
 """The tables.
 
-Evolution: `schema_version` in the one row of `state` says which layout a database has. A release reads its
-own layout and refuses every other one, older or newer, before it writes anything. Columns are added, never
-reused, and each addition is a new version.
+Evolution: `schema_version` in the one row of `state` says which layout a database has, and nothing else does.
+A release reads its own layout and refuses every other one, older or newer, before it writes anything;
+`kkp migrate` brings an older one on. Columns are added, never reused, and each change is a new layout: one
+more revision in `kkp/store/migrations/versions`, and the next number here. `schema_version` and
+`master_key_check` stay what they are in every layout: they are read before it is known which one it is.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 7
+FIRST_LAYOUT = 3  # the oldest that can be migrated: what the first revision makes
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
 metadata = MetaData()

@@ -23,10 +23,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self, cast, final
 
@@ -34,7 +34,7 @@ from sqlalchemy import URL, Connection, Dialect, Engine, bindparam, create_engin
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from kkp.data_dir import is_missing_or_empty, prepare_database, read_only_uri
+from kkp.data_dir import read_only_uri
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.rows import ChainedRow
 from kkp.sqlite_guard import deny_planted_code
@@ -43,12 +43,14 @@ from kkp.store.base import (
     COUNT_WRITE_CHECK,
     SELECT_EPOCH,
     SELECT_LAST_POSITION,
+    SELECT_LAYOUT,
     ResultT,
     SharedCheck,
     Work,
+    check_layout,
     read_epoch,
 )
-from kkp.store.layout import no_rows, prepare, recognise
+from kkp.store.layout import Catalogue, no_rows, prepare, recognise
 from kkp.store.lost_write import end_process, is_lost_write
 from kkp.store.sqlite_layout import SQLiteCatalogue
 
@@ -65,7 +67,9 @@ _WRITER_PRAGMAS: Pragmas = {
 }
 _READER_PRAGMAS: Pragmas = {"busy_timeout": _BUSY_TIMEOUT_MS, "query_only": 1}
 _NO_LAYOUT = "KKP_DATABASE_URL: the file has nothing in it yet; start KKP once"
+_MIGRATION_PRAGMAS: Pragmas = {**_WRITER_PRAGMAS, "busy_timeout": 60_000}  # another migration may go on
 _CATALOGUE = SQLiteCatalogue()
+_SELECT_LAYOUT = str(SELECT_LAYOUT)
 _INSERT_RECORD = insert(schema.audit_records)
 _MOVE_HEAD = (
     update(schema.audit_chains)
@@ -206,10 +210,9 @@ class SQLiteDatabase:
             try:
                 # Reading comes first: when the writer connects, it turns the file to WAL, for good.
                 await database.read(recognise(_CATALOGUE, master_key_check))
-                await database.write(prepare(_CATALOGUE, master_key_check, first_rows))
+                await database._writer.run(prepare(_CATALOGUE, master_key_check, first_rows))
             except (KeyringUnavailableError, OSError) as error:
-                problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
-                raise ConfigError([problem]) from error
+                raise _unusable("opened", error) from error
             opened.pop_all()
         return database
 
@@ -221,41 +224,46 @@ class SQLiteDatabase:
             ConfigError: It can't be read, has no layout yet, is another program's, has another layout, or
                 belongs to another master key.
         """
-        url = URL.create("sqlite", database=read_only_uri(path), query={"uri": "true"})
         async with AsyncExitStack() as opened:
-            database = cls(url)
+            database = cls(_read_only(path))
             opened.push_async_callback(database.close)
             try:
                 if not await database.read(recognise(_CATALOGUE, master_key_check)):
                     raise ConfigError([_NO_LAYOUT])
             except KeyringUnavailableError as error:
-                raise ConfigError(
-                    [f"KKP_DATABASE_URL: the database can't be read ({_cause(error)})"]
-                ) from error
+                raise _unusable("read", error) from error
             opened.pop_all()
         return database
 
     @classmethod
-    async def peek(cls, path: Path, work: Work[ResultT]) -> ResultT | None:
-        """Read from a database whose master key is not known yet; None if there is nothing in it.
+    async def ask(cls, path: Path, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        """Ask a database something, whatever its layout; nothing is written, and no file made.
 
         Raises:
-            ConfigError: As `open_read_only`, whatever its master key is.
+            ConfigError: It can't be read.
         """
-        if is_missing_or_empty(path):
-            return None
-        prepare_database(path, create=False)
-        database = cls(URL.create("sqlite", database=read_only_uri(path), query={"uri": "true"}))
-        is_laid_out = recognise(_CATALOGUE, None)
+        database = cls(_read_only(path))
         try:
-            return await database.read(
-                lambda connection: work(connection) if is_laid_out(connection) else None
-            )
+            return await database.read(question(_CATALOGUE))
         except KeyringUnavailableError as error:
-            problem = f"KKP_DATABASE_URL: the database can't be opened ({_cause(error)})"
-            raise ConfigError([problem]) from error
+            raise _unusable("opened", error) from error
         finally:
             await database.close()
+
+    @staticmethod
+    async def migrate(url: str | URL, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
+        """Run what changes the layout, in one transaction that excludes every other writer.
+
+        Raises:
+            ConfigError: The database can't be written, or others don't leave off writing.
+        """
+        lane = _Lane(url, "migration", _MIGRATION_PRAGMAS, "BEGIN IMMEDIATE")
+        try:
+            return await lane.run(migration(_CATALOGUE))
+        except (KeyringUnavailableError, OSError) as error:
+            raise _unusable("migrated", error) from error
+        finally:
+            await lane.close()
 
     async def quick_check(self) -> list[str]:
         """Return what SQLite finds wrong with the file's structure.
@@ -268,7 +276,7 @@ class SQLiteDatabase:
 
     async def write(self, work: Work[ResultT]) -> ResultT:
         """Run one write transaction; see `Database`."""
-        return await self._writer.run(work)
+        return await self._writer.run(partial(_in_our_layout, work))
 
     async def read(self, work: Work[ResultT], *, within_seconds: float | None = None) -> ResultT:
         """Run reads that see one state of the database; a file takes the time that it takes."""
@@ -318,6 +326,13 @@ class SQLiteDatabase:
         await self._reader.close()
 
 
+def _in_our_layout(work: Work[ResultT], connection: Connection) -> ResultT:
+    """Look first whether the layout is still ours, past SQLAlchemy: every request waits for this."""
+    found = connection.connection.cursor().execute(_SELECT_LAYOUT).fetchone()
+    check_layout(found and found[0])
+    return work(connection)
+
+
 @lru_cache(maxsize=256)
 def _insert_sql(dialect: Dialect, count: int) -> str:
     """Return the insertion of so many records, each of them its chain and a `ChainedRow`."""
@@ -329,6 +344,14 @@ def _insert_sql(dialect: Dialect, count: int) -> str:
 @lru_cache(maxsize=1)
 def _move_head_sql(dialect: Dialect) -> str:
     return str(_MOVE_HEAD.compile(dialect=dialect))
+
+
+def _read_only(path: Path) -> URL:
+    return URL.create("sqlite", database=read_only_uri(path), query={"uri": "true"})
+
+
+def _unusable(how: str, error: BaseException) -> ConfigError:
+    return ConfigError([f"KKP_DATABASE_URL: the database can't be {how} ({_cause(error)})"])
 
 
 def _cause(error: BaseException) -> str:

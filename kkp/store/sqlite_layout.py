@@ -15,7 +15,8 @@ from typing import TypeAlias, cast, final
 from sqlalchemy import Connection, create_engine
 
 from kkp.store import schema
-from kkp.store.layout import check_version, named
+from kkp.store.base import Work
+from kkp.store.layout import check_version, differences
 
 _Part: TypeAlias = tuple[object, ...]
 _PARTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
@@ -34,14 +35,19 @@ class SQLiteCatalogue:
 
     def foreign_parts(self, connection: Connection) -> list[str]:
         """Return what is there that KKP did not lay out, and what is lacking; nothing if all is well."""
-        return foreign_parts(cast("sqlite3.Connection", connection.connection.driver_connection))
+        return _foreign_parts(_driver(connection), _ours())
+
+    def foreign_to(self, connection: Connection, lay_out: Work[None]) -> list[str]:
+        """Return the same, measured by what `lay_out` lays out in memory."""
+        return _foreign_parts(_driver(connection), _laid_out(lay_out))
 
 
-def foreign_parts(connection: sqlite3.Connection) -> list[str]:
-    """Return what a database has that KKP did not lay out, and what it lacks; nothing if all is well."""
-    found, ours = Counter(connection.execute(_PARTS).fetchall()), Counter(_ours())
-    planted = [f"it has the {named(*part[:2])}, which KKP did not make" for part in found - ours]
-    return planted + [f"it lacks KKP's {named(*part[:2])}" for part in ours - found]
+def _driver(connection: Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection.driver_connection)
+
+
+def _foreign_parts(connection: sqlite3.Connection, ours: Counter[_Part]) -> list[str]:
+    return differences(Counter(connection.execute(_PARTS).fetchall()), ours)
 
 
 def foreign_parts_of_this_version(connection: sqlite3.Connection) -> list[str]:
@@ -53,15 +59,19 @@ def foreign_parts_of_this_version(connection: sqlite3.Connection) -> list[str]:
     """
     row = connection.execute(_VERSION).fetchone()
     check_version(row[0] if row else None)
-    return foreign_parts(connection)
+    return _foreign_parts(connection, _ours())
 
 
 @lru_cache(maxsize=1)
-def _ours() -> tuple[_Part, ...]:
+def _ours() -> Counter[_Part]:
+    return _laid_out(schema.metadata.create_all)
+
+
+def _laid_out(lay_out: Work[None]) -> Counter[_Part]:
     engine = create_engine("sqlite://")
     try:
         with engine.begin() as connection:
-            schema.metadata.create_all(connection)
-            return tuple(tuple(row) for row in connection.exec_driver_sql(_PARTS))
+            lay_out(connection)
+            return Counter(tuple(row) for row in connection.exec_driver_sql(_PARTS))
     finally:
         engine.dispose()

@@ -142,7 +142,7 @@ def test_what_kkp_laid_out_is_not_altered(stopped: Path) -> None:
 def test_verify_does_not_judge_another_layout(stopped: Path) -> None:
     for script in ("UPDATE state SET schema_version = 99", "DELETE FROM state"):
         plant(stopped, script)
-        with pytest.raises(ConfigError, match="run the release that wrote it"):
+        with pytest.raises(ConfigError, match="and this release reads"):
             verify_sqlite(stopped, with_layout=True)
 
 

@@ -48,6 +48,11 @@ async def test_a_wheel_installed_elsewhere_decides_by_the_policy_it_carries(tmp_
     binaries = install(wheel, tmp_path / "venv")
     empty = tmp_path / "empty"
     empty.mkdir()
+    migrations = (
+        "from kkp.store.migrations import migration as m; print(m.Revisions(m.DIRECTORY).scripts[0].path)"
+    )
+    (baseline,) = run(binaries / "python", "-c", migrations, cwd=empty).splitlines()
+    assert Path(baseline).is_relative_to(tmp_path / "venv")
     code = "import kkp, kkp.authz.embedded as e; print(kkp.__file__); print(e.default_policy_path())"
     for path in run(binaries / "python", "-c", code, cwd=empty).splitlines():
         assert Path(path).is_relative_to(tmp_path / "venv")
