@@ -69,6 +69,11 @@ class PostgreSQL:
         return self._server.pid
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the postmaster still runs."""
+        return self._server is not None and self._server.poll() is None
+
+    @property
     def log(self) -> str:
         """What the server has said."""
         return (self.directory / "log").read_text("utf-8")
@@ -132,7 +137,7 @@ class PostgreSQL:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Have no process of the server run for the duration of the block: it answers nobody."""
-        stopped = [self.pid, *self._children()]
+        stopped = self.processes()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -141,12 +146,22 @@ class PostgreSQL:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
 
-    def _children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+    def processes(self) -> list[int]:
+        """Return the postmaster's and its children's numbers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
 
     def kill(self) -> None:
         """End the postmaster without a word; its sessions follow when they notice."""
         self.stop(signal.SIGKILL)
+
+    def crash(self) -> None:
+        """End every process of it at once, without a word."""
+        _, *sessions = self.processes()
+        self.kill()
+        for pid in sessions:
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, signal.SIGKILL)
 
     def restart(self, settings: Mapping[str, str] = {}) -> None:
         """Stop and start anew."""
@@ -195,6 +210,19 @@ class PostgreSQL:
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.strip()
 
+    @contextmanager
+    def holding(self, lock: str, database: str) -> Iterator[None]:
+        """Have a session of somebody else hold a lock for the duration of the block."""
+        asleep = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        command = self._asking(["-c", f"BEGIN; {lock}; SELECT pg_sleep(600)"], database, _SUPERUSER)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL):  # noqa: S603  its own client
+            while self.psql(f"SELECT count(*) {asleep}") == "0":
+                time.sleep(_POLL_SECONDS)
+            try:
+                yield
+            finally:
+                self.psql(f"SELECT pg_terminate_backend(pid) {asleep}")
+
     def dump(self, database: str) -> str:
         """Return the statements that make the schema `kkp` and its rows anew, for a server of any release."""
         options = ["--schema=kkp", "--inserts", "--no-owner", "--no-privileges"]
@@ -218,21 +246,15 @@ class PostgreSQL:
         user: str = _SUPERUSER,
         given: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
-        command: list[str | Path] = [
-            self._binaries / "psql",
-            *server,
-            "-X",
-            "-A",
-            "-t",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            *what,
-        ]
+        command = self._asking(what, database, user)
         return subprocess.run(  # noqa: S603  its own client
             command, capture_output=True, text=True, check=False, input=given
         )
+
+    def _asking(self, what: Sequence[str], database: str, user: str) -> Sequence[str | Path]:
+        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
+        options = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]
+        return [self._binaries / "psql", *server, *options, *what]
 
     def _run(self, command: Sequence[str]) -> None:
         subprocess.run(  # noqa: S603  its own tool
@@ -245,9 +267,9 @@ class PostgreSQL:
 
 
 @contextmanager
-def running(binaries: Path) -> Iterator[PostgreSQL]:
-    """Run a new server for the duration of the block."""
-    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-"))
+def running(binaries: Path, within: Path | None = None) -> Iterator[PostgreSQL]:
+    """Run a new server for the duration of the block, with its data in this directory if one is given."""
+    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-", dir=within))
     owner: dict[str, Any] = {}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")

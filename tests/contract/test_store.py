@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
@@ -37,18 +36,11 @@ from kkp.store.retention import RetentionStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
-from tests.databases import CHECK, Place, PostgreSQLPlace, SQLitePlace
+from tests.databases import CHECK, Place
 
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
 SECOND = RingRow("kid-2", 2, '{"kty":"OKP"}', 300.0, 400.0, None, b"mac 2")
 ORDERS = IdentityRow("orders", "{}", 100.25, None, b"\0mac\xff")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "sqlite":
-        return SQLitePlace(tmp_path / "kkp.db")
-    return PostgreSQLPlace(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture
