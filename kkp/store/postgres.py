@@ -403,6 +403,8 @@ class PostgreSQLDatabase:
                     *self._seen,
                 )
             _refuse_warned(driver)
+            if epoch is None:  # the row of `state` is gone
+                raise KeyringUnavailableError(_NOT_KEPT)  # noqa: TRY301  and the connection with it
         except BaseException as error:  # noqa: BLE001  every one is raised again
             if driver is not None:
                 driver.terminate()

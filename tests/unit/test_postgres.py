@@ -343,6 +343,16 @@ async def test_of_a_batch_that_a_trigger_swallows_a_part_of_nothing_is_kept(
     await store.append("a", [record(2), record(3)])
 
 
+async def test_an_append_is_refused_that_tells_no_epoch(
+    database: PostgreSQLDatabase, place: PostgreSQLPlace
+) -> None:
+    store = AuditStore(database)
+    await open_chain(store, "a")
+    place.by_hand("DELETE FROM state")
+    with pytest.raises(KeyringUnavailableError, match="did not keep"):
+        await store.append("a", [record(2)])
+
+
 async def test_nothing_more_is_written_once_a_look_finds_something_planted_until_it_is_gone(
     database: PostgreSQLDatabase, place: PostgreSQLPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
