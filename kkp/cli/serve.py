@@ -34,7 +34,7 @@ from kkp.ways import SERVE
 from kkp.web.metrics import render, serving_metrics, serving_rendered
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services, make_application
-from kkp.web.server import Inherited, Listener, bind, bound_to, listening
+from kkp.web.server import Inherited, Listener, bind, bound_to, check_bound, listening
 from kkp.web.tls import ReloadingTLS
 from kkp.workers.cores import usable_cores
 from kkp.workers.line import Line, Order, Report, State
@@ -124,6 +124,7 @@ async def _work(chosen: Settings, connected: Sequence[int], *queues: Sequence[in
     where = Inherited(*([socket.socket(fileno=number) for number in queue] for queue in queues))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(line.close)
+        await check_bound(where.own, chosen.listen)
         await stack.enter_async_context(app.running(line.run(), line.beat()))
         services, tls = await stack.enter_async_context(_prepared(chosen))
         line.render = partial(render, services)
