@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -12,7 +13,7 @@ from typing import Final, Self, final
 
 import msgspec
 
-from kkp.workers.line import MAX_LINE_BYTES, Order, Report, State
+from kkp.workers.line import LEFT_TO_THE_SUPERVISOR, MAX_LINE_BYTES, Order, Report, State
 
 NOT_STARTED: Final = 1
 _reports: Final = msgspec.json.Decoder(Report)
@@ -190,10 +191,15 @@ async def _execute(
     command: Sequence[str], line: socket.socket, own: Sequence[socket.socket], others: Sequence[socket.socket]
 ) -> asyncio.subprocess.Process:
     parts = [[each.fileno() for each in part] for part in ([line], own, others)]
-    return await asyncio.create_subprocess_exec(
-        *command,
-        "--as-worker",
-        ":".join(",".join(map(str, part)) for part in parts),
-        stdin=asyncio.subprocess.DEVNULL,
-        pass_fds=list(chain(*parts)),
-    )
+    # It inherits that: a signal to the whole group would end it, until it has a handler for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_SUPERVISOR)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            "--as-worker",
+            ":".join(",".join(map(str, part)) for part in parts),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=list(chain(*parts)),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_SUPERVISOR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import resource
+import re
 import signal
 import socket
 import sys
@@ -20,8 +20,10 @@ from pathlib import Path
 import pytest
 
 from kkp.store.lost_write import EXIT_LOST_WRITE
+from kkp.workers.line import LEFT_TO_THE_SUPERVISOR
 from kkp.workers.supervisor import FAILED, Limits, Supervisor
 from kkp.workers.worker import Worker
+from tests.descriptors import without_descriptors
 
 TINY = Path(__file__).parents[1] / "fakes" / "tiny_worker.py"
 LIMITS = Limits(
@@ -120,6 +122,14 @@ async def serving_crew(directory: Path, count: int = 2, limits: Limits = LIMITS)
         yield found
 
 
+def blocks(pid: int) -> bool:
+    """Tell whether signals that are the supervisor's wait at a process; true of all or of none."""
+    found = re.search(r"^SigBlk:\t(\S+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    (result,) = {bool(int(found[1], 16) >> number - 1 & 1) for number in LEFT_TO_THE_SUPERVISOR}
+    return result
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process runs; one that only waits to be reaped does not."""
     with suppress(FileNotFoundError, ProcessLookupError):
@@ -158,6 +168,12 @@ async def test_a_worker_that_is_silent_for_long_while_it_prepares_does_not_hang(
         assert len(found.started) == 2
 
 
+async def test_a_signal_to_all_does_not_end_a_worker_that_has_no_handler_yet(tmp_path: Path) -> None:
+    async with serving_crew(tmp_path) as found:
+        assert [blocks(pid) for pid in found.started] == [True, True]
+        assert not blocks(os.getpid())
+
+
 async def test_it_starts_although_nobody_is_ready_because_opa_may_come_later(tmp_path: Path) -> None:
     async with crew(tmp_path, "never ready") as found:
         await found.until(found.announced.is_set)
@@ -180,17 +196,6 @@ def without_a_program(supervisor: Supervisor) -> Iterator[None]:
     command, supervisor._command = supervisor._command, ["/nowhere/python"]
     yield
     supervisor._command = command
-
-
-@contextmanager
-def without_descriptors(_: Supervisor) -> Iterator[None]:
-    """Let this process open nothing more."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 @contextmanager
@@ -245,7 +250,7 @@ def hold_up_the_loop(seconds: float) -> None:
 
 NO_START: dict[str, tuple[Callable[[Supervisor], AbstractContextManager[None]], str]] = {
     "no program, as while it is installed anew": (without_a_program, "No such file"),
-    "no descriptor": (without_descriptors, "Too many open files"),
+    "no descriptor": (lambda _: without_descriptors(), "Too many open files"),
     "no thread": (without_threads, "can't start new thread"),
 }
 
