@@ -121,7 +121,6 @@ async def test_who_has_no_descriptor_left_says_so_once_and_takes_what_waits_when
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with bound(1) as queues, bound(1) as elsewhere, sharing([*queues, *elsewhere], 0):
-        elsewhere[0][0].listen()
         host, port = elsewhere[0][0].getsockname()
         with socket.socket() as client:
             client.setblocking(False)  # noqa: FBT003  its only argument
@@ -239,7 +238,6 @@ async def test_a_host_that_is_two_addresses_has_a_queue_of_each_in_each_place(
 
 async def test_an_ipv6_address_is_shared_too() -> None:
     async with bound(2, Address("::1", 0)) as queues, sharing(queues, 1) as listener:
-        queues[0][0].listen()
         assert {await ask(listener.address) for _ in range(8)} == {("place 1", False)}
 
 
