@@ -672,7 +672,9 @@ async def test_records_are_pruned_with_the_statement_that_they_are_gone_or_not_a
     assert (await checkpoints.position()).records == 5  # there were ever
 
 
-async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Database) -> None:
+async def test_checkpoints_are_read_by_what_was_delivered_and_by_what_is_behind_a_number(
+    database: Database,
+) -> None:
     store = CheckpointStore(database)
     rows = [CheckpointRow(seq, b"line %d" % seq) for seq in (1, 2, 3)]
     made = iter(rows)
@@ -684,8 +686,8 @@ async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Data
     assert await store.undelivered(2) == rows[:2]
     await store.mark_delivered([1, 2, 3])
     assert await store.undelivered(2) == []
-    assert await store.mark_undelivered(1) == 2
-    assert await store.undelivered(9) == rows[1:]
+    assert (await store.behind(0, 2), await store.behind(1, 9)) == (rows[:2], rows[1:])
+    assert await store.behind(3, 9) == []
 
 
 # What is revoked.
