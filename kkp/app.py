@@ -223,7 +223,12 @@ async def foundation(
         clock = clock or await clock_of(settings, database)
         if isinstance(clock, DatabaseClock):  # from now on: what follows may take longer than P
             await stack.enter_async_context(running(clock.run(settings.ring_times.poll)))
-        held = HeldMasterKey(master_key, MasterKeyStore(database).read, partial(open_given, settings))
+        held = HeldMasterKey(
+            master_key,
+            MasterKeyStore(database).read,
+            partial(open_given, settings),
+            settings.master_key_checks,
+        )
         directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
         checkpoints = _checkpointer(settings, database, master_key, clock)

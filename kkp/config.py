@@ -55,6 +55,7 @@ _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _MAX_WORKERS = 64
+_MAX_MASTER_KEY_CHECKS = 2  # the present key's, and its successor's while one follows the other
 _NOT_FOR_MASTER_KEYS = frozenset({"memory", "local", *backend_tables.COMPOSITES})
 _ENVIRONMENT = "the environment"
 _OF_BACKENDS = "KKP_KMS_"
@@ -157,6 +158,7 @@ class Settings:
         master_key: The key itself, when it came by the environment.
         master_key_file: The file that holds it otherwise.
         master_key_kms: The key of a KMS that wraps it, if one does.
+        master_key_checks: The check values of the master keys that may be used; empty for any.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
         opa_url: The OPA sidecar; None where policy is decided in process.
@@ -192,6 +194,7 @@ class Settings:
     master_key: bytes | None = field(repr=False)
     master_key_file: Path
     master_key_kms: KMSKey | None
+    master_key_checks: tuple[bytes, ...] = field(repr=False)
     issuer: str
     policy_path: Path | None
     opa_url: str | None
@@ -331,6 +334,15 @@ def _optional_kms_key(text: str) -> KMSKey | None:
     return kms_key(text) if text else None
 
 
+def _master_key_checks(text: str) -> tuple[bytes, ...]:
+    checks = tuple(text.split(",")) if text else ()
+    if len(checks) > _MAX_MASTER_KEY_CHECKS or not all(
+        re.fullmatch(r"[0-9a-f]{64}", each) for each in checks
+    ):
+        raise ValueError
+    return tuple(map(bytes.fromhex, checks))
+
+
 def _key_file(text: str) -> Path | None:
     if _is_key(text):
         raise ValueError
@@ -455,6 +467,12 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_MASTER_KEY": _Setting("", _master_key, "32 random bytes in base64url", secret=True),
     "KKP_MASTER_KEY_FILE": _Setting("", _key_file, "the path of a file of mode 0600"),
     "KKP_MASTER_KEY_KMS": _Setting("", _optional_kms_key, GOOD_KMS_KEY, secret=True),
+    "KKP_MASTER_KEY_CHECK": _Setting(
+        "",
+        _master_key_checks,
+        "what `kkp master status` says, 64 hexadecimal digits, or two such, with a comma between",
+        secret=True,  # it is none, but somebody may put the master key itself here
+    ),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
@@ -927,6 +945,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         master_key=values["KKP_MASTER_KEY"],
         master_key_file=draft.master_key_file,
         master_key_kms=values["KKP_MASTER_KEY_KMS"],
+        master_key_checks=values["KKP_MASTER_KEY_CHECK"],
         issuer=values["KKP_ISSUER"] or f"http://{listen}",
         policy_path=values["KKP_POLICY_PATH"],
         opa_url=values["KKP_OPA_URL"],

@@ -8,13 +8,18 @@ While the master key is being rotated, and until the former one is retired, a pr
 former key finds the present one in the database, sealed under the former: so replicas can be given the new
 key one after the other. A process that runs finds it there, too. One that looks only when it is gone from
 there takes what it is given by then: the file as it is now, or the KMS's answer.
+
+KKP_MASTER_KEY_CHECK names, outside the database, which master key it is. Without it, who knows a former key
+and writes the database can put back what the KMS wrapped, and have rows under that key believed. With it, a
+key is used only if it is named, or if one that is named, or was held before, leads to it. So a restart in the
+middle of a rotation goes well with the former key's check value, until the former key is retired.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
@@ -35,6 +40,7 @@ from kkp.store.secured import KMS as BY_KMS
 from kkp.store.secured import PREDECESSOR, SUCCESSOR
 
 _BACKEND: Final = "master-key"
+_MOST_WRAPS: Final = 8  # that a KMS is asked to open: a database writer can plant any number
 _OTHER = (
     "{}: the database was written under another master key, or that was rotated and this is the former one; "
     "give that key, or another database"
@@ -52,6 +58,12 @@ _NO_DATABASE = (
 _SEE_KMS = (
     "see that the key is there and enabled, that KKP may encrypt and decrypt with it, and that the KMS can "
     "be reached from here; `kkp doctor` tries it"
+)
+_NOT_NAMED = (
+    "KKP_MASTER_KEY_CHECK: it does not name the master key that is given, or rows are under another one "
+    "besides; if a rotation is under way, name the former key and the new one, as "
+    "docs/runbooks/master-key.md says; if none is, treat it as an intrusion, or unset it where the database "
+    "is a new one"
 )
 _FORMER = (
     "the master key was rotated and this process was started with the former one: give it the new one, as "
@@ -100,11 +112,13 @@ async def unlock(settings: Settings, *, create: bool, now: float, look: Looks = 
     if state is not None:
         return Unlocked(_unlocked(settings, state, direct or await open_given(settings, state)))
     if direct is not None:
+        _check_named(settings, direct, _Keys(direct, None))
         return Unlocked(MasterKey.of(direct))
     kms_key = settings.master_key_kms
     if kms_key is None or not create:
         raise ConfigError([_NO_DATABASE])
     new = await KMSTarget(kms_key, settings.backend_limits).make(now)
+    _check_named(settings, new.key, _Keys(new.key, None))
     return Unlocked(MasterKey.of(new.key), new.wraps)
 
 
@@ -118,7 +132,7 @@ async def open_given(settings: Settings, state: MasterKeyState) -> RootKey:
     if direct is not None:
         return direct
     assert settings.master_key_kms is not None  # noqa: S101  `kkp.config` sees to it
-    return await _unwrapped(settings.master_key_kms, settings.backend_limits, state)
+    return await _unwrapped(settings, settings.master_key_kms, state)
 
 
 def _given(settings: Settings, *, create: bool) -> RootKey | None:
@@ -141,6 +155,7 @@ def _unlocked(settings: Settings, state: MasterKeyState, given: RootKey) -> Mast
         name = "KKP_MASTER_KEY" if settings.master_key is not None else "KKP_MASTER_KEY_FILE"
         by_kms = [wrap.label for wrap in state.wraps if wrap.opener == BY_KMS]
         raise ConfigError([_BY_KMS.format(name, by_kms[-1]) if by_kms else _OTHER.format(name)])
+    _check_named(settings, given, keys)
     master_key = MasterKey.of(keys.present)
     master_key.take_up(*keys, state.kept)
     if given.check_value() != state.marks.present:
@@ -151,6 +166,18 @@ def _unlocked(settings: Settings, state: MasterKeyState, given: RootKey) -> Mast
 class _Keys(NamedTuple):
     present: RootKey
     former: RootKey | None
+
+
+def _check_named(settings: Settings, given: RootKey, keys: _Keys) -> None:
+    named = settings.master_key_checks
+    if named and not _may_be_used(keys, given, named):
+        raise ConfigError([_NOT_NAMED])
+
+
+def _may_be_used(keys: _Keys, given: RootKey, named: Collection[bytes]) -> bool:
+    """Tell whether all keys that rows are under are named, or the present one is what a named one led to."""
+    is_known = given.check_value() in named or keys.present.check_value() in named
+    return is_known and (keys.former is None or keys.former.check_value() in named)
 
 
 def _keys(state: MasterKeyState, held: Sequence[RootKey]) -> _Keys | None:
@@ -180,6 +207,7 @@ class HeldMasterKey:
         master_key: What everybody in the process seals and signs with.
         read: Returns what the database says.
         open_given: Returns the key that the process was started with, as it is given now.
+        named: The check values of the only keys to begin with; empty for any.
     """
 
     def __init__(
@@ -187,10 +215,12 @@ class HeldMasterKey:
         master_key: MasterKey,
         read: Callable[[], Awaitable[MasterKeyState]],
         open_given: Callable[[MasterKeyState], Awaitable[RootKey]],
+        named: Collection[bytes] = (),
     ) -> None:
         self.master_key = master_key
         self._read = read
         self._open_given = open_given
+        self._named = named
         self._taking_up = asyncio.Lock()
         self._replaced: frozenset[bytes] = frozenset()  # the check values of keys that were the present one
 
@@ -238,10 +268,17 @@ class HeldMasterKey:
             if keys is None:
                 raise KeyringUnavailableError(_ROLLED_BACK)
             return keys
-        keys = _keys(state, [own]) or _keys(state, [await self._given(state)])
+        given, keys = own, _keys(state, [own])
+        if keys is None:
+            given = await self._given(state)
+            keys = _keys(state, [given])
         if keys is None:
             raise KeyringUnavailableError(
                 "The master key was rotated, and this process was not given the new one."
+            )
+        if self._named and not _may_be_used(keys, given, {*self._named, *filter(None, self.marks)}):
+            raise KeyringUnavailableError(
+                "The database names a master key that KKP_MASTER_KEY_CHECK does not."
             )
         return keys
 
@@ -353,8 +390,8 @@ def _context(check_value: bytes) -> Mapping[str, str]:
     return {"kkp": "master-key", "check_value": check_value.hex()}
 
 
-async def _unwrapped(kms_key: KMSKey, limits: BackendLimits, state: MasterKeyState) -> RootKey:
-    """Return the newest master key that a KMS key opens.
+async def _unwrapped(settings: Settings, kms_key: KMSKey, state: MasterKeyState) -> RootKey:
+    """Return a master key that a KMS key opens: if it can, the one that is to be used.
 
     Raises:
         ConfigError: None, and why.
@@ -365,12 +402,25 @@ async def _unwrapped(kms_key: KMSKey, limits: BackendLimits, state: MasterKeySta
     if not candidates:
         raise ConfigError([_NO_WRAP])
     problems: list[str] = []
-    for wrap in reversed(candidates):
+    for wrap in _in_turn(candidates, state.marks.present, settings.master_key_checks):
         try:
-            return await _unwrap(kms_key, limits, wrap)
+            return await _unwrap(kms_key, settings.backend_limits, wrap)
         except ConfigError as error:
             problems += error.problems
     raise ConfigError(problems[:1])
+
+
+def _in_turn(wraps: Sequence[KeyWrap], present: bytes, named: Collection[bytes]) -> Sequence[KeyWrap]:
+    """Return the wraps to be tried: first the present key's, unless another is named and it is not.
+
+    When a wrap was made counts last: a clock may have been wrong, and a database writer writes that, too.
+    """
+
+    def rank(wrap: KeyWrap) -> tuple[bool, bool, float]:
+        is_named = not named or wrap.check_value in named
+        return is_named, wrap.check_value == present, wrap.created_at
+
+    return sorted(wraps, key=rank, reverse=True)[:_MOST_WRAPS]
 
 
 async def _unwrap(kms_key: KMSKey, limits: BackendLimits, wrap: KeyWrap) -> RootKey:

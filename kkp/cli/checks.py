@@ -46,6 +46,12 @@ from kkp.unlock import unlock
 from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
+_WRAP_BY_A_PUBLIC_KEY = frozenset({"azure-keyvault"})
+_UNNAMED = Result(
+    Status.WARN,
+    "anybody can wrap for this key, so whoever writes the database can put a master key of their own there",
+    "set KKP_MASTER_KEY_CHECK to what `kkp master status` says",
+)
 _EXPIRES_SOON_SECONDS = 7 * 86400
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
 
@@ -136,7 +142,9 @@ async def _master_key(examined: Examined) -> Result | list[Result]:
         examined.master_key = MasterKey(settings.master_key)
         return Result(Status.OK, "given by KKP_MASTER_KEY")
     if settings.master_key_kms is not None:
-        return await probe_key(settings.master_key_kms, settings.backend_limits)
+        is_anybody_s = settings.master_key_kms.scheme in _WRAP_BY_A_PUBLIC_KEY
+        unnamed = [_UNNAMED] if is_anybody_s and not settings.master_key_checks else []
+        return [*await probe_key(settings.master_key_kms, settings.backend_limits), *unnamed]
     path = settings.master_key_file
     is_file = settings.postgres is None
     if not path.exists() and is_file and not settings.database_path.exists():

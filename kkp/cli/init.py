@@ -11,6 +11,7 @@ import asyncio
 
 from kkp import app
 from kkp.cli.common import OK, settings
+from kkp.cli.master import named
 from kkp.config import Settings
 from kkp.errors import ConfigError
 from kkp.store.opening import is_empty
@@ -18,11 +19,13 @@ from kkp.store.opening import is_empty
 _MADE = """\
 Made {database}, an empty database under the master key {master_key}.
 Keep a copy of that key, and keep it away from copies of the database: together they open everything.
+To have no other believed, set {check}, which is no secret.
 Make the first administrator with: kkp identity add NAME --role admin"""
 
 _WRAPPED = """\
 Made {database}, an empty database under a master key that {key} wraps.
 Never delete that key of the KMS: without it nobody opens the database, or any copy of it.
+To have no other master key believed, set {check}, which is no secret.
 Make the first administrator with: kkp identity add NAME --role admin"""
 
 
@@ -37,12 +40,12 @@ def _init(_options: argparse.Namespace) -> int:
     if not asyncio.run(is_empty(chosen)):
         problem = f"KKP_DATABASE_URL: {_name(chosen)} exists, and stays as it is"
         raise ConfigError([f"{problem}; serve it with `kkp serve`, or name another KKP_DATA_DIR"])
-    asyncio.run(_make(chosen))
+    check = asyncio.run(_make(chosen))
     if chosen.master_key_kms is not None:
-        print(_WRAPPED.format(database=_name(chosen), key=chosen.master_key_kms.label))
+        print(_WRAPPED.format(database=_name(chosen), key=chosen.master_key_kms.label, check=check))
         return OK
     master_key = chosen.master_key_file if chosen.master_key is None else "in KKP_MASTER_KEY"
-    print(_MADE.format(database=_name(chosen), master_key=master_key))
+    print(_MADE.format(database=_name(chosen), master_key=master_key, check=check))
     return OK
 
 
@@ -52,6 +55,6 @@ def _name(chosen: Settings) -> str:
     return str(chosen.database_path) if address is None else f"{address.database} on {address.host}"
 
 
-async def _make(chosen: Settings) -> None:
-    async with app.foundation(chosen, create=True):
-        pass  # opening it lays it out
+async def _make(chosen: Settings) -> str:
+    async with app.foundation(chosen, create=True) as base:  # opening it lays it out
+        return named(base.master_key)

@@ -14,15 +14,21 @@ from kkp import app
 from kkp.cli.common import OK, origin, with_foundation
 from kkp.config import GOOD_KMS_KEY, Settings, kms_key
 from kkp.errors import ConfigError
+from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.master_key import FinishMasterKey, RotateMasterKey, ShowMasterKey
 from kkp.store.master_keys import MasterKeyStore
 from kkp.unlock import FileTarget, KMSTarget, Target
 
-_FINISHED = "The former key opens nothing any more; destroy its copies, once no backup needs it."
+_FINISHED = """\
+The former key opens nothing in the database any more. Destroy its copies, once no backup needs it, and
+destroy the backups that were made since the rotation began: with the former key they give the new one."""
+_UNWRAPPED_ALL_THE_SAME = """\
+The KMS key still unwraps what it wrapped before. Who knows the former key and writes the database could put
+it back: set KKP_MASTER_KEY_CHECK to the value above, or rotate --to another KMS key and disable this one."""
 _UNFINISHED = """\
-The former key still opens the database, so that replicas can be restarted one after the other:
-give each of them the new key, then run, with it: kkp master finish"""
+The former key still opens the database, so that replicas can be restarted one after the other: give each of
+them the new key, and the value above if KKP_MASTER_KEY_CHECK is set, then run, with it: kkp master finish"""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,6 +52,7 @@ def _status(_options: argparse.Namespace) -> int:
         standing = await base.operator_pipeline().run(operation, None, Credentials(), origin())
         kept = " and ".join(standing.wraps) or "a file or the environment"
         print(f"master key {standing.check_value.hex()[:16]}, kept by {kept}")
+        print(named(base.master_key))
         if standing.is_renewing:
             print("A rotation was cut off: rows are under two keys; run: kkp master rotate")
         elif standing.former_opens:
@@ -70,7 +77,7 @@ def _rotate(options: argparse.Namespace) -> int:
         answer = await base.operator_pipeline().run(operation, target, Credentials(), origin())
         begun = "A new key took over" if answer.began else "The rotation went on where it had been cut off"
         print(f"{begun}; {answer.rows} rows were renewed.")
-        print(_FINISHED if answer.finished else _UNFINISHED)
+        print(_finished(base) if answer.finished else f"{named(base.master_key)}\n{_UNFINISHED}")
         return OK
 
     return with_foundation(rotate)
@@ -93,7 +100,18 @@ def _finish(_options: argparse.Namespace) -> int:
     async def finish(base: app.Foundation) -> int:
         operation = FinishMasterKey(MasterKeyStore(base.database), base.master_keys)
         await base.operator_pipeline().run(operation, None, Credentials(), origin())
-        print(_FINISHED)
+        print(_finished(base))
         return OK
 
     return with_foundation(finish)
+
+
+def _finished(base: app.Foundation) -> str:
+    is_rewrappable = base.settings.master_key_kms is not None and not base.settings.master_key_checks
+    lines = [named(base.master_key), _FINISHED, *([_UNWRAPPED_ALL_THE_SAME] if is_rewrappable else [])]
+    return "\n".join(lines)
+
+
+def named(master_key: MasterKey) -> str:
+    """Return the setting that names this master key; it is no secret."""
+    return f"KKP_MASTER_KEY_CHECK={master_key.check_value().hex()}"

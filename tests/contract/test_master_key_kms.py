@@ -15,7 +15,7 @@ from kkp.authn.operator import LocalOperator
 from kkp.cli.checks import examine
 from kkp.cli.findings import Status
 from kkp.config import Settings, load
-from kkp.errors import ConfigError, ConflictError
+from kkp.errors import ConfigError, ConflictError, KeyringUnavailableError
 from kkp.model import Credentials, Identity
 from kkp.operations.base import Proposal
 from kkp.operations.master_key import FinishMasterKey, Rotated, RotateMasterKey, ShowMasterKey
@@ -174,6 +174,20 @@ async def test_the_doctor_tries_the_key_and_opens_the_database_by_it(tmp_path: P
         assert found["master key"].cure == "enable the key, or cancel its deletion"
 
 
+@pytest.mark.parametrize("emulated", CLOUDS.values(), ids=list(CLOUDS))
+async def test_the_doctor_warns_where_anybody_can_wrap_and_the_master_key_is_not_named(
+    emulated: Emulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with emulated(tmp_path, monkeypatch) as cloud:
+        given = wrapped_by(cloud)
+        async with opened(tmp_path, given, create=True) as base:
+            named = naming(base, given)
+        for environ, is_warned in ((given, cloud.uri.startswith("azure-keyvault:")), (named, False)):
+            found = await examine(settings(tmp_path, environ))
+            statuses = [each.status for each in found if each.check == "master key"]
+            assert statuses == [Status.OK, *([Status.WARN] if is_warned else [])]
+
+
 REFUSED: dict[str, Callable[[aws.AWSEmulator, Path], None]] = {
     "the blob was altered": lambda _kms, path: alter(path, "UPDATE master_key_wraps SET wrapped = x'00ff'"),
     "the blob is another's": lambda _kms, path: alter(
@@ -289,3 +303,103 @@ async def test_the_key_is_in_no_file_log_or_error_in_the_clear(
             assert key not in content
             assert key.hex().encode() not in content
     assert first.hex() not in caplog.text
+
+
+# KKP_MASTER_KEY_CHECK: which key may be used, named outside of the database.
+
+
+def naming(base: app.Foundation, given: Mapping[str, str]) -> dict[str, str]:
+    return {**given, "KKP_MASTER_KEY_CHECK": base.master_key.check_value().hex()}
+
+
+def wrap_rows(directory: Path) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(directory / ".kkp/kkp.db")) as connection:
+        return connection.execute("SELECT * FROM master_key_wraps").fetchall()
+
+
+def put_back(directory: Path, check_value: bytes, rows: list[tuple[object, ...]]) -> None:
+    """Do what a database writer can: have it name another key, with the wraps that were there."""
+    with closing(sqlite3.connect(directory / ".kkp/kkp.db")) as connection, connection:
+        connection.execute("UPDATE state SET master_key_check = ?, epoch = epoch + 1", (check_value,))
+        connection.execute("DELETE FROM master_key_wraps")
+        connection.executemany("INSERT INTO master_key_wraps VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+
+async def test_a_former_wrap_that_is_put_back_is_not_believed_where_the_present_key_is_named(
+    tmp_path: Path,
+) -> None:
+    async with aws.emulated() as emulator:
+        given = wrapped_by(Cloud(emulator.uri, "alias/orders", emulator))
+        await make(tmp_path, given)
+        async with opened(tmp_path, given) as base:
+            leaked, rows = base.master_key.check_value(), wrap_rows(tmp_path)
+            await rotate(base, target_of(base, given))
+            pinned = naming(base, given)
+        async with opened(tmp_path, pinned) as running:
+            put_back(tmp_path, leaked, rows)
+            with pytest.raises(ConfigError, match="KKP_MASTER_KEY_CHECK: it does not name the master key"):
+                await start(tmp_path, pinned)
+            with pytest.raises(KeyringUnavailableError, match="that KKP_MASTER_KEY_CHECK does not"):
+                await running.master_keys.take_up()
+
+
+async def test_with_the_former_key_named_a_rotation_ends_only_once_the_new_one_is(tmp_path: Path) -> None:
+    async with aws.emulated() as emulator:
+        given = wrapped_by(Cloud(emulator.uri, "alias/orders", emulator))
+        await make(tmp_path, given)
+        async with opened(tmp_path, given) as base:
+            former = naming(base, given)
+        async with opened(tmp_path, former) as base:
+            assert (await rotate(base, target_of(base, former))).finished is False
+            await start(tmp_path, former)  # a restart meanwhile finds the new key by the former one
+            new = naming(base, given)
+            with pytest.raises(ConflictError, match="was given the former master key itself"):
+                await finish(base)
+        async with opened(tmp_path, new) as base:
+            await finish(base)
+        await start(tmp_path, new)
+        with pytest.raises(ConfigError, match="KKP_MASTER_KEY_CHECK"):
+            await start(tmp_path, former)
+
+
+async def test_two_keys_may_be_named_of_which_one_is_the_present_one(tmp_path: Path) -> None:
+    async with aws.emulated() as emulator:
+        given = wrapped_by(Cloud(emulator.uri, "alias/orders", emulator))
+        await make(tmp_path, given)
+        async with opened(tmp_path, given) as base:
+            await rotate(base, target_of(base, given))
+            check = base.master_key.check_value().hex()
+        await start(tmp_path, {**given, "KKP_MASTER_KEY_CHECK": f"{'0' * 64},{check}"})
+
+
+async def test_a_clock_that_was_ahead_as_the_key_was_made_does_not_keep_a_rotation_from_its_end(
+    tmp_path: Path,
+) -> None:
+    async with aws.emulated() as emulator:
+        given = wrapped_by(Cloud(emulator.uri, "alias/orders", emulator))
+        await make(tmp_path, given)
+        alter(tmp_path, "UPDATE master_key_wraps SET created_at = created_at + 86400")
+        async with opened(tmp_path, given) as base:
+            for _ in range(2):
+                assert (await rotate(base, target_of(base, given))).finished is True
+        assert [opener for opener, _ in wraps(tmp_path)] == ["kms"]
+
+
+async def test_a_kms_is_asked_for_the_present_key_first_and_for_eight_at_most(tmp_path: Path) -> None:
+    async with aws.emulated() as emulator:
+        given = wrapped_by(Cloud(emulator.uri, "alias/orders", emulator))
+        await make(tmp_path, given)
+        plant = (
+            "INSERT INTO master_key_wraps SELECT randomblob(32), 'kms', wrapped, key_version, label,"
+            " created_at + 9 FROM master_key_wraps LIMIT 1"
+        )
+        for _ in range(20):
+            alter(tmp_path, plant)
+        before = emulator.operations.count("Decrypt")
+        await start(tmp_path, given)
+        assert emulator.operations.count("Decrypt") == before + 1
+        with closing(sqlite3.connect(tmp_path / ".kkp/kkp.db")) as connection, connection:
+            connection.execute("UPDATE state SET master_key_check = x'00'")
+        with pytest.raises(ConfigError):
+            await start(tmp_path, given)
+        assert emulator.operations.count("Decrypt") == before + 1 + 8

@@ -600,6 +600,69 @@ async def test_a_kept_secret_that_was_altered_is_noticed(base: app.Foundation, t
         await started_with(tmp_path, "new.key")
 
 
+@asynccontextmanager
+async def naming(
+    directory: Path, check_value: bytes, *, key: str = "", create: bool = False
+) -> AsyncIterator[app.Foundation]:
+    """Open the data directory where KKP_MASTER_KEY_CHECK names the master key."""
+    given = {"KKP_MASTER_KEY_FILE": str(directory / key)} if key else {}
+    chosen = settings_for(directory, KKP_MASTER_KEY_CHECK=check_value.hex(), **given)
+    async with app.foundation(chosen, create=create) as base:
+        yield base
+
+
+async def test_the_former_key_s_row_that_is_put_back_is_not_believed_where_the_present_key_is_named(
+    base: app.Foundation, tmp_path: Path
+) -> None:
+    with closing(sqlite3.connect(database_of(tmp_path))) as connection:
+        cut_off(base, after=1)
+        with pytest.raises(CutOffError):
+            await rotate(base, new_file(tmp_path))
+        query = "SELECT * FROM master_key_wraps WHERE opener = 'successor'"
+        row = connection.execute(query).fetchone()
+    mend(base)
+    await rotate(base, None)
+    async with replica(tmp_path, "new.key") as restarted:
+        await finish(restarted)
+        check_value = restarted.master_key.check_value()
+    async with naming(tmp_path, check_value, key="new.key") as running:
+        execute(database_of(tmp_path), "INSERT INTO master_key_wraps VALUES (?, ?, ?, ?, ?, ?)", *row)
+        with pytest.raises(KeyringUnavailableError, match="that KKP_MASTER_KEY_CHECK does not"):
+            await running.directory.load()
+        with pytest.raises(
+            ConfigError, match=r"\AKKP_MASTER_KEY_CHECK: .* rows are under another one besides"
+        ):
+            async with naming(tmp_path, check_value, key="new.key"):
+                pass
+
+
+async def test_replicas_that_name_the_former_key_go_on_and_start_in_the_middle_of_a_rotation(
+    base: app.Foundation, tmp_path: Path
+) -> None:
+    former = base.master_key.check_value()
+    async with naming(tmp_path, former) as running:
+        cut_off(base, after=1)
+        with pytest.raises(CutOffError):
+            await rotate(base, new_file(tmp_path))
+        await running.directory.load()
+        async with naming(tmp_path, former) as started:
+            assert started.master_keys.marks == running.master_keys.marks == base.master_keys.marks
+        mend(base)
+        await rotate(base, None)
+        await running.directory.load()
+        async with naming(tmp_path, former) as started:
+            assert started.master_key.former is None
+    async with naming(tmp_path, base.master_key.check_value(), key="new.key") as started:
+        await finish(started)
+
+
+async def test_a_key_that_is_not_named_is_not_used_for_a_new_database_either(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unset it where the database is a new one"):
+        async with naming(tmp_path, bytes(32), create=True):
+            pass
+    assert not database_of(tmp_path).exists()
+
+
 async def test_without_a_target_there_must_be_something_to_go_on_with(
     base: app.Foundation, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         master_key=None,
         master_key_file=Path(".kkp/master.key"),
         master_key_kms=None,
+        master_key_checks=(),
         issuer="http://127.0.0.1:8080",
         policy_path=None,
         opa_url=None,
@@ -775,6 +776,29 @@ def test_a_kms_key_for_the_master_key_is_a_uri_and_a_key_of_it(text: str, uri: s
     assert key == KMSKey(uri, key_id)
     assert key.label == f"{uri.partition(':')[0]}://…#{key_id}"
     assert uri not in repr(key)
+
+
+def test_one_or_two_master_keys_are_named_by_their_check_values() -> None:
+    one, other = "01" * 32, "ab" * 32
+    assert settings(KKP_MASTER_KEY_CHECK=one).master_key_checks == (bytes.fromhex(one),)
+    assert settings(KKP_MASTER_KEY_CHECK=f"{one},{other}").master_key_checks == (
+        bytes.fromhex(one),
+        bytes.fromhex(other),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "01" * 31, "01" * 33, "AB" * 32, "zz" * 32, MASTER_KEY_TEXT, ",", "01" * 32 + ",", "01" * 32 + "\n",
+        ",".join(["01" * 32] * 3),
+    ],
+)  # fmt: skip
+def test_what_is_no_check_value_is_refused_and_not_repeated(text: str) -> None:
+    (problem,) = problems(KKP_MASTER_KEY_CHECK=text)
+    assert problem.startswith(
+        "KKP_MASTER_KEY_CHECK: its value can't be used; give what `kkp master status` says"
+    )
 
 
 @pytest.mark.parametrize(
