@@ -27,8 +27,9 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, NamedTuple, TypeVar, final
+from typing import Final, TypeVar, final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -133,12 +134,13 @@ class RootKey:
         return other
 
 
-class _Keys(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Keys:
     """What a process holds at a time; replaced as a whole, since a database's thread may look at it."""
 
     present: RootKey
     former: RootKey | None
-    kept: Mapping[str, bytes]
+    kept: Mapping[str, bytes] = field(repr=False)
 
 
 @final
@@ -197,10 +199,10 @@ class MasterKey:
 
     def verify_mac(self, purpose: str, data: bytes, tag: bytes) -> bool:
         """Tell whether the tag is the data's under either key."""
-        present, former, _ = self._keys
-        if present.verify_mac(purpose, data, tag):
+        keys = self._keys
+        if keys.present.verify_mac(purpose, data, tag):
             return True
-        return former is not None and former.verify_mac(purpose, data, tag)
+        return keys.former is not None and keys.former.verify_mac(purpose, data, tag)
 
     def seal(self, purpose: str, plaintext: bytes, associated_data: bytes) -> bytes:
         """Seal with the present key; see `RootKey.seal`."""
@@ -212,8 +214,8 @@ class MasterKey:
         Raises:
             StateUntrustedError: It was altered, moved, or sealed under another master key.
         """
-        present, former, _ = self._keys
-        return _open(purpose, sealed, associated_data, present, former)
+        keys = self._keys
+        return _open(purpose, sealed, associated_data, keys.present, keys.former)
 
     def keep(self, purpose: str, under: RootKey) -> bytes:
         """Seal what `derive` returns for a purpose, so that it outlives the key that it came from."""

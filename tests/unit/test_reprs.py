@@ -31,6 +31,7 @@ SECRET_WORDS = {
     "authorization": "the header that holds one",
     "jwt": "what a login shows",
     "seed": "what a key is made of",
+    "kept": "secrets that outlive the key they were derived from",
     "value": "what a vendor's answer calls a key",
 }
 # What holds neither bytes nor text holds no secret itself: it is a number, a path, or another class.
@@ -60,7 +61,8 @@ HARMLESS = {
     "kkp.kms.vault_login:Login.credentials": "each hides what it holds",
     "kkp.revocations:ListClaims.tokens": "ids of tokens, which anybody may read",
     "kkp.revocations:ListClaims.keys": "digests of names",
-    "kkp.rows:RingSnapshot.sealed_private": "sealed under the master key",
+    "kkp.rows:MasterKeyState.kept": "sealed under the master key",
+    "kkp.rows:RingSnapshot.sealed_private": "the same",
     "kkp.web.public:DiscoveryAnswer.token_endpoint": "a URL",
     "kkp.web.public:DiscoveryAnswer.token_endpoint_auth_methods_supported": "names of methods",
 }
@@ -141,5 +143,6 @@ def test_the_search_for_secrets_finds_those_that_are_known_and_every_exception()
         "kkp.kms.vault_client:Granted.client_token",
         "kkp.kms.vault_login:FixedCredential.value",
         "kkp.kms.vault_login:Lease.token",
+        "kkp.master_key:_Keys.kept",
         "kkp.operations.envelopes:EncryptRequest.plaintext",
     }
