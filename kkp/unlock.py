@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -252,22 +253,20 @@ class HeldMasterKey:
             if before == state.marks.present:
                 _log.info(_SETTLED)
                 return
-            self._replaced = (self._replaced | {before}) - {state.marks.present}
+            self._replaced |= {before}
             _log.info(_TAKEN_UP)
 
     async def _keys_of(self, state: MasterKeyState) -> _Keys:
-        """Return the keys that the database names; of those that were replaced, what a rotation brought back.
+        """Return the keys that the database names; of those that were replaced, none.
 
         Who puts an old state of the database back would have rows under a former key believed.
         """
         own, is_same = self.master_key.present, state.marks.present == self.marks.present
-        if state.marks.former in self._replaced and self.master_key.former is None and is_same:
+        is_believed_again = (
+            state.marks.former in self._replaced and self.master_key.former is None and is_same
+        )
+        if is_believed_again or state.marks.present in self._replaced:
             raise KeyringUnavailableError(_ROLLED_BACK)
-        if state.marks.present in self._replaced:
-            keys = _keys(state, [own])
-            if keys is None:
-                raise KeyringUnavailableError(_ROLLED_BACK)
-            return keys
         given, keys = own, _keys(state, [own])
         if keys is None:
             given = await self._given(state)
@@ -327,7 +326,7 @@ class Target(Protocol):
 
 @final
 class FileTarget:
-    """A new file; one that is there already holds the key: an earlier attempt made it.
+    """A new file; one of ours that is there already holds the key: an earlier attempt made it.
 
     Args:
         path: The file.
@@ -341,8 +340,11 @@ class FileTarget:
         """Make the file, or read it.
 
         Raises:
-            ConfigError: It can't be written or read, or others can read it.
+            ConfigError: It can't be written or read, is somebody else's, or others can read it.
         """
+        with suppress(FileNotFoundError):
+            os.close(data_dir.open_private(self._path, os.O_RDONLY, "--to-file"))
+            _log.warning("%s is there and is used; delete it for a fresh key", self._path)
         return NewKey(RootKey(data_dir.master_key(self._path, may_create=True)))
 
 

@@ -21,7 +21,7 @@ from kkp.store.master_keys import MasterKeyStore
 from kkp.unlock import FileTarget, KMSTarget, Target
 
 _FINISHED = """\
-The former key opens nothing in the database any more. Destroy its copies, once no backup needs it, and
+The former key opens nothing any more in this database. Destroy its copies, once no backup needs it, and
 destroy the backups that were made since the rotation began: with the former key they give the new one."""
 _UNWRAPPED_ALL_THE_SAME = """\
 The KMS key still unwraps what it wrapped before. Who knows the former key and writes the database could put

@@ -24,12 +24,16 @@ from kkp.operations.base import Operation, Proposal
 from kkp.renewal import Renewable
 from kkp.rows import KeyWrap, MasterKeyState
 from kkp.store.master_keys import MasterKeyStore
-from kkp.store.secured import PREDECESSOR, SUCCESSOR
+from kkp.store.secured import FORMER, PREDECESSOR, SUCCESSOR
 from kkp.unlock import Target
 
 _NO_TARGET = (
     "A file or the environment holds the master key, and the new one can't take its place while replicas "
     "read it; give --to-file PATH for a new file, or --to URI#KEY for a key of a KMS"
+)
+_NO_NEW_KEY = (
+    "{} holds the present master key, or one that was replaced before: nothing was rotated. Name a file "
+    "that is not there yet"
 )
 _UNFINISHED = (
     "The last rotation is not finished: the former key still opens the database. Give every replica the new "
@@ -124,39 +128,42 @@ class RotateMasterKey(Operation[Proposal, Target | None, Rotated]):
 
         Raises:
             ConfigError: The new key can't be made or kept; nothing has changed.
-            ConflictError: There is nothing to go on with and no target, or the former key still opens the
-                database, or another command is rotating too.
+            ConflictError: There is nothing to go on with and no target, or none with a new key; or the former
+                key still opens the database, or another command is rotating too.
             StateUntrustedError: A row is not genuine; what was renewed stays so, and a new attempt goes on.
         """
         await self._keys.take_up()
         state = await self._store.read()
         goes_on = _has(state, SUCCESSOR)
-        began = not goes_on and not _has(state, PREDECESSOR) and await self._begin(request)
+        began = not goes_on and not _has(state, PREDECESSOR)
+        if began:
+            await self._begin(request, state)
         rows = await self._renew()
         finished = await self._finish()
         if not (goes_on or began or finished):
             raise ConflictError(_UNFINISHED)
         return Rotated(began, rows, finished)
 
-    async def _begin(self, target: Target | None) -> bool:
-        """Make the new key the present one; False if it is already."""
+    async def _begin(self, target: Target | None, state: MasterKeyState) -> None:
+        """Make the new key the present one."""
         if target is None:
             raise ConflictError(_NO_TARGET)
         now = self._clock.now()
         new = await target.make(now)
         master_key = self._keys.master_key
         former, present = master_key.present, new.key
-        if present.check_value() == former.check_value():
-            return False
+        replaced = {wrap.check_value for wrap in state.wraps if wrap.opener == FORMER}
+        if present.check_value() in {former.check_value(), *replaced}:
+            raise ConflictError(_NO_NEW_KEY.format(target.label))
         wraps = [
             KeyWrap(present.check_value(), PREDECESSOR, former.wrap(present), "", "", now),
             KeyWrap(former.check_value(), SUCCESSOR, present.wrap(former), "", "", now),
+            KeyWrap(former.check_value(), FORMER, b"", "", "", now),
             *new.wraps,
         ]
         kept = {purpose: master_key.keep(purpose, present) for purpose in KEPT}
         await self._store.begin(former, present, wraps, kept)
         await self._keys.take_up()
-        return True
 
     async def _renew(self) -> int:
         """Renew every row that is under the former key, and say so once there is none left."""

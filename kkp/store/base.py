@@ -116,6 +116,19 @@ class TellsOfChanges(Protocol):
         ...
 
 
+@runtime_checkable
+class EmptiesItsLog(Protocol):
+    """A database whose write-ahead log is the process's to empty."""
+
+    async def empty_log(self) -> None:
+        """Take everything out of the log that is in the database by now, or is deleted there.
+
+        Raises:
+            KeyringUnavailableError: Somebody reads what is in it, or the database is not available.
+        """
+        ...
+
+
 @final
 class SharedCheck:
     """Whether a database can be read and written; who asks within a second of another shares its answer.

@@ -29,18 +29,19 @@ from sqlalchemy import (
     update,
 )
 
-from kkp.errors import ConflictError, StateUntrustedError
+from kkp.errors import ConflictError, KeyringUnavailableError, StateUntrustedError
 from kkp.master_key import RootKey
 from kkp.renewal import Renewable
 from kkp.rows import KeyWrap, MasterKeyState
 from kkp.store import schema
-from kkp.store.base import Database, bump_epoch
-from kkp.store.secured import PREDECESSOR, SUCCESSOR, read_marks
+from kkp.store.base import Database, EmptiesItsLog, bump_epoch
+from kkp.store.secured import FORMER, PREDECESSOR, SUCCESSOR, read_marks
 
 BATCH: Final = 256
 _wraps = schema.master_key_wraps
 _kept = schema.kept_secrets
 _OTHERS = "Another command rotates the master key at the same time; see `kkp master status`."
+_NOT_CLEANED = "The former key opens nothing any more. {} To have it gone, run once more: kkp master finish"
 _FORGED = (
     "A row of {} failed its authentication ({}), so it is not renewed, and the rotation stays unfinished; "
     "treat it as an intrusion, delete that row, and run `kkp master rotate` again"
@@ -157,16 +158,23 @@ class MasterKeyStore:
 
         Raises:
             ConflictError: The master key is another one by now, or rows may still be under the former one.
+            KeyringUnavailableError: It is done, but what was deleted may still be read in the database's log.
         """
 
         def work(connection: Connection) -> None:
             if read_marks(connection) != (present.check_value(), None):
                 raise ConflictError(_OTHERS)
             is_other = or_(_wraps.c.check_value != present.check_value(), _wraps.c.opener == PREDECESSOR)
-            connection.execute(delete(_wraps).where(is_other))
+            connection.execute(delete(_wraps).where(is_other, _wraps.c.opener != FORMER))
             bump_epoch(connection)
 
         await self._database.write(work)
+        # Whoever has the former key, and finds the deleted rows in a copy of the log, would have this one.
+        if isinstance(self._database, EmptiesItsLog):
+            try:
+                await self._database.empty_log()
+            except KeyringUnavailableError as error:
+                raise KeyringUnavailableError(_NOT_CLEANED.format(error)) from error
 
 
 def _next(of: Renewable, after: tuple[Any, ...] | None) -> Select[Any]:

@@ -16,7 +16,7 @@ from typing import Final, Protocol, TypeVar, final
 
 from sqlalchemy import Connection, select
 
-from kkp.errors import KeyringUnavailableError, StaleProposalError
+from kkp.errors import KeyringUnavailableError, StaleProposalError, StateUntrustedError
 from kkp.rows import MasterKeyMarks
 from kkp.store import schema
 from kkp.store.base import Database, Work
@@ -26,12 +26,19 @@ ResultT = TypeVar("ResultT")
 KMS: Final = "kms"  # a key of a KMS opens the wrap
 SUCCESSOR: Final = "successor"  # the master key after it does
 PREDECESSOR: Final = "predecessor"  # the master key before it does
+FORMER: Final = (
+    "former"  # nothing does, and there is no wrap: it was replaced, and is never the present one again
+)
 _ATTEMPTS: Final = 4
+_TOO_MANY: Final = (
+    "The database names several former master keys, which no rotation does: treat it as an intrusion, and "
+    "delete from master_key_wraps the row with the opener successor that no rotation made."
+)
 _wraps = schema.master_key_wraps
 _SELECT_MARKS = select(
     schema.state.c.master_key_check,
-    select(_wraps.c.check_value).where(_wraps.c.opener == SUCCESSOR).scalar_subquery(),
-)
+    _wraps.c.check_value,
+).select_from(schema.state.outerjoin(_wraps, _wraps.c.opener == SUCCESSOR))
 
 
 class HeldKeys(Protocol):
@@ -52,8 +59,15 @@ class HeldKeys(Protocol):
 
 
 def read_marks(connection: Connection) -> MasterKeyMarks:
-    """Return which master keys rows are under."""
-    return MasterKeyMarks(*connection.execute(_SELECT_MARKS).one())
+    """Return which master keys rows are under.
+
+    Raises:
+        StateUntrustedError: The database names more of them than one rotation leaves.
+    """
+    found = connection.execute(_SELECT_MARKS).all()
+    if len(found) != 1:
+        raise StateUntrustedError(_TOO_MANY)
+    return MasterKeyMarks(*found[0])
 
 
 @final

@@ -56,6 +56,8 @@ from kkp.store.sqlite_layout import SQLiteCatalogue
 
 _LOCK_SECONDS = 0.8
 _LOCK_STEP_SECONDS = 0.001
+_LOG_SECONDS = 10
+_LOG_IN_USE = "What was deleted is still in the database's log, because somebody reads from it for long."
 _PRIMARY_CODE = 0xFF  # of an extended result code: why somebody else has the lock is all the same
 _BUSY_TIMEOUT_MS = 800
 Pragmas = Mapping[str, str | int]  # as SQLite tells them when asked
@@ -91,11 +93,15 @@ class _Lane:
         self._file: tuple[int, int] | None = None  # which one the connection has open
 
     async def run(self, work: Work[ResultT]) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._transaction, work)
+        act = partial(self._work, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._act, act)
 
-    def _transaction(self, work: Work[ResultT]) -> ResultT:
+    async def empty_log(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._act, self._empty_log)
+
+    def _act(self, act: Callable[[], ResultT]) -> ResultT:
         try:
-            return self._work(work)
+            return act()
         except (IntegrityError, sqlite3.IntegrityError):
             raise  # the one driver's exception that a caller expects
         except (SQLAlchemyError, sqlite3.Error) as error:
@@ -113,6 +119,14 @@ class _Lane:
         except BaseException:
             self._release()
             raise
+
+    def _empty_log(self) -> None:
+        connection = self._connection = self._connection or self._engine.connect()
+        cursor, last_at = connection.connection.cursor(), time.monotonic() + _LOG_SECONDS
+        while cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:  # somebody reads or writes
+            if time.monotonic() >= last_at:
+                raise KeyringUnavailableError(_LOG_IN_USE)
+            time.sleep(_LOCK_STEP_SECONDS)
 
     def _release(self) -> None:
         """Give the connection back to the pool, which ends whatever a failure left open."""
@@ -319,6 +333,10 @@ class SQLiteDatabase:
     async def _read_and_write(self) -> None:
         await self.epoch()
         await self.write(lambda connection: connection.execute(COUNT_WRITE_CHECK))
+
+    async def empty_log(self) -> None:
+        """Empty the write-ahead log; see `EmptiesItsLog`."""
+        await self._writer.empty_log()
 
     async def close(self) -> None:
         """Close both connections, once what runs on them has ended."""

@@ -72,7 +72,9 @@ def target_of(base: app.Foundation, environ: Mapping[str, str]) -> KMSTarget:
 
 def wraps(directory: Path) -> list[tuple[str, str]]:
     with closing(sqlite3.connect(directory / ".kkp/kkp.db")) as connection:
-        return connection.execute("SELECT opener, label FROM master_key_wraps ORDER BY 1").fetchall()
+        return connection.execute(
+            "SELECT opener, label FROM master_key_wraps WHERE opener <> 'former' ORDER BY 1"
+        ).fetchall()
 
 
 def identity(name: str) -> Identity:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -441,21 +442,6 @@ async def test_a_wrap_of_the_former_key_that_is_put_back_later_is_not_followed(
     assert base.master_key.former is None
 
 
-async def test_a_key_that_comes_back_by_a_rotation_is_the_present_one_again(
-    base: app.Foundation, tmp_path: Path
-) -> None:
-    shutil.copy(tmp_path / ".kkp/master.key", tmp_path / "old.key")
-    async with replica(tmp_path) as other:
-        await rotate(base, new_file(tmp_path))
-        await other.directory.load()
-        async with replica(tmp_path, "new.key") as restarted:
-            await finish(restarted)
-            await rotate(restarted, new_file(tmp_path, "old.key"))
-        await other.directory.load()
-        assert other.master_key.check_value() == key_in(tmp_path / "old.key").check_value()
-        assert other.directory.enabled("orders") is not None
-
-
 # What is cut off, forged or in the way.
 
 
@@ -731,9 +717,100 @@ async def test_the_file_of_an_attempt_that_was_cut_off_is_the_new_key(
     assert base.master_key.check_value() == made
 
 
-async def test_the_key_that_is_the_present_one_is_no_new_one(base: app.Foundation, tmp_path: Path) -> None:
-    done = await rotate(base, FileTarget(tmp_path / ".kkp/master.key"))
-    assert done == Rotated(began=False, rows=0, finished=True)
+async def test_a_file_with_the_present_key_or_one_that_was_replaced_holds_no_new_one(
+    base: app.Foundation, tmp_path: Path
+) -> None:
+    first = FileTarget(tmp_path / ".kkp/master.key")
+    with pytest.raises(
+        ConflictError, match=r"/\.kkp/master\.key holds the present master key, or one that was"
+    ):
+        await rotate(base, first)
+    await rotate(base, new_file(tmp_path))
+    async with replica(tmp_path, "new.key") as restarted:
+        await finish(restarted)
+        before = restarted.master_keys.marks
+        for no_new_one in (first, new_file(tmp_path)):
+            with pytest.raises(ConflictError, match="nothing was rotated"):
+                await rotate(restarted, no_new_one)
+        assert restarted.master_keys.marks == before
+
+
+async def test_a_file_that_is_there_is_used_and_that_is_said(
+    base: app.Foundation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = (await new_file(tmp_path).make(NOW)).key.check_value()
+    assert not caplog.records
+    await rotate(base, new_file(tmp_path))
+    assert f"{tmp_path}/new.key is there and is used; delete it for a fresh key" in caplog.text
+    assert base.master_key.check_value() == made
+
+
+async def test_a_link_that_is_there_is_no_new_key(base: app.Foundation, tmp_path: Path) -> None:
+    await new_file(tmp_path, "elsewhere").make(NOW)
+    (tmp_path / "new.key").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"\A--to-file: .*new\.key can't be opened"):
+        await rotate(base, new_file(tmp_path))
+
+
+async def test_a_file_of_somebody_else_s_is_no_new_key(
+    base: app.Foundation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await new_file(tmp_path).make(NOW)
+    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(ConfigError, match=r"\A--to-file: .*new\.key belongs to somebody else"):
+        await rotate(base, new_file(tmp_path))
+
+
+def files_with(directory: Path, content: bytes) -> list[str]:
+    return [path.name for path in (directory / ".kkp").glob("kkp.db*") if content in path.read_bytes()]
+
+
+async def test_what_leads_from_the_former_key_to_the_new_one_is_in_no_file_once_it_is_retired(
+    base: app.Foundation, tmp_path: Path
+) -> None:
+    await rotate(base, new_file(tmp_path))
+    with closing(sqlite3.connect(database_of(tmp_path))) as connection:
+        query = "SELECT wrapped FROM master_key_wraps WHERE opener = 'predecessor'"
+        (wrapped,) = connection.execute(query).fetchone()
+    assert files_with(tmp_path, wrapped)
+    async with replica(tmp_path, "new.key") as command:
+        await finish(command)
+    assert files_with(tmp_path, wrapped) == []  # while a server has the database open: `base`
+
+
+async def test_where_somebody_reads_for_long_the_end_says_that_the_log_has_it_still(
+    base: app.Foundation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kkp.store.sqlite._LOG_SECONDS", 0)
+    await rotate(base, new_file(tmp_path))
+    async with replica(tmp_path, "new.key") as command:
+        with closing(sqlite3.connect(database_of(tmp_path))) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM master_key_wraps").fetchall()
+            with pytest.raises(KeyringUnavailableError, match="run once more: kkp master finish"):
+                await finish(command)
+        assert (await standing(command)).former_opens is False
+        await finish(command)
+
+
+@ON_BOTH
+async def test_a_second_former_key_that_somebody_planted_is_named(
+    base: app.Foundation, tmp_path: Path
+) -> None:
+    cut_off(base, after=1)
+    with pytest.raises(CutOffError):
+        await rotate(base, new_file(tmp_path))
+    mend(base)
+    table = schema.master_key_wraps
+    planted = {
+        "check_value": b"x", "opener": "successor", "wrapped": b"", "key_version": "", "label": "",
+        "created_at": 0.0,
+    }  # fmt: skip
+    await base.database.write(lambda connection: connection.execute(table.insert().values(planted)))
+    with pytest.raises(StateUntrustedError, match="names several former master keys"):
+        await base.directory.load()
+    with pytest.raises(ConfigError, match="names several former master keys"):
+        await started_with(tmp_path, "new.key")
 
 
 async def test_no_key_shows_in_a_log_a_repr_or_an_error(
