@@ -76,7 +76,7 @@ from kkp.store.checkpoints import CheckpointStore
 from kkp.store.database_time import read_time
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
-from kkp.store.master_keys import MasterKeyStore, insert_wraps
+from kkp.store.master_keys import MasterKeyStore, insert_first_rows
 from kkp.store.opening import open_database, peek_older
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
@@ -519,7 +519,7 @@ async def _opened(settings: Settings, unlocked: Unlocked, *, create: bool) -> Da
         settings,
         master_key_check=unlocked.master_key.check_value(),
         create=create,
-        first_rows=partial(insert_wraps, unlocked.first_wraps),
+        first_rows=partial(insert_first_rows, unlocked.first_wraps, unlocked.master_key.keep()),
     )
 
 
@@ -539,15 +539,14 @@ async def clock_of(settings: Settings, database: Database) -> Clock:
     )
 
 
-async def master_key_check(settings: Settings) -> bytes:
-    """Return what says whether a database, of an older layout too, is of the master key that is given.
+async def master_key_of(settings: Settings) -> MasterKey:
+    """Return the master key of a database, which may be of an older layout: that one is given as it is.
 
     Raises:
         ConfigError: There is no master key to be had, or it is not this database's.
     """
     data_dir.check(settings.data_dir)
-    unlocked = await unlock(settings, create=False, now=time.time(), look=peek_older)
-    return unlocked.master_key.check_value()
+    return (await unlock(settings, create=False, now=time.time(), look=peek_older)).master_key
 
 
 async def checkpoint_signer(settings: Settings) -> CheckpointSigner:

@@ -13,8 +13,8 @@ present key or the former one: both open and verify, and only the present one se
 has one `MasterKey` for its life, and the `RootKey`s in it change (`take_up`). `kkp.store.secured` sees to it
 that no row is read with too old a key, or written under one that has been replaced.
 
-A few secrets outlive their master key, because others rely on them: they are *kept*, which is to say stored
-sealed under whichever key is the present one (`KEPT`), and `derive` returns what was kept.
+A few secrets outlive their master key, because others rely on them: they are *kept* from the first day, which
+is to say stored sealed under whichever key is the present one (`KEPT`), and `derive` returns what was kept.
 
 What is here knows no file, no environment, no database and no KMS: `kkp.unlock` does.
 
@@ -217,9 +217,9 @@ class MasterKey:
         keys = self._keys
         return _open(purpose, sealed, associated_data, keys.present, keys.former)
 
-    def keep(self, purpose: str, under: RootKey) -> bytes:
-        """Seal what `derive` returns for a purpose, so that it outlives the key that it came from."""
-        return under.seal(KEPT_PURPOSE, self.derive(purpose), purpose.encode())
+    def keep(self) -> Mapping[str, bytes]:
+        """Return the secrets that are to outlive this key, sealed; a database is begun with them."""
+        return {name: self.seal(KEPT_PURPOSE, self.derive(name), name.encode()) for name in KEPT}
 
 
 def _open_kept(name: str, sealed: bytes, present: RootKey, former: RootKey | None) -> bytes:

@@ -31,7 +31,7 @@ from kkp.errors import ConfigError, KeyringUnavailableError, KKPError, StateUntr
 from kkp.kms import KMSRegistry
 from kkp.kms.base import KMS, WrappedKey
 from kkp.kms.stateless import without_state
-from kkp.master_key import MasterKey, RootKey
+from kkp.master_key import KEPT, MasterKey, RootKey
 from kkp.model import BackendLimits
 from kkp.rows import KeyWrap, MasterKeyMarks, MasterKeyState
 from kkp.store.base import Work
@@ -65,6 +65,10 @@ _NOT_NAMED = (
     "besides; if a rotation is under way, name the former key and the new one, as "
     "docs/runbooks/master-key.md says; if none is, treat it as an intrusion, or unset it where the database "
     "is a new one"
+)
+_NOT_KEPT = (
+    "The database lacks secrets that outlive its master key (kept_secrets): somebody deleted them. "
+    "Restore a backup; treat it as an intrusion."
 )
 _FORMER = (
     "the master key was rotated and this process was started with the former one: give it the new one, as "
@@ -158,7 +162,7 @@ def _unlocked(settings: Settings, state: MasterKeyState, given: RootKey) -> Mast
         raise ConfigError([_BY_KMS.format(name, by_kms[-1]) if by_kms else _OTHER.format(name)])
     _check_named(settings, given, keys)
     master_key = MasterKey.of(keys.present)
-    master_key.take_up(*keys, state.kept)
+    _take_up(master_key, keys, state)
     if given.check_value() != state.marks.present:
         _log.warning(_FORMER)
     return master_key
@@ -167,6 +171,13 @@ def _unlocked(settings: Settings, state: MasterKeyState, given: RootKey) -> Mast
 class _Keys(NamedTuple):
     present: RootKey
     former: RootKey | None
+
+
+def _take_up(master_key: MasterKey, keys: _Keys, state: MasterKeyState) -> None:
+    # Without them, others would be derived in their place, from a key that is not the first one.
+    if not state.kept.keys() >= set(KEPT):
+        raise StateUntrustedError(_NOT_KEPT)
+    master_key.take_up(*keys, state.kept)
 
 
 def _check_named(settings: Settings, given: RootKey, keys: _Keys) -> None:
@@ -249,7 +260,7 @@ class HeldMasterKey:
                 return
             keys = await self._keys_of(state)
             before = self.marks.present
-            self.master_key.take_up(*keys, state.kept)
+            _take_up(self.master_key, keys, state)
             if before == state.marks.present:
                 _log.info(_SETTLED)
                 return

@@ -15,15 +15,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from kkp import app
 from kkp.cli.common import OK, REFUSED, origin, settings
 from kkp.config import Settings
 from kkp.errors import AuditUnavailableError, KeyringUnavailableError
+from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.migration import Migrated, RecordMigration
 from kkp.store import schema
+from kkp.store.master_keys import insert_kept
 from kkp.store.opening import layout_version, migrate_database
 
 _PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
@@ -50,13 +53,13 @@ def _migrate(options: argparse.Namespace) -> int:
 
 
 async def _run(chosen: Settings, *, check_only: bool) -> int:
-    master_key_check = await app.master_key_check(chosen)
-    before = await layout_version(chosen, master_key_check=master_key_check)
+    master_key = await app.master_key_of(chosen)
+    before = await layout_version(chosen, master_key_check=master_key.check_value())
     if before != schema.SCHEMA_VERSION and check_only:
         print(_OLDER.format(before, schema.SCHEMA_VERSION))
         return REFUSED
     if before != schema.SCHEMA_VERSION:
-        before = await _brought_on(chosen, master_key_check)
+        before = await _brought_on(chosen, master_key)
     if before == schema.SCHEMA_VERSION:  # it was, or somebody else was faster
         print(f"The database has layout {schema.SCHEMA_VERSION}, which is this release's.")
         return OK
@@ -65,12 +68,13 @@ async def _run(chosen: Settings, *, check_only: bool) -> int:
     return OK
 
 
-async def _brought_on(chosen: Settings, master_key_check: bytes) -> int:
+async def _brought_on(chosen: Settings, master_key: MasterKey) -> int:
     # Alembic takes longer to load than most commands take to run.
     from kkp.store.migrations import migration  # noqa: PLC0415
 
     revisions = migration.Revisions(migration.DIRECTORY)
-    return await migrate_database(chosen, migration.Migration(master_key_check, revisions))
+    keep = partial(insert_kept, master_key.keep())
+    return await migrate_database(chosen, migration.Migration(master_key.check_value(), revisions, keep))
 
 
 async def _record(chosen: Settings, migrated: Migrated) -> None:

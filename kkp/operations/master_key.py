@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, final
 from kkp.authn.base import Authenticated
 from kkp.clock import Clock
 from kkp.errors import ConflictError
-from kkp.master_key import KEPT, MasterKey
+from kkp.master_key import MasterKey
 from kkp.model import Action
 from kkp.operations.base import Operation, Proposal
 from kkp.renewal import Renewable
@@ -150,8 +150,7 @@ class RotateMasterKey(Operation[Proposal, Target | None, Rotated]):
             raise ConflictError(_NO_TARGET)
         now = self._clock.now()
         new = await target.make(now)
-        master_key = self._keys.master_key
-        former, present = master_key.present, new.key
+        former, present = self._keys.master_key.present, new.key
         replaced = {wrap.check_value for wrap in state.wraps if wrap.opener == FORMER}
         if present.check_value() in {former.check_value(), *replaced}:
             raise ConflictError(_NO_NEW_KEY.format(target.label))
@@ -161,8 +160,7 @@ class RotateMasterKey(Operation[Proposal, Target | None, Rotated]):
             KeyWrap(former.check_value(), FORMER, b"", "", "", now),
             *new.wraps,
         ]
-        kept = {purpose: master_key.keep(purpose, present) for purpose in KEPT}
-        await self._store.begin(former, present, wraps, kept)
+        await self._store.begin(former, present, wraps)
         await self._keys.take_up()
 
     async def _renew(self) -> int:

@@ -77,6 +77,18 @@ def insert_wraps(wraps: Sequence[KeyWrap], connection: Connection) -> None:
         connection.execute(insert(_wraps).values(wrap._asdict()))
 
 
+def insert_first_rows(wraps: Sequence[KeyWrap], kept: Mapping[str, bytes], connection: Connection) -> None:
+    """Add what a new database has of its master key."""
+    insert_wraps(wraps, connection)
+    insert_kept(kept, connection)
+
+
+def insert_kept(kept: Mapping[str, bytes], connection: Connection) -> None:
+    """Add secrets that outlive their master key, sealed."""
+    for name, sealed in kept.items():
+        connection.execute(insert(_kept).values(name=name, sealed=sealed))
+
+
 @final
 class MasterKeyStore:
     """The tables of the master key."""
@@ -88,16 +100,13 @@ class MasterKeyStore:
         """Return everything that the database says of its master key."""
         return await self._database.read(read_state)
 
-    async def begin(
-        self, former: RootKey, present: RootKey, wraps: Sequence[KeyWrap], kept: Mapping[str, bytes]
-    ) -> None:
+    async def begin(self, former: RootKey, present: RootKey, wraps: Sequence[KeyWrap]) -> None:
         """Make another key the present one, and bump the epoch.
 
         Args:
             former: The present key so far.
             present: The new one.
             wraps: Of either.
-            kept: What outlives the former key, sealed under the new one; what is kept already stays.
 
         Raises:
             ConflictError: The master key is another one by now, or an earlier rotation is not over.
@@ -110,9 +119,6 @@ class MasterKeyStore:
                 raise ConflictError(_OTHERS)
             connection.execute(update(schema.state).values(master_key_check=present.check_value()))
             insert_wraps(wraps, connection)
-            known = set(connection.execute(select(_kept.c.name)).scalars())
-            for name in kept.keys() - known:
-                connection.execute(insert(_kept).values(name=name, sealed=kept[name]))
             bump_epoch(connection)
 
         await self._database.write(work)

@@ -197,7 +197,7 @@ async def test_after_a_rotation_every_row_is_under_the_new_key_and_none_opens_un
         for values, stored in await rows_of(base, rows):
             with pytest.raises(StateUntrustedError):
                 rows.renew(values, stored, old, old)
-    assert done == Rotated(began=True, rows=len(await all_rows(base)) - len(KEPT), finished=False)
+    assert done == Rotated(began=True, rows=len(await all_rows(base)), finished=False)
 
 
 @ON_BOTH
@@ -647,6 +647,20 @@ async def test_a_key_that_is_not_named_is_not_used_for_a_new_database_either(tmp
         async with naming(tmp_path, bytes(32), create=True):
             pass
     assert not database_of(tmp_path).exists()
+
+
+@pytest.mark.parametrize("name", KEPT)
+async def test_a_kept_secret_that_was_deleted_is_not_derived_anew(
+    name: str, base: app.Foundation, tmp_path: Path
+) -> None:
+    async with replica(tmp_path) as running:
+        assert execute(database_of(tmp_path), "DELETE FROM kept_secrets WHERE name = ?", name) == 1
+        with pytest.raises(StateUntrustedError, match="lacks secrets that outlive its master key"):
+            await started_with(tmp_path, "")  # before any rotation, too
+        with pytest.raises(StateUntrustedError):
+            await rotate(base, new_file(tmp_path))
+        with pytest.raises(StateUntrustedError):
+            await running.directory.load()
 
 
 async def test_without_a_target_there_must_be_something_to_go_on_with(

@@ -124,11 +124,13 @@ async def test_the_master_key_moves_to_a_new_file_and_into_a_kms_while_a_server_
 
 
 def test_what_stops_a_rotation_is_told_as_the_runbook_has_it() -> None:
-    modules = ("operations/master_key.py", "store/master_keys.py", "unlock.py")
+    modules = (
+        "operations/master_key.py", "store/master_keys.py", "store/secured.py", "store/sqlite.py", "unlock.py"
+    )  # fmt: skip
     told = " ".join((Path(app.__file__).parent / name).read_text() for name in modules)
     told = re.sub(r'"\s*f?"', "", told).replace("A row of {}", "A row of TABLE")
     rows = re.findall(r"^\| (?:in a replica's log: )?`([^`]+)` \|", MASTER_KEY.read_text(), re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 12
     assert [row for row in rows if row not in told] == []
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp.errors import StateUntrustedError
-from kkp.master_key import MASTER_KEY_BYTES, MasterKey, RootKey
+from kkp.master_key import KEPT, MASTER_KEY_BYTES, MasterKey, RootKey
 
 RAW = bytes(range(100, 132))
 MASTER_KEY = MasterKey(RAW)
@@ -154,10 +154,11 @@ def test_while_it_is_replaced_both_keys_open_and_verify_and_the_present_one_alon
 def test_what_is_kept_is_returned_in_place_of_what_the_present_key_would_give() -> None:
     former, present = RootKey(RAW), RootKey(bytes(32))
     key = MasterKey.of(former)
-    before = key.derive(PURPOSE)
-    kept = key.keep(PURPOSE, present)
-    key.take_up(present, None, {PURPOSE: kept})
-    assert key.derive(PURPOSE) == before == former.derive(PURPOSE)
+    before = key.derive(KEPT[0])
+    kept = key.keep()
+    assert kept.keys() == set(KEPT)
+    key.take_up(present, former, kept)
+    assert key.derive(KEPT[0]) == before == former.derive(KEPT[0])
     assert key.derive("kkp/test/v2") == present.derive("kkp/test/v2")
     assert key.check_value() == present.check_value()
 
@@ -165,8 +166,8 @@ def test_what_is_kept_is_returned_in_place_of_what_the_present_key_would_give() 
 def test_a_kept_secret_that_was_altered_or_is_another_purpose_s_changes_nothing() -> None:
     former, present = RootKey(RAW), RootKey(bytes(32))
     key = MasterKey.of(former)
-    kept = key.keep(PURPOSE, present)
-    for wrong in ({PURPOSE: kept[:-1] + bytes([kept[-1] ^ 1])}, {"kkp/test/v2": kept}):
+    kept = key.keep()[KEPT[0]]
+    for wrong in ({KEPT[0]: kept[:-1] + bytes([kept[-1] ^ 1])}, {KEPT[1]: kept}):
         with pytest.raises(StateUntrustedError):
-            key.take_up(present, None, wrong)
+            key.take_up(present, former, wrong)
         assert key.present is not present

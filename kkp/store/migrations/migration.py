@@ -25,10 +25,11 @@ from sqlalchemy import Connection, update
 from kkp.errors import ConfigError
 from kkp.store import schema
 from kkp.store.base import Work
-from kkp.store.layout import Catalogue, migratable, refuse_altered
+from kkp.store.layout import Catalogue, migratable, no_rows, refuse_altered
 
 DIRECTORY: Final = Path(__file__).parent
 
+_KEEPS: Final = 5  # the layout that has kept_secrets; before it no master key was ever rotated
 _WRONG = (
     "KKP_DATABASE_URL: migrated, the layout of the database would not be this release's ({}); "
     "it is as it was, and stays of use to the release that wrote it"
@@ -69,11 +70,13 @@ class Migration:
     Args:
         master_key_check: Derived from the master key; says whether it is the one the rows are under.
         revisions: How.
+        keep: Writes what outlives the master key, where the older layout had no place for it.
     """
 
-    def __init__(self, master_key_check: bytes, revisions: Revisions) -> None:
+    def __init__(self, master_key_check: bytes, revisions: Revisions, keep: Work[None] = no_rows) -> None:
         self._master_key_check = master_key_check
         self._revisions = revisions
+        self._keep = keep
 
     def __call__(self, catalogue: Catalogue) -> Work[int]:
         """Return what migrates, and tells which layout there was; one of this release's is left alone."""
@@ -84,6 +87,8 @@ class Migration:
             if before != schema.SCHEMA_VERSION:
                 refuse_altered(catalogue.foreign_to(connection, partial(self._revisions.lay_out, before)))
                 self._revisions.migrate(connection, before, schema.SCHEMA_VERSION)
+                if before < _KEEPS:
+                    self._keep(connection)
                 connection.execute(update(schema.state).values(schema_version=schema.SCHEMA_VERSION))
                 _check(catalogue.foreign_parts(connection))
             return before
