@@ -26,9 +26,7 @@ ResultT = TypeVar("ResultT")
 KMS: Final = "kms"  # a key of a KMS opens the wrap
 SUCCESSOR: Final = "successor"  # the master key after it does
 PREDECESSOR: Final = "predecessor"  # the master key before it does
-FORMER: Final = (
-    "former"  # nothing does, and there is no wrap: it was replaced, and is never the present one again
-)
+FORMER: Final = "former"  # nothing does: the row only says that this key was replaced
 _ATTEMPTS: Final = 4
 _TOO_MANY: Final = (
     "The database names several former master keys, which no rotation does: treat it as an intrusion, and "
