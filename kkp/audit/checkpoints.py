@@ -27,7 +27,9 @@ the version; who verifies needs the public key only.
 The heads are a frontier: each of the other chains is carried, at its present head, by the first record of a
 chain that is listed or carried itself. So the few heads listed commit to every record of every chain, and a
 checkpoint does not grow with the number of boots. The last record of each chain is listed at least once with
-its root, by which any of the chain's records can be proven.
+its root, by which any of the chain's records can be proven, as long as that checkpoint is kept: the database
+keeps all of them, and a gap in its numbers is found (`kkp.audit.verify_log`), but not that the last are gone.
+That only a copy outside of it tells.
 
 Evolution: the format never changes in place. A new member or meaning is a new `v` under a new prefix, and
 every version is read for ever.
@@ -61,6 +63,7 @@ from kkp.rows import LogPosition, Standing
 
 PURPOSE: Final = "kkp/audit-checkpoint/v1"
 VERSION: Final = 2
+FIRST_NUMBER: Final = 1
 FIRST_PREV: Final = "0" * 64
 
 _PREFIXES: Final = {version: b"kkp/audit-checkpoint/v%d\0" % version for version in (1, VERSION)}
@@ -174,7 +177,7 @@ class CheckpointSigner:
         body = rfc8785.dumps(
             {
                 "v": VERSION,
-                "seq": previous.seq + 1 if previous is not None else 1,
+                "seq": previous.seq + 1 if previous is not None else FIRST_NUMBER,
                 "prev": previous.hash if previous is not None else FIRST_PREV,
                 "time": int(now),
                 "epoch": position.epoch,
