@@ -11,9 +11,9 @@ run: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n auto --dist worksteal -q --cov --cov-report=term:skip-covered
 
-# Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone.
+# Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone; REPORT= keeps a table.
 soak: $(READY)
-	@$(BIN)/python -m tests.soak $(PROMISES)
+	@$(BIN)/python -m tests.soak $(if $(REPORT),--report "$(REPORT)") $(PROMISES)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ import pytest
 import kkp as kkp_package
 from kkp.cli.common import collect_garbage_rarely
 from tests import postgres, privileges
+from tests.databases import Place, PostgreSQLPlace, SQLitePlace
 from tests.harness import KKP, running
 from tests.promises import PROMISES, Recorder
 
@@ -72,6 +73,14 @@ def postgres_server() -> Iterator[postgres.PostgreSQL]:
         pytest.skip(postgres.NO_BINARIES)
     with postgres.running(binaries) as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return SQLitePlace(tmp_path / "kkp.db")
+    return PostgreSQLPlace(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture

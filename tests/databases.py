@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
+import msgspec
 from sqlalchemy import Connection, insert
 
 from kkp.postgres_address import PostgresAddress, read_address
@@ -28,6 +29,13 @@ PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machi
 
 class Place(Protocol):
     """Where a database is."""
+
+    where: str  # what a figure is named after that was counted on it
+
+    @property
+    def url(self) -> str:
+        """What `KKP_DATABASE_URL` names it by."""
+        ...
 
     async def open(self, check: bytes = CHECK) -> Database:
         """Open it as KKP does, laying out an empty one."""
@@ -53,9 +61,19 @@ class Place(Protocol):
         """Run a statement as somebody else would, past KKP, and return what it answers."""
         ...
 
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Return what a query answers."""
+        ...
+
     def locked(self) -> AbstractAsyncContextManager[None]:
         """Hold the lock of writers, as a stuck process does."""
         ...
+
+
+async def records(place: Place) -> list[dict[str, Any]]:
+    """Return the members of every audit record, in the order of insertion."""
+    found = await place.rows("SELECT body FROM audit_records ORDER BY position")
+    return [msgspec.json.decode(body) for (body,) in found]
 
 
 def lay_out(layout: int, connection: Connection) -> None:
@@ -69,11 +87,17 @@ def lay_out(layout: int, connection: Connection) -> None:
 class SQLitePlace:
     """A file."""
 
+    where = ""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self._path}"
+
     async def open(self, check: bytes = CHECK) -> Database:
-        return await SQLiteDatabase.open(f"sqlite:///{self._path}", master_key_check=check)
+        return await SQLiteDatabase.open(self.url, master_key_check=check)
 
     async def open_read_only(self, check: bytes = CHECK) -> Database:
         return await SQLiteDatabase.open_read_only(self._path, master_key_check=check)
@@ -82,7 +106,7 @@ class SQLitePlace:
         return await SQLiteDatabase.ask(self._path, question)
 
     async def change(self, migration: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
-        return await SQLiteDatabase.migrate(f"sqlite:///{self._path}", migration)
+        return await SQLiteDatabase.migrate(self.url, migration)
 
     async def lay_out(self, layout: int) -> None:
         await self.change(lambda _: partial(lay_out, layout))
@@ -91,6 +115,10 @@ class SQLitePlace:
         with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
             row = connection.execute(sql).fetchone()
         return "" if row is None else str(row[0])
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql).fetchall()
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -104,13 +132,19 @@ class SQLitePlace:
 class PostgreSQLPlace:
     """A database of a server."""
 
+    where = " on PostgreSQL"
+
     def __init__(self, server: PostgreSQL, name: str | None = None) -> None:
         self.server = server
         self.name = name or server.empty_database()
 
     @property
+    def url(self) -> str:
+        return self.server.url(self.name)
+
+    @property
     def address(self) -> PostgresAddress:
-        return read_address(self.server.url(self.name))
+        return read_address(self.url)
 
     def password(self) -> str | None:
         return self.address.password
@@ -127,7 +161,9 @@ class PostgreSQLPlace:
         )
 
     async def open_read_only(self, check: bytes = CHECK) -> PostgreSQLDatabase:
-        return await PostgreSQLDatabase.open_read_only(self.address, self.password, master_key_check=check)
+        return await PostgreSQLDatabase.open_read_only(
+            self.address, self.password, master_key_check=check, deadline_seconds=PATIENCE_SECONDS
+        )
 
     async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
         return await PostgreSQLDatabase.ask(self.address, self.password, question)
@@ -146,6 +182,10 @@ class PostgreSQLPlace:
 
     def by_hand(self, sql: str) -> str:
         return self.server.psql(f"SET search_path = kkp; {sql}", self.name)
+
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        async with self.connected() as connection:
+            return [tuple(row) for row in await connection.fetch(sql)]
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[asyncpg.Connection]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ NO_BINARIES: Final = "there are no PostgreSQL binaries in PATH or /usr/lib/postg
 _SUPERUSER = "postgres"
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+_PORTS = range(15_000, 32_000)  # nobody is given one of these who asks for any
 _OF_A_RELEASE = ("--", "SET ", "SELECT pg_catalog.set_config", "\\")
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "127.0.0.1",
@@ -65,6 +67,11 @@ class PostgreSQL:
         """The postmaster's."""
         assert self._server is not None
         return self._server.pid
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the postmaster still runs."""
+        return self._server is not None and self._server.poll() is None
 
     @property
     def log(self) -> str:
@@ -130,7 +137,7 @@ class PostgreSQL:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Have no process of the server run for the duration of the block: it answers nobody."""
-        stopped = [self.pid, *self._children()]
+        stopped = self.processes()
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -139,12 +146,22 @@ class PostgreSQL:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
 
-    def _children(self) -> list[int]:
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+    def processes(self) -> list[int]:
+        """Return the postmaster's and its children's numbers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [self.pid, *map(int, children)]
 
     def kill(self) -> None:
         """End the postmaster without a word; its sessions follow when they notice."""
         self.stop(signal.SIGKILL)
+
+    def crash(self) -> None:
+        """End every process of it at once, without a word."""
+        _, *sessions = self.processes()
+        self.kill()
+        for pid in sessions:
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.kill(pid, signal.SIGKILL)
 
     def restart(self, settings: Mapping[str, str] = {}) -> None:
         """Stop and start anew."""
@@ -174,6 +191,15 @@ class PostgreSQL:
         self.psql(made, self._shared)
         return self._shared
 
+    def take(self, path: Path) -> Path:
+        """Return a copy of a file that is the server's own."""
+        copy = self.directory / path.name
+        shutil.copy(path, copy)
+        copy.chmod(0o600)
+        if self._owner:
+            os.chown(copy, self._owner["user"], self._owner["group"])
+        return copy
+
     def drop_database(self, name: str) -> None:
         """Drop a database with whoever is connected to it."""
         self.psql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -183,6 +209,19 @@ class PostgreSQL:
         finished = self._ask(["-c", sql], database, user)
         assert finished.returncode == 0, finished.stderr
         return finished.stdout.strip()
+
+    @contextmanager
+    def holding(self, lock: str, database: str) -> Iterator[None]:
+        """Have a session of somebody else hold a lock for the duration of the block."""
+        asleep = "FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        command = self._asking(["-c", f"BEGIN; {lock}; SELECT pg_sleep(600)"], database, _SUPERUSER)
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL):  # noqa: S603  its own client
+            while self.psql(f"SELECT count(*) {asleep}") == "0":
+                time.sleep(_POLL_SECONDS)
+            try:
+                yield
+            finally:
+                self.psql(f"SELECT pg_terminate_backend(pid) {asleep}")
 
     def dump(self, database: str) -> str:
         """Return the statements that make the schema `kkp` and its rows anew, for a server of any release."""
@@ -207,21 +246,15 @@ class PostgreSQL:
         user: str = _SUPERUSER,
         given: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
-        command: list[str | Path] = [
-            self._binaries / "psql",
-            *server,
-            "-X",
-            "-A",
-            "-t",
-            "-q",
-            "-v",
-            "ON_ERROR_STOP=1",
-            *what,
-        ]
+        command = self._asking(what, database, user)
         return subprocess.run(  # noqa: S603  its own client
             command, capture_output=True, text=True, check=False, input=given
         )
+
+    def _asking(self, what: Sequence[str], database: str, user: str) -> Sequence[str | Path]:
+        server = ["-h", str(self.directory), "-p", str(self.port), "-U", user, "-d", database]
+        options = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]
+        return [self._binaries / "psql", *server, *options, *what]
 
     def _run(self, command: Sequence[str]) -> None:
         subprocess.run(  # noqa: S603  its own tool
@@ -234,9 +267,9 @@ class PostgreSQL:
 
 
 @contextmanager
-def running(binaries: Path) -> Iterator[PostgreSQL]:
-    """Run a new server for the duration of the block."""
-    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-"))
+def running(binaries: Path, within: Path | None = None) -> Iterator[PostgreSQL]:
+    """Run a new server for the duration of the block, with its data in this directory if one is given."""
+    directory = Path(tempfile.mkdtemp(prefix="kkp-pg-", dir=within))
     owner: dict[str, Any] = {}
     if os.geteuid() == 0:
         nobody = pwd.getpwnam("nobody")
@@ -254,5 +287,8 @@ def running(binaries: Path) -> Iterator[PostgreSQL]:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        for port in random.sample(_PORTS, 100):
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise OSError("no port is free")

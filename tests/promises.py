@@ -68,10 +68,10 @@ PROMISES: Mapping[int, Promise] = {
         ),
     ),
     8: Promise(17, (Bar("modelled outages", 1_000),)),
-    9: Promise(1, (Bar("requests to rotate", 20),)),
+    9: Promise(1, (Bar("requests to rotate", 20), Bar("requests to rotate on PostgreSQL", 20))),
     10: Promise(12, (Bar("revocations", 100),)),
     11: Promise(7, (Bar("restored databases", 20),)),
-    12: Promise(10, (Bar("answers", 2_000),)),
+    12: Promise(10, (Bar("answers", 2_000), Bar("answers on PostgreSQL", 2_000))),
     13: Promise(1, (Bar("mutations", 2_000),)),
     15: Promise(1, (Bar("claims", 60),)),
     18: Promise(1, (Bar("shapes", 40),)),
@@ -92,7 +92,15 @@ PROMISES: Mapping[int, Promise] = {
             Bar("kills during a move", 50),
         ),
     ),
-    28: Promise(20, (Bar("answers traced", 1_000), Bar("kills", 100))),
+    28: Promise(
+        20,
+        (
+            Bar("answers traced", 1_000),
+            Bar("answers traced on PostgreSQL", 1_000),
+            Bar("kills", 100),
+            Bar("kills on PostgreSQL", 100),
+        ),
+    ),
     29: Promise(1),
     30: Promise(
         200,
@@ -103,13 +111,24 @@ PROMISES: Mapping[int, Promise] = {
         ),
     ),
     31: Promise(1),
-    32: Promise(40, (Bar("kills", 200), Bar("seconds to ready", most=5))),
+    32: Promise(
+        40,
+        (
+            Bar("kills", 200),
+            Bar("kills on PostgreSQL", 200),
+            Bar("kills of PostgreSQL", 50),
+            Bar("seconds to ready", most=5),
+        ),
+    ),
     33: Promise(
         10, (Bar("restarts", 30), Bar("requests", 3_000), Bar("seconds to notice or recover", most=10))
     ),
     34: Promise(1, (Bar("destinations", 60),)),
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),
+    39: Promise(
+        240, (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0))
+    ),
     40: Promise(1),
 }
 

@@ -1,41 +1,61 @@
 """Holds the promises against their bars: `make soak`, or `make soak PROMISES="13 19"` for some of them.
 
 One line for each: number, verdict, what this run counted beside its bar, how the tests ended, how long it
-took. The output of each run lies in `.soak/`. Exits with 1 if a promise does not hold.
+took. The output of each run lies in `.soak/`. With `REPORT=` a file, the same is kept there as a table
+(`tests.soak_report`). Exits with 1 if a promise does not hold.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.machine import hardware
 from tests.promises import PROMISES, Bar, Figure, read_figures
+from tests.soak_report import OtherMachineError, Report, Row, commit
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / ".soak"
 _SUMMARY = re.compile(r"^=+ (.*passed.*|.*failed.*|.*error.*) in .* =+$", re.MULTILINE)
 
 
-def main(wanted: list[str]) -> int:
-    """Run these promises, or all of them, and return the exit code."""
+def main(arguments: list[str]) -> int:
+    """Run the promises that are named, or all of them, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="make soak")
+    parser.add_argument("--report", type=Path, help="keep the table in this file")
+    parser.add_argument("promises", nargs="*", type=int, metavar="NUMBER")
+    given = parser.parse_args(arguments)
+    unknown = set(given.promises) - PROMISES.keys()
+    if unknown:
+        parser.error(f"there is no promise {', '.join(map(str, sorted(unknown)))}")
+    try:
+        report = None if given.report is None else Report.at(given.report.absolute(), hardware())
+    except OtherMachineError as error:
+        parser.error(str(error))
     OUTPUT.mkdir(exist_ok=True)
-    verdicts = [_hold(int(number)) for number in wanted or PROMISES]
+    verdicts = [_hold(number, report) for number in given.promises or PROMISES]
     print(f"{verdicts.count(True)} of {len(verdicts)} promises hold")  # noqa: T201  what it is for
     return 0 if all(verdicts) else 1
 
 
-def _hold(number: int) -> bool:
-    """Run the tests of one promise at its scale, and print its line."""
-    started = time.monotonic()
+def _hold(number: int, report: Report | None) -> bool:
+    """Run the tests of one promise at its scale, print its line, and keep it."""
+    began, started = datetime.now(UTC), time.monotonic()
+    at = "" if report is None else commit()  # as the run begins
     code, tests, figures = _run(number)
-    holds, told = verdict(number, code, figures)
-    line = "; ".join([*told, tests, f"{time.monotonic() - started:.0f} s"])
+    holds, counted = verdict(number, code, figures)
+    tests = f"{tests}; {time.monotonic() - started:.0f} s"
+    line = "; ".join([*counted, tests])
     print(f"{number:>2}  {'pass' if holds else 'FAIL'}  {line}", flush=True)  # noqa: T201  its line
+    if report is not None:
+        report.keep(number, Row(holds, "; ".join(counted), tests, PROMISES[number].scale, began, at))
     return holds
 
 

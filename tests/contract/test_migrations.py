@@ -32,13 +32,6 @@ LOCAL_KEY = LocalKeyRow("default", 1, 100.0, b"\0sealed\xff")
 CHECKPOINT = CheckpointRow(1, b"line 1")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "sqlite":
-        return SQLitePlace(tmp_path / "kkp.db")
-    return PostgreSQLPlace(request.getfixturevalue("postgres_server"))
-
-
 @pytest.fixture
 def revisions(tmp_path: Path) -> Path:
     """Where tomorrow's revisions lie."""

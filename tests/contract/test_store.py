@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection
@@ -37,18 +36,11 @@ from kkp.store.retention import RetentionStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
-from tests.databases import CHECK, Place, PostgreSQLPlace, SQLitePlace
+from tests.databases import CHECK, Place
 
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
 SECOND = RingRow("kid-2", 2, '{"kty":"OKP"}', 300.0, 400.0, None, b"mac 2")
 ORDERS = IdentityRow("orders", "{}", 100.25, None, b"\0mac\xff")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "sqlite":
-        return SQLitePlace(tmp_path / "kkp.db")
-    return PostgreSQLPlace(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture
@@ -679,7 +671,9 @@ async def test_records_are_pruned_with_the_statement_that_they_are_gone_or_not_a
     assert (await checkpoints.position()).records == 5  # there were ever
 
 
-async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Database) -> None:
+async def test_checkpoints_are_read_by_what_was_delivered_and_by_what_is_behind_a_number(
+    database: Database,
+) -> None:
     store = CheckpointStore(database)
     rows = [CheckpointRow(seq, b"line %d" % seq) for seq in (1, 2, 3)]
     made = iter(rows)
@@ -691,8 +685,8 @@ async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Data
     assert await store.undelivered(2) == rows[:2]
     await store.mark_delivered([1, 2, 3])
     assert await store.undelivered(2) == []
-    assert await store.mark_undelivered(1) == 2
-    assert await store.undelivered(9) == rows[1:]
+    assert (await store.behind(0, 2), await store.behind(1, 9)) == (rows[:2], rows[1:])
+    assert await store.behind(3, 9) == []
 
 
 # What is revoked.

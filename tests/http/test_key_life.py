@@ -10,6 +10,7 @@ import pytest
 
 from kkp.keyring.rotation import Keyring
 from kkp.ring_times import RingTimes
+from tests.databases import Place
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, running
 from tests.promises import Recorder
@@ -130,10 +131,10 @@ async def test_a_body_is_refused(kkp: KKP) -> None:
 
 @pytest.mark.promise(9)
 async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_token(
-    tmp_path: Path, record_promise: Recorder
+    tmp_path: Path, place: Place, record_promise: Recorder
 ) -> None:
     clock = FakeClock()
-    async with running(tmp_path, clock=clock) as kkp:
+    async with running(tmp_path, clock=clock, KKP_DATABASE_URL=place.url) as kkp:
         tokens = [await kkp.token(kkp.root_key)]
         first = await published(kkp)
         for _ in range(SCALE):
@@ -147,7 +148,7 @@ async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_to
             assert all(answer == answers[0] for answer in answers)
             assert len(set(await published(kkp)) | kids) <= len(kids) + 1
             assert answers[0]["activates_at"] > clock.now()
-            record_promise(9, "requests to rotate", len(answers))
+            record_promise(9, f"requests to rotate{place.where}", len(answers))
         assert set(first) <= set(await published(kkp))
         document = (await kkp.get("/keys/jwks")).json
         keys = jwt.PyJWKSet.from_dict(document)
@@ -160,10 +161,12 @@ async def test_twenty_requests_to_rotate_in_a_row_get_one_answer_and_break_no_to
 
 
 @pytest.mark.promise(9)
-async def test_a_full_ring_refuses_to_rotate_and_names_the_earliest_time(tmp_path: Path) -> None:
+async def test_a_full_ring_refuses_to_rotate_and_names_the_earliest_time(
+    tmp_path: Path, place: Place
+) -> None:
     clock = FakeClock()
     # The task has had its turn after the first request, and has none again within the test.
-    async with running(tmp_path, clock=clock, KKP_POLL_SECS="20") as kkp:
+    async with running(tmp_path, clock=clock, KKP_POLL_SECS="20", KKP_DATABASE_URL=place.url) as kkp:
         await kkp.token(kkp.root_key)
         keyring = kkp.services.public.keyring
         keys = sorted(keyring.view.ring.keys, key=lambda key: key.generation)
@@ -189,13 +192,14 @@ async def _insert_activated(keyring: Keyring, at: float) -> None:
 
 
 @pytest.mark.promise(12)
-async def test_revoking_again_and_again_never_leaves_kkp_without_a_key(kkp: KKP) -> None:
+async def test_revoking_again_and_again_never_leaves_kkp_without_a_key(tmp_path: Path, place: Place) -> None:
     revoked: set[str] = set()
-    for _ in range(10 * SCALE):
-        token = await kkp.token(kkp.root_key)
-        assert kid_of(token) not in revoked
-        answer = await revoke(kkp, kid_of(token))
-        assert answer.status == 200
-        assert answer.json["successor"] is not None
-        revoked.add(kid_of(token))
-        assert not revoked & set(await published(kkp))
+    async with running(tmp_path, KKP_DATABASE_URL=place.url) as kkp:
+        for _ in range(10 * SCALE):
+            token = await kkp.token(kkp.root_key)
+            assert kid_of(token) not in revoked
+            answer = await revoke(kkp, kid_of(token))
+            assert answer.status == 200
+            assert answer.json["successor"] is not None
+            revoked.add(kid_of(token))
+            assert not revoked & set(await published(kkp))

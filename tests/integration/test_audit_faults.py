@@ -61,9 +61,9 @@ def can_mount() -> bool:
 
 
 @contextmanager
-def mounted(directory: Path, size: str) -> Iterator[None]:
+def mounted(directory: Path, size: str, mode: str = "0700") -> Iterator[None]:
     """Mount a small file system of its own for the duration of the block."""
-    options = f"size={size},mode=0700,uid={os.getuid()}"
+    options = f"size={size},mode={mode},uid={os.getuid()}"
     execute("mount", "-t", "tmpfs", "-o", options, "tmpfs", directory)
     try:
         yield

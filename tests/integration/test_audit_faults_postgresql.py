@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,14 +17,16 @@ from typing import Any
 
 import pytest
 
+from tests import postgres
 from tests.harness import Answer
 from tests.integration.process import Server, kkp, serving, show
-from tests.integration.test_audit_faults import ANSWERED_SECONDS
+from tests.integration.test_audit_faults import ANSWERED_SECONDS, fill, mounted, needs_mount
 from tests.postgres import PostgreSQL
 
 pytestmark = pytest.mark.promise(29)
 
 CLIENTS = 8
+UNREADY_SECONDS = 10.0  # promise 38
 
 
 @pytest.fixture
@@ -67,7 +70,10 @@ async def is_closed(server: Server) -> None:
         answer, seconds = await mint(server)
         show(f"refused after {seconds:.2f} s")
         assert (answer.status, seconds < ANSWERED_SECONDS) == (503, True), answer.raw
-    assert (await server.get("/readyz")).status == 503
+    async with asyncio.timeout(UNREADY_SECONDS):
+        # On a full disk the small record of a probe finds room for a while where a decision's finds none.
+        while (await server.get("/readyz")).status != 503:  # noqa: ASYNC110  another process closes
+            await asyncio.sleep(0.05)
 
 
 async def works_again(server: Server) -> None:
@@ -89,7 +95,7 @@ def jti(token: str) -> str:
 
 
 @contextmanager
-def killed(postgres: PostgreSQL) -> Iterator[None]:
+def killed(postgres: PostgreSQL, _: str) -> Iterator[None]:
     postgres.kill()
     try:
         yield
@@ -98,7 +104,7 @@ def killed(postgres: PostgreSQL) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_at_once(postgres: PostgreSQL) -> Iterator[None]:
+def stopped_at_once(postgres: PostgreSQL, _: str) -> Iterator[None]:
     postgres.stop(signal.SIGQUIT)
     try:
         yield
@@ -106,24 +112,77 @@ def stopped_at_once(postgres: PostgreSQL) -> Iterator[None]:
         postgres.start()
 
 
-def standing_still(postgres: PostgreSQL) -> AbstractContextManager[None]:
+def standing_still(postgres: PostgreSQL, _: str) -> AbstractContextManager[None]:
     return postgres.frozen()
 
 
-Fault = Callable[[PostgreSQL], AbstractContextManager[None]]
-FAULTS: list[Fault] = [killed, stopped_at_once, standing_still]
+def locked_by_somebody_else(postgres: PostgreSQL, database: str) -> AbstractContextManager[None]:
+    return postgres.holding("LOCK TABLE kkp.audit_records IN ACCESS EXCLUSIVE MODE", database)
+
+
+@contextmanager
+def made_read_only(postgres: PostgreSQL, _: str) -> Iterator[None]:
+    postgres.psql("ALTER SYSTEM SET default_transaction_read_only = on")
+    postgres.psql("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        postgres.psql("ALTER SYSTEM RESET default_transaction_read_only")
+        postgres.psql("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def full(postgres: PostgreSQL, _: str) -> Iterator[None]:
+    ballast = postgres.directory / "ballast"
+    fill(ballast)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+        if not postgres.is_alive:  # it ends itself where it can't write its log any more
+            postgres.start()
+
+
+Fault = Callable[[PostgreSQL, str], AbstractContextManager[None]]
+FAULTS: list[Fault] = [killed, stopped_at_once, standing_still, locked_by_somebody_else, made_read_only]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_without_its_database_it_does_nothing_and_then_works_again(
     server: Server, postgres_server: PostgreSQL, url: str, fault: Fault
 ) -> None:
+    await closes_and_heals(server, url, fault(postgres_server, url.rpartition("/")[2]))
+
+
+@pytest.fixture
+def small_server() -> Iterator[PostgreSQL]:
+    """A server on a disk of its own."""
+    binaries = postgres.binaries()
+    if binaries is None:
+        pytest.skip(postgres.NO_BINARIES)
+    disk = Path(tempfile.mkdtemp(prefix="kkp-disk-"))
+    with mounted(disk, "160m", mode="0711"), postgres.running(binaries, disk) as server:
+        yield server
+    disk.rmdir()
+
+
+@needs_mount
+async def test_with_a_full_disk_under_its_database_it_does_nothing_and_then_works_again(
+    tmp_path: Path, small_server: PostgreSQL
+) -> None:
+    name = small_server.create_database()
+    url = small_server.url(name)
+    async with serving(tmp_path, environ={"KKP_DATABASE_URL": url}) as server:
+        await closes_and_heals(server, url, full(small_server, name))
+
+
+async def closes_and_heals(server: Server, url: str, fault: AbstractContextManager[None]) -> None:
     await works_again(server)
     minted: list[str] = []
     until = asyncio.Event()
     clients = [asyncio.create_task(keep_minting(server, minted, until)) for _ in range(CLIENTS)]
     await asyncio.sleep(0.5)
-    with fault(postgres_server):
+    with fault:
         await is_closed(server)
     await works_again(server)
     until.set()

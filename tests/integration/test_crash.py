@@ -10,20 +10,29 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import Place
 from tests.integration.process import names, serving
-from tests.integration.test_kill_rotation import Seen, check_nowhere_in_the_clear, spellings, unwrap
+from tests.integration.test_kill import signing_keys
+from tests.integration.test_kill_rotation import Seen, check_nowhere_in_the_clear, spellings
+from tests.postgres import PASSWORD
 
 pytestmark = pytest.mark.promise(40)
 
 
-@pytest.mark.parametrize(
-    "crash", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT], ids=lambda crash: crash.name
-)
-async def test_a_crash_leaves_no_key_behind(tmp_path: Path, crash: signal.Signals) -> None:
+CRASHES = [
+    *(("sqlite", crash) for crash in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)),
+    ("postgresql", signal.SIGSEGV),
+]
+
+
+@pytest.mark.parametrize(("place", "crash"), CRASHES, indirect=["place"])
+async def test_a_crash_leaves_no_key_behind(tmp_path: Path, place: Place, crash: signal.Signals) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     try:
-        async with serving(tmp_path, environ={"PYTHONFAULTHANDLER": "1"}) as server:
+        async with serving(
+            tmp_path, environ={"PYTHONFAULTHANDLER": "1", "KKP_DATABASE_URL": place.url}
+        ) as server:
             token = await server.token()
             assert (await server.seal(token, "hello")).status == 200
             before, said = names(tmp_path), server.banner
@@ -34,12 +43,11 @@ async def test_a_crash_leaves_no_key_behind(tmp_path: Path, crash: signal.Signal
             assert server.banner == said
             assert "File " in server.log  # Python's own handler told where it was
             secrets = [base64.urlsafe_b64decode((server.data_dir / "master.key").read_text())]
-            secrets += [server.root_key.encode()]
+            secrets += [server.root_key.encode(), PASSWORD.encode()]
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
-    seen = Seen()
-    unwrap(tmp_path, seen)
-    assert len(seen.seeds) == 2
-    check_nowhere_in_the_clear(tmp_path, seen)
+    private = await signing_keys(server.data_dir, place)
+    assert len(private) == 2
+    check_nowhere_in_the_clear(tmp_path, Seen(seeds=dict(zip(("active", "next"), private, strict=True))))
     for secret in secrets:
         assert not any(spelling in server.log.encode() for spelling in spellings(secret))

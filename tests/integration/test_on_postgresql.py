@@ -34,6 +34,7 @@ async def test_a_token_an_envelope_and_their_records_are_kept_there(tmp_path: Pa
     assert after.count("decrypt") == before.count("decrypt") + 1
 
 
+@pytest.mark.promise(40)
 async def test_a_database_is_made_once_and_by_its_password_s_file(
     tmp_path: Path, postgres_server: PostgreSQL, url: str
 ) -> None:
