@@ -38,6 +38,7 @@ every version is read for ever.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, final
@@ -68,6 +69,10 @@ FIRST_PREV: Final = "0" * 64
 
 _PREFIXES: Final = {version: b"kkp/audit-checkpoint/v%d\0" % version for version in (1, VERSION)}
 _KIND: Final = "checkpoint"
+_END: Final = re.compile(
+    rb'"seq":([0-9]{1,16}),"time":[0-9]{1,16},"v":[0-9]{1,3}\},"signature":"[^"]{86}"\}\n?\Z'
+)
+_END_BYTES: Final = 256
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -218,6 +223,12 @@ def read_checkpoint(line: bytes) -> Checkpoint:
         hash=hashlib.sha256(signed).hexdigest(),
         line=line,
     )
+
+
+def claimed_number(line: bytes) -> int:
+    """Return the number that stands at the end of a line; 0 for none. Nothing is verified."""
+    found = _END.search(line, max(0, len(line) - _END_BYTES))
+    return int(found[1]) if found is not None else 0
 
 
 def disagreements(checkpoint: Checkpoint, standing: Standing) -> list[str]:

@@ -8,7 +8,6 @@ found, but for one that an accepted rollback left.
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Final, TypeAlias, cast, final
 
 from kkp.audit.chain import FIRST_SEQ
 from kkp.audit.checkpoint_files import CheckpointFile
-from kkp.audit.checkpoints import FIRST_NUMBER, Checkpoint, read_checkpoint
+from kkp.audit.checkpoints import FIRST_NUMBER, Checkpoint, claimed_number, read_checkpoint
 from kkp.audit.evidence import Series, last_rollback
 from kkp.audit.stored_log import StoredLog, stored_prunings
 from kkp.audit.verify import Row, StoredRow, Verdict, verify_rows
@@ -34,9 +33,6 @@ _CHECKPOINTS_FROM: Final = (
 )
 _LINES_AT_ONCE: Final = 128  # each of them may be of 1 MiB
 _ROLLBACK: Final = b'"rollback":true'
-_NUMBER: Final = re.compile(
-    rb'"seq":([0-9]{1,16}),"time":[0-9]{1,16},"v":[0-9]{1,3}\},"signature":"[^"]*"\}\Z'
-)
 
 
 def verify_log(
@@ -125,8 +121,8 @@ class _Checkpoints:
 
     def _is_own(self, line: bytes) -> bool:
         """Tell whether the database has the same line, which then need not be read twice."""
-        number = _NUMBER.search(line)
-        return number is not None and self._line(int(number[1])) == line
+        number = claimed_number(line)
+        return bool(number) and self._line(number) == line
 
     def _line(self, seq: int) -> object:
         """Return one of the database's lines; they are asked for about in order, and read some at a time."""
