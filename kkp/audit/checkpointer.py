@@ -224,7 +224,7 @@ class Checkpointer:
             raise ConfigError([f"{problem}; restore the database from a backup"]) from None
 
     async def _sunk(self, *, is_start: bool = False) -> Checkpoint | None:
-        """Return the newest one that the sink holds; near its end it is but where older ones came again."""
+        """Return the newest one that the sink holds; at a start, wherever it stands, else near the end."""
         if not isinstance(self._sink, ReadableSink):
             return None
         try:

@@ -53,7 +53,7 @@ from kkp.model import JSON
 
 MAX_QUEUED: Final = 4096
 MAX_BATCH: Final = 256
-MAX_GIVEN_UP: Final = 4096
+_MAX_GIVEN_UP: Final = 4096
 DEADLINE_SECONDS: Final = 1.0
 PROBE_SECONDS: Final = 1.0
 
@@ -108,7 +108,7 @@ class AuditLog:
         self._failing = False
         self._head: ChainHead | None = None  # None: unknown, to be read from the store
         self._durable: ChainHead | None = None  # the last one known to be so
-        self._given_up: deque[bytes] = deque(maxlen=MAX_GIVEN_UP)  # heads that may have become durable since
+        self._given_up: deque[bytes] = deque(maxlen=_MAX_GIVEN_UP)  # heads that may have become durable since
         self._queue: deque[_Pending] = deque()
         self._in_flight: Sequence[_Pending] = ()
         self._writer: asyncio.Task[None] | None = None

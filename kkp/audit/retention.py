@@ -155,9 +155,7 @@ class Pruner:
         if _CHAIN.fullmatch(prunable.chain) is None:
             raise StateUntrustedError(f"The chain {prunable.chain!a:.80} is none of KKP's.")
         path = directory / f"{prunable.chain}.{prunable.first:012}-{prunable.last.seq:012}.jsonl"
-        part = path.with_name(
-            f"{path.name}.{secrets.token_hex(8)}.part"
-        )  # one's own: two may prune at a time
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")  # two may prune at a time
         try:
             await self._write(part, prunable)
             await asyncio.to_thread(self._check, part, prunable)

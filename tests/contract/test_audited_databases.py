@@ -16,6 +16,7 @@ from kkp.audit.prover import prove_record
 from kkp.audit.stored_log import StoredLog
 from kkp.audit.tree import Frontier
 from kkp.store import schema
+from kkp.store.checkpoints import CHECKPOINTS_A_PAGE
 from tests.audited import PUBLIC_KEY, AuditedDatabase, Boot
 from tests.databases import PostgreSQLPlace, SQLitePlace
 
@@ -187,7 +188,7 @@ async def test_chains_that_can_not_ever_have_a_tree_keep_no_other_one_from_being
         await process.checkpoint()
         planted = [
             {"chain": f"a-{number:03}", "head_seq": 5, "head_hash": bytes(32), "carried_seq": 5}
-            for number in range(130)
+            for number in range(64)
         ]
         await process.database.write(
             lambda connection: connection.execute(insert(schema.audit_chains), planted)
@@ -195,7 +196,7 @@ async def test_chains_that_can_not_ever_have_a_tree_keep_no_other_one_from_being
         forget = delete(schema.audit_trees).where(schema.audit_trees.c.chain == "z-ended")
         await process.database.write(lambda connection: connection.execute(forget))
         listed = set()
-        for _ in range(3):
+        for _ in range(CHECKPOINTS_A_PAGE):
             await process.record()
             listed |= {head.chain for head in (await process.checkpoint()).heads if head.root is not None}
     assert listed == {"z-ended", "z-server"}
