@@ -28,9 +28,7 @@ _FIRST_ROWS: Final = "SELECT chain, seq, hash, body FROM audit_records NOT INDEX
 _ALL_ROWS: Final = "SELECT chain, seq, hash, body FROM audit_records NOT INDEXED ORDER BY position"
 _COUNT_ROWS: Final = "SELECT count(*) FROM audit_records"  # what a progress bar shows is no evidence
 _CHECKPOINTS: Final = "SELECT seq, line FROM checkpoints NOT INDEXED ORDER BY seq"
-_CHECKPOINTS_FROM: Final = (
-    "SELECT seq, line FROM checkpoints NOT INDEXED WHERE seq >= :first AND seq < :first + :count"
-)
+_CHECKPOINTS_FROM: Final = "SELECT seq, line FROM checkpoints NOT INDEXED WHERE seq >= :first AND seq < :end"
 _LINES_AT_ONCE: Final = 128  # each of them may be of 1 MiB
 _ROLLBACK: Final = b'"rollback":true'
 
@@ -128,9 +126,10 @@ class _Checkpoints:
         """Return one of the database's lines; they are asked for about in order, and read some at a time."""
         first = seq - seq % _LINES_AT_ONCE
         if first != self._window[0]:
-            values = {"first": first, "count": _LINES_AT_ONCE}
+            values = {"first": first, "end": first + _LINES_AT_ONCE}
             rows = self._log.query(_CHECKPOINTS_FROM, values) if self._log.has("checkpoints") else ()
-            self._window = first, dict(cast("Iterable[tuple[object, object]]", rows))
+            # By its iterator: SQLAlchemy's results look like a mapping to `dict`.
+            self._window = first, dict(iter(cast("Iterable[tuple[object, object]]", rows)))
         return self._window[1].get(seq)
 
 

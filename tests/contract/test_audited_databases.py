@@ -10,11 +10,13 @@ import pytest
 from sqlalchemy import delete, insert
 
 from kkp.audit import retention, trees
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpoints import Checkpoint, ListedHead
 from kkp.audit.proofs import check_proof, read_proof
 from kkp.audit.prover import prove_record
 from kkp.audit.stored_log import StoredLog
 from kkp.audit.tree import Frontier
+from kkp.audit.verify_log import verify_log
 from kkp.store import schema
 from kkp.store.checkpoints import CHECKPOINTS_A_PAGE
 from tests.audited import PUBLIC_KEY, AuditedDatabase, Boot
@@ -200,3 +202,16 @@ async def test_chains_that_can_not_ever_have_a_tree_keep_no_other_one_from_being
             await process.record()
             listed |= {head.chain for head in (await process.checkpoint()).heads if head.root is not None}
     assert listed == {"z-ended", "z-server"}
+
+
+async def test_a_log_is_compared_with_the_file_of_a_sink(log: AuditedDatabase, tmp_path: Path) -> None:
+    async with log.boot("server") as process:
+        for _ in range(3):
+            await process.record()
+            await process.checkpoint()
+    file = tmp_path / "sink"
+    file.write_bytes(b"".join(line + b"\n" for line in log.sink.lines))
+    found = [CheckpointFile(file)]
+    verdict = await log.read(lambda stored: verify_log(stored, found, public_key=PUBLIC_KEY))
+    assert verdict.clean, verdict
+    assert verdict.evidence.count == 3
