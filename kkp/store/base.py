@@ -167,6 +167,13 @@ def bump_epoch(connection: Connection) -> None:
         connection.execute(select(func.pg_notify(schema.EPOCH_CHANNEL, str(epoch))))
 
 
+def raise_epoch(connection: Connection, beyond: int) -> None:
+    """Have the epoch be higher than one that was known elsewhere, and than the present one."""
+    state = schema.state
+    connection.execute(update(state).where(state.c.epoch < beyond).values(epoch=beyond))
+    bump_epoch(connection)
+
+
 def mark_epoch(connection: Connection, epoch: int) -> None:
     """Mark a new epoch, so that no other one of the same number is taken for it."""
     connection.execute(insert(schema.epochs).values(epoch=epoch, mark=os.urandom(_MARK_BYTES)))
