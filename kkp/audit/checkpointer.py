@@ -127,7 +127,7 @@ class Checkpointer:
             KKPError: The database can't be read.
         """
         stored = await self._stored()
-        sunk = await self._sunk()
+        sunk = await self._sunk(is_start=True)
         newest = max(filter(None, (sunk, stored)), key=lambda checkpoint: checkpoint.seq, default=None)
         self._newest = newest
         if newest is None:
@@ -223,11 +223,12 @@ class Checkpointer:
             problem = f"KKP_DATABASE_URL: the database's checkpoint {row.seq} can't be believed ({error})"
             raise ConfigError([f"{problem}; restore the database from a backup"]) from None
 
-    async def _sunk(self) -> Checkpoint | None:
+    async def _sunk(self, *, is_start: bool = False) -> Checkpoint | None:
+        """Return the newest one that the sink holds; at a start, wherever it stands, else near the end."""
         if not isinstance(self._sink, ReadableSink):
             return None
         try:
-            found = read_lines(await self._sink.tail())
+            found = read_lines([*await self._sink.tail(), *(await self._sink.highest() if is_start else ())])
             newest = max(found, key=lambda checkpoint: checkpoint.seq, default=None)
             return self._believed(newest.line) if newest is not None else None
         except NotCheckpointsError as error:

@@ -27,7 +27,9 @@ the version; who verifies needs the public key only.
 The heads are a frontier: each of the other chains is carried, at its present head, by the first record of a
 chain that is listed or carried itself. So the few heads listed commit to every record of every chain, and a
 checkpoint does not grow with the number of boots. The last record of each chain is listed at least once with
-its root, by which any of the chain's records can be proven.
+its root, by which any of the chain's records can be proven, as long as that checkpoint is kept: the database
+keeps all of them, and a gap in its numbers is found (`kkp.audit.verify_log`), but not that the last are gone.
+That only a copy outside of it tells.
 
 Evolution: the format never changes in place. A new member or meaning is a new `v` under a new prefix, and
 every version is read for ever.
@@ -36,6 +38,7 @@ every version is read for ever.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, final
@@ -61,10 +64,15 @@ from kkp.rows import LogPosition, Standing
 
 PURPOSE: Final = "kkp/audit-checkpoint/v1"
 VERSION: Final = 2
+FIRST_NUMBER: Final = 1
 FIRST_PREV: Final = "0" * 64
 
 _PREFIXES: Final = {version: b"kkp/audit-checkpoint/v%d\0" % version for version in (1, VERSION)}
 _KIND: Final = "checkpoint"
+_END: Final = re.compile(
+    rb'"seq":([0-9]{1,16}),"time":[0-9]{1,16},"v":[0-9]{1,3}\},"signature":"[^"]{86}"\}\n?\Z'
+)
+_END_BYTES: Final = 256
 
 
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,7 +182,7 @@ class CheckpointSigner:
         body = rfc8785.dumps(
             {
                 "v": VERSION,
-                "seq": previous.seq + 1 if previous is not None else 1,
+                "seq": previous.seq + 1 if previous is not None else FIRST_NUMBER,
                 "prev": previous.hash if previous is not None else FIRST_PREV,
                 "time": int(now),
                 "epoch": position.epoch,
@@ -215,6 +223,12 @@ def read_checkpoint(line: bytes) -> Checkpoint:
         hash=hashlib.sha256(signed).hexdigest(),
         line=line,
     )
+
+
+def claimed_number(line: bytes) -> int:
+    """Return the number that stands at the end of a line; 0 for none. Nothing is verified."""
+    found = _END.search(line, max(0, len(line) - _END_BYTES))
+    return int(found[1]) if found is not None else 0
 
 
 def disagreements(checkpoint: Checkpoint, standing: Standing) -> list[str]:

@@ -95,6 +95,11 @@ class Series:
             if self._is_next(checkpoint) and checkpoint.seq >= self._since:
                 yield checkpoint
 
+    @property
+    def has_begun(self) -> bool:
+        """Tell whether a checkpoint went by."""
+        return self._newest is not None
+
     def evidence(self) -> Evidence:
         """Return what the series said, once it has streamed by."""
         return Evidence(self._newest, self._count, tuple(self._problems), tuple(self._notes))

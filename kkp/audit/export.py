@@ -7,6 +7,9 @@
 Before the first record of the log stands the signed line of each pruning (`kkp.audit.prunings`), if there are
 any, and at the head of a file of pruned records their proof (`kkp.audit.proofs`).
 
+Files of pruned records are read first, in the order of what they hold and not of their names. Where a pruning
+was killed and done again, later parts hold some of their records once more: those are passed over.
+
 `record` is the record's body, byte for byte as it was hashed; `chain`, `seq` and `hash` are the database's
 columns. A record whose columns or body were replaced by something that has no place in such a line is left
 out and reported; verification then finds that it is missing.
@@ -17,20 +20,21 @@ out and reported; verification then finds that it is missing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import filterfalse, takewhile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
-from kkp.audit.chain import FIRST_SEQ
+from kkp.audit.chain import FIRST_SEQ, record_hash
 from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import weigh
 from kkp.audit.prunings import read_pruning
 from kkp.audit.stored_log import StoredLog, stored_prunings
 from kkp.audit.verify import Row, StoredRow, UnreadableError, Verdict, verify_rows
 
+_NEVER: Final = 2**63
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 _PRUNING: Final = b'{"pruning":'
 _PROOF: Final = b'{"proves":'
@@ -68,6 +72,34 @@ class ExportedRow(NamedTuple):
 
 class _Proof(msgspec.Struct, frozen=True):
     chain: str
+    first: int
+
+
+class _ExportedPruning(NamedTuple):
+    """A pruning's line, and what it says: which chain lost its records, up to which one."""
+
+    chain: str
+    seq: int
+    line: bytes
+
+
+class _Part(NamedTuple):
+    """A file, and what stands before its records."""
+
+    path: Path
+    proof: _Proof | None
+    prunings: tuple[_ExportedPruning, ...]
+
+    @property
+    def place(self) -> tuple[bool, str, int]:
+        """Where it stands among the others."""
+        return (False, self.proof.chain, self.proof.first) if self.proof is not None else (True, "", 0)
+
+    def begin(self, chain: str) -> int:
+        """Return the number before which it holds no record of a chain."""
+        if self.proof is not None:
+            return self.proof.first if self.proof.chain == chain else _NEVER
+        return max((pruning.seq for pruning in self.prunings if pruning.chain == chain), default=0) + 1
 
 
 _proof_decoder = msgspec.json.Decoder(_Proof)
@@ -120,15 +152,16 @@ def verify_export(
     """Verify an exported log.
 
     Args:
-        paths: Its parts, in the order in which they were exported.
+        paths: Its parts, in the order in which they were exported; those of pruned records in any order.
         checkpoints: What to compare it with.
         public_key: The key that must have signed them all; None: whichever signed the first.
 
     Raises:
         UnreadableError: A part can't be read, or is no export.
     """
-    firsts = (row for row in map(StoredRow._make, _rows(paths)) if row.seq == FIRST_SEQ)
-    return verify_rows(_rows(paths), firsts, weigh(checkpoints, public_key), _prunings(paths))
+    parts = sorted(map(_part, paths), key=lambda part: part.place)
+    firsts = (row for row in map(StoredRow._make, _rows(parts)) if row.seq == FIRST_SEQ)
+    return verify_rows(_rows(parts), firsts, weigh(checkpoints, public_key), _prunings(parts))
 
 
 def write_row(row: StoredRow) -> bytes | None:
@@ -153,48 +186,71 @@ def _exported_prunings(log: StoredLog) -> Iterator[Exported]:
         yield Exported(chain, 0, line + b"\n" if is_line else None)
 
 
-def _prunings(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
+def _prunings(parts: Sequence[_Part]) -> Iterator[tuple[str, bytes]]:
     """Return the prunings of chains whose pruned records are not among the parts themselves."""
-    heads = [line.removesuffix(b"\n") for path in paths for line in _head(path)]
-    present = {_proven_chain(line) for line in heads if line.startswith(_PROOF)}
-    for line in heads:
-        if line.startswith(_PRUNING) and (chain := _pruned_chain(line)) not in present:
-            yield chain, line
+    present = {part.proof.chain for part in parts if part.proof is not None}
+    for part in parts:
+        for chain, _, line in part.prunings:
+            if chain not in present:
+                yield chain, line
 
 
-def _head(path: Path) -> list[bytes]:
+def _part(path: Path) -> _Part:
     try:
         with path.open("rb") as file:
-            return list(takewhile(_is_no_record, file))
+            head = [line.removesuffix(b"\n") for line in takewhile(_is_no_record, file)]
     except OSError as error:
         raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+    proofs = [_proof(line) for line in head if line.startswith(_PROOF)]
+    prunings = [_pruning(line) for line in head if line.startswith(_PRUNING)]
+    return _Part(path, next(iter(proofs), None), tuple(prunings))
 
 
-def _proven_chain(line: bytes) -> str | None:
+def _proof(line: bytes) -> _Proof | None:
     try:
-        return _proof_decoder.decode(line).chain
+        return _proof_decoder.decode(line)
     except (ValueError, RecursionError):
         return None
 
 
-def _pruned_chain(line: bytes) -> str:
+def _pruning(line: bytes) -> _ExportedPruning:
     try:
-        return read_pruning(line).head.chain
+        head = read_pruning(line).head
     except ValueError:  # whoever takes it in, says so
-        return "an exported pruning"
+        return _ExportedPruning("an exported pruning", 0, line)
+    return _ExportedPruning(head.chain, head.seq, line)
 
 
 def _is_no_record(line: bytes) -> bool:
     return line.startswith((_PRUNING, _PROOF))
 
 
-def _rows(paths: Iterable[Path]) -> Iterator[Row]:
-    for path in paths:
-        try:
-            with path.open("rb") as file:
-                yield from _rows_of(filterfalse(_is_no_record, file), path)
-        except OSError as error:
-            raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
+def _rows(parts: Sequence[_Part]) -> Iterator[Row]:
+    """Return all records, but for those that a file of pruned records held already."""
+    known: dict[tuple[str, int], bytes] = {}  # of those only that a later part may hold, too
+    for number, part in enumerate(parts, 1):
+        later = [other.begin(part.proof.chain) for other in parts[number:]] if part.proof is not None else ()
+        again = min(later, default=_NEVER)
+        for row in _rows_in(part.path):
+            if isinstance(row, ExportedRow):
+                if _is_known(row, known):
+                    continue
+                if row.seq >= again:
+                    known[row.chain, row.seq] = row.hash
+            yield row
+
+
+def _is_known(row: ExportedRow, known: Mapping[tuple[str, int], bytes]) -> bool:
+    found = known.get((row.chain, row.seq))
+    return found is not None and found == row.hash == record_hash(row.body)
+
+
+def _rows_in(path: Path) -> Iterator[Row]:
+    try:
+        with path.open("rb") as file:
+            yield from _rows_of(filterfalse(_is_no_record, file), path)
+    except OSError as error:
+        raise UnreadableError(f"{path} can't be read as an audit log: {error}") from error
 
 
 def read_line(line: bytes) -> ExportedRow:

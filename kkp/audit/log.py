@@ -8,7 +8,7 @@
   them down does not hold up the event loop for more than some milliseconds.
 - The chain's head moves only after a commit that is known to have happened. After any other it is read from
   the store before the next append, and (chain, seq) is unique there: a commit that was given up on, and lands
-  late, makes a later one fail but never forks the chain.
+  late, makes a later one fail but never forks the chain. A head that is not its own is not gone on from.
 - A store that fails is tried again with the next record: the log closes and heals by itself.
 - A waiter that is cancelled harms nobody, and its record is still written: hanging up hides no denial.
 
@@ -53,6 +53,7 @@ from kkp.model import JSON
 
 MAX_QUEUED: Final = 4096
 MAX_BATCH: Final = 256
+_MAX_GIVEN_UP: Final = 4096
 DEADLINE_SECONDS: Final = 1.0
 PROBE_SECONDS: Final = 1.0
 
@@ -106,7 +107,8 @@ class AuditLog:
         self._accepting = False
         self._failing = False
         self._head: ChainHead | None = None  # None: unknown, to be read from the store
-        self._durable_seq = 0  # the last one known to be durable
+        self._durable: ChainHead | None = None  # the last one known to be so
+        self._given_up: deque[bytes] = deque(maxlen=_MAX_GIVEN_UP)  # heads that may have become durable since
         self._queue: deque[_Pending] = deque()
         self._in_flight: Sequence[_Pending] = ()
         self._writer: asyncio.Task[None] | None = None
@@ -127,7 +129,9 @@ class AuditLog:
         """
 
         def make_first(heads: Sequence[ChainHead]) -> ChainedRow:
-            return first_record(self._chain, self._clock.now(), __version__, heads)
+            first = first_record(self._chain, self._clock.now(), __version__, heads)
+            self._durable = ChainHead(self._chain, first.seq, first.hash)
+            return first
 
         try:
             await self._store.open_chain(self._chain, make_first)
@@ -267,6 +271,8 @@ class AuditLog:
             written = self._link_all(batch, head, now, day)
             rows = [row for _, row in written]
             began = time.perf_counter()
+            if rows:
+                self._given_up.append(rows[-1].hash)  # until it is known to be durable
             async with self._limit():
                 epoch = await self._store.append(self._chain, rows) if rows else 0
         except Exception as error:  # noqa: BLE001  whatever the store raises, the answer is no
@@ -275,7 +281,8 @@ class AuditLog:
                 pending.refuse("The audit record could not be made durable.")
             return
         self._head = ChainHead(self._chain, rows[-1].seq, rows[-1].hash) if rows else head
-        self._durable_seq = self._head.seq
+        self._durable = self._head
+        self._given_up.clear()
         self._note_success()
         if self._on_commit is not None:
             self._on_commit(len(rows), time.perf_counter() - began)
@@ -290,9 +297,11 @@ class AuditLog:
     async def _stored_head(self) -> ChainHead:
         async with self._limit():
             head = await self._store.chain_head(self._chain)
-        if head is None or head.seq < self._durable_seq:
+        if head is None or (self._durable is not None and head.seq < self._durable.seq):
             # The database was rolled back under us: going on would write a second record of the same number.
             raise AuditUnavailableError("The stored chain is behind what was acknowledged.")
+        if head != self._durable and head.hash not in self._given_up:
+            raise AuditUnavailableError("The stored chain ends in a record that this process did not make.")
         return head
 
     def _link_all(

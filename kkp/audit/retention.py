@@ -6,6 +6,7 @@
   record carries: a start compares the database with the former, and a checkpoint lists the latter.
 - Before anything is signed, each record is compared with its hash, and the root over all of them with the one
   that the checkpoint lists. A log that was tampered with is not pruned: that would sign the tampering.
+  What was exported is read back and compared with that root again, before any of it is deleted.
 - They are on record first, exported next, and deleted last: slice by slice, each together with the signed
   statement that it is gone (`kkp.audit.prunings`). Whenever this is killed, the log verifies, and the next
   run goes on.
@@ -20,7 +21,9 @@ import asyncio
 import math
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, final
@@ -28,7 +31,14 @@ from typing import Final, Protocol, final
 from kkp.audit.chain import read_body, record_hash
 from kkp.audit.checkpoints import Checkpoint, CheckpointSigner, read_checkpoint
 from kkp.audit.export import write_row
-from kkp.audit.proofs import RecordsProof, write_proof
+from kkp.audit.proofs import (
+    DisprovedError,
+    NoProofError,
+    RecordsProof,
+    check_proof,
+    read_proof,
+    write_proof,
+)
 from kkp.audit.prunings import Pruning, read_pruning, sign_pruning
 from kkp.audit.tree import Frontier, Range, subtrees
 from kkp.audit.verify import StoredRow
@@ -139,26 +149,42 @@ class Pruner:
 
         Raises:
             ConfigError: It can't be written.
-            StateUntrustedError: The chain's name is none of KKP's: it may lead elsewhere.
+            StateUntrustedError: The chain's name is none of KKP's: it may lead elsewhere. Or what was written
+                is not what the checkpoint lists.
         """
         if _CHAIN.fullmatch(prunable.chain) is None:
             raise StateUntrustedError(f"The chain {prunable.chain!a:.80} is none of KKP's.")
-        path = directory / f"{prunable.chain}.{prunable.first}-{prunable.last.seq}.jsonl"
-        part = path.with_suffix(".part")
+        path = directory / f"{prunable.chain}.{prunable.first:012}-{prunable.last.seq:012}.jsonl"
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")  # two may prune at a time
         try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(write_proof(_proof(prunable)))
-                for start, head in _slices(prunable):
-                    rows = await self._store.records(head.chain, start, head.seq)
-                    file.writelines(_line(head.chain, row) for row in rows)
-                file.flush()
-                os.fsync(file.fileno())
+            await self._write(part, prunable)
+            await asyncio.to_thread(self._check, part, prunable)
             part.rename(path)
             flush_directory(directory)
         except OSError as error:
             raise ConfigError([f"--export: {path} can't be written ({error.strerror})"]) from error
+        finally:
+            with suppress(OSError):
+                part.unlink()
         return path
+
+    async def _write(self, path: Path, prunable: Prunable) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(write_proof(_proof(prunable)))
+            for start, head in _slices(prunable):
+                rows = await self._store.records(head.chain, start, head.seq)
+                file.writelines(_line(head.chain, row) for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check(self, path: Path, prunable: Prunable) -> None:
+        """Verify what was written: the records may be others than those that were compared before."""
+        try:
+            with path.open("rb") as file:
+                check_proof(read_proof(file.readline()), file, self._signer.public_key)
+        except (NoProofError, DisprovedError) as error:
+            raise StateUntrustedError(_ALTERED.format(prunable.under)) from error
 
     async def delete(self, prunable: Prunable, on_slice: Callable[[int], object]) -> None:
         """Delete the records; tell after each slice how many it had."""

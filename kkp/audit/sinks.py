@@ -17,9 +17,11 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, final, runtime_checkable
 
+from kkp.audit.checkpoints import claimed_number
 from kkp.audit.signed_lines import MAX_LINE_BYTES
 from kkp.config import SinkAddress
 from kkp.data_dir import flush_directory, is_writable_by_others, open_private, write_all
@@ -47,6 +49,13 @@ class ReadableSink(CheckpointSink, Protocol):
 
     async def tail(self) -> Sequence[bytes]:
         """Return the last lines with their newlines, the latest included; nothing if none was taken yet.
+
+        Raises:
+            ConfigError: It can't be read.
+        """
+
+    async def highest(self) -> Sequence[bytes]:
+        """Return the line of the highest number that it ever took, wherever it is; nothing if there is none.
 
         Raises:
             ConfigError: It can't be read.
@@ -94,6 +103,10 @@ class FileSink:
         """Return the last lines."""
         return await asyncio.to_thread(self._tail)
 
+    async def highest(self) -> Sequence[bytes]:
+        """Return the line of the highest number."""
+        return await asyncio.to_thread(self._highest)
+
     def _append(self, line: bytes) -> None:
         is_new = not self.path.exists()
         descriptor = self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT)
@@ -122,6 +135,16 @@ class FileSink:
             os.close(descriptor)
         lines = content.splitlines(keepends=True)
         return lines[1:] if start else lines
+
+    def _highest(self) -> Sequence[bytes]:
+        try:
+            descriptor = self._open(os.O_RDONLY)
+        except FileNotFoundError:
+            return []
+        with os.fdopen(descriptor, "rb") as file:
+            lines = iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
+            highest = max(lines, key=claimed_number, default=b"")
+        return [highest] if claimed_number(highest) else []
 
     def _open(self, flags: int) -> int:
         return open_private(self.path, flags, "KKP_CHECKPOINT_SINK")

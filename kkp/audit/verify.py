@@ -8,7 +8,8 @@ began.
 
 Against checkpoints: every head that one of them lists exists with that hash and that root of its tree, and
 there are no fewer records than the newest counts. So the end of the newest chain cut off or rewritten is
-found, and a whole log replaced by another consistent one. What happened since the newest checkpoint, nothing
+found, and a whole log replaced by another consistent one. A record that none of them commits to is not from
+before the newest, so one that says so was put in later. What happened since the newest checkpoint, nothing
 can tell.
 
 Records may be gone on purpose: where a pruning says so that the key of the checkpoints signed, the chain
@@ -43,12 +44,16 @@ from kkp.audit.chain import (
     read_body,
     record_hash,
 )
+from kkp.audit.checkpoints import Checkpoint
 from kkp.audit.evidence import Evidence, Series
 from kkp.audit.prunings import Pruning, read_pruning
 from kkp.audit.tree import Frontier
 
 _NEVER: Final = 2**63
 _HASHES_AT_ONCE: Final = 1024
+# How much older than a checkpoint a record may say to be that came too late for it: it is dated before it is
+# committed, maybe by another replica, and all that takes seconds.
+_LATE_SECONDS: Final = 300
 _START: Final = str(RecordType.START)
 
 
@@ -135,6 +140,8 @@ class _Chain:
         seen: The claim that went by last.
         first_seq: Of the first record that is not gone on purpose.
         is_known: Whether it has a record, or had one.
+        uncommitted: When the oldest of the records was made, as it says, that nothing lists or names, nor a
+            later one of the chain; and which it is.
     """
 
     next_seq: int = FIRST_SEQ
@@ -147,11 +154,19 @@ class _Chain:
     seen: _Claim | None = None
     first_seq: int = FIRST_SEQ
     is_known: bool = False
+    uncommitted: tuple[float, int] | None = None
 
     def root(self) -> str | None:
         """Return the root up to the last record, if it is known."""
         self.take_hashes()
         return self.tree.root().hex() if self.tree is not None else None
+
+    @property
+    def is_committed(self) -> bool:
+        """Tell whether the last record that went by is listed or named, or one behind it is."""
+        last = self.next_seq - 1
+        listed = self.claims or (self.seen is not None and self.seen.seq >= last)
+        return bool(listed) or max(self.named, default=0) > last
 
     def take_hashes(self) -> None:
         """Let the tree take the hashes that wait for it."""
@@ -298,6 +313,8 @@ class _Verifier:
         newest = evidence.newest
         if newest is not None and counted < newest.records:
             self._disagreements.append(f"{counted} records of the {newest.records} that {newest} counts")
+        if newest is not None:
+            self._compare_times(newest)
         return Verdict(
             self._records,
             sum(chain.is_known for chain in self._chains.values()),
@@ -319,6 +336,13 @@ class _Verifier:
             problem = f"missing up to {last.seq}, which {last.checkpoint} lists"
             self._disagreements.append(Finding(name, end, problem))
 
+    def _compare_times(self, newest: Checkpoint) -> None:
+        """Find what says that it is older than the newest checkpoint, and is not in what any commits to."""
+        for name, chain in self._chains.items():
+            if chain.uncommitted is not None and chain.uncommitted[0] < newest.time - _LATE_SECONDS:
+                problem = f"says that it is older than {newest}, and no checkpoint commits to it"
+                self._disagreements.append(Finding(name, chain.uncommitted[1], problem))
+
     def _follow(self, body: Body, computed: bytes) -> None:
         chain = self._chain(body.chain)
         chain.is_known = True
@@ -332,12 +356,17 @@ class _Verifier:
             self._find(body.chain, body.seq, "does not follow the record before it")
         if (body.type == RecordType.START) != (body.seq == FIRST_SEQ):
             self._find(body.chain, body.seq, f"a {body.type!r} record can't stand here")
-        for claimed, witness in chain.named.pop(body.seq, {}).items():
+        named = chain.named.pop(body.seq, {})
+        for claimed, witness in named.items():
             if claimed != computed.hex():
                 self._find(body.chain, body.seq, f"is not the record that {witness}:{FIRST_SEQ} names")
         chain.next_seq, chain.previous = body.seq + 1, (computed.hex(),)
         chain.hashes.append(computed)
         self._meet_claims(body.chain, chain)
+        if chain.is_committed or named:
+            return
+        place = (body.time, body.seq)
+        chain.uncommitted = min(chain.uncommitted or place, place)
 
     def _skip(self, row: StoredRow, problem: str, *hashes: str) -> None:
         """Find a record whose body is not to be believed, and step over it by what its columns say."""
@@ -365,7 +394,10 @@ class _Verifier:
                 chain.seen = claim
             if chain.claims or not self._load():
                 break
-        chain.claimed_seq = chain.claims[0].seq if chain.claims else _NEVER
+        # Behind what is listed each record is looked at, because of its time.
+        chain.claimed_seq = (
+            chain.claims[0].seq if chain.claims else seq + 1 if self._series.has_begun else _NEVER
+        )
 
     def _load(self) -> bool:
         """Take in what the next checkpoint lists, if there is one."""

@@ -21,14 +21,19 @@ _ended = _chains.alias()
 _COUNT_RECORDS = select(func.coalesce(func.sum(_chains.c.head_seq), 0))
 # A log of a thousand boots that has no trees yet gets them bit by bit: a line has an end.
 _MOST_UNLISTED: Final = 64
-_SELECT_UNLISTED = (
+CHECKPOINTS_A_PAGE: Final = 16
+_ALL_UNLISTED = (
     select(_ended.c.chain)
     .outerjoin(_trees, _trees.c.chain == _ended.c.chain)
     .where(_ended.c.carried_seq == _ended.c.head_seq)
     .where(_trees.c.size.is_distinct_from(_ended.c.head_seq))
-    .order_by(_ended.c.chain)
-    .limit(_MOST_UNLISTED)
 )
+_COUNT_UNLISTED = select(func.count()).select_from(_ALL_UNLISTED.subquery()).scalar_subquery()
+_LAST_NUMBER = select(func.coalesce(func.max(_checkpoints.c.seq), 0)).scalar_subquery()
+# Page by page, so that those that can't ever have a tree are in nobody's way; each page for some checkpoints,
+# so that a long chain's tree can be followed meanwhile.
+_PAGE = _LAST_NUMBER // CHECKPOINTS_A_PAGE % (_COUNT_UNLISTED // _MOST_UNLISTED + 1)
+_SELECT_UNLISTED = _ALL_UNLISTED.order_by(_ended.c.chain).limit(_MOST_UNLISTED).offset(_PAGE * _MOST_UNLISTED)
 # One statement, because on PostgreSQL the chains grow also while a write goes on.
 _SELECT_POSITION = (
     select(

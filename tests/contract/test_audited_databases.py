@@ -7,13 +7,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete, insert
 
 from kkp.audit import retention, trees
+from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpoints import Checkpoint, ListedHead
 from kkp.audit.proofs import check_proof, read_proof
 from kkp.audit.prover import prove_record
 from kkp.audit.stored_log import StoredLog
 from kkp.audit.tree import Frontier
+from kkp.audit.verify_log import verify_log
+from kkp.store import schema
+from kkp.store.checkpoints import CHECKPOINTS_A_PAGE
 from tests.audited import PUBLIC_KEY, AuditedDatabase, Boot
 from tests.databases import PostgreSQLPlace, SQLitePlace
 
@@ -173,3 +178,40 @@ async def test_records_deleted_by_hand_are_missing_whatever_the_tables_say(log: 
         await process.checkpoint()
     log.place.by_hand("DELETE FROM audit_records WHERE seq <= 8")
     assert [finding.problem for finding in (await log.verify()).findings] == ["missing up to 8"]
+
+
+async def test_chains_that_can_not_ever_have_a_tree_keep_no_other_one_from_being_listed(
+    log: AuditedDatabase,
+) -> None:
+    """A checkpoint takes 64 of them. These have heads and no records: somebody wrote them into the table."""
+    async with log.boot("z-ended") as process:
+        await process.record(3)
+    async with log.boot("z-server") as process:
+        await process.checkpoint()
+        planted = [
+            {"chain": f"a-{number:03}", "head_seq": 5, "head_hash": bytes(32), "carried_seq": 5}
+            for number in range(64)
+        ]
+        await process.database.write(
+            lambda connection: connection.execute(insert(schema.audit_chains), planted)
+        )
+        forget = delete(schema.audit_trees).where(schema.audit_trees.c.chain == "z-ended")
+        await process.database.write(lambda connection: connection.execute(forget))
+        listed = set()
+        for _ in range(CHECKPOINTS_A_PAGE):
+            await process.record()
+            listed |= {head.chain for head in (await process.checkpoint()).heads if head.root is not None}
+    assert listed == {"z-ended", "z-server"}
+
+
+async def test_a_log_is_compared_with_the_file_of_a_sink(log: AuditedDatabase, tmp_path: Path) -> None:
+    async with log.boot("server") as process:
+        for _ in range(3):
+            await process.record()
+            await process.checkpoint()
+    file = tmp_path / "sink"
+    file.write_bytes(b"".join(line + b"\n" for line in log.sink.lines))
+    found = [CheckpointFile(file)]
+    verdict = await log.read(lambda stored: verify_log(stored, found, public_key=PUBLIC_KEY))
+    assert verdict.clean, verdict
+    assert verdict.evidence.count == 3

@@ -12,10 +12,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kkp.audit.proofs import write_proof
+from kkp.audit.base import ChainHead, RecordType
+from kkp.audit.chain import link
+from kkp.audit.checkpoints import CheckpointSigner
+from kkp.audit.proofs import RecordProof, write_proof
 from kkp.audit.prover import prove_record
-from tests.audited import PUBLIC_KEY, AuditedDatabase
+from kkp.audit.tree import Frontier
+from kkp.rows import LogPosition
+from tests.audited import MASTER_KEY, PUBLIC_KEY, AuditedDatabase
 from tests.databases import SQLitePlace
+from tests.fakes.logs import NOW
 from tests.harness import running
 
 FORMATS = Path(__file__).parents[2] / "docs/formats.md"
@@ -74,3 +80,20 @@ async def test_the_sample_verifies_a_proof_and_refuses_an_altered_one(tmp_path: 
         ):
             wrong = write_proof(msgspec.structs.replace(proof, **changes))
             assert (await asyncio.to_thread(verified, wrong, tmp_path)).returncode == 1
+
+
+async def test_the_sample_refuses_a_record_behind_the_end_of_the_tree_whose_path_leads_to_the_root(
+    tmp_path: Path,
+) -> None:
+    """RFC 9162, 2.1.3.2, step 1. The record is the one leaf there is, and says that it is the second."""
+    for seq, code in ((2, 1), (1, 0)):
+        record = link(ChainHead("server", seq - 1, bytes(32)), NOW, RecordType.PROBE, {})
+        tree = Frontier()
+        tree.extend([record.hash])
+        position = LogPosition(1, 1, (ChainHead("server", 1, record.hash),))
+        signed = CheckpointSigner(MASTER_KEY).sign(position, None, NOW, roots={"server": tree.root()})
+        proof = RecordProof(
+            chain="server", seq=seq, record=record.body.decode(), checkpoint=signed.line.decode(), path=()
+        )
+        found = await asyncio.to_thread(verified, write_proof(proof), tmp_path)
+        assert found.returncode == code, found.stderr

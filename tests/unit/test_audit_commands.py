@@ -187,7 +187,7 @@ def test_old_records_go_and_the_log_says_who_and_which(run: Run, key: str, recor
     chain = record.rpartition(":")[0]
     ended = run("audit", "prune", "--keep", "0", "--export", "archive")
     assert ended.code == 0, ended
-    assert f"exported: archive/{chain}.1-2.jsonl" in ended.out
+    assert f"exported: archive/{chain}.000000000001-000000000002.jsonl" in ended.out
     assert ended.out.splitlines()[-1].startswith("pruned: ")
     gone = run("audit", "prove", record)
     assert (gone.code, "was pruned" in gone.err) == (1, True)
@@ -204,7 +204,9 @@ def test_old_records_go_and_the_log_says_who_and_which(run: Run, key: str, recor
     named = next(entry for entry in pruned["prunings"] if entry["chain"] == chain)
     assert (named["first"], named["last"]) == (1, 2)
     assert len(named["hash"]) == len(named["checkpoint"]) == 64
-    archived = run("audit", "verify-proof", f"archive/{chain}.1-2.jsonl", "--public-key", key)
+    archived = run(
+        "audit", "verify-proof", f"archive/{chain}.000000000001-000000000002.jsonl", "--public-key", key
+    )
     assert (archived.code, archived.out.startswith(f"proven: {chain}:1 to 2 in the log")) == (0, True)
 
 

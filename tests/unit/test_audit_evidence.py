@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -17,13 +17,19 @@ import pytest
 from sqlalchemy import create_engine
 
 from kkp.audit.base import ChainHead, RecordType
-from kkp.audit.chain import link, record_hash
-from kkp.audit.checkpoints import Checkpoint
+from kkp.audit.chain import first_record, link, record_hash
+from kkp.audit.checkpoint_files import CheckpointFile
+from kkp.audit.checkpoints import Checkpoint, read_checkpoint
 from kkp.audit.evidence import weigh
+from kkp.audit.stored_log import StoredLog, Values
 from kkp.audit.tree import Frontier
 from kkp.audit.verify import Finding, StoredRow, Verdict, verify_rows
+from kkp.audit.verify_log import verify_log
 from kkp.rows import LogPosition
 from kkp.store import schema
+from kkp.store.checkpoints import CheckpointStore
+from tests.audited import AuditedDatabase
+from tests.databases import CHECK, SQLitePlace
 from tests.fakes.logs import (
     NOW,
     Rows,
@@ -346,3 +352,164 @@ def test_random_sound_logs_of_many_boots_raise_no_alarm_and_are_verified_fast(
     assert (verdict.records, verdict.evidence.count) == (count, checkpoints)
     record_promise(30, "clean records", count)
     record_promise(30, "records a second", count / seconds)
+
+
+# Records that were put in later, dated back. Nothing but their own chain commits to them.
+
+LATER = NOW + 100_000
+
+
+def put_in(chain: str, *times: float, heads: tuple[ChainHead, ...] = ()) -> Rows:
+    """Return a sound chain whose records say that they are of these times."""
+    rows = [StoredRow(chain, *first_record(chain, times[0], "0.1.0", heads))]
+    return appended(rows, *times[1:])
+
+
+def appended(rows: Rows, *times: float) -> Rows:
+    rows = list(rows)
+    for made in times:
+        head = head_of(rows)
+        rows.append(StoredRow(head.chain, *link(head, made, RecordType.DECISION, {"decision": "allow"})))
+    return rows
+
+
+def uncommitted(rows: Rows, listing: Checkpoint) -> list[tuple[str, int]]:
+    verdict = verify(rows, [listing])
+    assert not verdict.findings
+    problem = f"says that it is older than {listing}, and no checkpoint commits to it"
+    found = [finding for finding in verdict.disagreements if isinstance(finding, Finding)]
+    assert {finding.problem for finding in found} <= {problem}
+    return [(finding.chain, finding.seq) for finding in found]
+
+
+def test_a_chain_that_was_put_in_behind_a_checkpoint_is_found() -> None:
+    rows = a_log()
+    listing = a_checkpoint(head_of(rows), records=40, now=LATER)
+    assert uncommitted(rows, listing) == []
+    forged = put_in("20200101T000000Z-00000000", *[NOW - 200_000_000] * 3)
+    for order in ([*rows, *forged], [*forged, *rows]):
+        assert uncommitted(order, listing) == [("20200101T000000Z-00000000", 1)]
+
+
+@pytest.mark.parametrize("chain", ["a", "b", "c"])
+def test_a_record_that_was_put_in_at_the_end_of_a_chain_is_found(chain: str) -> None:
+    """Of a and b the next first record names the end; of c the checkpoint."""
+    rows = a_log()
+    listing = a_checkpoint(head_of(rows), records=40, now=LATER)
+    own = [row for row in rows if row.chain == chain]
+    forged = appended(own, NOW + 20)[len(own) :]
+    assert uncommitted([*rows, *forged], listing) == [(chain, len(own) + 1)]
+
+
+@pytest.mark.parametrize("times", [(LATER, NOW), (NOW, LATER), (LATER, NOW, LATER + 1_000_000)])
+def test_one_that_is_dated_back_among_others_that_are_not_is_found(times: tuple[float, ...]) -> None:
+    rows = a_log()
+    listing = a_checkpoint(head_of(rows), records=40, now=LATER)
+    assert uncommitted(appended(rows, *times), listing) == [("c", 11 + times.index(NOW))]
+
+
+def test_a_chain_put_in_whose_first_record_names_another_put_in_record_is_found() -> None:
+    rows = a_log()
+    listing = a_checkpoint(head_of(rows), records=40, now=LATER)
+    longer = appended(rows[:15], NOW + 20)
+    forged = put_in("forged", NOW + 30, heads=(head_of(longer),))
+    assert uncommitted([*longer, *rows[15:], *forged], listing) == [("forged", 1)]
+
+
+@pytest.mark.parametrize(("age", "is_found"), [(299, False), (300, False), (301, True), (-100, False)])
+def test_a_record_may_come_so_much_too_late_for_a_checkpoint(age: float, *, is_found: bool) -> None:
+    rows = a_log()
+    listing = a_checkpoint(head_of(rows), records=40, now=LATER)
+    late = appended(rows, LATER - age, LATER - age + 1)
+    assert uncommitted(late, listing) == ([("c", 11)] if is_found else [])
+    alone = put_in("d", LATER - age)
+    assert uncommitted([*rows, *alone], listing) == ([("d", 1)] if is_found else [])
+
+
+def test_what_an_older_checkpoint_lists_needs_no_newer_one_that_does() -> None:
+    """A head with a root is listed once; the newest checkpoint need not say it again."""
+    rows = a_log()
+    alone = put_in("d", NOW, NOW + 1, NOW + 2)
+    first = a_checkpoint(head_of(alone), records=3)
+    listing = a_checkpoint(head_of(rows), after=first, records=43, now=LATER)
+    for order in ([*rows, *alone], [*alone, *rows]):
+        assert verify(order, [first, listing]).clean
+        assert not verify(order, [listing]).clean
+        assert verify(order, []).clean
+
+
+# The database keeps every checkpoint.
+
+GAPS = [
+    ({1, 2, 3, 4, 5}, ["1 to 5"]),
+    ({1}, ["1 to 1"]),
+    ({2, 4, 5}, ["2 to 2", "4 to 5"]),
+    ({6}, []),  # only a sink can tell
+    (set(), []),
+]
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AuditedDatabase:
+    """Six checkpoints, of two boots."""
+    log = AuditedDatabase(SQLitePlace(tmp_path / "kkp.db"), tmp_path / "kkp.db")
+    for chain in ("a", "b"):
+        async with log.boot(chain) as process:
+            for _ in range(3):
+                await process.record(2)
+                await process.checkpoint()
+    return log
+
+
+@pytest.mark.parametrize(("gone", "gaps"), GAPS)
+async def test_checkpoints_that_the_database_does_not_keep_are_missed(
+    database: AuditedDatabase, gone: set[int], gaps: list[str]
+) -> None:
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.executemany("DELETE FROM checkpoints WHERE seq = ?", [(seq,) for seq in gone])
+    found = (await database.verify()).disagreements
+    assert found == tuple(f"the database lacks its checkpoints {gap}" for gap in gaps)
+
+
+async def test_a_copy_of_another_one_fills_no_gap(database: AuditedDatabase) -> None:
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute(
+            "UPDATE checkpoints SET line = (SELECT line FROM checkpoints WHERE seq = 2) WHERE seq = 3"
+        )
+    assert (await database.verify()).disagreements == ("the database lacks its checkpoints 3 to 3",)
+
+
+async def test_an_accepted_rollback_leaves_a_gap_that_is_no_alarm(database: AuditedDatabase) -> None:
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("DELETE FROM checkpoints WHERE seq IN (4, 5)")
+        (newest,) = connection.execute("SELECT line FROM checkpoints WHERE seq = 6").fetchone()
+    assert not (await database.verify()).clean
+    previous = read_checkpoint(newest)
+    base = await database.place.open(CHECK)
+    position = await CheckpointStore(base).position()
+    await base.close()
+    signed = a_signer().sign(position, previous, database.clock.now(), rollback=True)
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute("INSERT INTO checkpoints VALUES (?, ?, 0)", (signed.seq, signed.line))
+    assert (await database.verify()).clean
+
+
+async def test_the_file_of_a_sink_is_compared_with_some_lines_of_the_database_at_a_time(
+    database: AuditedDatabase, tmp_path: Path
+) -> None:
+    file, asked = tmp_path / "sink", []
+    file.write_bytes(b"".join(line + b"\n" for line in database.sink.lines * 50))
+
+    class Counted:
+        def __init__(self, log: StoredLog) -> None:
+            self._log = log
+            self.has = log.has
+
+        def query(self, sql: str, values: Values | None = None) -> Iterable[tuple[object, ...]]:
+            asked.append(sql)
+            return self._log.query(sql, values)
+
+    verdict = await database.read(lambda log: verify_log(Counted(log), [CheckpointFile(file)]))
+    assert verdict.clean, verdict
+    assert verdict.evidence.count == 6
+    assert len(asked) < 10

@@ -13,7 +13,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kkp import __version__
-from kkp.audit.base import AuditEntry, Receipt
+from kkp.audit.base import AuditEntry, ChainHead, Receipt, RecordType
+from kkp.audit.chain import link
 from kkp.audit.log import MAX_BATCH, MAX_QUEUED, AuditLog
 from kkp.audit.verify import verify_rows
 from kkp.errors import AuditUnavailableError
@@ -320,6 +321,31 @@ async def test_a_database_rolled_back_under_the_log_is_not_written_over(
     store.failure = None
     assert refused(await commit_all(log, 1))
     assert len(store.records) == 3
+
+
+@pytest.mark.parametrize("behind", [0, 1, 3])
+@pytest.mark.parametrize("failure", [Failure.FAIL, Failure.COMMIT_LATE])
+async def test_a_record_that_somebody_else_put_at_the_end_of_the_chain_is_not_gone_on_from(
+    log: AuditLog, store: FakeAuditStore, failure: Failure, behind: int
+) -> None:
+    """Also where it has the number of one that was given up on and may have been written since."""
+    await commit_all(log, 2)
+    sound = list(store.records)
+    store.failure = failure
+    assert refused(await commit_all(log, 3))
+    await asyncio.sleep(DEADLINE)
+    store.failure = None
+    if not behind:
+        del store.records[-1]
+    for _ in range(behind or 1):
+        chain, last = store.records[-1]
+        head = ChainHead(chain, last.seq, last.hash)
+        store.records.append((chain, link(head, NOW, RecordType.DECISION, {"decision": "deny"})))
+    planted = list(store.records)
+    assert refused(await commit_all(log, 1))
+    assert store.records == planted
+    store.records[:] = sound
+    assert (await log.commit(entry())).seq == 4
 
 
 async def test_a_record_that_can_not_be_written_down_fails_alone(

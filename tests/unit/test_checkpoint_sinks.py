@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from kkp.audit.checkpoints import read_checkpoint
 from kkp.audit.signed_lines import MAX_LINE_BYTES
 from kkp.audit.sinks import CommandSink, FileSink, open_sink
 from kkp.config import SinkAddress
 from kkp.errors import AuditUnavailableError, ConfigError
+from tests.fakes.logs import a_checkpoint
 
 
 @pytest.fixture
@@ -71,6 +73,25 @@ async def test_a_line_begins_on_its_own_behind_one_that_was_cut_short(path: Path
     append(path, b"cut sho")
     await FileSink(path).put(b"two")
     assert content(path) == b"one\ncut sho\ntwo\n"
+
+
+async def test_the_highest_number_is_found_wherever_it_stands(path: Path) -> None:
+    assert await FileSink(path).highest() == []
+    lines = [a_checkpoint(records=1).line + b"\n"]
+    for _ in range(11):
+        lines.append(a_checkpoint(after=read_checkpoint(lines[-1].removesuffix(b"\n"))).line + b"\n")
+    for number, order in enumerate((lines, lines[::-1], [*lines[6:], *lines[:6]])):
+        file = path.with_name(f"{number}.jsonl")
+        append(file, b"not one\n\n" + b"".join(order) + lines[-1][:-40])
+        assert await FileSink(file).highest() == [lines[-1]]
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\n", b"one\n", b'{"checkpoint":{"seq":7}}\n', b"a" * MAX_LINE_BYTES * 2]
+)
+async def test_what_is_no_checkpoint_has_no_number(path: Path, text: bytes) -> None:
+    append(path, text)
+    assert await FileSink(path).highest() == []
 
 
 async def test_of_a_long_file_the_last_whole_lines_are_read(path: Path) -> None:

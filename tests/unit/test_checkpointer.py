@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from kkp.audit import checkpointer
+from kkp.audit import checkpointer, sinks
 from kkp.audit.base import AuditEntry, RollbackAccepted
 from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.checkpointer import Checkpointer
@@ -430,6 +430,25 @@ async def test_a_restored_database_is_refused_by_the_replica_that_signed_none_of
                 pass
 
 
+@pytest.mark.promise(11)
+async def test_an_old_database_is_refused_also_where_old_lines_fill_the_end_of_the_sink(
+    path: Path, sink: FileSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "_TAIL_BYTES", 4096)
+    await run_once(path, sink)
+    copy(path)
+    before = sink.path.read_bytes()
+    await run_once(path, sink)
+    newest = read_checkpoint_file(sink.path)[-1]
+    sink.path.write_bytes(sink.path.read_bytes() + before * 20)
+    assert newest.line + b"\n" not in await sink.tail()
+    await run_once(path, sink)
+    newest = max(read_checkpoint_file(sink.path), key=lambda checkpoint: checkpoint.seq)
+    sink.path.write_bytes(sink.path.read_bytes() + before * 20)
+    restore(path)
+    assert f"KKP_ACCEPT_ROLLBACK={newest.hash}" in await refusal(path, sink)
+
+
 async def test_a_checkpoint_of_another_history_under_the_newest_number_is_noticed_at_the_next(
     path: Path,
 ) -> None:
@@ -725,6 +744,9 @@ class UnwritableSink:
 
     async def tail(self) -> Sequence[bytes]:
         return await self.taken.tail()
+
+    async def highest(self) -> Sequence[bytes]:
+        return await self.taken.highest()
 
 
 @pytest.mark.parametrize("boots", [1, 3])

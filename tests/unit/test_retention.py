@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from kkp.audit.proofs import check_proof, read_proof
 from kkp.audit.prover import UnprovableError, prove_record
 from kkp.audit.prunings import read_pruning, sign_pruning
 from kkp.audit.retention import Prunable
-from kkp.audit.verify import Finding
+from kkp.audit.verify import Finding, Verdict
 from kkp.errors import AuditUnavailableError, ConfigError, ConflictError, StateUntrustedError
 from kkp.master_key import MasterKey
 from kkp.store.audit import AuditStore
@@ -299,7 +300,7 @@ async def test_pruned_records_are_exported_first_and_prove_what_they_are(
 ) -> None:
     (prunable,) = await process.pruner.plan(process.clock.now() + 1)
     path = await process.pruner.export(prunable, tmp_path)
-    assert path.name == "server.1-24.jsonl"
+    assert path.name == "server.000000000001-000000000024.jsonl"
     assert path.stat().st_mode & 0o777 == 0o600
     whole = tmp_path / "whole.jsonl"
     whole.write_bytes(await exported(log))
@@ -326,7 +327,7 @@ async def test_the_next_export_begins_where_the_last_one_ended(
     await prune(process, process.clock.now() + 1 - 15)
     (prunable,) = await process.pruner.plan(process.clock.now() + 1)
     path = await process.pruner.export(prunable, tmp_path)
-    assert path.name == "server.9-24.jsonl"
+    assert path.name == "server.000000000009-000000000024.jsonl"
     with path.open("rb") as file:
         assert check_proof(read_proof(file.readline()), file, PUBLIC_KEY).first == 9
 
@@ -335,10 +336,151 @@ async def test_what_can_not_be_exported_is_refused(process: Boot, tmp_path: Path
     (prunable,) = await process.pruner.plan(process.clock.now() + 1)
     with pytest.raises(ConfigError, match="can't be written"):
         await process.pruner.export(prunable, tmp_path / "nowhere")
-    (tmp_path / "server.1-24.part").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="can't be written"):
-        await process.pruner.export(prunable, tmp_path)
-    assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_an_export_replaces_what_lies_in_its_place_and_follows_no_link(
+    process: Boot, tmp_path: Path
+) -> None:
+    directory, elsewhere = tmp_path / "archive", tmp_path / "elsewhere"
+    directory.mkdir()
+    (prunable,) = await process.pruner.plan(process.clock.now() + 1)
+    path = await process.pruner.export(prunable, directory)
+    written = path.read_bytes()
+    path.unlink()
+    path.symlink_to(elsewhere)
+    assert await process.pruner.export(prunable, directory) == path
+    assert not elsewhere.exists()
+    assert path.read_bytes() == written
+
+
+async def test_two_may_export_the_same_records_at_the_same_time(process: Boot, tmp_path: Path) -> None:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    (prunable,) = await process.pruner.plan(process.clock.now() + 1)
+    paths = await asyncio.gather(*(process.pruner.export(prunable, directory) for _ in range(3)))
+    assert names(directory) == {path.name for path in paths}
+    with paths[0].open("rb") as file:
+        assert check_proof(read_proof(file.readline()), file, PUBLIC_KEY).last == 24
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "UPDATE audit_records SET body = CAST(replace(body, 'allow', 'deny!') AS BLOB) WHERE seq = 5",
+        "UPDATE audit_records SET hash = zeroblob(32) WHERE seq = 5",
+        "DELETE FROM audit_records WHERE seq = 5",
+    ],
+)
+async def test_what_was_altered_since_it_was_compared_is_not_exported_and_so_not_deleted(
+    log: AuditedDatabase, process: Boot, tmp_path: Path, tampering: str
+) -> None:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    (prunable,) = await process.pruner.plan(process.clock.now() + 1)
+    by_hand(log, tampering)
+    with pytest.raises(StateUntrustedError, match="nothing more is deleted"):
+        await process.pruner.export(prunable, directory)
+    assert names(directory) == set()
+
+
+# The archive with the rest is the whole log again.
+
+
+async def archive(process: Boot, directory: Path, *, dies_after: int | None = None) -> None:
+    """Prune as the command does, and maybe be killed behind so many slices."""
+    for prunable in await process.pruner.plan(process.clock.now() + 1):
+        await process.pruner.export(prunable, directory)
+        slices = iter(range(dies_after or len(prunable)))
+
+        def count(_records: int, slices: Iterator[int] = slices) -> None:
+            if next(slices) + 1 == dies_after:
+                raise KeyboardInterrupt
+
+        await process.pruner.delete(prunable, count)
+
+
+async def archived(log: AuditedDatabase, directory: Path) -> list[Path]:
+    """Return the parts as a shell names them, which sorts by name, and the rest."""
+    rest = directory.parent / "rest.jsonl"
+    rest.write_bytes(await exported(log))
+    return [*(directory / name for name in sorted(names(directory))), rest]
+
+
+def judged(log: AuditedDatabase, parts: Sequence[Path]) -> Verdict:
+    return verify_export(parts, [read_checkpoint(line) for line in log.sink.lines], public_key=PUBLIC_KEY)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "archive"
+    directory.mkdir()
+    return directory
+
+
+async def grow(process: Boot, count: int) -> None:
+    for more in (count, 1):
+        await process.record(more)
+        await process.checkpoint()
+
+
+async def test_an_archive_of_several_runs_and_chains_verifies_in_whatever_order_it_is_named(
+    log: AuditedDatabase, directory: Path
+) -> None:
+    for chain in ("one", "two"):
+        async with log.boot(chain) as process:
+            for count in (10, 45, 120):
+                await grow(process, count)
+                await archive(process, directory)
+    *parts, rest = await archived(log, directory)
+    assert len(parts) >= 6
+    for order in (parts, parts[::-1], sorted(parts, key=lambda part: part.name[::-1])):
+        verdict = judged(log, [*order, rest])
+        assert verdict.clean, (order, verdict)
+        assert verdict.records == judged(log, [rest]).records + sum(map(count_records, parts))
+    assert judged(log, [rest, *parts]).clean
+
+
+def count_records(part: Path) -> int:
+    return len(part.read_bytes().splitlines()) - 1
+
+
+@pytest.mark.parametrize("slices", [1, 2, 5, 6])
+@pytest.mark.parametrize("is_done_again", [False, True])
+async def test_an_archive_verifies_also_where_a_pruning_was_killed_between_slices(
+    log: AuditedDatabase, process: Boot, directory: Path, slices: int, *, is_done_again: bool
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        await archive(process, directory, dies_after=slices)
+    if is_done_again:
+        await archive(process, directory)
+    verdict = judged(log, await archived(log, directory))
+    assert verdict.clean, verdict
+    assert verdict.records == 30
+
+
+async def test_files_that_hold_the_same_records_differently_are_found(
+    log: AuditedDatabase, process: Boot, directory: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        await archive(process, directory, dies_after=1)
+    await archive(process, directory)
+    parts = await archived(log, directory)
+    again = parts[1].read_bytes()
+    assert b'"seq":9,' in again
+    parts[1].write_bytes(again.replace(b'"allow"', b'"deny!"', 1))
+    assert not judged(log, parts).clean
+    parts[1].write_bytes(again)
+    assert judged(log, parts).clean
+
+
+async def test_of_records_that_went_without_an_export_the_archive_misses_what_the_rest_alone_does_not(
+    log: AuditedDatabase, process: Boot, directory: Path
+) -> None:
+    await prune(process, process.clock.now() + 1 - 15)
+    await archive(process, directory)
+    *parts, rest = await archived(log, directory)
+    assert judged(log, [*parts, rest]).findings == (Finding("server", 1, "missing up to 8"),)
+    assert judged(log, [rest]).clean
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/elsewhere", "a/b", "..", "a\nb", "a" * 65])
