@@ -38,3 +38,10 @@ def test_what_it_sets_is_a_setting() -> None:
     assert (
         load(dict.fromkeys(names - {"KKP_CONFIG"}, ""), COMMAND, schemes=("memory", "local")).warnings == ()
     )
+
+
+def test_what_is_made_before_the_first_start_is_what_systemd_makes() -> None:
+    found = re.search(r"^#   install -d -o kkp -g kkp -m 0700 (.*)$", UNIT, re.MULTILINE)
+    assert found is not None
+    directories = dict(re.findall(r"^(State|Logs)Directory=(\S+)$", UNIT, re.MULTILINE))
+    assert found[1].split() == [f"/var/lib/{directories['State']}", f"/var/log/{directories['Logs']}"]
