@@ -47,6 +47,10 @@ from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
 _EXPIRES_SOON_SECONDS = 7 * 86400
+_BEHIND = (
+    "if a backup was restored: docs/runbooks/replicas.md; "
+    "if not, run: kkp audit verify; treat it as an intrusion"
+)
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
 
 
@@ -269,7 +273,7 @@ async def _audit(examined: Examined) -> Result:
         )
     if verdict.disagreements:
         detail = f"it disagrees with a checkpoint: {verdict.disagreements[0]}"
-        return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")
+        return Result(Status.FAIL, detail, _BEHIND)
     known = f"{verdict.evidence.count} checkpoints"
     return Result(Status.OK, f"{verdict.records} records in {verdict.chains} chains, unbroken; {known}")
 
