@@ -231,9 +231,7 @@ class OPAConnections:
                 host = address.host.strip("[]")
                 _, connection = await loop.create_connection(_Connection, host, address.port, ssl=self._tls)
         except OSError as error:
-            raise OPAConnectionError(
-                f"can't be reached ({type(error).__name__}): does it run at KKP_OPA_URL?"
-            ) from None
+            raise OPAConnectionError(f"can't be reached ({type(error).__name__})") from None
         if self._is_closed:  # in the meantime
             connection.close()
             raise OPAConnectionError("is closed")
