@@ -71,7 +71,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
 from kkp.store.audit import AuditStore
-from kkp.store.base import Database, TellsOfChanges
+from kkp.store.base import Database, TellsOfChanges, raise_epoch
 from kkp.store.checkpoints import CheckpointStore
 from kkp.store.database_time import read_time
 from kkp.store.identities import IdentityStore
@@ -167,7 +167,11 @@ class Foundation:
         """Return what is revoked, not read yet."""
         members = {name: _member_keys(uri) for name, uri in self.settings.backends.items()}
         store, times = RevocationStore(self.database, self.master_keys), self.settings.ring_times
-        return Revocations(store, self.master_key, self.clock, times, members)
+        return Revocations(store, self.master_key, self.clock, times, members, self._canonical)
+
+    def _canonical(self, backend: str, key_id: str) -> str:
+        # A backend that was taken out of the configuration may be revoked still.
+        return kms.canonical(self.settings.backends.get(backend, ""), key_id)
 
     def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
         """Return what tells callers, and good tokens, from others."""
@@ -225,6 +229,8 @@ async def foundation(
         await directory.load()
         checkpoints = _checkpointer(settings, sink, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
+        if accepted is not None:  # whoever remembers the epoch that was lost, as verifiers do, is to go on
+            await database.write(partial(raise_epoch, beyond=accepted.epoch))
         audit = AuditLog(AuditStore(database, held), master_key, clock)
         await audit.start()
         stack.push_async_callback(checkpoints.close)  # after the audit, so that it covers the last record

@@ -53,15 +53,20 @@ class Grouped(Generic[QuestionT, AnswerT]):
         return asked.answer
 
     def _answer_group(self) -> None:
-        for _ in range(min(len(self._asked), MAX_GROUP)):
-            self._answer(self._asked.popleft())
-        if self._asked:
-            asyncio.get_running_loop().call_soon(self._answer_group)
+        try:
+            for _ in range(min(len(self._asked), MAX_GROUP)):
+                self._answer(self._asked.popleft())
+        finally:  # else whoever asks from now on would wait for good
+            if self._asked:
+                asyncio.get_running_loop().call_soon(self._answer_group)
 
     def _answer(self, asked: _Asked[QuestionT, AnswerT]) -> None:
         if asked.answer.done():
             return
         try:
             asked.answer.set_result(self._function(asked.question))
-        except Exception as error:  # noqa: BLE001  whatever it is, it is for who asked, and for nobody else
+        except StopIteration as error:  # no future takes it: it would end whoever waits, as if with an answer
+            asked.answer.set_exception(RuntimeError(f"the function raised {error!r}"))
+        # A panic of a library in Rust is no Exception.
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is for who asked, and for nobody else
             asked.answer.set_exception(error)

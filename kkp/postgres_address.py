@@ -75,14 +75,20 @@ def read_address(url: str) -> PostgresAddress:
     host = parts.hostname or options.get("host", "")
     if not (database and user and host) or "/" in database:
         raise ValueError("user, host and database must be named")
+    if parts.hostname and "host" in options:
+        raise ValueError("it names a host twice")
+    password = unquote(parts.password) if parts.password else None
+    if "\0" in "".join((database, user, host, password or "", *options.values())):
+        raise ValueError("it holds %00, which ends a name in PostgreSQL")
+    ssl = _ssl(host, options.get("ssl"))
     return PostgresAddress(
         host=host,
         port=_port(port),
         user=user,
-        password=unquote(parts.password) if parts.password else None,
+        password=password,
         database=database,
-        ssl=_ssl(host, options.get("ssl")),
-        files=_files(options),
+        ssl=ssl,
+        files=_files(options, ssl),
     )
 
 
@@ -95,6 +101,8 @@ def _port(port: int | None) -> int:
 def _ssl(host: str, mode: str | None) -> str:
     if mode is None and _is_local(host):
         return "disable"
+    if host.startswith("/") and mode in _MODES - {"disable"}:
+        raise ValueError("a Unix socket is never spoken to over TLS; leave out ssl")
     if mode not in _MODES:
         raise ValueError(
             "another machine is reached over TLS that checks its certificate; add ?ssl=verify-full, with "
@@ -112,7 +120,13 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def _files(options: dict[str, str]) -> tuple[tuple[str, str], ...]:
+def _files(options: dict[str, str], ssl: str) -> tuple[tuple[str, str], ...]:
+    if ssl == "disable" and options.keys() & set(_FILES):
+        raise ValueError(f"{', '.join(_FILES)} mean nothing without TLS; add ?ssl=verify-full")
+    if ssl == "verify-ca" and "sslrootcert" not in options:  # any name that any public CA vouches for
+        raise ValueError("verify-ca needs sslrootcert, a CA of your own; or give ssl=verify-full")
+    if ("sslcert" in options) != ("sslkey" in options):
+        raise ValueError("sslcert and sslkey are given together")
     files = tuple((name, options[name]) for name in _FILES if name in options)
     if not all(Path(path).is_absolute() for _, path in files):
         raise ValueError(f"{', '.join(_FILES)} are absolute paths")

@@ -8,7 +8,8 @@
 | `key` | a backend and a key id | everything that names the key, or a key made of it | lifted |
 | `backend` | a backend | everything that names the backend, or a key made of one of its keys | lifted |
 
-Names are compared as they are written, like those of grants: an alias and an ARN of one key are two names.
+Names are compared as they are written, like those of grants, but for a key's: every spelling that its adaptor
+folds into one name is that key (`kkp.kms._names`). An alias and an ARN of one key are two names.
 
 A revocation's id is a digest of what it names, and so is an entry of the list; a token's is its `jti`:
 
@@ -84,7 +85,8 @@ class ListClaims(msgspec.Struct, frozen=True, kw_only=True):
         tokens: From the `jti` of each to its `exp`, or a later time; the entry stays for longer than that.
         subjects: From the digest of each to the latest `iat` that is void.
         identities: Digests, to be compared with those of `sub` and of `act.sub`.
-        keys: Digests of backend and key id, keys that are made of revoked ones among them.
+        keys: Digests of backend and key id, keys that are made of revoked ones among them. Of a key that has
+            several spellings, the one that was written and the one that stands for all.
         backends: Digests.
     """
 

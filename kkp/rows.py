@@ -75,6 +75,20 @@ class RevocationRow(NamedTuple):
     mac: bytes
 
 
+class NewRevokedToken(NamedTuple):
+    """A token to be revoked.
+
+    Attributes:
+        row: As it is to be stored.
+        at_most: How many tokens may be revoked before it.
+        share: How many of these may be its caller's; None for any number.
+    """
+
+    row: RevokedTokenRow
+    at_most: int
+    share: int | None
+
+
 class RevocationSnapshot(NamedTuple):
     """The tokens revoked since an epoch and all that is revoked beside them, as one transaction read them."""
 

@@ -161,7 +161,9 @@ class PostgreSQLPlace:
         )
 
     async def open_read_only(self, check: bytes = CHECK) -> PostgreSQLDatabase:
-        return await PostgreSQLDatabase.open_read_only(self.address, self.password, master_key_check=check)
+        return await PostgreSQLDatabase.open_read_only(
+            self.address, self.password, master_key_check=check, deadline_seconds=PATIENCE_SECONDS
+        )
 
     async def ask(self, question: Callable[[Catalogue], Work[ResultT]]) -> ResultT:
         return await PostgreSQLDatabase.ask(self.address, self.password, question)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ NO_BINARIES: Final = "there are no PostgreSQL binaries in PATH or /usr/lib/postg
 _SUPERUSER = "postgres"
 _PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+_PORTS = range(15_000, 32_000)  # nobody is given one of these who asks for any
 _OF_A_RELEASE = ("--", "SET ", "SELECT pg_catalog.set_config", "\\")
 _SETTINGS: Mapping[str, str] = {
     "listen_addresses": "127.0.0.1",
@@ -189,6 +191,15 @@ class PostgreSQL:
         self.psql(made, self._shared)
         return self._shared
 
+    def take(self, path: Path) -> Path:
+        """Return a copy of a file that is the server's own."""
+        copy = self.directory / path.name
+        shutil.copy(path, copy)
+        copy.chmod(0o600)
+        if self._owner:
+            os.chown(copy, self._owner["user"], self._owner["group"])
+        return copy
+
     def drop_database(self, name: str) -> None:
         """Drop a database with whoever is connected to it."""
         self.psql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -276,5 +287,8 @@ def running(binaries: Path, within: Path | None = None) -> Iterator[PostgreSQL]:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        for port in random.sample(_PORTS, 100):
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise OSError("no port is free")

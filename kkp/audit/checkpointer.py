@@ -67,14 +67,14 @@ class CheckpointStore(TreeStore, Protocol):
     ) -> CheckpointRow | None:
         """In one transaction, add what `make` makes of the newest checkpoint and of where the log stands."""
 
+    async def behind(self, seq: int, limit: int) -> Sequence[CheckpointRow]:
+        """Return the oldest checkpoints of higher numbers."""
+
     async def undelivered(self, limit: int) -> Sequence[CheckpointRow]:
-        """Return the oldest checkpoints that the sink does not have."""
+        """Return the oldest checkpoints that no sink has."""
 
     async def mark_delivered(self, seqs: Sequence[int]) -> None:
-        """Note that the sink has taken these."""
-
-    async def mark_undelivered(self, after: int) -> int:
-        """Note that the sink lacks those behind this number; return how many it was thought to have."""
+        """Note that a sink has taken these."""
 
 
 @final
@@ -109,6 +109,7 @@ class Checkpointer:
         self._writing = asyncio.Lock()
         self._newest: Checkpoint | None = None
         self._accepted: Checkpoint | None = None  # the one whose loss the next checkpoint is to accept
+        self._sunk_seq = 0  # of the newest that a sink holds which can be read
         self._failing = False
         self._succeeded_at = clock.now()
 
@@ -135,7 +136,7 @@ class Checkpointer:
         problems = disagreements(newest, await self._store.standing(named_heads(newest)))
         problems += await self._missing(sunk)
         if not problems:
-            await self._renew_sink(sunk)
+            self._note_sunk(sunk)
             return None
         if accept_rollback != newest.hash:
             problem = "; ".join(problems[:3])
@@ -155,6 +156,7 @@ class Checkpointer:
     async def _write(self, make: _Make) -> Checkpoint | None:
         async with self._writing:
             try:
+                await self._check_newest()
                 await self._trees.follow(await self._store.position())
                 row = await self._store.add(make)
                 if row is not None:
@@ -168,6 +170,14 @@ class Checkpointer:
                 raise AuditUnavailableError("No checkpoint could be signed.") from error
             self._note_success()
             return self._newest if row is not None else None
+
+    async def _check_newest(self) -> None:
+        """Compare the newest one with the database's of its number, which may be of another history."""
+        if self._newest is None or self._accepted is not None:
+            return
+        row = await self._store.at(self._newest.seq)
+        if row is None or row.line != self._newest.line:
+            raise AuditUnavailableError(f"The database lost {self._newest}.")
 
     async def run(self) -> None:
         """Write checkpoints for ever: at once, every interval, and soon after what makes one due."""
@@ -266,15 +276,13 @@ class Checkpointer:
             return False
         return following is not None and following.rollback and following.prev == sunk.hash
 
-    async def _renew_sink(self, sunk: Checkpoint | None) -> None:
-        """Hand a sink that lost checkpoints, or is a new one, all that it lacks."""
-        if not isinstance(self._sink, ReadableSink):
-            return
-        lost = await self._store.mark_undelivered(sunk.seq if sunk is not None else 0)
-        if lost and sunk is None:
-            _log.info("the checkpoint sink is empty; it gets the %d checkpoints made so far", lost)
-        elif lost:
-            _log.warning("the checkpoint sink lacks %d checkpoints that it had; it gets them again", lost)
+    def _note_sunk(self, sunk: Checkpoint | None) -> None:
+        """Tell how much a sink that can be read gets: others may have made some, or it lost them."""
+        self._sunk_seq = sunk.seq if sunk is not None else 0
+        if isinstance(self._sink, ReadableSink) and self._newest is not None:
+            lacking = self._newest.seq - self._sunk_seq
+            if lacking:
+                _log.info("the checkpoint sink lacks the last %d checkpoints; it gets them", lacking)
 
     async def _looks_due(self) -> bool:
         """Tell whether one may be due; it is for the transaction that would add it to say for certain."""
@@ -342,12 +350,25 @@ class Checkpointer:
 
     async def _deliver(self) -> None:
         while self._sink is not None:
-            rows = await self._store.undelivered(_DELIVERED_AT_ONCE)
+            rows = await self._lacking()
             if not rows:
                 return
             for row in rows:
                 await self._sink.put(row.line)
+            self._sunk_seq = rows[-1].seq
             await self._store.mark_delivered([row.seq for row in rows])
+
+    async def _lacking(self) -> Sequence[CheckpointRow]:
+        """Return what is to be delivered next.
+
+        Replicas may have a file each, and each file must know of the newest. Programs lead to one place, and
+        what one has taken is taken.
+        """
+        if not isinstance(self._sink, ReadableSink):
+            return await self._store.undelivered(_DELIVERED_AT_ONCE)
+        sunk = await self._sunk()  # anew: another process of this machine may write to it, too
+        self._sunk_seq = max(self._sunk_seq, sunk.seq if sunk is not None else 0)
+        return await self._store.behind(self._sunk_seq, _DELIVERED_AT_ONCE)
 
     def _note_failure(self, error: Exception) -> None:
         if not self._failing:  # once per outage

@@ -138,12 +138,17 @@ class IdentityDirectory:
     async def load(self) -> None:
         """Read everything again.
 
+        Of two reads at a time the older one counts for nothing, whichever ends last: whoever was disabled
+        stays so.
+
         Raises:
             StateUntrustedError: A row failed its authentication; nobody is known from then on.
         """
         known = self._view.epoch
         snapshot = await self._store.load_identities()
         refuse_rollback(known, snapshot.epoch)
+        if snapshot.epoch < self._view.epoch:
+            return
         try:
             self._view = self._trusted_view(snapshot)
         except StateUntrustedError:

@@ -8,9 +8,16 @@ Rules that hold here:
   with its leeway, can still take any of it for valid; after that its expiry refuses it. No token outlives the
   key that signed it, so that is the lifetime of a signing key at the most, whatever T was when it was minted.
 - The clock of whoever issued a token may be ahead of the one that stamps a revocation. So a subject's tokens
-  are void up to 2S after it: some that are issued right then are void too, and KKP refuses to issue them.
+  are void up to 2S after it, and a second more, for the revocation may wait that long to be written: some
+  that are issued right then are void too, and KKP refuses to issue them.
+- A clock that is ahead forgets nothing early: it counts as no later than the latest time in the database.
 - At most MAX_TOKENS are remembered at a time, and of one caller SHARE, so that none can keep the others from
-  revoking; of every other kind at most MAX_OF_A_KIND, which only administrators add.
+  revoking; RESERVE of them are kept for administrators, whatever callers did. Of every other kind there are
+  at most MAX_OF_A_KIND, which only administrators add.
+- Tokens are written together with those that are revoked meanwhile, and there is a pause between two writes:
+  each raises the epoch, and a burst of one service's must not have everybody's requests decided again and
+  again.
+- Keys are compared as their backend understands their ids, in whatever spelling.
 
 Every row carries an HMAC over the RFC 8785 canonical JSON of all its other columns. A token's is under the
 subkey `kkp/revoked-tokens/v1`, over `["revoked_token", jti, exp, revoked_at, revoked_by]`; any other's under
@@ -21,34 +28,45 @@ nothing is accepted that would have to be looked up here. A row that was deleted
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol, final
+from typing import Final, NamedTuple, Protocol, final
 
 import msgspec
 import rfc8785
 
 from kkp.clock import Clock
-from kkp.errors import ConflictError, NotFoundError, StateUntrustedError
+from kkp.errors import ConflictError, KKPError, NotFoundError, StateUntrustedError
 from kkp.master_key import MasterKey
 from kkp.renewal import Signed
 from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
 from kkp.rollback import refuse_rollback
-from kkp.rows import RevocationRow, RevocationSnapshot, RevokedTokenRow
+from kkp.rows import NewRevokedToken, RevocationRow, RevocationSnapshot, RevokedTokenRow
 from kkp.tokens import Claims
 
 MAX_TOKENS: Final = 65_536
+RESERVE: Final = 4_096
 SHARE: Final = 1_024
 MAX_OF_A_KIND: Final = 4_096
 _TOKEN_PURPOSE: Final = "kkp/revoked-tokens/v1"  # noqa: S105  the name of a subkey
 _PURPOSE: Final = "kkp/revocations/v1"
 _LIFT_ATTEMPTS: Final = 3
+_MOST_TOGETHER: Final = 64
+_PAUSE_SECONDS: Final = 0.1
+_WRITE_SECONDS: Final = 1  # who waits for the database is answered within that, see `kkp.store.base`
+_TIDY_SECONDS: Final = 10  # between two passes over all tokens, which take milliseconds when there are many
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
 _NO_MEMBERS: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = MappingProxyType({})
 _log = logging.getLogger(__name__)
+
+
+def _as_written(backend: str, key_id: str) -> str:  # noqa: ARG001  it is the same for every backend
+    return key_id
 
 
 class RevocationStore(Protocol):
@@ -57,19 +75,24 @@ class RevocationStore(Protocol):
     async def load_revocations(self, *, since_epoch: int) -> RevocationSnapshot:
         """Return the tokens revoked since this epoch, 0 for all, and everything else that is revoked."""
 
-    async def insert_revoked_token(
-        self, row: RevokedTokenRow, *, forget_before: float, at_most: int, share: int | None
-    ) -> None:
-        """Add a token and bump the epoch, unless it is there already.
+    async def insert_revoked_tokens(
+        self, tokens: Sequence[NewRevokedToken], *, now: float, remembered_seconds: float
+    ) -> Sequence[KKPError | None]:
+        """Add tokens, and bump the epoch once, but for those that are there already.
 
-        RateLimitedError if the caller has used up its share, KeyringUnavailableError if there are too many.
+        What has expired that long ago goes, by this time or the latest in the database, whichever is earlier.
+
+        Returns:
+            For each token None, or why it was refused: RateLimitedError if the caller has used up its share,
+            KeyringUnavailableError if there are too many.
         """
 
     async def put_revocation(
-        self, row: RevocationRow, *, forget_before: float, at_most: int
+        self, row: RevocationRow, *, now: float, remembered_seconds: float, at_most: int
     ) -> RevocationRow:
         """Add a row, unless there is one of its id that reaches as far; return the one that stands then.
 
+        What is over for that long goes, by this time or the latest in the database, whichever is earlier.
         ConflictError if there are too many of its kind.
         """
 
@@ -77,16 +100,32 @@ class RevocationStore(Protocol):
         """Take exactly this row out; False if it is not there any more."""
 
 
+class _Asked(NamedTuple):
+    """A token that waits to be written, and whoever waits for that."""
+
+    jti: str
+    exp: int
+    by: str
+    is_limited: bool
+    done: asyncio.Future[None]
+
+
 class _View(msgspec.Struct, frozen=True):
-    """Everything that is known as of an epoch; replaced as a whole."""
+    """Everything that is known as of an epoch; replaced as a whole.
+
+    Attributes:
+        tidied_at: When tokens that have expired were last left out.
+    """
 
     epoch: int = 0
     clock_high_water: float = 0.0
+    tidied_at: float = 0.0
     tokens: Mapping[str, RevokedTokenRow] = {}
     others: Mapping[str, RevocationRow] = {}
     before_by_subject: Mapping[str, int] = {}
     identities: frozenset[str] = frozenset()
     keys: frozenset[tuple[str, str]] = frozenset()
+    as_written: frozenset[tuple[str, str]] = frozenset()
     backends: frozenset[str] = frozenset()
     untrusted: bool = False
 
@@ -101,23 +140,29 @@ class Revocations:
         clock: What time it is.
         times: How far clocks are apart, and how long what they stamp can live.
         members: Of each backend that is made of others, each key's members, as pairs of backend and key id.
+        canonical: Returns the one spelling of a backend's key id that stands for all that name the key.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  none of them knows of another
         self,
         store: RevocationStore,
         master_key: MasterKey,
         clock: Clock,
         times: RingTimes,
         members: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = _NO_MEMBERS,
+        canonical: Callable[[str, str], str] = _as_written,
     ) -> None:
         self._store = store
         self._master_key = master_key
         self._clock = clock
         self._times = times
         self._members = members
+        self._canonical = canonical
         self._margin_seconds = 2 * times.clock_error + times.verifier_leeway + 1
+        self._lasting_seconds = self._margin_seconds + times.key_ttl
         self._view = _View()
+        self._asked: deque[_Asked] = deque()
+        self._writer: asyncio.Task[None] | None = None
 
     @property
     def epoch(self) -> int:
@@ -147,20 +192,28 @@ class Revocations:
 
     def _trusted_view(self, snapshot: RevocationSnapshot, known: _View) -> _View:
         added = {row.jti: self._genuine_token(row) for row in snapshot.tokens}
-        horizon, subject_horizon = self._horizon(), self._subject_horizon()
+        now = min(self._clock.now(), snapshot.clock_high_water)
+        subject_horizon = now - self._lasting_seconds
+        is_tidy = now < known.tidied_at + _TIDY_SECONDS
+        tokens = {**known.tokens, **added} if added else known.tokens
+        if not is_tidy:
+            tokens = {jti: row for jti, row in tokens.items() if row.exp >= now - self._margin_seconds}
         rows = [row if known.others.get(row.id) == row else self._genuine(row) for row in snapshot.others]
         others = {row.id: row for row in rows if row.before is None or row.before >= subject_horizon}
         by_kind = {kind: [row for row in others.values() if row.kind == kind] for kind in RevocationKind}
-        keys = {(row.backend or "", row.name) for row in by_kind[RevocationKind.KEY]}
+        written = frozenset((row.backend or "", row.name) for row in by_kind[RevocationKind.KEY])
+        keys = {self._key(*key) for key in written}
         backends = frozenset(row.name for row in by_kind[RevocationKind.BACKEND])
         return _View(
             epoch=snapshot.epoch,
             clock_high_water=snapshot.clock_high_water,
-            tokens={jti: row for jti, row in {**known.tokens, **added}.items() if row.exp >= horizon},
+            tidied_at=known.tidied_at if is_tidy else now,
+            tokens=tokens,
             others=others,
             before_by_subject={row.name: row.before or 0 for row in by_kind[RevocationKind.SUBJECT]},
             identities=frozenset(row.name for row in by_kind[RevocationKind.IDENTITY]),
             keys=frozenset({*keys, *self._made_of(keys, backends)}),
+            as_written=written,
             backends=backends,
         )
 
@@ -170,8 +223,11 @@ class Revocations:
         """Yield the keys of which a member, be it a former one, is revoked or of a revoked backend."""
         for composite, by_name in self._members.items():
             for name, members in by_name.items():
-                if any(member in keys or member[0] in backends for member in members):
+                if any(self._key(*member) in keys or member[0] in backends for member in members):
                     yield composite, name
+
+    def _key(self, backend: str, key_id: str) -> tuple[str, str]:
+        return backend, self._canonical(backend, key_id)
 
     # What the road asks.
 
@@ -211,7 +267,9 @@ class Revocations:
         """
         self.check_trusted()
         view = self._view
-        return backend in view.backends or (backend, key_id) in view.keys
+        if backend in view.backends:
+            return True
+        return bool(view.keys) and key_id is not None and self._key(backend, key_id) in view.keys
 
     # What administrators ask.
 
@@ -243,12 +301,54 @@ class Revocations:
             KeyringUnavailableError: As many tokens are revoked as are remembered, or the database can't be
                 written.
         """
-        row = RevokedTokenRow(jti, exp, self._clock.now(), by, b"")
+        loop = asyncio.get_running_loop()
+        asked = _Asked(jti, exp, by, is_limited, loop.create_future())
+        self._asked.append(asked)
+        if self._writer is None:
+            self._writer = loop.create_task(self._write_asked())
+        await asked.done
+
+    async def _write_asked(self) -> None:
+        group: Sequence[_Asked] = ()
+        try:
+            while self._asked:
+                size = min(len(self._asked), _MOST_TOGETHER)
+                group = [self._asked.popleft() for _ in range(size)]
+                await self._write_together(group)
+                await asyncio.sleep(_PAUSE_SECONDS)
+        finally:  # nobody waits for ever, even when this is cancelled
+            for asked in (*group, *self._asked):
+                asked.done.cancel()
+            self._asked.clear()
+            self._writer = None
+
+    async def _write_together(self, group: Sequence[_Asked]) -> None:
+        now = self._clock.now()
+        outcomes: Sequence[Exception | None]
+        try:
+            outcomes = await self._store.insert_revoked_tokens(
+                [self._new_token(asked, now) for asked in group],
+                now=now,
+                remembered_seconds=self._margin_seconds,
+            )
+        except Exception as error:  # noqa: BLE001  whatever the store raises, nobody's token is revoked
+            group = [*group, *self._asked]  # who has come meanwhile need not wait to hear the same
+            self._asked.clear()
+            outcomes = [error] * len(group)
+        for asked, outcome in zip(group, outcomes, strict=True):
+            if asked.done.done():
+                continue  # whoever asked has been cancelled
+            if outcome is None:
+                asked.done.set_result(None)
+            else:
+                asked.done.set_exception(outcome)
+
+    def _new_token(self, asked: _Asked, now: float) -> NewRevokedToken:
+        row = RevokedTokenRow(asked.jti, asked.exp, now, asked.by, b"")
         row = row._replace(mac=self._master_key.mac(_TOKEN_PURPOSE, _token_bytes(row)))
-        share = SHARE if is_limited else None
-        await self._store.insert_revoked_token(
-            row, forget_before=self._horizon(), at_most=MAX_TOKENS, share=share
-        )
+        if asked.is_limited:
+            return NewRevokedToken(row, MAX_TOKENS - RESERVE, SHARE)
+        return NewRevokedToken(row, MAX_TOKENS, None)
 
     async def revoke(
         self, kind: RevocationKind, name: str, *, backend: str | None = None, by: str, reason: str
@@ -275,7 +375,7 @@ class Revocations:
             kind=kind.value,
             backend=backend,
             name=name,
-            before=math.floor(now + 2 * self._times.clock_error) if kind is RevocationKind.SUBJECT else None,
+            before=self._void_until(now) if kind is RevocationKind.SUBJECT else None,
             revoked_at=now,
             revoked_by=by,
             reason=reason,
@@ -283,9 +383,15 @@ class Revocations:
         )
         row = row._replace(mac=self._master_key.mac(_PURPOSE, _row_bytes(row)))
         stands = await self._store.put_revocation(
-            row, forget_before=self._subject_horizon(), at_most=MAX_OF_A_KIND
+            row,
+            now=self._clock.now(),
+            remembered_seconds=self._lasting_seconds,
+            at_most=MAX_OF_A_KIND,
         )
         return self._of(self._genuine(stands))
+
+    def _void_until(self, now: float) -> int:
+        return math.floor(now + 2 * self._times.clock_error + _WRITE_SECONDS)
 
     async def lift(self, revocation_id: str) -> Revocation:
         """Let an identity, a key or a backend go on; return what was revoked.
@@ -308,27 +414,22 @@ class Revocations:
 
     # What the list shows.
 
-    def token_entries(self) -> dict[str, int]:
-        """Return when each revoked token expires at the latest, by its id."""
-        return {jti: row.exp for jti, row in self._view.tokens.items()}
+    def token_rows(self) -> Mapping[str, RevokedTokenRow]:
+        """Return the rows of tokens, by id."""
+        return self._view.tokens
 
     def entries(self) -> Mapping[str, RevocationRow]:
         """Return the rows of everything else, by id."""
         return self._view.others
 
     def stopped_keys(self) -> Collection[tuple[str, str]]:
-        """Return each key that is revoked, or made of what is, as backend and key id."""
-        return self._view.keys
+        """Return each key that is revoked, or made of what is, as backend and key id.
 
-    # When, and whether it is believed.
+        One that is revoked is there as it was written, and in the spelling that stands for all.
+        """
+        return self._view.keys | self._view.as_written
 
-    def _horizon(self) -> float:
-        """Return the time before which a token has expired by every clock and leeway."""
-        return self._clock.now() - self._margin_seconds
-
-    def _subject_horizon(self) -> float:
-        """Return the time before which whatever was issued has expired by every clock and leeway."""
-        return self._horizon() - self._times.key_ttl
+    # What is shown of a row, and whether it is believed.
 
     def _of_token(self, row: RevokedTokenRow) -> Revocation:
         return Revocation(
@@ -341,7 +442,6 @@ class Revocations:
         )
 
     def _of(self, row: RevocationRow) -> Revocation:
-        lasting = self._times.key_ttl + self._margin_seconds
         return Revocation(
             id=row.id,
             kind=RevocationKind(row.kind),
@@ -350,7 +450,7 @@ class Revocations:
             revoked_at=row.revoked_at,
             revoked_by=row.revoked_by,
             before=row.before,
-            expires_at=None if row.before is None else row.before + lasting,
+            expires_at=None if row.before is None else row.before + self._lasting_seconds,
             reason=row.reason,
         )
 

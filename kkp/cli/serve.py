@@ -18,12 +18,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from kkp import __version__, app
@@ -34,10 +37,10 @@ from kkp.ways import SERVE
 from kkp.web.metrics import render, serving_metrics, serving_rendered
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services, make_application
-from kkp.web.server import Inherited, Listener, bind, bound_to, listening
+from kkp.web.server import Inherited, Listener, bind, bound_to, check_bound, listening
 from kkp.web.tls import ReloadingTLS
 from kkp.workers.cores import usable_cores
-from kkp.workers.line import Line, Order, Report, State
+from kkp.workers.line import LEFT_TO_THE_SUPERVISOR, Line, Order, Report, State
 from kkp.workers.supervisor import Supervisor
 
 _READY_LOOK_SECONDS = 0.25
@@ -55,8 +58,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _descriptors(text: str) -> list[list[int]]:
-    """Read the descriptors that `kkp.workers.worker` hands down."""
-    return [[int(number) for number in filter(None, part.split(","))] for part in text.split(":")]
+    """Read the descriptors that `kkp.workers.worker` hands down: of the line, of own queues, of others'."""
+    with suppress(ValueError, OverflowError, OSError):
+        parts = [[int(number) for number in filter(None, part.split(","))] for part in text.split(":")]
+        (_,), (_, *_), _ = parts
+        if all(stat.S_ISSOCK(os.fstat(number).st_mode) for number in chain(*parts)):
+            return parts
+    raise argparse.ArgumentTypeError("it is for a supervisor to give; what you look for is --workers")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -118,12 +126,14 @@ async def _work(chosen: Settings, connected: Sequence[int], *queues: Sequence[in
     """Serve as one of several, as the supervisor says."""
     _log_processes()
     collect_garbage_rarely()
-    for number in (*_SIGNALS, signal.SIGHUP):
+    for number in LEFT_TO_THE_SUPERVISOR:
         asyncio.get_running_loop().add_signal_handler(number, _do_nothing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_SUPERVISOR)  # a child of ours is to hear them
     line = await Line.open(*connected)
     where = Inherited(*([socket.socket(fileno=number) for number in queue] for queue in queues))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(line.close)
+        await check_bound(where.own, chosen.listen)
         await stack.enter_async_context(app.running(line.run(), line.beat()))
         services, tls = await stack.enter_async_context(_prepared(chosen))
         line.render = partial(render, services)

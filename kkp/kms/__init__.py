@@ -18,6 +18,7 @@ from kkp.backend_tables import COMPOSITES
 from kkp.errors import ConfigError, UnknownBackendError
 from kkp.kms._members import Names as Names
 from kkp.kms._members import backends, parse
+from kkp.kms._names import canonical as canonical
 from kkp.kms._parts import Kind
 from kkp.kms.base import KMS, Resources
 from kkp.kms.caching import Caching, DataKeyCache

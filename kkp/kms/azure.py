@@ -63,6 +63,7 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.kms._aead import invalid_wrap, label
+from kkp.kms._names import AZURE_KEY_ID
 from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
 from kkp.outbound import QuietTCPConnector
 
@@ -72,13 +73,6 @@ _URI = re.compile(
     (?P<host> [a-z][a-z0-9-]{1,22}[a-z0-9] \.
               (?: vault\.azure\.net | vault\.azure\.cn | vault\.usgovcloudapi\.net ) )""",
     re.VERBOSE,
-)
-_KEY_ID = re.compile(
-    r"""
-    (?: https://(?P<host> [a-z0-9.-]{1,64} )/keys/ )?
-    (?P<name> [0-9a-z-]{1,127} )
-    (?: / (?P<version> [0-9a-f]{32} ) )?""",
-    re.VERBOSE | re.IGNORECASE | re.ASCII,
 )
 _VERSION = re.compile(r"[0-9a-f]{32}")
 
@@ -327,7 +321,7 @@ class AzureKeyVaultKMS:
         await self._client.close()
 
     def _resolve(self, key_id: str) -> _KeyName:
-        match = _KEY_ID.fullmatch(key_id)
+        match = AZURE_KEY_ID.fullmatch(key_id)
         if match is None:
             raise UnknownKeyError("The vault has no such key.")
         if (match["host"] or self._host).lower() != self._host:

@@ -55,6 +55,7 @@ from kkp.errors import (
 )
 from kkp.kms._aead import invalid_wrap, label
 from kkp.kms._google_credentials import AccessTokens
+from kkp.kms._names import short_gcp_name
 from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
 
 _SCHEME = "gcp-kms://"
@@ -228,7 +229,7 @@ class GCPKMS:
         await self._client.transport.close()  # type: ignore[no-untyped-call]  # generated code
 
     def _full_name(self, key_id: str) -> str:
-        name = key_id.removeprefix(f"{self._ring}/cryptoKeys/")
+        name = short_gcp_name(self._ring, key_id)
         if _OTHER_KEY.fullmatch(name):
             raise KeyElsewhereError("The backend has no such key; the name is of another key ring.")
         if not _KEY.fullmatch(name):

@@ -42,11 +42,13 @@ class AuditStore:
             heads = [ChainHead(*row) for row in connection.execute(_SELECT_UNCARRIED)]
             first = make_first(heads)
             connection.execute(insert(_records), [{"chain": chain, **first._asdict()}])
-            if heads:  # no more than it carries: on PostgreSQL the chains may have grown since
-                connection.execute(_CARRY, [{"of": head.chain, "seq": head.seq} for head in heads])
             head = {"chain": chain, "head_seq": first.seq, "head_hash": first.hash}
             connection.execute(insert(_chains).values(head))
-            return read_epoch(connection)
+            epoch = read_epoch(connection)
+            if heads:  # last: on PostgreSQL those who append to these chains wait from here to the commit
+                # No more than it carries: there the chains may have grown since.
+                connection.execute(_CARRY, [{"of": head.chain, "seq": head.seq} for head in heads])
+            return epoch
 
         return await self._database.write(work)
 

@@ -3,6 +3,8 @@
 Rules that hold for every implementation:
 - A transaction is a plain function of a SQLAlchemy connection, whatever the database. It uses the tables of
   `kkp.store.schema` alone, in SQL that every database takes.
+- It lets every error of a statement pass: PostgreSQL commits nothing after one, and answers the COMMIT as if
+  it had.
 - Writes exclude each other, on every replica: a read-then-write can't lose a race. Only the audit's append
   goes past that, because each process appends to a chain of its own.
 - Who waits is answered well within a second, whatever the database does.
@@ -15,10 +17,11 @@ Rules that hold for every implementation:
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, final, runtime_checkable
 
-from sqlalchemy import Boolean, Connection, Table, func, select, update
+from sqlalchemy import Boolean, Connection, Table, delete, func, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -31,6 +34,8 @@ ResultT = TypeVar("ResultT")
 Work = Callable[[Connection], ResultT]
 
 _CHECK_SECONDS = 1.0
+_MARK_BYTES = 16
+_EPOCHS_KEPT = 100_000  # whoever has not looked for so many changes starts anew
 SELECT_EPOCH = select(schema.state.c.epoch)
 SELECT_LAYOUT = select(schema.state.c.schema_version)
 SELECT_MARKS = select(schema.state.c.schema_version, schema.state.c.master_key_check)
@@ -155,8 +160,23 @@ def bump_epoch(connection: Connection) -> None:
     """Tell every replica that the ring, an identity, a grant or what is revoked changed."""
     bump = update(schema.state).values(epoch=schema.state.c.epoch + 1).returning(schema.state.c.epoch)
     epoch = connection.execute(bump).scalar_one()
+    number = schema.epochs.c.epoch
+    connection.execute(delete(schema.epochs).where((number >= epoch) | (number <= epoch - _EPOCHS_KEPT)))
+    mark_epoch(connection, epoch)
     if connection.dialect.name == "postgresql":  # told to whoever listens, once this has been committed
         connection.execute(select(func.pg_notify(schema.EPOCH_CHANNEL, str(epoch))))
+
+
+def raise_epoch(connection: Connection, beyond: int) -> None:
+    """Have the epoch be higher than one that was known elsewhere, and than the present one."""
+    state = schema.state
+    connection.execute(update(state).where(state.c.epoch < beyond).values(epoch=beyond))
+    bump_epoch(connection)
+
+
+def mark_epoch(connection: Connection, epoch: int) -> None:
+    """Mark a new epoch, so that no other one of the same number is taken for it."""
+    connection.execute(insert(schema.epochs).values(epoch=epoch, mark=os.urandom(_MARK_BYTES)))
 
 
 def insert_unless_known(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias, final
 
-from sqlalchemy import Connection, delete, func, insert, or_, outerjoin, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, outerjoin, select, update
 
 from kkp.rows import ChainHead, CheckpointRow, LogLook, LogPosition, SignedRows, Standing, TreeRow
 from kkp.store import schema
@@ -117,23 +117,24 @@ class CheckpointStore:
 
         return await self._database.write(work)
 
+    async def behind(self, seq: int, limit: int) -> Sequence[CheckpointRow]:
+        """Return up to `limit` checkpoints of higher numbers, oldest first."""
+        return await self._oldest(_checkpoints.c.seq > seq, limit)
+
     async def undelivered(self, limit: int) -> Sequence[CheckpointRow]:
-        """Return up to `limit` checkpoints that the sink does not have, oldest first."""
-        query = select(_checkpoints.c.seq, _checkpoints.c.line).where(_checkpoints.c.delivered.is_(False))
+        """Return up to `limit` checkpoints that no sink has, oldest first."""
+        return await self._oldest(_checkpoints.c.delivered.is_(False), limit)
+
+    async def _oldest(self, which: ColumnElement[bool], limit: int) -> Sequence[CheckpointRow]:
+        query = select(_checkpoints.c.seq, _checkpoints.c.line).where(which)
         oldest = query.order_by(_checkpoints.c.seq).limit(limit)
         rows = await self._database.read(lambda connection: connection.execute(oldest).all())
         return [CheckpointRow(*row) for row in rows]
 
     async def mark_delivered(self, seqs: Sequence[int]) -> None:
-        """Note that the sink has taken these."""
+        """Note that a sink has taken these."""
         mark = update(_checkpoints).where(_checkpoints.c.seq.in_(seqs)).values(delivered=True)
         await self._database.write(lambda connection: connection.execute(mark))
-
-    async def mark_undelivered(self, after: int) -> int:
-        """Note that the sink lacks those behind this number; return how many it was thought to have."""
-        lost = (_checkpoints.c.seq > after) & _checkpoints.c.delivered.is_(True)
-        mark = update(_checkpoints).where(lost).values(delivered=False)
-        return await self._database.write(lambda connection: connection.execute(mark).rowcount)
 
 
 def _position(connection: Connection) -> LogPosition:

@@ -2,7 +2,8 @@
 
 A setting counts as it is in force for the session, whoever set it: the server, the database or the role. What
 is in force for commits is then held fast, because a reload of the server's settings would change it under a
-session that is in use.
+session that is in use. What only the server as a whole is set to can't be held; each commit looks at it
+(`IS_KEPT`). The role is asked about, too: one that is held to no rights is more than KKP needs.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ SELECT current_setting('server_version_num')::int AS version,
        current_setting('data_sync_retry') AS data_sync_retry,
        set_config('synchronous_commit', current_setting('synchronous_commit'), false) AS synchronous_commit,
        current_setting('default_transaction_read_only') AS read_only,
-       pg_is_in_recovery() AS in_recovery
+       pg_is_in_recovery() AS in_recovery,
+       (SELECT rolsuper OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = current_user) AS is_boundless
 """
+
+# What a reload may change under a session.
+IS_KEPT: Final = "(current_setting('fsync') = 'on' AND current_setting('full_page_writes') = 'on')"
 
 _RELOAD = "in postgresql.conf, or by ALTER SYSTEM, and reload the server"
 _REQUIRED: Mapping[str, tuple[str, str]] = {
@@ -50,6 +55,11 @@ def problems(row: Mapping[str, Any]) -> Iterator[str]:
             "synchronous_commit is off, so a crash loses what was committed; set it to on where it was set "
             "off: in postgresql.conf, by ALTER DATABASE … RESET synchronous_commit, or by ALTER ROLE … RESET "
             "synchronous_commit"
+        )
+    if row["is_boundless"]:
+        yield (
+            "the role is a superuser, or passes by row security, so whoever takes KKP over has the server; "
+            "give KKP a role of its own: CREATE ROLE kkp LOGIN"
         )
     if row["in_recovery"]:
         yield "the server is a standby or recovers, and can't be written; give the primary's address"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from sqlalchemy import Connection, insert, update
 
 from kkp.errors import ConfigError
 from kkp.store import schema
-from kkp.store.base import SELECT_MARKS, Work
+from kkp.store.base import SELECT_MARKS, Work, mark_epoch
 
 NO_LAYOUT: Final = "KKP_DATABASE_URL: the database has nothing in it yet; run `kkp init`"
 
@@ -151,7 +151,7 @@ def prepare(catalogue: Catalogue, master_key_check: bytes, first_rows: Work[None
 
     It is recognised anew, because another process may have been faster.
     """
-    first = {
+    first: dict[str, Any] = {
         "id": 1,
         "schema_version": schema.SCHEMA_VERSION,
         "master_key_check": master_key_check,
@@ -165,7 +165,9 @@ def prepare(catalogue: Catalogue, master_key_check: bytes, first_rows: Work[None
         if not is_laid_out(connection):
             schema.metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(schema.state).values(first))
+            mark_epoch(connection, first["epoch"])
             first_rows(connection)
+            is_laid_out(connection)  # what has no tables may have functions, and nothing may be planted
         connection.execute(_WRITE_NOTHING_NEW)  # a database that can only be read is refused now, not later
 
     return work

@@ -3,17 +3,24 @@
 Rules that hold here:
 - `write` takes one advisory lock before it reads anything, so writers exclude each other as on SQLite, in
   this process and in every other. `read` is REPEATABLE READ and READ ONLY.
-- The audit's append takes no lock that another replica's would wait for: it is one statement in a transaction
-  of its own, one round trip, on a connection of its own. It moves the chain's head only from the record
-  before its first one. So whatever became of an append that was given up on, and however late the server runs
-  it: it can't fork the chain, and of two processes that took one chain for theirs only one goes on.
-- Every wait ends: here by a deadline after which the connection is cut off, and in the server by its own
-  timeouts, so that a replica that stands still holds no lock for longer than they say.
+- The audit's append waits for no other replica, but for one that starts, on the way from its last statement
+  to its commit. It is one statement in a transaction of its own, one round trip, on a connection of its own.
+  It moves the chain's head only from the record before its first one. So whatever became of an append that
+  was given up on, and however late the server runs it: it can't fork the chain, and of two processes that
+  took one chain for theirs only one goes on.
+- Every wait ends: for a connection after half of the time that there is, for an answer at a deadline, after
+  which the connection is cut off, and in the server by its own timeouts, so that a replica that stands still
+  holds no lock for longer than they say.
 - A connection on which anything failed, but for a row that exists already, is cut off and never used again.
-  A commit whose answer was lost counts as none.
+  A commit whose answer was lost counts as none, and so does one that came with a warning: a server that
+  stops waiting for its standbys says so by nothing else.
 - No connection is used before it said that what it commits survives a crash (`kkp.store.durability`). A
   replica that was moved to another server, a standby above all, finds out before it writes.
-- Names mean what stands in the schema `kkp`, whatever the role or the database were set to.
+- Names mean what stands in the schema `kkp`, whatever the role or the database were set to. What a session
+  is set to is read back: a pooler in between may have dropped it.
+- Every transaction makes sure that the newest epoch that was seen is still there, by its mark. A server that
+  took over without the last commits, or a database that was restored, ends the process, however far it has
+  come since.
 - No error tells a row's values: PostgreSQL's own messages do.
 - A password is asked for at each new connection, so it may be changed while KKP runs.
 """
@@ -21,19 +28,25 @@ Rules that hold here:
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
-from functools import partial
-from typing import Any, Final, NoReturn, Self, TypeAlias, final
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext, suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple, NoReturn, Self, TypeAlias, final
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, bindparam, event, outerjoin, select, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from kkp import data_dir
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.postgres_address import PostgresAddress
+from kkp.rollback import refuse_other_history
 from kkp.rows import ChainedRow
 from kkp.store import durability, schema
 from kkp.store.base import (
@@ -58,11 +71,20 @@ DEADLINE_SECONDS: Final = 0.8
 _OPENING_SECONDS = 10.0  # laying out is many statements, and no request waits for them
 _MIGRATING_SECONDS = 4 * 3600.0  # of the largest database; another migration is waited for as long
 _CLOSING_SECONDS = 1.0
+_WATCH_SECONDS = 10.0
 _LISTENING_SECONDS = 5.0  # so often a connection that only listens shows that it is alive
+_SETTLE_STEP_SECONDS = 0.005
 _CONNECTIONS = 4
+_MAX_RUNNING = 128  # and so many wait for one of them at most
+_TOLD_AGAIN_SECONDS = 60.0
 _STANDSTILL_MS = 1000
 _CATALOGUE = PostgreSQLCatalogue()
+_DROPPED = (
+    "KKP_DATABASE_URL: what KKP sets its sessions to does not arrive ({}): something between KKP and "
+    "PostgreSQL drops it; give the server's own address, or one of a pooler that passes settings on"
+)
 _UNAVAILABLE = "The state database is not available."
+_ALTERED = "The layout of the state database was altered."
 _NOT_KEPT = "The state database did not keep the audit records."
 _DRIVER_ERRORS = (
     SQLAlchemyError,
@@ -73,8 +95,10 @@ _DRIVER_ERRORS = (
 )
 # Classes of errors whose text says what is wrong with the server, the role or the layout, and no value.
 _TELLING = ("08", "28", "3D", "42", "53", "55", "57", "58", "XX")
-_TAKE_WRITE_LOCK = text(f"SELECT pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
-_APPEND = """
+_TAKE_WRITE_LOCK = text(f"SELECT {durability.IS_KEPT}, pg_advisory_xact_lock({LOCKS}, {WRITE_LOCK})")
+# The division fails the statement if a part was not to be kept, or the server may lose it, or has come from
+# elsewhere than from the epoch that was seen.
+_APPEND = f"""
 WITH moved AS (
   UPDATE audit_chains SET head_seq = $5, head_hash = $6
   WHERE chain = $1 AND head_seq = $7 AND (SELECT schema_version FROM state) = $8 RETURNING chain
@@ -85,11 +109,25 @@ WITH moved AS (
   ORDER BY record.seq
   RETURNING 1
 )
-SELECT epoch, (SELECT count(*) FROM kept) AS kept FROM state
-"""
+SELECT epoch / ((SELECT count(*) FROM kept) = cardinality($2::bigint[]) AND {durability.IS_KEPT}
+  AND (SELECT mark FROM epochs WHERE epoch = $9) IS NOT DISTINCT FROM $10)::int
+FROM state
+"""  # noqa: S608  what is put in is a constant
 _STOP_APPENDS = text(f"LOCK TABLE {schema.audit_chains.name} IN EXCLUSIVE MODE")
-_SETTLE = text(f"LOCK TABLE {schema.audit_records.name} IN SHARE MODE")
+_SELECT_APPENDERS = text("""
+SELECT virtualtransaction FROM pg_catalog.pg_locks
+WHERE relation = 'kkp.audit_records'::regclass AND mode = 'RowExclusiveLock' AND granted
+  AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+""")
+_was = schema.epochs.alias()
+_SELECT_HISTORY = select(
+    schema.state.c.epoch,
+    schema.epochs.c.mark,
+    select(_was.c.mark).where(_was.c.epoch == bindparam("seen")).scalar_subquery(),
+).select_from(outerjoin(schema.state, schema.epochs, schema.epochs.c.epoch == schema.state.c.epoch))
+_SELECT_SETTINGS = "SELECT name, setting FROM pg_catalog.pg_settings WHERE name = ANY ($1::text[])"
 _SELECT_EPOCH = "SELECT epoch FROM state"
+_log = logging.getLogger(__name__)
 _Driver: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 _Password: TypeAlias = Callable[[], str | None]
 
@@ -105,6 +143,48 @@ class UnfitServerError(KeyringUnavailableError):
 @final
 class _FaultError(Exception):
     """What the driver met, without the values that its own text may hold."""
+
+
+class _Epoch(NamedTuple):
+    """One that was read from the database, and the mark that tells it from any other of its number."""
+
+    number: int
+    mark: bytes | None
+
+
+_NO_EPOCH = _Epoch(0, None)
+
+
+@final
+class _Outages:
+    """Tells the log why the database is not available, each cause once a minute.
+
+    Attributes:
+        is_muted: Whether it is told elsewhere: nothing has been opened yet.
+    """
+
+    def __init__(self) -> None:
+        self.is_muted = True
+        self._told_at: dict[str, float] = {}
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell of what is raised in the block."""
+        try:
+            yield
+        except KeyringUnavailableError as error:
+            cause = "; ".join(error.problems) if isinstance(error, UnfitServerError) else error.__cause__
+            if cause is not None and not self.is_muted:
+                self._tell(str(cause))
+            raise
+
+    def _tell(self, cause: str) -> None:
+        now = time.monotonic()
+        if now - self._told_at.get(cause, -math.inf) >= _TOLD_AGAIN_SECONDS:
+            self._told_at = {
+                told: at for told, at in self._told_at.items() if now - at < _TOLD_AGAIN_SECONDS
+            } | {cause: now}
+            _log.warning("the database is not available: %s", cause)
 
 
 @final
@@ -136,7 +216,11 @@ class PostgreSQLDatabase:
         self._running: set[asyncio.Task[Any]] = set()
         self._appender: _Driver | None = None
         self._check = SharedCheck(self._read_and_write)
-        self._writer = _engine(self._connect)
+        self._outages = _Outages()
+        self._seen = _NO_EPOCH  # the newest, once the database has been opened
+        self._is_altered = False  # when it was looked at last
+        self._watching: asyncio.Task[NoReturn] | None = None
+        self._writer = _engine(self._connect, deadline_seconds / 2)
         self._reader = self._writer.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -179,25 +263,36 @@ class PostgreSQLDatabase:
                 raise ConfigError([NO_LAYOUT])
             work = prepared if is_laid_out else lay_out
             await database._write(work, _OPENING_SECONDS)
+            await database._begin_history()
 
         database = cls(address, password, deadline_seconds=deadline_seconds)
-        return await database._examined(examine)
+        await database._examined(examine)
+        database._watching = asyncio.create_task(database._watch())
+        return database
 
     @classmethod
     async def open_read_only(
-        cls, address: PostgresAddress, password: _Password, *, master_key_check: bytes
+        cls,
+        address: PostgresAddress,
+        password: _Password,
+        *,
+        master_key_check: bytes,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> Self:
         """Open the database to look at it; nothing is written.
 
         Raises:
             ConfigError: As `open`, and it has no layout yet.
         """
+        recognised = recognise(_CATALOGUE, master_key_check)
 
         async def examine(database: Self) -> None:
-            if not await database.read(recognise(_CATALOGUE, master_key_check)):
+            if not await database.read(recognised, within_seconds=_OPENING_SECONDS):
                 raise ConfigError([NO_LAYOUT])
+            await database._begin_history()
 
-        return await cls(address, password, read_only=True)._examined(examine)  # noqa: SLF001  of our own class
+        database = cls(address, password, deadline_seconds=deadline_seconds, read_only=True)
+        return await database._examined(examine)
 
     @classmethod
     async def is_empty(cls, address: PostgresAddress, password: _Password) -> bool:
@@ -254,6 +349,7 @@ class PostgreSQLDatabase:
             opened.push_async_callback(self.close)
             await self._asked(lambda: examine(self))
             self._connecting_seconds = self._deadline_seconds
+            self._outages.is_muted = False
             opened.pop_all()
         return self
 
@@ -277,11 +373,8 @@ class PostgreSQLDatabase:
         return await self._write(in_our_layout, self._deadline_seconds)
 
     async def _write(self, work: Work[ResultT], seconds: float) -> ResultT:
-        def locked(connection: Connection) -> ResultT:
-            connection.execute(_TAKE_WRITE_LOCK)
-            return work(connection)
-
-        return await self._transact(self._writer, locked, seconds, self._turn)
+        self._refuse_altered()
+        return await self._transact(self._writer, partial(_locked, work), seconds, self._turn)
 
     async def read(self, work: Work[ResultT], *, within_seconds: float | None = None) -> ResultT:
         """Run reads that see one state of the database; see `Database`."""
@@ -289,6 +382,7 @@ class PostgreSQLDatabase:
 
     async def append(self, chain: str, rows: Sequence[ChainedRow]) -> int:
         """Add records at the end of an audit chain; see `Database`."""
+        self._refuse_altered()
         seqs, hashes, bodies = zip(*rows, strict=True)
         head = rows[-1]
         driver, self._appender = self._appender, None
@@ -296,7 +390,7 @@ class PostgreSQLDatabase:
             async with asyncio.timeout(self._deadline_seconds):
                 if driver is None or driver.is_closed():
                     driver = await self._connect("kkp audit")
-                kept = await driver.fetchrow(
+                epoch = await driver.fetchval(
                     _APPEND,
                     chain,
                     seqs,
@@ -306,47 +400,69 @@ class PostgreSQLDatabase:
                     head.hash,
                     rows[0].seq - 1,
                     schema.SCHEMA_VERSION,
+                    *self._seen,
                 )
+            _refuse_warned(driver)
+            if epoch is None:  # the row of `state` is gone
+                raise KeyringUnavailableError(_NOT_KEPT)  # noqa: TRY301  and the connection with it
         except BaseException as error:  # noqa: BLE001  every one is raised again
             if driver is not None:
                 driver.terminate()
-            _raise_fit(error)
+            with self._outages.told():
+                _raise_fit(error)
         self._appender = driver
-        if kept is None or kept["kept"] != len(rows):
-            raise KeyringUnavailableError(_NOT_KEPT)
-        return int(kept["epoch"])
+        return int(epoch)
 
     async def settled_position(self) -> int:
         """Return the last position, once nobody is on the way of committing a lower one.
 
         Positions are drawn from a sequence, which is not the order of commits. Whoever inserts holds a lock
-        on the table from before its positions are drawn until it has committed. The lock that is taken here
-        waits for all of those; whoever comes after it draws higher positions than any that is there then.
-        It is held for one round trip, in which appends wait.
+        on the table from before its positions are drawn until its records are there to be read. So whoever
+        drew a lower position than one that is there holds that lock still, or is done. Those who hold it are
+        waited for; a lock is not taken, because appends would stand in line behind whoever waits for one,
+        a vacuum for instance.
         """
-
-        def work(connection: Connection) -> int:
-            connection.execute(_SETTLE)
-            return int(connection.execute(SELECT_LAST_POSITION).scalar_one())
-
-        return await self._transact(self._writer, work, self._deadline_seconds)
+        until = asyncio.get_running_loop().time() + self._deadline_seconds
+        position, before = await self.read(_last_and_appenders)
+        while before:
+            if asyncio.get_running_loop().time() >= until:
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("an append takes too long")
+            await asyncio.sleep(_SETTLE_STEP_SECONDS)
+            before &= await self.read(_appenders)
+        return position
 
     async def epoch(self) -> int:
         """Return the present epoch."""
         return await self.read(read_epoch)
 
     async def check(self) -> None:
-        """Read and write, and look anew at what the server does with it; see `Database`."""
+        """Read and write, and look anew at what the server does with it; see `Database`.
+
+        Where the layout was altered, a trigger planted for instance, nothing more is written until a later
+        look finds it as it was.
+        """
         await self._check()
 
     async def _read_and_write(self) -> None:
         def work(connection: Connection) -> None:
             _check_server(connection.exec_driver_sql(durability.PROBE).mappings().one())
-            if _CATALOGUE.foreign_parts(connection):  # a trigger can be planted at any time
-                raise KeyringUnavailableError("The layout of the state database was altered.")
-            connection.execute(COUNT_WRITE_CHECK)
+            check_layout(connection.execute(SELECT_LAYOUT).scalar_one())
+            self._is_altered = bool(_CATALOGUE.foreign_parts(connection))
+            self._refuse_altered()
+            _locked(lambda _: connection.execute(COUNT_WRITE_CHECK), connection)
 
-        await self.write(work)
+        await self._transact(self._writer, work, self._deadline_seconds)
+
+    def _refuse_altered(self) -> None:
+        if self._is_altered:
+            raise KeyringUnavailableError(_ALTERED) from _FaultError("its layout was altered")
+
+    async def _watch(self) -> NoReturn:
+        """Look again and again, because it may be that nobody asks for the readiness."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            with suppress(KeyringUnavailableError, IntegrityError):
+                await self._check()
 
     async def listen(self, on_hint: Callable[[], None]) -> NoReturn:
         """Call back whenever the epoch may have moved, for as long as this runs; it may not be relied on.
@@ -375,6 +491,8 @@ class PostgreSQLDatabase:
 
     async def close(self) -> None:
         """Close every connection, once what runs on it has ended."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._running:
             await asyncio.wait(self._running)  # each has a deadline
         closing = (driver.close(timeout=_CLOSING_SECONDS) for driver in set(self._drivers))
@@ -385,16 +503,18 @@ class PostgreSQLDatabase:
         self, engine: AsyncEngine, work: Work[ResultT], seconds: float, turn: asyncio.Lock | None = None
     ) -> ResultT:
         """Run a transaction in a task of its own, which ends soon after this is told no or cancelled."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        if seconds > self._deadline_seconds:
-            work = partial(_patient, work, seconds)
-        task = asyncio.create_task(self._run_in_turn(engine, work, deadline, turn))
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        await asyncio.wait({task}, timeout=seconds)
-        if not task.done():
-            raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("no answer in time")
-        return task.result()
+        with self._outages.told():
+            if len(self._running) >= _MAX_RUNNING:
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("too many wait for it")
+            if seconds > self._deadline_seconds:
+                work = partial(_patient, work, seconds)
+            task = asyncio.create_task(self._run_in_turn(engine, work, seconds, turn))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+            await asyncio.wait({task}, timeout=seconds)
+            if not task.done():
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("no answer in time")
+            return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -402,24 +522,30 @@ class PostgreSQLDatabase:
             task.exception()  # maybe nobody waits for it any more
 
     async def _run_in_turn(
-        self, engine: AsyncEngine, work: Work[ResultT], deadline: float, turn: asyncio.Lock | None
+        self, engine: AsyncEngine, work: Work[ResultT], seconds: float, turn: asyncio.Lock | None
     ) -> ResultT:
+        began = asyncio.get_running_loop().time()
         async with turn or nullcontext():
-            if asyncio.get_running_loop().time() >= deadline:  # nobody waits for it any more
-                raise KeyringUnavailableError(_UNAVAILABLE)
-            return await self._run(engine, work, deadline)
+            return await self._run(engine, work, began, seconds)
 
-    async def _run(self, engine: AsyncEngine, work: Work[ResultT], deadline: float) -> ResultT:
+    async def _run(self, engine: AsyncEngine, work: Work[ResultT], began: float, seconds: float) -> ResultT:
+        loop, seen = asyncio.get_running_loop(), self._seen
         try:
             connection = await engine.connect()
         except _DRIVER_ERRORS as error:
             _raise_fit(error)
         async with aclosing(connection):
+            if loop.time() >= began + seconds / 2:  # it would be cut off, and with it a connection lost
+                raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("too many wait for it")
             driver: _Driver = (await connection.get_raw_connection()).driver_connection
-            cut_off = asyncio.get_running_loop().call_at(deadline, driver.terminate)
+            cut_off = loop.call_at(began + seconds, driver.terminate)
             try:
                 async with connection.begin():
-                    return await connection.run_sync(work)
+                    result = await connection.run_sync(work)
+                    found = await connection.run_sync(partial(_look_back, seen)) if seen.mark else seen
+                _refuse_warned(driver)
+                self._see(found)
+                return result  # noqa: TRY300  it is not before here that it is known to be kept
             except IntegrityError as error:
                 _raise_fit(error)
             except _DRIVER_ERRORS as error:
@@ -430,6 +556,15 @@ class PostgreSQLDatabase:
                 if driver.is_closed():
                     await connection.invalidate()
 
+    async def _begin_history(self) -> None:
+        self._see(await self.read(partial(_look_back, _NO_EPOCH), within_seconds=_OPENING_SECONDS))
+
+    def _see(self, found: _Epoch) -> None:
+        if found.number == self._seen.number and found != self._seen:  # another one was seen meanwhile
+            refuse_other_history(found.number)
+        if found.number > self._seen.number and found.mark is not None:
+            self._seen = found
+
     async def _connect(self, name: str = "kkp") -> _Driver:
         """Connect; the name is for whoever looks at the server's sessions, or breaks one kind of them."""
         address = self._address
@@ -438,15 +573,17 @@ class PostgreSQLDatabase:
                 host=address.host,
                 port=address.port,
                 user=address.user,
-                password=self._current_password(),
+                password=self._current_password() or "",  # for None, the driver looks around by itself
                 database=address.database,
                 ssl=_tls(address),
-                server_settings={**_session(self._deadline_seconds), "application_name": name},
+                server_settings={**_session(self._deadline_seconds), **_unread(name)},
                 timeout=self._connecting_seconds,
                 max_cached_statement_lifetime=0,
             )
             try:
+                driver.add_log_listener(_end_warned)
                 _check_server(await driver.fetchrow(durability.PROBE))
+                await _check_session(driver, self._deadline_seconds)
                 if self._read_only:
                     await driver.execute("SET default_transaction_read_only = on")
             except BaseException:
@@ -463,13 +600,31 @@ class PostgreSQLDatabase:
             raise UnfitServerError(error.problems) from error
 
 
-def _engine(connect: Callable[[], Awaitable[_Driver]]) -> AsyncEngine:
+def _look_back(seen: _Epoch, connection: Connection) -> _Epoch:
+    """Return the present epoch, if the one that was seen is still one of those before it."""
+    number, mark, mark_of_seen = connection.execute(_SELECT_HISTORY, {"seen": seen.number}).one()
+    if mark_of_seen != seen.mark:
+        refuse_other_history(seen.number)
+    return _Epoch(number, mark)
+
+
+def _last_and_appenders(connection: Connection) -> tuple[int, set[str]]:
+    """Return the last position there is, and afterwards who appends."""
+    position = int(connection.execute(SELECT_LAST_POSITION).scalar_one())
+    return position, _appenders(connection)
+
+
+def _appenders(connection: Connection) -> set[str]:
+    return set(connection.execute(_SELECT_APPENDERS).scalars())
+
+
+def _engine(connect: Callable[[], Awaitable[_Driver]], wait_seconds: float) -> AsyncEngine:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
         pool_size=_CONNECTIONS,
         max_overflow=0,
-        pool_timeout=DEADLINE_SECONDS,
+        pool_timeout=wait_seconds,
         hide_parameters=True,
     )
 
@@ -486,26 +641,61 @@ def _session(deadline_seconds: float) -> dict[str, str]:
     milliseconds = int(deadline_seconds * 1000)
     return {
         "search_path": f"{SCHEMA}, pg_temp",  # which would come first if it were not named
+        "default_transaction_isolation": "read committed",  # who waited for a lock must see what was written
+        "client_min_messages": "warning",  # and so no warning is kept back
         "statement_timeout": str(milliseconds * 7 // 8),
         "lock_timeout": str(milliseconds * 6 // 8),
         "idle_in_transaction_session_timeout": str(_STANDSTILL_MS),
-        "tcp_user_timeout": str(_STANDSTILL_MS),
     }
+
+
+def _unread(name: str) -> dict[str, str]:
+    """Return what a session is set to besides; a pooler may drop these, and a Unix socket has no TCP."""
+    return {"application_name": name, "tcp_user_timeout": str(_STANDSTILL_MS)}
+
+
+async def _check_session(driver: _Driver, deadline_seconds: float) -> None:
+    wanted = _session(deadline_seconds)
+    found = dict(await driver.fetch(_SELECT_SETTINGS, list(wanted)))
+    differing = sorted(name for name, value in wanted.items() if found.get(name) != value)
+    if differing:
+        raise UnfitServerError([_DROPPED.format(", ".join(differing))])
+
+
+def _end_warned(driver: Any, message: Any) -> None:  # noqa: ANN401  the driver's own
+    """End a connection on which the server warned; it may have been that a commit is on this server alone."""
+    if message.severity_en == "WARNING":
+        driver.terminate()
+
+
+def _refuse_warned(driver: _Driver) -> None:
+    if driver.is_closed():
+        raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("a warning, or no answer in time")
 
 
 def _tls(address: PostgresAddress) -> ssl.SSLContext | bool:
     if address.ssl == "disable":
         return False
-    files = dict(address.files)
     try:
-        context = ssl.create_default_context(cafile=files.get("sslrootcert"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.check_hostname = address.ssl == "verify-full"
-        if "sslcert" in files:
-            context.load_cert_chain(files["sslcert"], files.get("sslkey"))
+        found = {name: Path(path).stat() for name, path in address.files}
+        if "sslkey" in found and data_dir.is_exposed(found["sslkey"]):
+            raise UnfitServerError(["KKP_DATABASE_URL: others can read or write sslkey; run chmod 600 on it"])
+        written = tuple((status.st_ino, status.st_size, status.st_mtime_ns) for status in found.values())
+        return _context(address.ssl, address.files, written)
     except OSError as error:  # and so ssl.SSLError
         problem = f"KKP_DATABASE_URL: sslrootcert, sslcert or sslkey can't be used ({error.strerror})"
         raise UnfitServerError([f"{problem}; give PEM files that KKP may read"]) from error
+
+
+@lru_cache(maxsize=1)
+def _context(mode: str, named: tuple[tuple[str, str], ...], _written: object) -> ssl.SSLContext:
+    """Return the context that these files make; it is made anew once one of them was written."""
+    files = dict(named)
+    context = ssl.create_default_context(cafile=files.get("sslrootcert"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = mode == "verify-full"
+    if "sslcert" in files:
+        context.load_cert_chain(files["sslcert"], files["sslkey"], password="")  # or a terminal is asked
     return context
 
 
@@ -513,6 +703,13 @@ def _check_server(row: Any) -> None:  # noqa: ANN401  the driver's record, or SQ
     found = [f"KKP_DATABASE_URL: {problem}" for problem in durability.problems(row)]
     if found:
         raise UnfitServerError(found)
+
+
+def _locked(work: Work[ResultT], connection: Connection) -> ResultT:
+    is_kept, _ = connection.execute(_TAKE_WRITE_LOCK).one()
+    if not is_kept:
+        raise KeyringUnavailableError(_UNAVAILABLE) from _FaultError("fsync or full_page_writes is off")
+    return work(connection)
 
 
 def _patient(work: Work[ResultT], seconds: float, connection: Connection) -> ResultT:
@@ -533,6 +730,8 @@ def _raise_fit(error: BaseException) -> NoReturn:
     """
     if isinstance(error, IntegrityError | asyncpg.IntegrityConstraintViolationError):
         raise IntegrityError(None, None, _fault(error)) from None
+    if isinstance(error, asyncpg.DivisionByZeroError):  # of `_APPEND`
+        raise KeyringUnavailableError(_NOT_KEPT) from _FaultError("it did not keep audit records")
     if isinstance(error, _DRIVER_ERRORS):
         raise KeyringUnavailableError(_UNAVAILABLE) from _fault(error)
     raise error

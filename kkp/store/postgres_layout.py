@@ -5,8 +5,8 @@ statement succeeds; a function or an operator of the schema can take the place o
 schema `kkp` must hold what our tables are, part by part, and nothing else. What is expected is told from
 `kkp.store.schema`, in the words of PostgreSQL's catalogue; the names of constraints don't matter.
 
-It is KKP's alone. Who can make things in it can take KKP's place in the database: the runbook says how it is
-owned.
+It is KKP's alone: its role owns the schema and all that is in it, and nobody else was given the right to
+make anything there, or to do more to a table than to read it. Whoever could, would take KKP's place.
 """
 
 from __future__ import annotations
@@ -109,6 +109,23 @@ SELECT 'type', t.typname::text, '' FROM pg_catalog.pg_type t
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 WHERE n.nspname = :schema AND t.typelem = 0
   AND NOT EXISTS (SELECT FROM ours WHERE ours.oid = t.typrelid AND relkind <> 'c')
+UNION ALL
+SELECT 'owner', concat_ws(' of ', pg_get_userbyid(relowner), relname), ''
+FROM ours WHERE relkind IN ('r', 'S') AND pg_get_userbyid(relowner) <> current_user
+UNION ALL
+SELECT 'owner', concat_ws(' of ', pg_get_userbyid(nspowner), nspname), ''
+FROM pg_catalog.pg_namespace n
+WHERE nspname = :schema AND n.oid <> pg_my_temp_schema() AND pg_get_userbyid(nspowner) <> current_user
+UNION ALL
+SELECT 'right', concat_ws(' on ', g.privilege_type, r.relname), '' FROM (
+  SELECT relname, relowner, relacl FROM ours
+  UNION ALL
+  SELECT relname, relowner, a.attacl FROM ours JOIN pg_catalog.pg_attribute a ON a.attrelid = ours.oid
+) r, aclexplode(r.relacl) g WHERE g.grantee <> r.relowner AND g.privilege_type <> 'SELECT'
+UNION ALL
+SELECT 'right', concat_ws(' on ', g.privilege_type, n.nspname), ''
+FROM pg_catalog.pg_namespace n, aclexplode(n.nspacl) g
+WHERE n.nspname = :schema AND g.grantee <> n.nspowner AND g.privilege_type <> 'USAGE'
 """)
 _NAMES = text("""
 SELECT c.relname FROM pg_catalog.pg_class c

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import final
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from kkp.errors import ConflictError, KeyringUnavailableError, RateLimitedError
-from kkp.rows import RevocationRow, RevocationSnapshot, RevokedTokenRow
+from kkp.errors import ConflictError, KeyringUnavailableError, KKPError, RateLimitedError
+from kkp.rows import NewRevokedToken, RevocationRow, RevocationSnapshot, RevokedTokenRow
 from kkp.store import schema
 from kkp.store.base import Database, bump_epoch, read_epoch
 from kkp.store.secured import HeldKeys, Secured
@@ -43,40 +44,41 @@ class RevocationStore:
 
         return await self._database.read(work)
 
-    async def insert_revoked_token(
-        self, row: RevokedTokenRow, *, forget_before: float, at_most: int, share: int | None
-    ) -> None:
-        """Add a token and bump the epoch, unless it is there already; forget those that have expired.
+    async def insert_revoked_tokens(
+        self, tokens: Sequence[NewRevokedToken], *, now: float, remembered_seconds: float
+    ) -> Sequence[KKPError | None]:
+        """Add the tokens that are not there already, with one bump of the epoch for all of them.
 
-        Raises:
-            RateLimitedError: This caller has used up its share.
-            KeyringUnavailableError: As many are there as may be.
+        Args:
+            tokens: What to add, each judged as if it came alone, in this order.
+            now: What time it is; see `_forget_before`.
+            remembered_seconds: For how long after its `exp` a token is remembered.
+
+        Returns:
+            For each token None, or why it was not added: RateLimitedError if its caller has used up its
+            share, KeyringUnavailableError if as many are there as may be.
         """
-        count = select(func.count()).select_from(_tokens)
-        known = select(_tokens.c.jti).where(_tokens.c.jti == row.jti)
-        oldest = select(func.min(_tokens.c.exp)).where(_tokens.c.revoked_by == row.revoked_by)
 
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> Sequence[KKPError | None]:
+            forget_before = _forget_before(connection, now, remembered_seconds)
             connection.execute(delete(_tokens).where(_tokens.c.exp < forget_before))
-            if connection.execute(known).first() is not None:
-                return
-            if connection.execute(count).scalar_one() >= at_most:
-                raise KeyringUnavailableError("As many tokens are revoked as are remembered.")
-            its_own = count.where(_tokens.c.revoked_by == row.revoked_by)
-            if share is not None and connection.execute(its_own).scalar_one() >= share:
-                wait = connection.execute(oldest).scalar_one() - forget_before
-                raise RateLimitedError(max(1, math.ceil(wait)))
-            bump_epoch(connection)
-            connection.execute(insert(_tokens).values(**row._asdict(), epoch=read_epoch(connection)))
+            room = _Room(connection, tokens, now - remembered_seconds)
+            refused = [room.refuses(token) for token in tokens]
+            if room.added:
+                bump_epoch(connection)
+                epoch = read_epoch(connection)
+                values = [{**row._asdict(), "epoch": epoch} for row in room.added.values()]
+                connection.execute(insert(_tokens), values)
+            return refused
 
-        await self._database.write(work)
+        return await self._database.write(work)
 
     async def put_revocation(
-        self, row: RevocationRow, *, forget_before: float, at_most: int
+        self, row: RevocationRow, *, now: float, remembered_seconds: float, at_most: int
     ) -> RevocationRow:
         """Add a row, unless there is one of this id that reaches as far; return the one that stands then.
 
-        Rows whose `before` is behind `forget_before` go.
+        Rows go for whose `before` so many seconds have passed; see `_forget_before`.
 
         Raises:
             ConflictError: As many of this kind are there as may be.
@@ -85,6 +87,7 @@ class RevocationStore:
         of_kind = select(func.count()).select_from(_others).where(_others.c.kind == row.kind)
 
         def work(connection: Connection) -> RevocationRow:
+            forget_before = _forget_before(connection, now, remembered_seconds)
             connection.execute(delete(_others).where(_others.c.before < forget_before))
             found = connection.execute(known).first()
             if found is None and connection.execute(of_kind).scalar_one() >= at_most:
@@ -111,3 +114,55 @@ class RevocationStore:
             return True
 
         return await self._database.write(work)
+
+
+def _forget_before(connection: Connection, now: float, remembered_seconds: float) -> float:
+    """Return the time before which nothing is remembered.
+
+    A writer whose clock is ahead must not forget for everybody what is still needed: only what is over by the
+    servers' clocks, too, as far as the database has heard of them.
+    """
+    high_water: float = connection.execute(_HIGH_WATER).scalar_one()
+    return min(now, high_water) - remembered_seconds
+
+
+@final
+class _Room:
+    """What is there already, and how much more may be.
+
+    Args:
+        connection: Of the transaction.
+        tokens: All that are to be judged.
+        forgotten_before: The time before which a token is not remembered, for who asks when to come again.
+    """
+
+    def __init__(
+        self, connection: Connection, tokens: Sequence[NewRevokedToken], forgotten_before: float
+    ) -> None:
+        by, jtis = {token.row.revoked_by for token in tokens}, {token.row.jti for token in tokens}
+        known = select(_tokens.c.jti).where(_tokens.c.jti.in_(jtis))
+        held = select(_tokens.c.revoked_by, func.count(), func.min(_tokens.c.exp)).where(
+            _tokens.c.revoked_by.in_(by)
+        )
+        self.added: dict[str, RevokedTokenRow] = {}
+        self._known = set(connection.execute(known).scalars())
+        self._count = connection.execute(select(func.count()).select_from(_tokens)).scalar_one()
+        self._held = {
+            caller: (count, oldest)
+            for caller, count, oldest in connection.execute(held.group_by(_tokens.c.revoked_by))
+        }
+        self._forgotten_before = forgotten_before
+
+    def refuses(self, token: NewRevokedToken) -> KKPError | None:
+        """Add a token that is new, or return why there is no room for it."""
+        row = token.row
+        if row.jti in self._known or row.jti in self.added:
+            return None
+        if self._count + len(self.added) >= token.at_most:
+            return KeyringUnavailableError("As many tokens are revoked as are remembered.")
+        count, oldest = self._held.get(row.revoked_by, (0, row.exp))
+        if token.share is not None and count >= token.share:
+            return RateLimitedError(max(1, math.ceil(oldest - self._forgotten_before)))
+        self.added[row.jti] = row
+        self._held[row.revoked_by] = (count + 1, min(oldest, row.exp))
+        return None

@@ -27,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 FIRST_LAYOUT = 3  # the oldest that can be migrated: what the first revision makes
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
@@ -56,6 +56,15 @@ state = Table(
     Column("last_served_at", Double),
     Column("clock_high_water", Double, nullable=False),
     Column("write_checks", Count, nullable=False),  # counts the attempts to write that readiness makes
+)
+
+# Each epoch of the last ones, by a mark of its own. A number alone doesn't tell two histories apart: one may
+# have been lost with its server, and another one be counted by it since.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("epoch", Count, primary_key=True, autoincrement=False),
+    Column("mark", Bytes, nullable=False),
 )
 
 ring_keys = Table(
@@ -128,7 +137,7 @@ audit_input_keys = Table(
     Column("sealed", Bytes, nullable=False),
 )
 
-# Signed, so it protects itself. `delivered` says whether the sink outside of the database has it.
+# Signed, so it protects itself. `delivered` says whether a sink outside of the database has it.
 checkpoints = Table(
     "checkpoints",
     metadata,

@@ -133,10 +133,10 @@ class PublicDocuments:
         return _cached(request, body, etag, f"private, max-age={self.jwks_max_age_seconds}")
 
     async def revocations(self, request: web.Request) -> web.Response:
-        """Serve the signed list of what is revoked: that of now, or none."""
+        """Serve the signed list of what is revoked: that of now, or of a second ago, or none."""
         await self.refresh()
-        signed = self.revocation_list.current()
-        cache_control = f"private, max-age={self.revocation_list.refresh_seconds}"
+        signed = await self.revocation_list.current()
+        cache_control = f"private, max-age={self.revocation_list.max_age(signed)}"
         return _cached(request, signed.document, signed.etag, cache_control, _JWT)
 
     async def description(self, request: web.Request) -> web.Response:

@@ -13,7 +13,9 @@ never sends its next request into a connection that just went away.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
+import logging
 import os
 import secrets
 import socket
@@ -35,13 +37,16 @@ from kkp.pipeline import Origin
 from kkp.web import problems
 from kkp.web.routes import ORIGIN
 
+_log = logging.getLogger(__name__)
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
 _QUEUED = 1024  # connections that wait to be accepted
 _LOOK_SECONDS = 0.05
 _SWEEP_SECONDS = 0.1
-_HANDSHAKE_SECONDS = 0.5
+_ACCEPT_SECONDS = 0.5
+_HANDSHAKE_SECONDS = 2.0  # two or three of the client's round trips
 _SWEPT_AT_ONCE = 64
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
 # What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
 _HEALTH = frozenset({"/healthz", "/readyz"})
@@ -201,6 +206,7 @@ class Listener:
         self._tls = tls
         self._handed_over: set[asyncio.Task[object]] = set()
         self._sweeping: asyncio.Task[None] | None = None
+        self._told_exhausted = False
         self.closing = closing
 
     @property
@@ -227,7 +233,8 @@ class Listener:
         self.stop_sweeping()
         for site in self._runner.sites:
             await site.stop()
-        await asyncio.sleep(_HANDSHAKE_SECONDS)  # what was just accepted is no connection yet
+        # What was just accepted is no connection yet, and nobody tells of a handshake that is under way.
+        await asyncio.sleep(_ACCEPT_SECONDS if self._tls is None else _HANDSHAKE_SECONDS)
         server = self._runner.server
         while server is not None and server.connections:  # noqa: ASYNC110  aiohttp tells nobody of the last
             await asyncio.sleep(_LOOK_SECONDS)
@@ -244,12 +251,16 @@ class Listener:
                 self._take_from(queue)
 
     def _take_from(self, queue: socket.socket) -> None:
-        with suppress(OSError):  # nobody waits there, or nobody listens there yet
+        try:
             for _ in range(_SWEPT_AT_ONCE):
                 connection, _peer = queue.accept()
                 task = asyncio.create_task(self._hand_over(connection))
                 self._handed_over.add(task)
                 task.add_done_callback(self._handed_over.discard)
+        except OSError as error:  # mostly nobody waits there, or nobody listens there yet
+            if error.errno in _EXHAUSTED and not self._told_exhausted:
+                self._told_exhausted = True
+                _log.error("connections that wait for other workers can't be taken: %s", error.strerror)
 
     async def _hand_over(self, connection: socket.socket) -> None:
         connection.setblocking(False)  # noqa: FBT003  its only argument
@@ -264,28 +275,63 @@ async def bind(address: Address, count: int) -> list[list[socket.socket]]:
 
     The kernel deals connections out to the queues (SO_REUSEPORT), by what a connection comes from. It would
     also let any later process of the same user have a share of them, silently, if that asks for it. So the
-    first socket does not ask: it gets the address only where nobody has it.
+    first sockets do not ask, and listen before they do: of all who try, one gets the address. Until somebody
+    serves, connections wait there. A host that is several addresses has a queue of each for each process.
 
     Raises:
         ConfigError: The address can't be had.
     """
-    loop = asyncio.get_running_loop()
-    found: list[list[socket.socket]] = []
-    host, port = address.host, address.port
-    for number in range(count):
-        try:
-            server = await loop.create_server(
-                asyncio.Protocol, host, port, start_serving=False, reuse_port=number > 0
-            )
-        except OSError as error:
-            raise _cant_listen("KKP_LISTEN_ADDR", address, error) from error
-        sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
-        server.close()
-        for each in sockets:
+    first: list[socket.socket] = []
+    try:
+        first = await _bound_alone(address)
+        for each in first:
+            each.listen(_QUEUED)
             each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        found.append(sockets)
-        host, port = sockets[0].getsockname()[:2]
-    return found
+        return [first, *([_beside(each) for each in first] for _ in range(1, count))]
+    except OSError as error:
+        for each in first:
+            each.close()
+        raise _cant_listen("KKP_LISTEN_ADDR", address, error) from error
+
+
+async def _bound_alone(address: Address) -> list[socket.socket]:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
+    sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
+    server.close()
+    return sockets
+
+
+def _beside(bound: socket.socket) -> socket.socket:
+    """Return another socket of the same address, with a queue of its own."""
+    other = socket.socket(bound.family, bound.type, bound.proto)
+    for option in (socket.SO_REUSEPORT, socket.SO_REUSEADDR):
+        other.setsockopt(socket.SOL_SOCKET, option, 1)
+    if bound.family == socket.AF_INET6:
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does
+    other.bind(bound.getsockname())
+    return other
+
+
+async def check_bound(sockets: Sequence[socket.socket], address: Address) -> None:
+    """Refuse sockets that are not bound to the address.
+
+    Attack: what may be served where nobody else comes, such as in the clear on loopback, would be served to
+    everybody by whoever inherits sockets and has read the address anew.
+
+    Raises:
+        ConfigError: They are bound to another one.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        found = []
+    hosts = {name[0] for *_, name in found}
+    for bound in (bound_to([each]) for each in sockets):
+        if bound.host not in hosts or address.port not in {0, bound.port}:
+            problem = f"KKP_LISTEN_ADDR: it is {address} now, and what serves is bound to {bound}"
+            raise ConfigError([f"{problem}; restart to have it changed"])
 
 
 def bound_to(sockets: Sequence[socket.socket]) -> Address:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from typing import Final, Self, final
 import msgspec
 
 BEAT_SECONDS: Final = 1.0
+LEFT_TO_THE_SUPERVISOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -113,16 +115,25 @@ class Line:
 
     async def run(self) -> None:
         """Take orders, until cancelled. However the line ends, that is an order to stop at once."""
+        measuring: asyncio.Task[None] | None = None
         try:
             async for text in self._reader:
                 order = _orders.decode(text)
-                if order is Order.METRICS:
-                    self.report(Report(metrics=(await self.render()).decode()))
+                if order is Order.METRICS and (measuring is None or measuring.done()):
+                    measuring = asyncio.create_task(self._measure())  # no other order waits for it
                 self._give(order)
         except (ConnectionError, ValueError) as error:  # cut off in the middle, or no order of ours
             _log.error("the supervisor can't be understood: %s", error)
         finally:
+            if measuring is not None:
+                measuring.cancel()
             self._give(Order.STOP, Order.HURRY)
+
+    async def _measure(self) -> None:
+        try:
+            self.report(Report(metrics=(await self.render()).decode()))
+        except Exception:  # noqa: BLE001  whatever it is, who can't measure can still serve
+            _log.exception("what was measured can't be told")
 
     async def beat(self) -> None:
         """Show again and again that the event loop turns, until cancelled."""

@@ -52,7 +52,7 @@ class WorkerMetrics:
         _add(self._sums_of_the_gone, self._told.pop(worker, ()))
 
     def count_end(self) -> None:
-        """Count a worker that ended unasked."""
+        """Count a worker that ended unasked, or could not be started."""
         self._ends += 1
 
     def render(self, serving: Collection[Measured]) -> bytes:
@@ -72,7 +72,9 @@ class WorkerMetrics:
                 merged.samples = list(_labelled(gauges, family.name))
             yield merged
         yield GaugeMetricFamily("kkp_workers", "Workers that take connections.", value=len(serving))
-        yield CounterMetricFamily("kkp_worker_ends", "Workers that ended unasked.", value=self._ends)
+        yield CounterMetricFamily(
+            "kkp_worker_ends", "Workers that ended unasked, or could not be started.", value=self._ends
+        )
 
 
 class _Families(tuple[Metric, ...]):

@@ -8,12 +8,15 @@
   wakes first would take most of a burst, and keep those connections.
 - The first worker starts alone: what is wrong with the configuration is told once, and ends everything.
 - A worker that ends unasked is replaced, the first time at once, then after a pause that doubles up to 5 s.
+  One that can't be started, where the machine has no room for a process, counts as one that ended.
   When every worker has ended eight times in a row without having served for a minute, all end, with 1.
-- A worker that is not heard for ten seconds hangs: it is killed, and replaced like any other.
+- A worker that has what it needs, and is not heard for ten seconds, hangs: it is killed, and replaced like
+  any other. Before that only its start as a whole is bounded, by a minute.
 - A disk that lost a write ends all, as it ends a single process: whoever goes on might believe what the
   kernel keeps and the disk does not.
 - A reload replaces one worker after the other. The new one takes connections once it is ready, and only then
   the old one leaves. A new one that does not get ready ends the reload; all others serve on.
+- A fault of the supervisor's own has everybody drain, and ends with 1.
 - Everybody drains at the same time, and whoever takes longer than that and 20 s more is killed.
 """
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -92,6 +96,7 @@ class Supervisor:
         self._limits = limits
         self._workers: dict[int, Worker] = {}  # who serves, or is to, in each place
         self._alive: set[Worker] = set()  # those, and who leaves or is not in its place yet
+        self._renewed: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)  # each place, by a reload
         self._ends_in_a_row: dict[int, int] = {}
         self._metrics = WorkerMetrics()
         self._outcome: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -122,8 +127,9 @@ class Supervisor:
         try:
             ends: set[asyncio.Future[Any]] = {supervising, self._outcome}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if supervising.done():
-                await supervising  # it never returns: this raises what went wrong in it
+            if supervising.done():  # it never returns: this is a fault of ours
+                _log.critical("the supervisor failed, and all end", exc_info=supervising.exception())
+                return await self._end_all(FAILED)
             supervising.cancel()
             await asyncio.wait({supervising})
             return await self._end_all(self._outcome.result())
@@ -138,7 +144,10 @@ class Supervisor:
         try:
             if await self._start_all():
                 self._announce()
-                await asyncio.gather(*map(self._keep, self._workers), self._reload_when_asked())
+                async with asyncio.TaskGroup() as group:  # nobody is replaced once one of these has failed
+                    for number in self._workers:
+                        group.create_task(self._keep(number))
+                    group.create_task(self._reload_when_asked())
             await asyncio.Event().wait()  # whoever ends everything cancels this
         finally:
             watching.cancel()
@@ -187,24 +196,39 @@ class Supervisor:
     async def _keep(self, number: int) -> None:
         """Replace whoever ends unasked in this place."""
         while True:
+            self._renewed[number].clear()
             worker = self._workers[number]
-            code = await worker.ended()
-            if self._workers[number] is not worker:
-                continue  # a reload put another in its place
-            await asyncio.sleep(self._note_end(worker, code))
+            await worker.ended_or(self._renewed[number])
             if self._workers[number] is worker:
-                self._workers[number] = replacement = await self._launch(number)
-                with suppress(WorkerEndedError, TimeoutError):  # then it ends, and is replaced in its turn
-                    await self._bring_up(replacement, self._limits.crash_ready_seconds)
+                code = await worker.ended()
+                if worker.has_served(self._limits.steady_seconds):
+                    self._ends_in_a_row[number] = 0
+                what = f"worker {number} (process {worker.pid}) ended with {code}"
+                await self._replace(worker, self._note_end(number, what, code))
 
-    def _note_end(self, worker: Worker, code: int) -> float:
+    async def _replace(self, ended: Worker, pause: float) -> None:
+        """Put another worker in the place of one that ended, unless a reload does."""
+        number = ended.number
+        await asyncio.sleep(pause)
+        while self._workers[number] is ended:
+            try:
+                replacement = await self._launch(number)
+            except WorkerEndedError as error:
+                await asyncio.sleep(self._note_end(number, f"worker {number}: {error}", error.code))
+                continue
+            if self._workers[number] is not ended:
+                replacement.kill()  # a reload came first
+                return
+            self._workers[number] = replacement
+            with suppress(WorkerEndedError, TimeoutError):  # then it ends, and is replaced in its turn
+                await self._bring_up(replacement, self._limits.crash_ready_seconds)
+
+    def _note_end(self, number: int, what: str, code: int) -> float:
         """Count an end that nobody asked for, and return for how long to wait before the next start."""
-        number, limits = worker.number, self._limits
+        limits = self._limits
         self._metrics.count_end()
-        so_far = 0 if worker.has_served(limits.steady_seconds) else self._ends_in_a_row.get(number, 0)
-        self._ends_in_a_row[number] = ends = so_far + 1
+        self._ends_in_a_row[number] = ends = self._ends_in_a_row.get(number, 0) + 1
         pause = min(limits.most_pause_seconds, _FIRST_PAUSE_SECONDS * 2 ** (ends - 2)) if ends > 1 else 0.0
-        what = f"worker {number} (process {worker.pid}) ended with {code}"
         if code == EXIT_LOST_WRITE:
             _log.error("%s: the disk lost a write, and all end", what)
             self._end(EXIT_LOST_WRITE)
@@ -216,7 +240,8 @@ class Supervisor:
         return pause
 
     def _is_failing(self, number: int) -> bool:
-        has_recovered = self._workers[number].has_served(self._limits.steady_seconds)
+        worker = self._workers[number]
+        has_recovered = worker in self._alive and worker.has_served(self._limits.steady_seconds)
         return not has_recovered and self._ends_in_a_row.get(number, 0) >= self._limits.ends_in_a_row
 
     async def _watch(self) -> None:
@@ -229,6 +254,8 @@ class Supervisor:
             # Where this process itself was held up, what they said meanwhile is still to be read.
             was_held_up = now - began_at > 2 * silence / _LOOKS
             for worker in self._alive:
+                if not worker.is_prepared:
+                    continue  # its start is bounded as a whole, and may take long at a stretch
                 if worker.heard_at is None or was_held_up:
                     worker.heard_at = now if was_held_up else None
                 elif now - worker.heard_at > silence:
@@ -270,6 +297,7 @@ class Supervisor:
             new.kill()
             raise
         old, self._workers[number] = self._workers[number], new
+        self._renewed[number].set()
         await self._retire(old)
 
     async def _retire(self, worker: Worker) -> None:
@@ -285,8 +313,6 @@ class Supervisor:
         """Have everybody stop, and return the exit code."""
         for each in chain(*self._queues):
             each.close()  # the workers' are the last: when they stop listening, nobody does
-        if code:
-            self._hurry.set()
         workers = tuple(self._alive)
         for worker in workers:
             worker.order(Order.STOP)
@@ -309,3 +335,5 @@ class Supervisor:
     def _end(self, code: int) -> None:
         if not self._outcome.done():
             self._outcome.set_result(code)
+            if code:
+                self._hurry.set()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from typing import Final, Self, final
 
 import msgspec
 
-from kkp.workers.line import MAX_LINE_BYTES, Order, Report, State
+from kkp.workers.line import LEFT_TO_THE_SUPERVISOR, MAX_LINE_BYTES, Order, Report, State
 
+NOT_STARTED: Final = 1
 _reports: Final = msgspec.json.Decoder(Report)
 _log = logging.getLogger(__name__)
 
@@ -25,8 +27,8 @@ class WorkerEndedError(Exception):
         code: Its exit code; of one that a signal ended, that signal's number below 0.
     """
 
-    def __init__(self, code: int) -> None:
-        super().__init__(f"it ended with {code}")
+    def __init__(self, code: int, reason: str = "") -> None:
+        super().__init__(reason or f"it ended with {code}")
         self.code = code
 
 
@@ -78,24 +80,32 @@ class Worker:
             own: Sockets whose queues of connections are its own.
             others: Sockets whose queues are other workers'.
             on_metrics: Told what it measured.
+
+        Raises:
+            WorkerEndedError: The machine has no room for it now, or its program is not there.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            parts = [[each.fileno() for each in part] for part in ([theirs], own, others)]
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                "--as-worker",
-                ":".join(",".join(map(str, part)) for part in parts),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=list(chain(*parts)),
-            )
-        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        try:
+            with ExitStack() as until_it_runs:
+                ours, theirs = socket.socketpair()
+                until_it_runs.callback(ours.close)  # a process that was started all the same ends by that
+                with theirs:
+                    process = await _execute(command, theirs, own, others)
+                reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+                until_it_runs.pop_all()
+        # Where there is no thread to wait for the process, that is no OSError.
+        except (OSError, RuntimeError) as error:
+            raise WorkerEndedError(NOT_STARTED, f"it could not be started: {error}") from error
         return cls(number, process, reader, writer, on_metrics)
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether it has all that it needs, or had to its end."""
+        return self._reached[State.PREPARED].is_set()
 
     @property
     def is_serving(self) -> bool:
@@ -119,14 +129,10 @@ class Worker:
             WorkerEndedError: It ended first.
             TimeoutError: It did not within so many seconds.
         """
-        reached = asyncio.create_task(self._reached[state].wait())
-        try:
-            async with asyncio.timeout(seconds):
-                await asyncio.wait({reached, self._running}, return_when=asyncio.FIRST_COMPLETED)
-            if not reached.done():
-                raise WorkerEndedError(await self.ended())
-        finally:
-            reached.cancel()
+        async with asyncio.timeout(seconds):
+            await self.ended_or(self._reached[state])
+        if not self._reached[state].is_set():
+            raise WorkerEndedError(await self.ended())
 
     async def measure(self, seconds: float) -> None:
         """Have it report what it measured, and wait for that for so long."""
@@ -139,6 +145,14 @@ class Worker:
     async def ended(self) -> int:
         """Wait until it has ended, and all that it said is heard; return its exit code."""
         return await asyncio.shield(self._running)
+
+    async def ended_or(self, event: asyncio.Event) -> None:
+        """Wait until it has ended, or until this has happened."""
+        happened = asyncio.create_task(event.wait())
+        try:
+            await asyncio.wait({happened, self._running}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            happened.cancel()
 
     def at_end(self, callback: Callable[[Worker], None]) -> None:
         """Call this when it has ended."""
@@ -171,3 +185,21 @@ class Worker:
             self._reached[report.state].set()
         if report.state is State.SERVING:
             self._serves_since = now
+
+
+async def _execute(
+    command: Sequence[str], line: socket.socket, own: Sequence[socket.socket], others: Sequence[socket.socket]
+) -> asyncio.subprocess.Process:
+    parts = [[each.fileno() for each in part] for part in ([line], own, others)]
+    # It inherits that: a signal to the whole group would end it, until it has a handler for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_SUPERVISOR)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            "--as-worker",
+            ":".join(",".join(map(str, part)) for part in parts),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=list(chain(*parts)),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_SUPERVISOR)

@@ -202,8 +202,12 @@ async def test_after_a_rotation_every_row_is_under_the_new_key_and_none_opens_un
 @ON_BOTH
 async def test_more_rows_than_a_batch_are_all_renewed(base: app.Foundation, tmp_path: Path) -> None:
     revoked, exp = base.revocations(), int(base.clock.now()) + 300
-    for number in range(2 * BATCH):  # one is there already
-        await revoked.revoke_token(f"token-{number}", exp, by="orders", is_limited=False)
+    await asyncio.gather(  # one is there already
+        *(
+            revoked.revoke_token(f"token-{number}", exp, by="orders", is_limited=False)
+            for number in range(2 * BATCH)
+        )
+    )
     old = base.master_key.present
     await rotate(base, new_file(tmp_path))
     assert (await under(base, base.master_key.present, old))["revoked_tokens"] == {True}
@@ -272,7 +276,10 @@ WRITES: dict[str, Callable[[app.Foundation], Awaitable[object]]] = {
     "an identity is disabled": lambda base: base.directory.disable("orders", at=NOW),
     "a token is revoked": lambda base: base.revocations().revoke_token("another", int(NOW) + 9, by="orders"),
     "a backend is revoked": lambda base: RevocationStore(base.database, base.master_keys).put_revocation(
-        RevocationRow("id", "backend", None, "aws", None, NOW, "boss", "", b"mac"), forget_before=0, at_most=9
+        RevocationRow("id", "backend", None, "aws", None, NOW, "boss", "", b"mac"),
+        now=NOW,
+        remembered_seconds=0,
+        at_most=9,
     ),
     "an input key is stored": lambda base: AuditStore(base.database, base.master_keys).input_key(
         "2001-01-01", b"sealed"

@@ -21,6 +21,7 @@ from kkp.rows import (
     IdentityRow,
     LocalKeyRow,
     LogPosition,
+    NewRevokedToken,
     RevocationRow,
     RevokedTokenRow,
     RingRow,
@@ -671,7 +672,9 @@ async def test_records_are_pruned_with_the_statement_that_they_are_gone_or_not_a
     assert (await checkpoints.position()).records == 5  # there were ever
 
 
-async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Database) -> None:
+async def test_checkpoints_are_read_by_what_was_delivered_and_by_what_is_behind_a_number(
+    database: Database,
+) -> None:
     store = CheckpointStore(database)
     rows = [CheckpointRow(seq, b"line %d" % seq) for seq in (1, 2, 3)]
     made = iter(rows)
@@ -683,28 +686,92 @@ async def test_checkpoints_are_delivered_once_and_lost_ones_again(database: Data
     assert await store.undelivered(2) == rows[:2]
     await store.mark_delivered([1, 2, 3])
     assert await store.undelivered(2) == []
-    assert await store.mark_undelivered(1) == 2
-    assert await store.undelivered(9) == rows[1:]
+    assert (await store.behind(0, 2), await store.behind(1, 9)) == (rows[:2], rows[1:])
+    assert await store.behind(3, 9) == []
 
 
 # What is revoked.
 
 
+def new_token(number: int, *, by: str = "orders", at_most: int = 9, share: int | None = 9) -> NewRevokedToken:
+    row = RevokedTokenRow(f"jti {number}", 2**33 + number, 1.5, by, b"\0mac")
+    return NewRevokedToken(row, at_most, share)
+
+
+async def let_time_pass(database: Database, to: float) -> None:
+    """Have a server note what time it is."""
+    await RingStore(database).note_served(to)
+
+
+async def revoke_tokens(
+    database: Database, *tokens: NewRevokedToken, now: float = 2.0**33
+) -> list[type[Exception] | None]:
+    outcomes = await RevocationStore(database).insert_revoked_tokens(tokens, now=now, remembered_seconds=1.0)
+    return [None if outcome is None else type(outcome) for outcome in outcomes]
+
+
 async def test_revoked_tokens_are_read_by_the_epoch_that_they_brought_about(database: Database) -> None:
-    store = RevocationStore(database)
-    rows = [RevokedTokenRow(f"jti {n}", 2**33 + n, 1.5, "orders", b"\0mac") for n in (1, 2)]
-    for row in [*rows, rows[0]]:
-        await store.insert_revoked_token(row, forget_before=0.0, at_most=2, share=2)
+    store, tokens = RevocationStore(database), [new_token(n) for n in (1, 2)]
+    for token in [*tokens, tokens[0]]:
+        assert await revoke_tokens(database, token) == [None]
     snapshot = await store.load_revocations(since_epoch=0)
-    assert (snapshot.epoch, sorted(snapshot.tokens)) == (3, rows)
-    assert (await store.load_revocations(since_epoch=2)).tokens == (rows[1],)
-    third = rows[0]._replace(jti="jti 3")
-    with pytest.raises(RateLimitedError):
-        await store.insert_revoked_token(third, forget_before=0.0, at_most=3, share=2)
-    with pytest.raises(KeyringUnavailableError, match="As many"):
-        await store.insert_revoked_token(third, forget_before=0.0, at_most=2, share=None)
-    await store.insert_revoked_token(third, forget_before=2.0**33 + 3, at_most=1, share=1)
-    assert (await store.load_revocations(since_epoch=0)).tokens == (third,)
+    assert (snapshot.epoch, sorted(snapshot.tokens)) == (3, [token.row for token in tokens])
+    assert (await store.load_revocations(since_epoch=2)).tokens == (tokens[1].row,)
+
+
+async def test_tokens_revoked_together_are_judged_each_alone_and_bump_the_epoch_once(
+    database: Database,
+) -> None:
+    store = RevocationStore(database)
+    assert await revoke_tokens(database, new_token(1, share=1)) == [None]
+    asked = [
+        new_token(1, share=1),  # there already, and takes no more room
+        new_token(2, share=1),
+        new_token(3, by="billing", share=1),
+        new_token(3, by="billing", share=1),
+        new_token(4, by="billing", share=1),
+        new_token(5, by="stock", at_most=2),
+        new_token(6, by="root", at_most=3, share=None),
+        new_token(7, by="root", at_most=3, share=None),
+    ]
+    assert await revoke_tokens(database, *asked) == [
+        None, RateLimitedError, None, None, RateLimitedError, KeyringUnavailableError, None,
+        KeyringUnavailableError,
+    ]  # fmt: skip
+    snapshot = await store.load_revocations(since_epoch=0)
+    assert (snapshot.epoch, {row.jti for row in snapshot.tokens}) == (3, {"jti 1", "jti 3", "jti 6"})
+    assert await revoke_tokens(database, asked[0], asked[1]) == [None, RateLimitedError]
+    assert (await store.load_revocations(since_epoch=0)).epoch == 3
+
+
+async def test_room_comes_back_when_what_is_revoked_has_expired(database: Database) -> None:
+    first, second = new_token(1, at_most=1, share=1), new_token(2, at_most=1, share=1)
+    await revoke_tokens(database, first)
+    await let_time_pass(database, 2.0**33 + 2)
+    assert await revoke_tokens(database, second, now=2.0**33 + 2) == [KeyringUnavailableError]
+    await let_time_pass(database, 2.0**33 + 3)
+    assert await revoke_tokens(database, second, now=2.0**33 + 3) == [None]
+    assert (await RevocationStore(database).load_revocations(since_epoch=0)).tokens == (second.row,)
+
+
+async def test_a_clock_that_is_ahead_forgets_nothing_that_the_others_still_need(database: Database) -> None:
+    """One machine's clock, or whoever sets it, must not let tokens live again at everybody else's."""
+    store, ahead = RevocationStore(database), 2.0**34
+    for seen in (0.0, 2.0**33):  # of a new database, and of one that is served
+        await let_time_pass(database, seen)
+        await revoke_tokens(database, new_token(1))
+        await store.put_revocation(SUBJECT, now=2.0**33, remembered_seconds=1.0, at_most=1)
+        await revoke_tokens(database, new_token(2), now=ahead)
+        await store.put_revocation(KEY, now=ahead, remembered_seconds=1.0, at_most=1)
+        snapshot = await store.load_revocations(since_epoch=0)
+        assert {row.jti for row in snapshot.tokens} == {"jti 1", "jti 2"}
+        assert snapshot.others == (KEY, SUBJECT)
+    behind = SUBJECT._replace(id="id-3", name="billing", before=2**34)
+    await let_time_pass(database, ahead)
+    await revoke_tokens(database, new_token(3), now=2.0**33)
+    await store.put_revocation(behind, now=2.0**33, remembered_seconds=1.0, at_most=2)
+    snapshot = await store.load_revocations(since_epoch=0)
+    assert (len(snapshot.tokens), len(snapshot.others)) == (3, 3)
 
 
 KEY = RevocationRow("id-1", "key", "aws", "alias/orders", None, 1.5, "root", "caf\xe9", b"\0mac\xff")
@@ -714,8 +781,11 @@ SUBJECT = RevocationRow("id-2", "subject", None, "orders", 2**33, 1.5, "root", "
 async def test_what_is_revoked_is_kept_as_it_is_and_there_once(database: Database, replica: Database) -> None:
     store, other = RevocationStore(database), RevocationStore(replica)
     for row in (KEY, SUBJECT):
-        assert await store.put_revocation(row, forget_before=0.0, at_most=1) == row
-    assert await other.put_revocation(KEY._replace(reason="again"), forget_before=0.0, at_most=1) == KEY
+        assert await store.put_revocation(row, now=0.0, remembered_seconds=0.0, at_most=1) == row
+    assert (
+        await other.put_revocation(KEY._replace(reason="again"), now=0.0, remembered_seconds=0.0, at_most=1)
+        == KEY
+    )
     snapshot = await other.load_revocations(since_epoch=0)
     assert (snapshot.epoch, snapshot.others) == (3, (KEY, SUBJECT))
     assert snapshot.clock_high_water == 0.0
@@ -725,19 +795,20 @@ async def test_a_subject_is_revoked_further_and_never_less_far(database: Databas
     store = RevocationStore(database)
     earlier, later = SUBJECT._replace(before=2**33 - 1), SUBJECT._replace(before=2**33 + 1, mac=b"mac 3")
     for row, stands in ((SUBJECT, SUBJECT), (earlier, SUBJECT), (later, later), (SUBJECT, later)):
-        assert await store.put_revocation(row, forget_before=0.0, at_most=1) == stands
+        assert await store.put_revocation(row, now=0.0, remembered_seconds=0.0, at_most=1) == stands
     snapshot = await store.load_revocations(since_epoch=0)
     assert (snapshot.epoch, snapshot.others) == (3, (later,))
 
 
 async def test_so_many_of_a_kind_are_kept_and_those_that_have_run_out_are_not(database: Database) -> None:
     store = RevocationStore(database)
-    await store.put_revocation(SUBJECT, forget_before=0.0, at_most=1)
-    another = SUBJECT._replace(id="id-3", name="billing", before=2**34)
+    await store.put_revocation(SUBJECT, now=0.0, remembered_seconds=0.0, at_most=1)
+    another, now = SUBJECT._replace(id="id-3", name="billing", before=2**34), 2.0**33 + 2
+    await let_time_pass(database, now)
     with pytest.raises(ConflictError, match="As many of this kind"):
-        await store.put_revocation(another, forget_before=float(2**33), at_most=1)
-    await store.put_revocation(KEY, forget_before=0.0, at_most=1)
-    await store.put_revocation(another, forget_before=2.0**33 + 1, at_most=1)
+        await store.put_revocation(another, now=now, remembered_seconds=2.0, at_most=1)
+    await store.put_revocation(KEY, now=0.0, remembered_seconds=0.0, at_most=1)
+    await store.put_revocation(another, now=now, remembered_seconds=1.0, at_most=1)
     assert (await store.load_revocations(since_epoch=0)).others == (KEY, another)
 
 
@@ -745,7 +816,7 @@ async def test_exactly_the_row_that_was_seen_is_lifted_and_once(
     database: Database, replica: Database
 ) -> None:
     store, other = RevocationStore(database), RevocationStore(replica)
-    await store.put_revocation(KEY, forget_before=0.0, at_most=1)
+    await store.put_revocation(KEY, now=0.0, remembered_seconds=0.0, at_most=1)
     assert not await other.delete_revocation(KEY._replace(mac=b"another"))
     lifted = await asyncio.gather(store.delete_revocation(KEY), other.delete_revocation(KEY))
     assert sorted(lifted) == [False, True]
@@ -758,6 +829,9 @@ async def test_replicas_that_revoke_one_thing_together_agree_on_the_row(
 ) -> None:
     stores = [RevocationStore(database), RevocationStore(replica)]
     rows = [KEY._replace(revoked_by=f"root-{number}") for number in range(6)]
-    puts = (stores[n % 2].put_revocation(row, forget_before=0.0, at_most=1) for n, row in enumerate(rows))
+    puts = (
+        stores[n % 2].put_revocation(row, now=0.0, remembered_seconds=0.0, at_most=1)
+        for n, row in enumerate(rows)
+    )
     assert len(set(await asyncio.gather(*puts))) == 1
     assert (await stores[0].load_revocations(since_epoch=0)).epoch == 2

@@ -17,6 +17,7 @@ from pathlib import Path
 
 _REFUSED, _CRASHED, _LOST_WRITE = 2, 3, 74
 _ENDS_AT_ONCE = {"refused": _REFUSED, "lost write at the start": _LOST_WRITE}
+_LONG_SECONDS = 2.5
 _MEASURED = "# TYPE lived_total counter\nlived_total 1\n# TYPE pid gauge\npid {}\n"
 _ENDS_ONCE_IT_SERVES = {"crashes": _CRASHED, "loses a write": _LOST_WRITE}
 
@@ -55,9 +56,16 @@ def main() -> int:
     return _live(socket.socket(fileno=descriptor), behaviour)
 
 
-def _live(line: socket.socket, behaviour: str) -> int:
+def _begin(line: socket.socket, behaviour: str) -> None:
     if behaviour == "talks nonsense":
         line.sendall(b"hello\n")
+    if behaviour == "takes long to prepare":
+        _say(line)
+        time.sleep(_LONG_SECONDS)
+
+
+def _live(line: socket.socket, behaviour: str) -> int:
+    _begin(line, behaviour)
     if behaviour != "never prepared":
         _say(line, state="prepared")
     if behaviour not in {"never prepared", "never ready"}:

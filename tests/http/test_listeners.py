@@ -7,7 +7,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 
 import aiohttp
@@ -16,11 +16,14 @@ from aiohttp import web
 
 from kkp.config import Address
 from kkp.errors import ConfigError
-from kkp.web.server import Inherited, Listener, bind, bound_to, listening
+from kkp.web import server
+from kkp.web.server import Inherited, Listener, bind, bound_to, check_bound, listening
 from kkp.web.tls import ReloadingTLS
+from tests.descriptors import without_descriptors
 from tests.http.certificates import new_pair
 
 LOOPBACK = Address("127.0.0.1", 0)
+ANYWHERE = "0.0.0.0"  # noqa: S104  what is tested is that it is told from loopback
 
 
 def application(name: str) -> web.Application:
@@ -77,6 +80,17 @@ async def ask(address: Address, trusted: ssl.SSLContext | None = None) -> tuple[
         return name, response.headers.get("Connection") == "close"
 
 
+async def ask_over(client: socket.socket, host: str, port: int) -> bytes:
+    """Ask over a socket that is not connected yet."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, (host, port))
+    await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: kkp\r\nConnection: close\r\n\r\n")
+    answer = b""
+    while part := await loop.sock_recv(client, 4096):
+        answer += part
+    return answer
+
+
 async def test_connections_are_dealt_out_to_all_who_share_an_address() -> None:
     async with bound(2) as queues, sharing(queues, 0) as first, sharing(queues, 1) as second:
         assert first.address == second.address
@@ -101,6 +115,21 @@ async def test_what_waits_for_one_who_does_not_come_is_taken_by_another(
         queues[1][0].listen()  # as that of a process that has crashed, or hangs
         answers = [await ask(listener.address, trusted) for _ in range(16)]
     assert answers == [("place 0", False)] * 16
+
+
+async def test_who_has_no_descriptor_left_says_so_once_and_takes_what_waits_when_there_is_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bound(1) as queues, bound(1) as elsewhere, sharing([*queues, *elsewhere], 0):
+        host, port = elsewhere[0][0].getsockname()
+        with socket.socket() as client:
+            client.setblocking(False)  # noqa: FBT003  its only argument
+            with without_descriptors():
+                asking = asyncio.create_task(ask_over(client, host, port))
+                await asyncio.sleep(0.5)  # several sweeps
+                assert caplog.text.count("connections that wait for other workers can't be taken") == 1
+                assert not asking.done()
+            assert b'"place 0"' in await asyncio.wait_for(asking, 10)
 
 
 async def test_what_is_no_handshake_harms_nobody_else(tmp_path: Path) -> None:
@@ -155,6 +184,86 @@ async def test_attack_nobody_joins_an_address_that_is_served_however_they_ask() 
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with pytest.raises(OSError, match="in use"):
                 probe.bind((listener.address.host, listener.address.port))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_attack_of_two_who_start_at_the_same_time_one_gets_the_address(count: int) -> None:
+    async with bound(2) as queues:  # nobody serves yet
+        with pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: can't listen on"):
+            await bind(bound_to(queues[0]), count)
+
+
+async def test_attack_who_has_bound_the_address_first_but_listens_later_does_not_join() -> None:
+    with socket.socket() as early:
+        early.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        early.bind((LOOPBACK.host, 0))
+        async with bound(2, bound_to([early])):
+            with pytest.raises(OSError, match="in use"):
+                early.listen()
+
+
+async def test_who_has_bound_the_address_and_listens_first_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as early:
+        early.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        early.bind((LOOPBACK.host, 0))
+        bound_alone = server._bound_alone
+
+        async def too_late(address: Address) -> list[socket.socket]:
+            sockets = await bound_alone(address)
+            early.listen()
+            return sockets
+
+        monkeypatch.setattr(server, "_bound_alone", too_late)
+        with pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: can't listen on"):
+            await bind(bound_to([early]), 2)
+
+
+async def test_a_host_that_is_two_addresses_has_a_queue_of_each_in_each_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def both(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    async with bound(3, Address("two.test", 0)) as queues:
+        addresses = [[each.getsockname() for each in queue] for queue in queues]
+        assert {host for host, _ in addresses[0]} == {"127.0.0.1", "127.0.0.2"}
+        assert addresses[1:] == [addresses[0]] * 2
+        await check_bound(queues[1], Address("two.test", 0))
+        monkeypatch.undo()
+        for host, _ in addresses[0]:
+            with pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: it is"):
+                await check_bound(queues[1], Address(host, 0))
+
+
+async def test_an_ipv6_address_is_shared_too() -> None:
+    async with bound(2, Address("::1", 0)) as queues, sharing(queues, 1) as listener:
+        assert {await ask(listener.address) for _ in range(8)} == {("place 1", False)}
+
+
+@pytest.mark.parametrize(
+    ("at", "now", "is_the_same"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "localhost", True),
+        ("127.0.0.1", "127.0.0.2", False),
+        (ANYWHERE, ANYWHERE, True),
+        (ANYWHERE, "127.0.0.1", False),
+        (ANYWHERE, "localhost", False),
+        (ANYWHERE, "host.invalid", False),
+        ("127.0.0.1", ANYWHERE, False),
+        ("::", "::", True),
+        ("::", "0:0::0", True),
+        ("::", "::1", False),
+        ("::", ANYWHERE, False),
+    ],
+)
+async def test_attack_what_is_bound_elsewhere_is_not_served(at: str, now: str, *, is_the_same: bool) -> None:
+    async with bound(1, Address(at, 0)) as (own,):
+        port = bound_to(own).port
+        for named, fits in ((port, is_the_same), (0, is_the_same), (port % 65535 + 1, False)):
+            with nullcontext() if fits else pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: it is"):
+                await check_bound(own, Address(now, named))
 
 
 async def test_all_places_have_the_port_that_the_first_was_given() -> None:

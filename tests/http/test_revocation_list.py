@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ import jwt
 import pytest
 
 from kkp.errors import KeyringUnavailableError
+from kkp.keyring import revocation_list
+from kkp.revocations import entry_id
 from tests.fakes.clock import FakeClock
 from tests.harness import ISSUER, KKP, grant, running
 
@@ -278,6 +281,7 @@ async def test_the_sequence_rises_with_every_change_and_an_older_list_is_seen_to
     older = (await world.kkp.get("/revocations/list")).raw.decode()
     before = (await world.list())["seq"]
     await world.revoke(kind="backend", name="aws")
+    world.clock.advance(1)
     assert (await world.list())["seq"] == before + 1
     await world.verifier.verify(await world.mint("gcp"))
     with pytest.raises(RefusedError, match="older"):
@@ -301,7 +305,7 @@ async def test_the_list_says_what_the_format_says_and_shows_no_name(world: World
         "exp": now + LIFETIME_SECONDS,
         "seq": 0,
         "tokens": {jti: now + 1800},
-        "subjects": {digest("subject", "orders"): now + 10},
+        "subjects": {digest("subject", "orders"): now + 11},
         "identities": [],
         "keys": sorted([digest("key", "aws", "alias/orders"), digest("key", "both", "orders")]),
         "backends": [],
@@ -322,6 +326,40 @@ async def test_one_list_is_served_while_nothing_changes_and_a_fresh_one_before_i
     told = [jwt.decode(each.raw, options={"verify_signature": False}) for each in (first, fresh)]
     assert told[1]["exp"] == told[0]["exp"] + REFRESH_SECONDS
     assert told[1]["seq"] == told[0]["seq"]
+
+
+async def test_however_often_the_state_changes_one_list_is_signed_in_a_second(world: World) -> None:
+    """Anybody may ask, and at its bounds the list is megabytes long."""
+    first = await world.list()
+    for name in ("aws", "gcp"):
+        await world.revoke(kind="backend", name=name)
+        world.clock.advance(0.4)
+        assert await world.list() == first
+    world.clock.advance(0.2)
+    assert len((await world.list())["backends"]) == 2
+
+
+async def test_the_list_is_put_together_beside_the_event_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set[int]()
+
+    def noting(*names: Any) -> str:
+        threads.add(threading.get_ident())
+        return entry_id(*names)
+
+    monkeypatch.setattr(revocation_list, "entry_id", noting)
+    await world.revoke(kind="key", backend="aws", name="alias/orders")
+    assert digest("key", "aws", "alias/orders") in (await world.list())["keys"]
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_nobody_keeps_a_list_for_longer_than_it_is_good(world: World) -> None:
+    listing = world.kkp.services.public.revocation_list
+    signed = await listing.current()
+    for left, max_age in ((50, 10), (10, 10), (9, 9), (0, 0), (-1, 0)):
+        assert listing.max_age(signed._replace(exp=int(world.clock.now()) + left)) == max_age
 
 
 async def test_a_revoked_token_stays_on_the_list_until_no_verifier_takes_it(world: World) -> None:

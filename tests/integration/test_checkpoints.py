@@ -128,6 +128,7 @@ async def test_a_restored_database_that_would_revive_a_disabled_identity_is_refu
 async def test_an_accepted_rollback_goes_on_and_is_on_record(stopped: Path) -> None:
     snapshot(stopped)
     assert (await kkp(stopped, "identity", "add", "orders", "--role", "service")).code == 0
+    lost = epoch_of(stopped)
     restore(stopped)
     refused = await kkp(stopped, "identity", "list")
     accept = re.search(r"KKP_ACCEPT_ROLLBACK=([0-9a-f]{64})", refused.err)
@@ -135,6 +136,7 @@ async def test_an_accepted_rollback_goes_on_and_is_on_record(stopped: Path) -> N
     assert (await kkp(stopped, "identity", "list", environ={"KKP_ACCEPT_ROLLBACK": accept[1]})).code == 0
     (accepted,) = [row for row in records(database_of(stopped)) if row["type"] == "rollback_accepted"]
     assert accepted["checkpoint"] == accept[1]
+    assert epoch_of(stopped) > lost  # verifiers that remember the list's `seq` go on
     async with serving(stopped) as server:
         assert await server.stop() == 0
     verdict = await kkp(stopped, "audit", "verify")

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import re
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from kkp.store.lost_write import EXIT_LOST_WRITE
+from kkp.workers.line import LEFT_TO_THE_SUPERVISOR
 from kkp.workers.supervisor import FAILED, Limits, Supervisor
+from kkp.workers.worker import Worker
+from tests.descriptors import without_descriptors
 
 TINY = Path(__file__).parents[1] / "fakes" / "tiny_worker.py"
 LIMITS = Limits(
@@ -115,6 +122,14 @@ async def serving_crew(directory: Path, count: int = 2, limits: Limits = LIMITS)
         yield found
 
 
+def blocks(pid: int) -> bool:
+    """Tell whether signals that are the supervisor's wait at a process; true of all or of none."""
+    found = re.search(r"^SigBlk:\t(\S+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    (result,) = {bool(int(found[1], 16) >> number - 1 & 1) for number in LEFT_TO_THE_SUPERVISOR}
+    return result
+
+
 def is_alive(pid: int) -> bool:
     """Tell whether a process runs; one that only waits to be reaped does not."""
     with suppress(FileNotFoundError, ProcessLookupError):
@@ -147,6 +162,18 @@ async def test_a_worker_that_does_not_start_in_time_ends_it(tmp_path: Path) -> N
         assert await found.code() == FAILED
 
 
+async def test_a_worker_that_is_silent_for_long_while_it_prepares_does_not_hang(tmp_path: Path) -> None:
+    async with crew(tmp_path, "takes long to prepare") as found:
+        await found.until(found.announced.is_set)
+        assert len(found.started) == 2
+
+
+async def test_a_signal_to_all_does_not_end_a_worker_that_has_no_handler_yet(tmp_path: Path) -> None:
+    async with serving_crew(tmp_path) as found:
+        assert [blocks(pid) for pid in found.started] == [True, True]
+        assert not blocks(os.getpid())
+
+
 async def test_it_starts_although_nobody_is_ready_because_opa_may_come_later(tmp_path: Path) -> None:
     async with crew(tmp_path, "never ready") as found:
         await found.until(found.announced.is_set)
@@ -161,6 +188,30 @@ async def test_it_can_be_stopped_while_it_starts(tmp_path: Path) -> None:
 
 
 # Workers that end.
+
+
+@contextmanager
+def without_a_program(supervisor: Supervisor) -> Iterator[None]:
+    """Have nothing there that could be started."""
+    command, supervisor._command = supervisor._command, ["/nowhere/python"]
+    yield
+    supervisor._command = command
+
+
+@contextmanager
+def without_threads(_: Supervisor) -> Iterator[None]:
+    """Let no thread be started, as where the machine has no room for another task."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ResourceWarning
+        )  # asyncio leaves the process to the garbage collector
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+        gc.collect()
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
@@ -195,6 +246,73 @@ async def test_while_it_was_held_up_itself_nobody_counts_as_hanging(tmp_path: Pa
 def hold_up_the_loop(seconds: float) -> None:
     """Do nothing, and let nobody else do anything."""
     time.sleep(seconds)
+
+
+NO_START: dict[str, tuple[Callable[[Supervisor], AbstractContextManager[None]], str]] = {
+    "no program, as while it is installed anew": (without_a_program, "No such file"),
+    "no descriptor": (lambda _: without_descriptors(), "Too many open files"),
+    "no thread": (without_threads, "can't start new thread"),
+}
+
+
+@pytest.mark.parametrize(("hindered", "reason"), NO_START.values(), ids=NO_START.keys())
+async def test_while_no_worker_can_be_started_the_others_serve_and_it_is_tried_again(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    hindered: Callable[[Supervisor], AbstractContextManager[None]],
+    reason: str,
+) -> None:
+    async with serving_crew(tmp_path) as found:
+        killed, steady = found.started
+        with hindered(found.supervisor):
+            os.kill(killed, signal.SIGKILL)
+            await found.until(lambda: caplog.text.count("it could not be started") > LIMITS.ends_in_a_row)
+            assert reason in caplog.text
+            assert found.serving == {steady}
+            found.supervisor.reload()
+            await found.until(lambda: "the reload is given up, whoever serves goes on" in caplog.text)
+            assert found.serving == {steady}
+        await found.until(lambda: len(found.serving) == 2)
+        assert not found.running.done()
+
+
+async def test_when_none_is_left_and_none_can_be_started_all_end(tmp_path: Path) -> None:
+    async with serving_crew(tmp_path) as found:
+        with without_a_program(found.supervisor):
+            for pid in found.started:
+                os.kill(pid, signal.SIGKILL)
+            assert await found.code() == FAILED
+
+
+async def test_when_the_first_can_not_be_started_it_is_told_and_ends_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with crew(tmp_path) as found:
+        with without_a_program(found.supervisor):
+            assert await found.code() == FAILED
+        assert "a worker did not start: it could not be started" in caplog.text
+
+
+async def test_a_fault_of_its_own_drains_whoever_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("a fault")
+
+    async with crew(tmp_path, "drains", drain_seconds=600) as found:
+        await found.until(found.announced.is_set)
+        monkeypatch.setattr(found.supervisor, "_launch", fail)
+        found.supervisor.reload()
+        await found.until(lambda: "the supervisor failed, and all end" in caplog.text)
+        await asyncio.sleep(0.2)
+        assert len(found.serving) == 2
+        os.kill(found.started[0], signal.SIGKILL)
+        await found.until(lambda: len(found.serving) == 1)
+        assert not found.running.done()
+        for _ in range(2):
+            found.supervisor.stop()
+        assert await found.code() == FAILED
+        assert len(found.started) == 2
 
 
 async def test_when_every_worker_crashes_again_and_again_all_end(tmp_path: Path) -> None:
@@ -284,6 +402,43 @@ async def test_a_new_worker_that_does_not_get_ready_leaves_the_old_ones_be(
         found.behave("good")
         found.supervisor.reload()
         await found.replaced(before)
+
+
+async def test_a_new_worker_that_crashes_is_replaced_while_the_old_one_still_leaves(tmp_path: Path) -> None:
+    async with crew(tmp_path, "does not end", count=1, limits=LIMITS._replace(end_seconds=600)) as found:
+        await found.until(found.announced.is_set)
+        (old,) = found.started
+        found.behave("good")
+        found.supervisor.reload()
+        await found.until(lambda: len(found.serving - {old}) == 1)
+        (new,) = found.serving
+        os.kill(new, signal.SIGKILL)
+        await found.until(lambda: len(found.serving - {new}) == 1)
+        assert is_alive(old)
+        os.kill(old, signal.SIGKILL)
+
+
+async def test_of_a_reload_and_a_replacement_at_the_same_time_one_worker_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving_crew(tmp_path, count=1) as found:
+        launch, may_go_on = found.supervisor._launch, asyncio.Event()
+
+        async def launch_slowly(number: int) -> Worker:
+            monkeypatch.setattr(found.supervisor, "_launch", launch)  # the reload's is quick
+            worker = await launch(number)
+            await may_go_on.wait()
+            return worker
+
+        monkeypatch.setattr(found.supervisor, "_launch", launch_slowly)
+        os.kill(found.started[0], signal.SIGKILL)
+        await found.until(lambda: len(found.started) == 2)
+        found.supervisor.reload()
+        await found.until(lambda: len(found.serving) == 1)
+        reloaded = found.serving
+        may_go_on.set()
+        await found.until(lambda: len(found.supervisor._alive) == 1)
+        assert found.serving == reloaded
 
 
 async def test_an_old_worker_that_does_not_leave_is_killed(tmp_path: Path) -> None:

@@ -378,14 +378,15 @@ async def test_a_sink_file_that_was_emptied_or_moved_is_filled_again(
     await run_once(path, sink)
     assert sink.path.read_bytes().startswith(before)
     (line,) = [record for record in caplog.records if "checkpoint sink" in record.message]
-    assert line.message == "the checkpoint sink is empty; it gets the 3 checkpoints made so far"
+    assert line.message == "the checkpoint sink lacks the last 3 checkpoints; it gets them"
     assert line.levelname == "INFO"  # most often it is a new one
     clean(path, sink.path)
 
 
-async def test_a_sink_that_lost_its_end_gets_it_again_and_the_log_warns(
+async def test_a_sink_that_lost_its_end_gets_it_again_and_the_log_tells(
     path: Path, sink: FileSink, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     for _ in range(3):
         await run_once(path, sink)
     before = sink.path.read_bytes()
@@ -393,8 +394,53 @@ async def test_a_sink_that_lost_its_end_gets_it_again_and_the_log_warns(
     await run_once(path, sink)
     assert sink.path.read_bytes().startswith(before)
     (line,) = [record for record in caplog.records if "checkpoint sink" in record.message]
-    assert line.message == "the checkpoint sink lacks 2 checkpoints that it had; it gets them again"
-    assert line.levelname == "WARNING"
+    assert line.message == "the checkpoint sink lacks the last 2 checkpoints; it gets them"
+
+
+async def test_each_replica_s_file_gets_every_checkpoint_whoever_signed_it_and_each_only_once(
+    path: Path, tmp_path: Path
+) -> None:
+    files = [FileSink(tmp_path / name) for name in ("one", "two")]
+    async with boot(path, files[0]) as one, boot(path, files[1]) as two, boot(path, files[1]) as beside:
+        for signing in (one, two, one, two, beside):
+            await signing.record()
+            await signing.write()
+            for other in (one, two, beside):
+                assert await other.checkpoints.write() is None
+        for sink in files:
+            assert [found.seq for found in read_checkpoint_file(sink.path)] == [1, 2, 3, 4, 5]
+
+
+async def test_a_restored_database_is_refused_by_the_replica_that_signed_none_of_what_it_lacks(
+    path: Path, tmp_path: Path
+) -> None:
+    signs, follows = FileSink(tmp_path / "signs"), FileSink(tmp_path / "follows")
+    async with boot(path, signs) as one, boot(path, follows) as other:
+        await one.record()
+        await one.write()
+        await other.checkpoints.write()
+        copy(path)
+        await one.record()
+        await one.write()
+        await other.checkpoints.write()
+    restore(path)
+    for sink in (signs, follows):
+        with pytest.raises(ConfigError, match="the database is not the one that checkpoint"):
+            async with boot(path, sink):
+                pass
+
+
+async def test_a_checkpoint_of_another_history_under_the_newest_number_is_noticed_at_the_next(
+    path: Path,
+) -> None:
+    others = a_checkpoint(signer=CheckpointSigner(MASTER_KEY))
+    async with boot(path, None) as process:
+        await process.record()
+        assert (await process.write()).seq == others.seq
+        tamper(path, "UPDATE checkpoints SET line = ?", others.line)
+        await process.record()
+        with pytest.raises(AuditUnavailableError, match="The database lost checkpoint 1"):
+            await process.checkpoints.write()
 
 
 async def test_a_sink_whose_last_line_was_cut_short_is_continued(path: Path, sink: FileSink) -> None:

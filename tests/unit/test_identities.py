@@ -212,6 +212,31 @@ async def test_a_replica_that_has_not_heard_yet_disables_no_second_time(
         await replica.disable("orders", at=NOW + 2)
 
 
+async def test_a_read_that_began_earlier_and_ends_later_takes_nothing_back(
+    store: IdentityStore, directory: IdentityDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was disabled could otherwise be let in again for a moment."""
+    await directory.add(ORDERS)
+    load, has_read, go_on = IdentityStore.load_identities, asyncio.Event(), asyncio.Event()
+
+    async def slow(self: IdentityStore) -> IdentitySnapshot:
+        snapshot = await load(self)
+        has_read.set()
+        await go_on.wait()
+        return snapshot
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IdentityStore, "load_identities", slow)
+        reading = asyncio.create_task(directory.load())
+        await has_read.wait()
+    await directory.disable("orders", at=NOW + 1)
+    reached = directory.epoch
+    go_on.set()
+    await reading
+    assert directory.enabled("orders") is None
+    assert directory.epoch == reached
+
+
 def test_a_caller_is_the_identity_and_how_it_was_proven() -> None:
     assert caller_of(ORDERS, "service_key") == Caller(
         id="orders",

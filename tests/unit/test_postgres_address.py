@@ -39,9 +39,9 @@ def test_a_unix_socket_is_named_by_its_directory() -> None:
     assert (address.host, address.ssl) == ("/run/postgresql", "disable")
 
 
-@pytest.mark.parametrize("mode", ["verify-full", "verify-ca", "disable"])
+@pytest.mark.parametrize("mode", ["verify-full", "verify-ca&sslrootcert=/ca.pem", "disable"])
 def test_another_machine_is_spoken_to_as_somebody_said(mode: str) -> None:
-    assert read_address(f"{START}kkp@db/kkp?ssl={mode}").ssl == mode
+    assert read_address(f"{START}kkp@db/kkp?ssl={mode}").ssl == mode.partition("&")[0]
 
 
 REFUSED = {
@@ -64,6 +64,17 @@ REFUSED = {
     "an empty mode": f"{START}kkp@localhost/kkp?ssl=",
     "a mode twice": f"{START}kkp@db/kkp?ssl=disable&ssl=verify-full",
     "an unknown option": f"{START}kkp@localhost/kkp?{CANARY}={CANARY}",
+    "a CA of anybody's and no name": f"{START}kkp:{CANARY}@db/kkp?ssl=verify-ca",
+    "a host twice": f"{START}kkp@{CANARY}/kkp?host=/run/{CANARY}",
+    "a key without its certificate": f"{START}kkp@db/kkp?ssl=verify-full&sslkey=/{CANARY}",
+    "a certificate without its key": f"{START}kkp@db/kkp?ssl=verify-full&sslcert=/{CANARY}",
+    "a CA and no TLS": f"{START}kkp@db/kkp?ssl=disable&sslrootcert=/{CANARY}",
+    "a CA and no TLS on this machine": f"{START}kkp@localhost/kkp?sslrootcert=/{CANARY}",
+    "TLS on a Unix socket": f"{START}kkp@/kkp?host=/run/{CANARY}&ssl=verify-full",
+    "the end of a string in the database": f"{START}kkp@localhost/kkp%00{CANARY}",
+    "the end of a string in the user": f"{START}kkp%00{CANARY}@localhost/kkp",
+    "the end of a string in the password": f"{START}kkp:%00{CANARY}@localhost/kkp",
+    "the end of a string in the host": f"{START}kkp@/kkp?host=/run%00{CANARY}",
     "a relative path": f"{START}kkp@localhost/kkp?ssl=verify-full&sslrootcert={CANARY}.pem",
 }
 

@@ -27,6 +27,10 @@ def test_only_the_supervisor_is_told_to_stop() -> None:
     assert re.search(r"^KillMode=mixed$", UNIT, re.MULTILINE)
 
 
+def test_a_worker_for_which_memory_runs_out_does_not_end_the_others() -> None:
+    assert re.search(r"^OOMPolicy=continue$", UNIT, re.MULTILINE)
+
+
 def test_a_configuration_that_can_not_be_used_is_not_tried_for_ever() -> None:
     assert re.search(r"^RestartPreventExitStatus=2$", UNIT, re.MULTILINE)
 

@@ -81,6 +81,41 @@ async def test_it_reports_and_tells_what_it_measured_when_asked() -> None:
         assert await said(supervisor, 2) == [Report(State.PREPARED), Report(metrics="lived 1\n")]
 
 
+async def test_orders_do_not_wait_for_what_is_measured() -> None:
+    asked = 0
+
+    async def render() -> bytes:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+        return b""
+
+    async with connected() as (line, supervisor):
+        line.render = render
+        supervisor.sendall(b'"metrics"\n"metrics"\n"stop"\n')
+        assert await given(line, Order.STOP) is Order.STOP
+        await asyncio.sleep(0)
+        assert asked == 1
+
+
+async def test_who_can_not_measure_goes_on_serving(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> bytes:
+        raise LookupError("no such check")
+
+    async def render() -> bytes:
+        return b"lived 1\n"
+
+    async with connected() as (line, supervisor):
+        line.render = fail
+        supervisor.sendall(b'"metrics"\n"serve"\n')
+        assert await given(line, Order.STOP, Order.SERVE) is Order.SERVE
+        await asyncio.sleep(0)
+        assert "LookupError: no such check" in caplog.text
+        line.render = render
+        supervisor.sendall(b'"metrics"\n')
+        assert await said(supervisor, 1) == [Report(metrics="lived 1\n")]
+
+
 async def test_it_shows_again_and_again_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kkp.workers.line.BEAT_SECONDS", 0.001)
     async with connected() as (line, supervisor), running(line.beat()):
