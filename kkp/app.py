@@ -25,7 +25,7 @@ from kkp.audit.checkpoints import CheckpointSigner
 from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.audit.reserve import SpaceReserve
-from kkp.audit.sinks import open_sink
+from kkp.audit.sinks import CheckpointSink, open_sink
 from kkp.authn import identities, revocations
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
@@ -217,6 +217,7 @@ async def foundation(
         KKPError: The stored state can't be believed.
     """
     _data_dir(settings, create=create)
+    sink = open_sink(settings.checkpoint_sink)  # before a key and a database are made
     async with AsyncExitStack() as stack:
         master_key, database = await _unlocked(settings, create=create, now=(clock or SteadyClock()).now())
         stack.push_async_callback(database.close)
@@ -231,7 +232,7 @@ async def foundation(
         )
         directory = IdentityDirectory(IdentityStore(database, held), master_key, clock)
         await directory.load()
-        checkpoints = _checkpointer(settings, database, master_key, clock)
+        checkpoints = _checkpointer(settings, sink, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
         if accepted is not None:  # whoever remembers the epoch that was lost, as verifiers do, is to go on
             await database.write(partial(raise_epoch, beyond=accepted.epoch))
@@ -560,9 +561,8 @@ async def checkpoint_signer(settings: Settings) -> CheckpointSigner:
 
 
 def _checkpointer(
-    settings: Settings, database: Database, master_key: MasterKey, clock: Clock
+    settings: Settings, sink: CheckpointSink, database: Database, master_key: MasterKey, clock: Clock
 ) -> Checkpointer:
-    sink = open_sink(settings.checkpoint_sink)
     interval = settings.checkpoint_interval_seconds
     store, signer = CheckpointStore(database), CheckpointSigner(master_key)
     return Checkpointer(store, signer, sink, clock, interval_seconds=interval)

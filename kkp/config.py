@@ -224,7 +224,7 @@ class Settings:
         """
         if self.postgres is not None:
             raise ConfigError(
-                ["KKP_DATABASE_URL: this command reads a SQLite file, and the database is none"]
+                ["KKP_DATABASE_URL: this command reads a SQLite file, and the database is a PostgreSQL"]
             )
         return Path(self.database_url.removeprefix(_SQLITE))
 

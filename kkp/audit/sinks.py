@@ -84,11 +84,15 @@ class FileSink:
         path: The file; made when it is first written.
 
     Raises:
-        ConfigError: What is there is a link or no file, belongs to somebody else, or others can touch it.
+        ConfigError: What is there is a link or no file, belongs to somebody else, or others can touch it; or
+            its directory is not there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not path.parent.is_dir():
+            problem = f"KKP_CHECKPOINT_SINK: its directory {path.parent} does not exist; make it"
+            raise ConfigError([problem])
         with suppress(FileNotFoundError):
             os.close(self._open(os.O_RDONLY))
 

@@ -221,6 +221,11 @@ class _Verifier:
         if head.chain != name:
             self._find(str(name), FIRST_SEQ, "its pruning can't be believed: it is another chain's")
             return
+        if self._series.key is None:
+            problem = (
+                f"{head.chain}:{FIRST_SEQ} to {head.seq} were pruned; give --checkpoints or --public-key"
+            )
+            raise UnreadableError(f"{problem}: without either it can't be told by whom")
         if pruning.key != self._series.key:
             self._find(head.chain, FIRST_SEQ, "its pruning is signed by another key than the checkpoints")
             return

@@ -27,7 +27,7 @@ import msgspec
 from opa_client import AsyncOpaClient  # type: ignore[import-untyped]  # the wheel carries no stubs
 
 from kkp.authz.opa_address import OPAAddress, tls_context
-from kkp.authz.opa_http import OPAConnections, Response
+from kkp.authz.opa_http import OPAConnectionError, OPAConnections, Response
 from kkp.errors import PolicyUnavailableError
 from kkp.model import JSON
 from kkp.strict_json import refuse_duplicates
@@ -126,7 +126,8 @@ class _Failures:
         if isinstance(failure, Exception) and not isinstance(failure, PolicyUnavailableError | TimeoutError):
             # Of whatever kind: what the library does not foresee must not become another error than this.
             name = type(failure).__name__
-            raise PolicyUnavailableError(f"OPA gave no usable answer ({name}).") from None
+            cure = ": does it run at KKP_OPA_URL?" if isinstance(failure, OPAConnectionError) else "."
+            raise PolicyUnavailableError(f"OPA gave no usable answer ({name}){cure}") from None
 
 
 class _Document:

@@ -7,7 +7,8 @@ running server notices by the epoch.
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify, or
 `migrate --check` found an older layout; 2 wrong usage, a configuration that can't be used, or an audit log
 that can't be read; 3 `audit verify` found the log behind or inconsistent with a checkpoint; 4 its newest
-checkpoint is too old; 74 the disk lost a write to the database (a failed fsync). Those of `envelope open` are
+checkpoint is too old; 74 the disk lost a write to the database (a failed fsync); 141 whoever read what is
+printed went away before the end, as a shell says of SIGPIPE. Those of `envelope open` are
 its own, and in its --help.
 
 A command is a module with `register`, and a name in `_COMMANDS`. Only the one that is asked for is loaded:
@@ -26,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kkp import __version__
-from kkp.cli.common import REFUSED, UNUSABLE
+from kkp.cli.common import REFUSED, UNREAD, UNUSABLE
 from kkp.errors import ConfigError, KKPError
 
 _KEY_OPTION = "--public-key"
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     command: Callable[[argparse.Namespace], int] = options.command
     try:
-        return command(options)
+        code = command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
     except ConfigError as error:
         for problem in error.problems:
             print(f"kkp: {problem}", file=sys.stderr)
@@ -64,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KKPError as error:
         print(f"kkp: {error.code}: {error}", file=sys.stderr)
         return REFUSED
+    return code
 
 
 def _with_key_joined(given: Sequence[str]) -> list[str]:

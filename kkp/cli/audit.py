@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -151,6 +152,8 @@ def _judge(verdict: Verdict, max_age: float | None, *, is_sink_set: bool) -> tup
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.checkpoints is not None and os.path.lexists(options.checkpoints):  # before all is printed
+        raise ConfigError([f"--checkpoints {options.checkpoints}: it exists, and is not written over"])
     left_out, last = 0, options.after
 
     def write(opened: OpenLog) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,8 @@ def _prune(options: argparse.Namespace) -> int:
     directory: Path | None = options.export
     if directory is not None and not directory.is_dir():
         raise ConfigError([f"--export: {directory} is no directory"])
+    if directory is None and options.keep is not None and _days(options.keep) == 0:
+        print("kkp: warning: --keep 0 without --export: what goes is kept nowhere", file=sys.stderr)
 
     async def prune(base: app.Foundation) -> int:
         await base.checkpoints.write()  # so that all there is, is listed, and delivered

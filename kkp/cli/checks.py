@@ -53,6 +53,10 @@ _UNNAMED = Result(
     "set KKP_MASTER_KEY_CHECK to what `kkp master status` says",
 )
 _EXPIRES_SOON_SECONDS = 7 * 86400
+_BEHIND = (
+    "if a backup was restored: docs/runbooks/replicas.md; "
+    "if not, run: kkp audit verify; treat it as an intrusion"
+)
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
 
 
@@ -277,7 +281,7 @@ async def _audit(examined: Examined) -> Result:
         )
     if verdict.disagreements:
         detail = f"it disagrees with a checkpoint: {verdict.disagreements[0]}"
-        return Result(Status.FAIL, detail, "run: kkp audit verify; treat it as an intrusion")
+        return Result(Status.FAIL, detail, _BEHIND)
     known = f"{verdict.evidence.count} checkpoints"
     return Result(Status.OK, f"{verdict.records} records in {verdict.chains} chains, unbroken; {known}")
 

@@ -20,7 +20,7 @@ from kkp.errors import ConfigError
 from kkp.pipeline import Origin
 from kkp.ways import COMMAND
 
-OK, REFUSED, UNUSABLE = 0, 1, 2
+OK, REFUSED, UNUSABLE, UNREAD = 0, 1, 2, 141
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 _SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -115,9 +115,10 @@ def _key_ttl(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _check_roles(roles: list[str], chosen: Settings) -> None:
-    """Refuse a role that the bundled policy does not have; another policy may know it all the same."""
-    if chosen.opa_url is not None:
-        return  # the policy is OPA's
+    """Refuse a role that the bundled policy does not have; another policy may know it all the same.
+
+    OPA's is such another one, and is not asked.
+    """
     try:
         known = PolicySource.read(chosen.policy_path or default_policy_path()).roles
     except PolicyLoadError:
@@ -126,7 +127,11 @@ def _check_roles(roles: list[str], chosen: Settings) -> None:
         if role in known:
             continue
         problem = f"--role: the policy has no role {role}; it has {', '.join(sorted(known))}"
-        if chosen.policy_path is None:
+        if chosen.opa_url is not None:
+            problem = (
+                f"--role: the bundled policy has no role {role}; whether OPA's has can't be looked up here"
+            )
+        elif chosen.policy_path is None:
             raise ConfigError([problem])
         print(f"kkp: warning: {problem}", file=sys.stderr)
 

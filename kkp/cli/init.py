@@ -39,7 +39,8 @@ def _init(_options: argparse.Namespace) -> int:
     chosen = settings()
     if not asyncio.run(is_empty(chosen)):
         problem = f"KKP_DATABASE_URL: {_name(chosen)} exists, and stays as it is"
-        raise ConfigError([f"{problem}; serve it with `kkp serve`, or name another KKP_DATA_DIR"])
+        other = "another KKP_DATA_DIR" if chosen.postgres is None else "another database in KKP_DATABASE_URL"
+        raise ConfigError([f"{problem}; serve it with `kkp serve`, or name {other}"])
     check = asyncio.run(_make(chosen))
     if chosen.master_key_kms is not None:
         print(_WRAPPED.format(database=_name(chosen), key=chosen.master_key_kms.label, check=check))

@@ -35,6 +35,7 @@ _HELP: Final[Mapping[RevocationKind, str]] = {
     RevocationKind.KEY: "stop everything that names a backend's key, until that is lifted",
     RevocationKind.BACKEND: "stop everything that names a backend, until that is lifted",
 }
+_REASON: Final = "why, for those who read the list; of a token it is in the audit log alone"
 _HYPHEN: Final = "What begins with a hyphen, as one in 64 jtis does, goes behind --."
 
 
@@ -49,7 +50,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         if kind is RevocationKind.KEY:
             verb.add_argument("backend", metavar="BACKEND")
         verb.add_argument("name", metavar="JTI" if kind is RevocationKind.TOKEN else "NAME")
-        verb.add_argument("--reason", default="", metavar="TEXT", help="why, for those who read the list")
+        verb.add_argument("--reason", default="", metavar="TEXT", help=_REASON)
         verb.set_defaults(command=_revoke, kind=kind, backend=None)
     lift = verbs.add_parser("lift", help="let an identity, a key or a backend go on", epilog=_HYPHEN)
     lift.add_argument("id", metavar="ID", help="as list shows it")

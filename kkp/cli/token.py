@@ -1,8 +1,8 @@
 """`kkp token inspect`: what a token says, and whether to believe it.
 
 The token is read from standard input, never from the arguments, which every account on the machine can see,
-and is not printed. Nothing is contacted: the keys come from `--jwks`, or from the local database, where it
-is also known which tokens were revoked and whose subjects are disabled.
+and is not printed. Nothing is contacted: the keys come from `--jwks`, or from a SQLite file, where it is
+also known which tokens were revoked and whose subjects are disabled.
 
 Exit codes: 0 it verifies and is good now; 1 it is not verified, and the first line says so; 2 what was
 given can't be used.
@@ -32,6 +32,10 @@ from kkp.tokens import ALGORITHM, TOKEN_TYPE, Claims
 
 _MAX_INPUT_BYTES = 1024 * 1024
 _TIMES = ("iat", "nbf", "exp")
+_NO_FILE = (
+    "token inspect: it reads keys from a SQLite file only; on PostgreSQL save what $KKP/keys/jwks answers, "
+    "and give --jwks FILE"
+)
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +49,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     inspect.add_argument(
         "--jwks",
         metavar="FILE",
-        help="the keys to verify with, by default the local database's; with - they follow the token on "
+        help="the keys to verify with, by default those of the SQLite file; with - they follow the token on "
         "standard input, from its second line on",
     )
     inspect.set_defaults(command=_inspect)
@@ -116,6 +120,8 @@ def _problem(token: str, keys: Mapping[str, bytes], clock: Clock, clock_error_se
 def _local_problem(token: str, clock: Clock) -> str | None:
     """Say why KKP would refuse a token that is shown to it now; None if it would not."""
     chosen = settings()
+    if chosen.postgres is not None:
+        raise ConfigError([_NO_FILE])
     if not chosen.database_path.exists():
         return "there is no database here to take keys from; give --jwks"
 

@@ -551,7 +551,7 @@ def test_an_adaptor_is_imported_only_when_its_scheme_is_configured() -> None:
     assert set(done.stdout.split()) == {
         "kkp.kms", "kkp.kms.base", "kkp.kms.caching", "kkp.kms.guarded", "kkp.kms._breaker",
         "kkp.kms._futures", "kkp.kms.failing", "kkp.kms._members", "kkp.kms._parts",
-        "kkp.kms._address", "kkp.kms._aead",
+        "kkp.kms._address", "kkp.kms._aead", "kkp.kms._names",
     }  # fmt: skip
 
 
@@ -579,7 +579,7 @@ print(*sys.modules)
     assert {name for name in loaded if name.startswith("kkp.kms.")} == {
         "kkp.kms.base", "kkp.kms.caching", "kkp.kms.guarded", "kkp.kms._breaker", "kkp.kms._futures",
         "kkp.kms._aead", "kkp.kms.memory", "kkp.kms.local", "kkp.kms.failing", "kkp.kms._members",
-        "kkp.kms._parts", "kkp.kms._address",
+        "kkp.kms._parts", "kkp.kms._address", "kkp.kms._names", "kkp.kms.stateless",
     }  # fmt: skip
 
 

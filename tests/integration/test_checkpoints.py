@@ -411,14 +411,17 @@ async def until_ready_is(server: Server, status: int) -> dict[str, dict[str, str
         ("checkpoints.jsonl", "give file:/path or command:/path/to/program"),
         ("command:/nowhere/keep", "is no program"),
         ("file:/proc/version", "KKP_CHECKPOINT_SINK"),
+        ("file:/nowhere/checkpoints", "its directory /nowhere does not exist; make it"),
     ],
 )
-async def test_a_start_with_a_sink_that_can_not_work_is_refused(
+async def test_a_start_with_a_sink_that_can_not_work_is_refused_before_anything_is_made(
     tmp_path: Path, sink: str, problem: str
 ) -> None:
-    finished = await kkp(tmp_path, "dev", environ={"KKP_CHECKPOINT_SINK": sink})
-    assert finished.code == 2
-    assert problem in finished.err
+    for command in ("dev", "init"):
+        finished = await kkp(tmp_path, command, environ={"KKP_CHECKPOINT_SINK": sink})
+        assert finished.code == 2
+        assert problem in finished.err
+        assert not (tmp_path / ".kkp" / "master.key").exists()
 
 
 async def test_a_start_with_a_sink_that_is_a_link_is_refused(stopped: Path) -> None:

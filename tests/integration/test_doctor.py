@@ -296,6 +296,12 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
         "audit",
         "kkp audit verify",
     ),
+    "a database that is behind its checkpoints": (
+        by_hand("DELETE FROM audit_records WHERE position = (SELECT max(position) FROM audit_records)"),
+        {},
+        "audit",
+        "if a backup was restored: docs/runbooks/replicas.md",
+    ),
     "an audit log that is gone": (
         by_hand("DROP TABLE audit_records", rows=-1),
         {},

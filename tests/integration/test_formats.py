@@ -22,7 +22,7 @@ from kkp.rows import LogPosition
 from tests.audited import MASTER_KEY, PUBLIC_KEY, AuditedDatabase
 from tests.databases import SQLitePlace
 from tests.fakes.logs import NOW
-from tests.harness import running
+from tests.harness import ISSUER, running
 
 FORMATS = Path(__file__).parents[2] / "docs/formats.md"
 KEY = {"backend": "aws", "key_id": "alias/orders"}
@@ -97,3 +97,26 @@ async def test_the_sample_refuses_a_record_behind_the_end_of_the_tree_whose_path
         )
         found = await asyncio.to_thread(verified, write_proof(proof), tmp_path)
         assert found.returncode == code, found.stderr
+
+
+async def test_the_sample_verifies_the_list_of_revocations_and_takes_nothing_else(tmp_path: Path) -> None:
+    async with running(tmp_path) as kkp:
+        revocation = {"kind": "key", "backend": "aws", "name": "alias/orders"}
+        assert (await kkp.post("/revocations", revocation, credential=kkp.root_key)).status == 200
+        document = (await kkp.get("/revocations/list")).raw
+        token = await kkp.token(kkp.root_key, backend="gcp", key_id="orders")
+        jwks = f"http://{kkp.host}:{kkp.port}/keys/jwks"
+
+        async def read(given: bytes, issuer: str = ISSUER) -> subprocess.CompletedProcess[bytes]:
+            command = [sys.executable, "-c", sample("revocation list"), jwks, issuer]
+            return await asyncio.to_thread(
+                subprocess.run, command, input=given, capture_output=True, check=False
+            )
+
+        found = await read(document)
+        assert found.returncode == 0, found.stderr
+        assert b"aaruFdqZjqzTXJQdD5wP64ymKxLNDjd_7dq5TMZiYSI" in found.stdout
+        forged = document.rpartition(b".")[0] + b"." + b"A" * 86
+        assert b"InvalidSignatureError" in (await read(forged)).stderr
+        assert b"InvalidIssuerError" in (await read(document, "https://other.example")).stderr
+        assert b"AssertionError" in (await read(token.encode())).stderr

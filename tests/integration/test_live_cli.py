@@ -281,6 +281,15 @@ async def test_of_a_role_that_another_policy_may_know_it_only_warns(
     assert ("has no role writer; it has clerk" in finished.err) is warned
 
 
+async def test_of_a_role_that_opa_may_know_it_only_warns(tmp_path: Path) -> None:
+    assert (await kkp(tmp_path, "init")).code == 0
+    environ = {"KKP_OPA_URL": "http://127.0.0.1:9"}
+    for name, role, is_warned in (("orders", "servic", True), ("billing", "service", False)):
+        finished = await kkp(tmp_path, "identity", "add", name, "--role", role, environ=environ)
+        assert (finished.code, finished.out[:7]) == (0, "kkp_sk_")
+        assert (f"no role {role}; whether OPA's has can't be looked up" in finished.err) is is_warned
+
+
 async def test_four_processes_adding_at_once_under_load_lose_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         load = asyncio.ensure_future(mint_until_cancelled(server))

@@ -53,6 +53,7 @@ async def test_a_database_is_made_once_and_by_its_password_s_file(
     again = await kkp(tmp_path, "init", environ=environ)
     assert again.code == 2
     assert f"KKP_DATABASE_URL: {name} on 127.0.0.1 exists, and stays as it is" in again.err
+    assert "or name another database in KKP_DATABASE_URL" in again.err
     added = await kkp(tmp_path, "identity", "add", "boss", "--role", "admin", environ=environ)
     assert added.code == 0, added.err
     doctor = await kkp(tmp_path, "doctor", "--json", environ=environ)

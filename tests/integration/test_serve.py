@@ -170,6 +170,7 @@ async def test_without_an_opa_it_is_unready_and_mints_nothing_until_there_is_one
     ):
         server = Server(tmp_path, process, "", 0.0, session)
         await until_logged(server, "ERROR kkp.web.public policy: not ready: OPA ")  # though nobody asked
+        assert "usable answer (OPAConnectionError): does it run at KKP_OPA_URL?" in server.log
         assert (await server.get("/readyz")).status == 503
         refused = await server.post("/token", LOCAL, credential=key)
         assert refused.problem() == "policy_unavailable"

@@ -210,9 +210,30 @@ def test_old_records_go_and_the_log_says_who_and_which(run: Run, key: str, recor
     assert (archived.code, archived.out.startswith(f"proven: {chain}:1 to 2 in the log")) == (0, True)
 
 
+def test_an_export_of_a_pruned_log_says_what_it_needs_to_be_verified(run: Run, key: str) -> None:
+    pruned = run("audit", "prune", "--keep", "0")
+    assert (pruned.code, "--keep 0 without --export: what goes is kept nowhere" in pruned.err) == (0, True)
+    Path("rest.jsonl").write_text(run("audit", "export", "--checkpoints", "c.jsonl").out)
+    bare = run("audit", "verify", "rest.jsonl")
+    assert bare.code == 2
+    assert " were pruned; give --checkpoints or --public-key: without either it can't be told by" in bare.err
+    assert "tampered" not in bare.out + bare.err
+    assert run("audit", "verify", "rest.jsonl", "--public-key", key).code == 0
+    assert run("audit", "verify", "rest.jsonl", "--checkpoints", "c.jsonl").code == 0
+
+
+def test_checkpoints_are_never_written_over_and_nothing_is_printed_first(run: Run) -> None:
+    Path("c.jsonl").write_text("kept")
+    ended = run("audit", "export", "--checkpoints", "c.jsonl")
+    assert (ended.code, ended.out) == (2, "")
+    assert "--checkpoints c.jsonl: it exists, and is not written over" in ended.err
+    assert Path("c.jsonl").read_text() == "kept"
+
+
 def test_where_nothing_is_old_nothing_goes_and_nothing_is_said_to(run: Run) -> None:
     ended = run("audit", "prune", "--keep", "30")
-    assert (ended.code, ended.out) == (0, "pruned: 0 records of 0 chains\n")
+    assert ended[:2] == (0, "pruned: 0 records of 0 chains\n")
+    assert "--export" not in ended.err
     assert '"type":"pruned"' not in run("audit", "export").out
 
 

@@ -179,9 +179,17 @@ async def test_a_write_that_stops_half_way_is_an_error_and_spoils_no_later_line(
     assert content(path) == b"one l\none line\n"
 
 
-async def test_a_directory_that_is_gone_is_an_error(tmp_path: Path) -> None:
+async def test_a_directory_that_is_gone_is_an_error_and_one_that_never_was_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "checkpoints.jsonl"
+    with pytest.raises(ConfigError) as refusal:
+        FileSink(path)
+    (problem,) = refusal.value.problems
+    assert problem == f"KKP_CHECKPOINT_SINK: its directory {path.parent} does not exist; make it"
+    path.parent.mkdir()
+    sink = FileSink(path)
+    path.parent.rmdir()
     with pytest.raises(AuditUnavailableError):
-        await FileSink(tmp_path / "gone" / "checkpoints.jsonl").put(b"one")
+        await sink.put(b"one")
 
 
 # Programs.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +45,19 @@ def test_what_is_no_command_is_wrong_usage(arguments: list[str], capsys: pytest.
 
     assert ended.value.code == 2
     assert "see kkp --help" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "kkp", "init"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            check=False,
+            cwd=tmp_path,
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")

@@ -155,6 +155,16 @@ def inspect(monkeypatch: pytest.MonkeyPatch, given: str, *arguments: str) -> int
     return command("token", "inspect", *arguments)
 
 
+def test_keys_of_a_postgresql_come_from_a_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = world.mint()
+    monkeypatch.setenv("KKP_DATABASE_URL", "postgresql+asyncpg://kkp@127.0.0.1/kkp")
+    with pytest.raises(ConfigError) as refused:
+        inspect(monkeypatch, token)
+    assert refused.value.problems[0].endswith(
+        "on PostgreSQL save what $KKP/keys/jwks answers, and give --jwks FILE"
+    )
+
+
 def verdict(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, *arguments: str
 ) -> str:

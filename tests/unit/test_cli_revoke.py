@@ -73,6 +73,16 @@ def test_people_read_what_is_revoked_by_whom_until_when_and_why(
     assert third == "    INC-3: stolen"
 
 
+def test_a_token_s_reason_is_not_listed_and_its_help_says_where_it_is(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("revoke", "token", "--reason", "INC-1", "--", JTI) == 0
+    assert [each["reason"] for each in listed(capsys)] == [""]
+    with pytest.raises(SystemExit):
+        command("revoke", "token", "--help")
+    assert "of a token it is in the audit log alone" in " ".join(capsys.readouterr().out.split())
+
+
 def test_more_than_a_page_is_listed_whole(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -682,7 +682,7 @@ def test_a_postgresql_is_served() -> None:
     chosen = settings(KKP_DATABASE_URL=POSTGRES)
     assert chosen.postgres == read_address(POSTGRES)
     assert chosen.database_password_file is None
-    with pytest.raises(ConfigError, match="this command reads a SQLite file, and the database is none"):
+    with pytest.raises(ConfigError, match="reads a SQLite file, and the database is a PostgreSQL"):
         _ = chosen.database_path
 
 

@@ -346,3 +346,11 @@ def test_the_guide_names_every_secret_and_map_that_must_be_there() -> None:
     wanted |= {volume["configMap"]["name"] for volume in volumes if "configMap" in volume} - {"kkp-opa"}
     guide = (ROOT / "docs/deploying.md").read_text()
     assert wanted == set(re.findall(r"^\| (?:Secret|ConfigMap) `(\S+)`", guide, re.MULTILINE))
+
+
+def test_the_guide_gives_away_every_secret_but_the_certificate_that_others_read() -> None:
+    guide = (ROOT / "docs/deploying.md").read_text()
+    given = set(re.findall(r"secrets/\S+", " ".join(re.findall(r"^sudo chown (.*)$", guide, re.MULTILINE))))
+    files = {secret["file"].removeprefix("./") for secret in COMPOSE["secrets"].values()}
+    assert files - given == {"secrets/tls.crt"}
+    assert "\nchmod 644 secrets/tls.crt\n" in guide

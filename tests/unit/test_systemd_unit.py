@@ -8,8 +8,11 @@ from pathlib import Path
 from kkp.config import load
 from kkp.ways import COMMAND
 from kkp.workers.supervisor import Limits
+from tests.opa import readme_commands
 
-UNIT = (Path(__file__).parents[2] / "deploy/systemd/kkp.service").read_text()
+SYSTEMD = Path(__file__).parents[2] / "deploy/systemd"
+UNIT = (SYSTEMD / "kkp.service").read_text()
+OPA_UNIT = (SYSTEMD / "opa.service").read_text()
 
 
 def test_it_waits_for_longer_than_the_end_takes() -> None:
@@ -42,3 +45,23 @@ def test_what_it_sets_is_a_setting() -> None:
     assert (
         load(dict.fromkeys(names - {"KKP_CONFIG"}, ""), COMMAND, schemes=("memory", "local")).warnings == ()
     )
+
+
+def test_what_is_made_before_the_first_start_is_what_systemd_makes() -> None:
+    found = re.search(r"^#   install -d -o kkp -g kkp -m 0700 (.*)$", UNIT, re.MULTILINE)
+    assert found is not None
+    directories = dict(re.findall(r"^(State|Logs)Directory=(\S+)$", UNIT, re.MULTILINE))
+    assert found[1].split() == [f"/var/lib/{directories['State']}", f"/var/log/{directories['Logs']}"]
+
+
+def test_opa_runs_by_the_command_of_its_own_page() -> None:
+    (line,) = (command for command in readme_commands() if " opa run " in command)
+    said = line.partition(" opa ")[2].replace("'", "").replace("perm 770", "perm 700")
+    for there, here in {
+        "/run/opa.sock": "/run/kkp-opa/opa.sock",
+        "key=policy-signing": "key=/etc/kkp/opa/policy-signing",
+        "deploy/opa": "/etc/kkp/opa",
+    }.items():
+        said = said.replace(there, here)
+    assert f"\nExecStart=/usr/local/bin/opa {said}\n" in OPA_UNIT
+    assert "\nRuntimeDirectory=kkp-opa\n" in OPA_UNIT
