@@ -40,4 +40,5 @@ class WallClock:
         """Set the clock off by this much."""
         new = self.file.with_suffix(".new")
         new.write_text(f"{seconds:+d}\n")
+        new.chmod(0o644)  # PostgreSQL is another user, and KKP in this process may have set a strict umask
         new.replace(self.file)

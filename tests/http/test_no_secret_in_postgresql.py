@@ -6,6 +6,7 @@ has its files, its log or a backup of either learns no secret. What it quotes, K
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -67,6 +68,11 @@ async def test_it_keeps_and_logs_nothing_secret_and_what_it_quotes_comes_out_now
                 place.by_hand(";".join(map(REFUSING.format, tables)))
                 await exercise(scene)
                 place.by_hand(";".join(map(TAKING.format, tables)))
+            async with asyncio.timeout(
+                20
+            ):  # what waits to be recorded is, once the layout is seen to be right
+                while (await kkp.get("/readyz")).status != 200:  # noqa: ASYNC110  a server sets no event
+                    await asyncio.sleep(0.1)
         seen = files(place)
     assert "Failing row contains" in place.server.log
     assert "parameters: $1 = " in place.server.log

@@ -235,7 +235,10 @@ async def check_recorded(place: Place, ledger: Ledger) -> None:
 
 
 async def check_tokens(server: Server, ledger: Ledger) -> None:
-    jwks = jwt.PyJWKSet.from_dict((await server.get("/keys/jwks")).json)
+    async with asyncio.timeout(10):  # a database that has just come back may be slow to answer once more
+        while (published := await server.get("/keys/jwks")).status == 503:
+            await asyncio.sleep(0.05)
+    jwks = jwt.PyJWKSet.from_dict(published.json)
     now = time.time()
     for token in ledger.tokens.values():
         if jwt.decode(token, options={"verify_signature": False})["exp"] > now:

@@ -50,6 +50,7 @@ CASES = [
     if operation["security"] or mode is GenerationMode.POSITIVE
 ]
 CASES_EACH = 13 * SCALE
+DEPENDED_ON = ("admin", "buyer", "root", "aws", "gcp", "azure", "local", "alias/orders", "orders")
 SPARE_KEY = {"backend": "gcp", "name": "spare"}  # which nothing else names
 SCHEMA = schemathesis.openapi.from_dict(deepcopy(described.document()))  # which it changes
 # A status that the policy, the state or the clock decides on is no verdict on the form of a request.
@@ -216,9 +217,12 @@ def _items(document: Any) -> list[Any]:
 
 
 def _protect(case: schemathesis.Case[Any]) -> None:
-    """Disable nobody on whom the run depends, and leave them their keys."""
+    """Disable and stop nobody and nothing on which the run depends, and leave them their keys."""
     if case.path_parameters.get("id") in {"admin", "buyer"}:
         case.path_parameters["id"] = "nobody"
+    if case.path == "/revocations" and isinstance(case.body, dict):
+        depended_on = {name for name, value in case.body.items() if value in DEPENDED_ON}
+        case.body.update(dict.fromkeys(depended_on, "nobody"))
 
 
 def _ask(fuzzed: Fuzzed, case: schemathesis.Case[Any], kind: str, *, is_grounded: bool) -> None:

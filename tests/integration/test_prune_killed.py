@@ -38,13 +38,11 @@ def count(path: Path) -> int:
 
 
 async def test_a_prune_that_is_killed_again_and_again_ends_with_a_sound_log(tmp_path: Path) -> None:
-    data_dir = tmp_path / ".kkp"
-    data_dir.mkdir(0o700)
-    path = data_dir / "kkp.db"
-    await a_long_log(path)
-    path.chmod(0o600)
     key = base64.urlsafe_b64encode(MASTER_KEY_BYTES).rstrip(b"=").decode()
     environ = {"KKP_MASTER_KEY": key}
+    path = tmp_path / ".kkp" / "kkp.db"
+    assert (await kkp(tmp_path, "init", environ=environ)).code == 0
+    await a_long_log(path)
     kills = 0
     while True:
         before = count(path)
