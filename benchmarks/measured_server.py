@@ -32,7 +32,7 @@ _PARTS: dict[str, list[tuple[Any, str]]] = {
     "propose": [(IssueToken, "propose"), (Decrypt, "propose"), (Pipeline, "_question")],
     "decide": [(EmbeddedPolicy, "answer")],
     "audit: record": [(AuditLog, "_enqueue"), (AuditLog, "_link_all")],
-    "audit: commit": [(_Lane, "_transaction")],
+    "audit: commit": [(_Lane, "_act")],
     "sign": [(tokens, "sign")],
     "open": [(Decrypt, "run")],
 }

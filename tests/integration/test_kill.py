@@ -236,7 +236,7 @@ async def check_recorded(place: Place, ledger: Ledger) -> None:
 
 async def check_tokens(server: Server, ledger: Ledger) -> None:
     async with asyncio.timeout(10):  # a database that has just come back may be slow to answer once more
-        while (published := await server.get("/keys/jwks")).status == 503:
+        while (published := await server.get("/keys/jwks")).status == 503:  # noqa: ASYNC110  a server sets no event
             await asyncio.sleep(0.05)
     jwks = jwt.PyJWKSet.from_dict(published.json)
     now = time.time()
