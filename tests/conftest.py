@@ -37,8 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Make `-n auto` one worker more than there are cores: a third of the time a test waits for a process."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Make `-n auto` two workers more than there are cores: half of the time a test waits for a process."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_finish() -> None:

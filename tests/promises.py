@@ -127,7 +127,7 @@ PROMISES: Mapping[int, Promise] = {
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),
     39: Promise(
-        240, (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0))
+        450, (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0))
     ),
     40: Promise(1),
 }

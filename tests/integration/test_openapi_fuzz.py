@@ -49,7 +49,7 @@ CASES = [
     for mode in GenerationMode
     if operation["security"] or mode is GenerationMode.POSITIVE
 ]
-CASES_EACH = 13 * SCALE
+CASES_EACH = 8 * SCALE
 DEPENDED_ON = ("admin", "buyer", "root", "aws", "gcp", "azure", "local", "alias/orders", "orders")
 SPARE_KEY = {"backend": "gcp", "name": "spare"}  # which nothing else names
 SCHEMA = schemathesis.openapi.from_dict(deepcopy(described.document()))  # which it changes

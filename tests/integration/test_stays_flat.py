@@ -26,12 +26,12 @@ from tests.scale import SCALE
 pytestmark = pytest.mark.promise(39)
 
 MINTS_PER_SECOND = 100
-SECONDS = 15 * SCALE
+SECONDS = 8 * SCALE
 CLIENTS = 10
 LONGEST_WARM_UP_SECONDS = 300
 # The bar is 1 MiB a minute and no descriptor, for an hour. Within seconds a cache may fill and a connection
 # to the database be opened for the first time; a leak of 6 KiB or of a descriptor for each request is seen.
-MAX_MIB_PER_MINUTE, MAX_GAINED_DESCRIPTORS = (1.0, 0) if SCALE >= 40 else (30.0, 4)
+MAX_MIB_PER_MINUTE, MAX_GAINED_DESCRIPTORS = (1.0, 0) if SCALE >= 40 else (60.0, 4)
 _LOOK_SECONDS = 0.25
 _MIB = 1 << 20
 
