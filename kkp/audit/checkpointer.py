@@ -373,7 +373,9 @@ class Checkpointer:
 
     def _note_failure(self, error: Exception) -> None:
         if not self._failing:  # once per outage
-            _log.error("no checkpoint is signed or taken: %s: %.300s", type(error).__name__, error)
+            # The text of an error that is not ours may show what it was handed, a key above all.
+            told = str(error) if isinstance(error, KKPError) else "see the type"
+            _log.error("no checkpoint is signed or taken: %s: %.300s", type(error).__name__, told)
         self._failing = True
 
     def _note_success(self) -> None:
