@@ -85,6 +85,7 @@ from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
     from kkp.metrics import Metrics
+    from kkp.web.public import PublicDocuments
     from kkp.web.routes import Services
 
 ROOT = "root"
@@ -368,10 +369,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     warnings: Mapping[str, Callable[[], str | None]],
     names: KnownNames,
 ) -> Services:
-    # HTTP, which the commands beside a server do not need and would wait for.
-    from kkp.web import openapi  # noqa: PLC0415
-    from kkp.web.public import PUBLIC_ROUTES, PublicDocuments  # noqa: PLC0415
-    from kkp.web.routes import ROUTES, Services  # noqa: PLC0415
+    from kkp.web.routes import Services  # noqa: PLC0415  HTTP: commands do not need it, and would wait for it
 
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
@@ -379,30 +377,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
     return Services(
         pipeline=pipeline,
-        public=PublicDocuments(
-            keyring=keyring,
-            revocation_list=RevocationList(
-                keyring,
-                revoked,
-                directory,
-                clock,
-                lambda: state.epoch,
-                issuer=settings.issuer,
-                times=settings.ring_times,
-                lifetime_seconds=settings.revocation_list_seconds,
-            ),
-            issuer=settings.issuer,
-            jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
-            openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
-            checks=_readiness(base, policy, keyring, revoked),
-            refresh=state.refresh,
-            warnings={
-                **warnings,
-                "backends": registry.warning,
-                "composites": registry.members_warning,
-                "master_key": base.master_keys.warning,
-            },
-        ),
+        public=_public_documents(base, state, policy, registry, keyring, revoked, warnings),
         issue_token=IssueToken(
             keyring,
             clock,
@@ -429,6 +404,46 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         metrics=metrics,
+    )
+
+
+def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something is public
+    base: Foundation,
+    state: LiveState,
+    policy: PolicyEngine,
+    registry: KMSRegistry,
+    keyring: Keyring,
+    revoked: Revocations,
+    warnings: Mapping[str, Callable[[], str | None]],
+) -> PublicDocuments:
+    from kkp.web import openapi  # noqa: PLC0415  HTTP, as above
+    from kkp.web.public import PUBLIC_ROUTES, PublicDocuments  # noqa: PLC0415  likewise
+    from kkp.web.routes import ROUTES  # noqa: PLC0415  likewise
+
+    settings = base.settings
+    return PublicDocuments(
+        keyring=keyring,
+        revocation_list=RevocationList(
+            keyring,
+            revoked,
+            base.directory,
+            base.clock,
+            lambda: state.epoch,
+            issuer=settings.issuer,
+            times=settings.ring_times,
+            lifetime_seconds=settings.revocation_list_seconds,
+        ),
+        issuer=settings.issuer,
+        jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
+        openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
+        checks=_readiness(base, policy, keyring, revoked),
+        refresh=state.refresh,
+        warnings={
+            **warnings,
+            "backends": registry.warning,
+            "composites": registry.members_warning,
+            "master_key": base.master_keys.warning,
+        },
     )
 
 

@@ -33,7 +33,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol, Self, final
 
-from kkp.errors import KeyringUnavailableError, KKPError
+from kkp.errors import KeyringUnavailableError, described
 
 _FURTHER_ATTEMPTS = 4
 _log = logging.getLogger(__name__)
@@ -198,7 +198,5 @@ class DatabaseClock:
             try:
                 async with asyncio.timeout(self._staleness):
                     await self.look()
-            except KKPError as error:
-                _log.warning("the database's clock was not read: %s", error)
             except Exception as error:  # noqa: BLE001  nothing may end the task; without it nothing is signed
-                _log.warning("the database's clock was not read: %s", type(error).__name__)
+                _log.warning("the database's clock was not read: %s", described(error))

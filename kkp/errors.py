@@ -59,6 +59,14 @@ class KKPError(Exception):
     code: ClassVar[str] = "internal"
 
 
+def described(error: BaseException) -> str:
+    """Return what a log may say of an error: one of ours in its own words, any other by its type alone.
+
+    The text of a foreign error may show what it was working on, a key above all.
+    """
+    return str(error) if isinstance(error, KKPError) else type(error).__name__
+
+
 class InvalidRequestError(KKPError):
     """The request is malformed; nothing was done."""
 

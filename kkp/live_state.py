@@ -18,7 +18,7 @@ from contextlib import suppress
 from operator import attrgetter
 from typing import Final, Protocol, final
 
-from kkp.errors import KeyringUnavailableError, KKPError
+from kkp.errors import KeyringUnavailableError, described
 from kkp.rollback import refuse_rollback
 
 PAUSE_SECONDS: Final = 0.05
@@ -115,8 +115,6 @@ class LiveState:
             told.clear()
             try:
                 await self.refresh()
-            except KKPError as error:
-                _log.warning("the state was not refreshed: %s", error)
             except Exception as error:  # noqa: BLE001  nothing may end the task
-                _log.warning("the state was not refreshed: %s", type(error).__name__)
+                _log.warning("the state was not refreshed: %s", described(error))
             await asyncio.sleep(PAUSE_SECONDS)

@@ -26,7 +26,7 @@ from kkp.audit.evidence import NotCheckpointsError, read_lines
 from kkp.audit.sinks import CheckpointSink, ReadableSink
 from kkp.audit.trees import ChainTrees, ReadHashes, TreeStore
 from kkp.clock import Clock
-from kkp.errors import AuditUnavailableError, ConfigError, KKPError
+from kkp.errors import AuditUnavailableError, ConfigError, KKPError, described
 from kkp.rows import ChainHead, CheckpointRow, LogLook, LogPosition, SignedRows, Standing, TreeRow
 
 CLOSE_SECONDS: Final = 15.0
@@ -189,7 +189,7 @@ class Checkpointer:
                     due_at = now_at + self._interval_seconds
                     await self._write(make)
                     make = self._make_if_due
-            except KKPError as error:
+            except Exception as error:  # noqa: BLE001  nothing may end the task
                 self._note_failure(error)
             await asyncio.sleep(min(_LOOK_SECONDS, self._interval_seconds))
 
@@ -373,9 +373,7 @@ class Checkpointer:
 
     def _note_failure(self, error: Exception) -> None:
         if not self._failing:  # once per outage
-            # The text of an error that is not ours may show what it was handed, a key above all.
-            told = str(error) if isinstance(error, KKPError) else "see the type"
-            _log.error("no checkpoint is signed or taken: %s: %.300s", type(error).__name__, told)
+            _log.error("no checkpoint is signed or taken: %s", described(error))
         self._failing = True
 
     def _note_success(self) -> None:

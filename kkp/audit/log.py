@@ -47,7 +47,7 @@ from kkp.audit.base import (
 from kkp.audit.chain import DECISION_FIELDS, first_record, link, new_chain_id
 from kkp.audit.sealing import DayCipher, InputKeys, PrivateDigests
 from kkp.clock import Clock
-from kkp.errors import AuditUnavailableError
+from kkp.errors import AuditUnavailableError, described
 from kkp.master_key import MasterKey
 from kkp.model import JSON
 
@@ -351,9 +351,7 @@ class AuditLog:
 
     def _note_failure(self, error: Exception) -> None:
         if not self._failing:  # once per outage: a failing disk is not to be filled with log lines
-            _log.error(
-                "the audit store fails, no operation is possible: %s: %.200s", type(error).__name__, error
-            )
+            _log.error("the audit store fails, no operation is possible: %s", described(error))
             self._probe = None  # one that succeeded says nothing of this outage
         self._failing = True
 

@@ -33,6 +33,7 @@ from kkp.errors import (
     KeyringUnavailableError,
     NotFoundError,
     StateUntrustedError,
+    described,
 )
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity, KeyTimes
@@ -272,10 +273,8 @@ class IdentityDirectory:
             await asyncio.sleep(poll_seconds)
             try:
                 await self.load()
-            except KeyringUnavailableError as error:
-                _log.warning("identities could not be read: %s", error)
             except Exception as error:  # noqa: BLE001  nothing may end the task
-                _log.warning("identities could not be read: %s", type(error).__name__)
+                _log.warning("identities could not be read: %s", described(error))
 
     async def _change(
         self, identity_id: str, change: Callable[[IdentityRow], IdentityRow]

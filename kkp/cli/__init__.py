@@ -7,9 +7,9 @@ running server notices by the epoch.
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify, or
 `migrate --check` found an older layout; 2 wrong usage, a configuration that can't be used, or an audit log
 that can't be read; 3 `audit verify` found the log behind or inconsistent with a checkpoint; 4 its newest
-checkpoint is too old; 74 the disk lost a write to the database (a failed fsync); 141 whoever read what is
-printed went away before the end, as a shell says of SIGPIPE. Those of `envelope open` are
-its own, and in its --help.
+checkpoint is too old; 65 the database was rolled back under the process; 74 the disk lost a write to the
+database (a failed fsync); 141 whoever read what is printed went away before the end, as a shell says of
+SIGPIPE. Those of `envelope open` are its own, and in its --help.
 
 A command is a module with `register`, and a name in `_COMMANDS`. Only the one that is asked for is loaded:
 what the servers need of HTTP takes longer to load than most of the others take to run.

@@ -69,8 +69,7 @@ async def _run(chosen: Settings, *, check_only: bool) -> int:
 
 
 async def _brought_on(chosen: Settings, master_key: MasterKey) -> int:
-    # Alembic takes longer to load than most commands take to run.
-    from kkp.store.migrations import migration  # noqa: PLC0415
+    from kkp.store.migrations import migration  # noqa: PLC0415  Alembic takes longer to load than most commands
 
     revisions = migration.Revisions(migration.DIRECTORY)
     keep = partial(insert_kept, master_key.keep())

@@ -207,10 +207,13 @@ async def _within(seconds: float, *ends: Coroutine[Any, Any, object]) -> None:
 
 async def _report_ready(line: Line, public: PublicDocuments) -> None:
     """Report once that every check of /readyz succeeds."""
-    # A check is a question to somebody else, who tells nobody when it would succeed.
-    while any(result != "ok" for result in (await public.results()).values()):  # noqa: ASYNC110
+    while not await _succeed(public):  # noqa: ASYNC110  whoever is asked tells nobody when it would succeed
         await asyncio.sleep(_READY_LOOK_SECONDS)
     line.report(Report(State.READY))
+
+
+async def _succeed(public: PublicDocuments) -> bool:
+    return all(result == "ok" for result in (await public.results()).values())
 
 
 def _report_last(line: Line, services: Services) -> None:

@@ -34,10 +34,10 @@ from kkp.clock import Clock
 from kkp.errors import (
     ConflictError,
     KeyringUnavailableError,
-    KKPError,
     NotFoundError,
     StaleProposalError,
     StateUntrustedError,
+    described,
 )
 from kkp.keyring import jwks
 from kkp.keyring.base import RingSecrets, RingStore
@@ -555,11 +555,8 @@ class Keyring:
         try:
             async with asyncio.timeout(self._times.replica_staleness):
                 await step()
-        except KKPError as error:
-            _log.warning("keyring: %s: %s", step.__name__, error)
         except Exception as error:  # noqa: BLE001  nothing may end the task; a ring without it stops signing
-            # Only the type: a foreign exception's text may hold what it was working on.
-            _log.warning("keyring: %s failed: %s", step.__name__, type(error).__name__)
+            _log.warning("keyring: %s: %s", step.__name__, described(error))
         else:
             return True
         return False

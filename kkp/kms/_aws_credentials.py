@@ -101,10 +101,10 @@ def session_within(region: str, timeout_seconds: float) -> Session:
     metadata_seconds = min(session.get_config_variable("metadata_service_timeout"), timeout_seconds)
     session.set_config_variable("metadata_service_timeout", metadata_seconds)
     session.set_config_variable("metadata_service_num_attempts", 1)
-    # The instance's metadata service is asked through the environment's proxies, and botocore has no setting
-    # for that.
-    fetcher = session.get_component("credential_provider").get_provider("iam-role")._role_fetcher  # noqa: SLF001
-    fetcher._session = URLLib3Session(timeout=metadata_seconds, proxies={})  # noqa: SLF001
+    # The instance's metadata service would be asked through the environment's proxies.
+    provider = session.get_component("credential_provider").get_provider("iam-role")
+    fetcher = provider._role_fetcher  # noqa: SLF001  botocore has no setting for its proxies
+    fetcher._session = URLLib3Session(timeout=metadata_seconds, proxies={})  # noqa: SLF001  likewise
     return session
 
 

@@ -199,7 +199,7 @@ def insert_unless_known(connection: Connection, table: Table, row: Mapping[str, 
 
         connection.execute(postgresql.insert(table).values(row).on_conflict_do_nothing())
         return
-    from sqlalchemy.dialects import sqlite  # noqa: PLC0415
+    from sqlalchemy.dialects import sqlite  # noqa: PLC0415  and PostgreSQL without this one
 
     connection.execute(sqlite.insert(table).values(row).on_conflict_do_nothing())
 

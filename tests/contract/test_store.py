@@ -37,6 +37,7 @@ from kkp.store.retention import RetentionStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
+from tests.chains import Opening, open_chain, record
 from tests.databases import CHECK, Place
 
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
@@ -431,28 +432,6 @@ async def test_a_version_that_exists_is_kept_as_it_is(database: Database) -> Non
     await store.add_local_key(LocalKeyRow("default", 1, 2.5, b"second"))
     assert await store.local_key_versions("default") == [LocalKeyRow("default", 1, 1.5, b"first")]
     assert await database.epoch() == 1
-
-
-def record(seq: int, text: str = "") -> ChainedRow:
-    return ChainedRow(seq, f"hash {text}{seq}".encode(), f"body {text}{seq}".encode())
-
-
-class Opening:
-    """Makes a chain's first record and remembers what it was to carry."""
-
-    def __init__(self, text: str = "") -> None:
-        self.heads: Sequence[ChainHead] = ()
-        self._text = text
-
-    def __call__(self, heads: Sequence[ChainHead]) -> ChainedRow:
-        self.heads = heads
-        return record(1, self._text)
-
-
-async def open_chain(store: AuditStore, chain: str) -> list[ChainHead]:
-    opening = Opening(chain)
-    await store.open_chain(chain, opening)
-    return list(opening.heads)
 
 
 async def test_records_are_appended_and_answered_with_the_epoch_of_their_transaction(

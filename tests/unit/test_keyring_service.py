@@ -1084,7 +1084,7 @@ async def test_a_foreign_exception_is_logged_by_its_type_only(
     task = asyncio.create_task(keyring.run())
     await settle()
     await stop(task)
-    assert "_note_served failed: RuntimeError" in caplog.text
+    assert "_note_served: RuntimeError" in caplog.text
     assert "canary" not in caplog.text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,7 +17,6 @@ from sqlalchemy.exc import IntegrityError
 
 from kkp.errors import ConfigError, KeyringUnavailableError
 from kkp.rows import (
-    ChainedRow,
     ChainHead,
     IdentityRow,
     LocalKeyRow,
@@ -30,6 +29,7 @@ from kkp.store.local_keys import LocalKeyStore
 from kkp.store.ring import RingStore
 from kkp.store.schema import SCHEMA_VERSION
 from kkp.store.sqlite import SQLiteDatabase
+from tests.chains import Opening, open_chain, record
 
 CHECK = b"check value"
 FIRST = RingRow("kid-1", 1, '{"kty":"OKP"}', 100.25, 200.5, None, b"\0mac\xff")
@@ -462,32 +462,7 @@ async def test_a_value_of_another_type_is_handed_on_as_it_is(
 # Identities.
 
 
-# Keys of the local backend.
-
-
 # Audit.
-
-
-def record(seq: int, text: str = "") -> ChainedRow:
-    return ChainedRow(seq, f"hash {text}{seq}".encode(), f"body {text}{seq}".encode())
-
-
-class Opening:
-    """Makes a chain's first record and remembers what it was to carry."""
-
-    def __init__(self, text: str = "") -> None:
-        self.heads: Sequence[ChainHead] = ()
-        self._text = text
-
-    def __call__(self, heads: Sequence[ChainHead]) -> ChainedRow:
-        self.heads = heads
-        return record(1, self._text)
-
-
-async def open_chain(store: AuditStore, chain: str) -> list[ChainHead]:
-    opening = Opening(chain)
-    await store.open_chain(chain, opening)
-    return list(opening.heads)
 
 
 async def test_what_stands_open_after_a_failure_does_not_outlive_it(database: SQLiteDatabase) -> None:
