@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from kkp import data_dir, kms
 from kkp.audit import sealing
-from kkp.audit.base import RollbackAccepted
+from kkp.audit.base import ApprovalExpired, RollbackAccepted
 from kkp.audit.checkpointer import Checkpointer
 from kkp.audit.checkpoints import CheckpointSigner
 from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
@@ -33,6 +33,8 @@ from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authn.revocations import Revocations
 from kkp.authn.service_keys import ServiceKeys
+from kkp.authz import approvals
+from kkp.authz.approvals import Approvals
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
@@ -54,6 +56,7 @@ from kkp.limits import CallerLimits
 from kkp.live_state import LiveState, Loads
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
+from kkp.operations.approvals import DecideApproval, ListApprovals
 from kkp.operations.audit import ReadAudit
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
@@ -71,6 +74,7 @@ from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pipeline import Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
+from kkp.store.approvals import ApprovalStore, forget_approvals
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database, TellsOfChanges, raise_epoch
 from kkp.store.checkpoints import CheckpointStore
@@ -101,6 +105,7 @@ UNDER_THE_MASTER_KEY: tuple[Renewable, ...] = (
     identities.ROWS,
     revocations.TOKEN_ROWS,
     revocations.ROWS,
+    approvals.ROWS,
     local.ROWS,
     sealing.INPUT_KEYS,
 )
@@ -172,6 +177,22 @@ class Foundation:
         store, times = RevocationStore(self.database, self.master_keys), self.settings.ring_times
         return Revocations(store, self.master_key, self.clock, times, members, self._canonical)
 
+    def approvals(self, keyring: Keyring) -> Approvals:
+        """Return what waits for approval, not read yet."""
+
+        async def expired(approval_id: str, state: str) -> None:
+            await self.audit.commit_approval_expired(ApprovalExpired(approval_id, state))
+
+        return Approvals(
+            ApprovalStore(self.database, self.master_keys),
+            self.master_key,
+            keyring,
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+            expired=expired,
+        )
+
     def _canonical(self, backend: str, key_id: str) -> str:
         # A backend that was taken out of the configuration may be revoked still.
         return kms.canonical(self.settings.backends.get(backend, ""), key_id)
@@ -238,6 +259,7 @@ async def foundation(
         checkpoints = _checkpointer(settings, sink, database, master_key, clock)
         accepted = await checkpoints.check_start(settings.accept_rollback)
         if accepted is not None:  # whoever remembers the epoch that was lost, as verifiers do, is to go on
+            await database.write(forget_approvals)  # what was used after the snapshot is there again, unused
             await database.write(partial(raise_epoch, beyond=accepted.epoch))
         audit = AuditLog(AuditStore(database, held), master_key, clock)
         await audit.start()
@@ -326,7 +348,9 @@ async def _running_services(
         await _start_keyring(keyring)
         revoked = base.revocations()
         await revoked.load()
-        parts: list[Loads] = [keyring, base.directory, revoked]
+        waiting = base.approvals(keyring)
+        await waiting.load()
+        parts: list[Loads] = [keyring, base.directory, revoked, waiting]
         if data_keys is not None:
             parts.append(data_keys)
         state = LiveState(base.database.epoch, parts)
@@ -337,7 +361,7 @@ async def _running_services(
         stack.push_async_callback(limited.flush)
         names = KnownNames(backends=base.settings.backends, roles=roles)
         services = _services(
-            base, state, policy, registry, keyring, revoked, failures, limited, warnings, names
+            base, state, policy, registry, keyring, revoked, waiting, failures, limited, warnings, names
         )
         if data_keys is not None:
             if services.metrics is not None:
@@ -345,8 +369,10 @@ async def _running_services(
             await stack.enter_async_context(running(data_keys.run()))
         identities = base.directory.run(base.settings.ring_times.poll)
         background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
+        if services.metrics is not None:
+            waiting.watch(services.metrics.approval)
         following = _following(base, state)
-        await stack.enter_async_context(running(*background, base.reserve.run(), *following))
+        await stack.enter_async_context(running(*background, base.reserve.run(), waiting.run(), *following))
         yield services
 
 
@@ -366,6 +392,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    waiting: Approvals,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
@@ -376,10 +403,10 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     settings, clock, directory = base.settings, base.clock, base.directory
     authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring, registry)
-    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
+    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked, waiting)
     return Services(
         pipeline=pipeline,
-        public=_public_documents(base, state, policy, registry, keyring, revoked, warnings),
+        public=_public_documents(base, state, policy, registry, keyring, revoked, waiting, warnings),
         issue_token=IssueToken(
             keyring,
             clock,
@@ -404,6 +431,8 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
+        decide_approval=DecideApproval(waiting, keyring, clock, issuer=settings.issuer),
+        list_approvals=ListApprovals(waiting),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         metrics=metrics,
     )
@@ -416,6 +445,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    waiting: Approvals,
     warnings: Mapping[str, Callable[[], str | None]],
 ) -> PublicDocuments:
     from kkp.web import openapi  # noqa: PLC0415  HTTP, as above
@@ -438,7 +468,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
         issuer=settings.issuer,
         jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
         openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
-        checks=_readiness(base, policy, keyring, revoked),
+        checks=_readiness(base, policy, keyring, revoked, waiting),
         refresh=state.refresh,
         warnings={
             **warnings,
@@ -458,6 +488,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     limited: RateLimitedRequests,
     metrics: Metrics | None,
     revoked: Revocations,
+    waiting: Approvals,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
     rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
@@ -471,6 +502,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         limits=CallerLimits(rate, burst, time.monotonic, limited.count),
         revocations=revoked,
         used_once=ReplayStore(base.database, base.clock),
+        approvals=waiting,
     )
 
 
@@ -488,7 +520,7 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
 
 
 def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: Revocations
+    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: Revocations, waiting: Approvals
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
@@ -502,11 +534,15 @@ def _readiness(
     async def revocations_are_trusted() -> None:
         revoked.check_trusted()
 
+    async def approvals_are_trusted() -> None:
+        waiting.check_trusted()
+
     return {
         "keyring": keyring_is_ready,
         "database": database_answers,
         "identities": identities_are_trusted,
         "revocations": revocations_are_trusted,
+        "approvals": approvals_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
         "audit_space": base.reserve.check_ready,

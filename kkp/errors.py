@@ -20,7 +20,10 @@ KKPError
 │   ├── RevokedError                  revoked
 │   ├── ScopeMismatchError            scope_mismatch
 │   ├── ContextMismatchError          context_mismatch
-│   └── AudienceMismatchError         audience_mismatch
+│   ├── AudienceMismatchError         audience_mismatch
+│   ├── ApprovalRequiredError         approval_required
+│   ├── ApprovalInvalidError          approval_invalid
+│   └── SelfApprovalError             self_approval
 ├── NotFoundError                     not_found
 │   ├── UnknownBackendError           unknown_backend
 │   └── UnknownKeyError               unknown_key
@@ -158,6 +161,42 @@ class AudienceMismatchError(DeniedError):
     """The token is for another audience than the one expected."""
 
     code = "audience_mismatch"
+
+
+class ApprovalRequiredError(DeniedError):
+    """Somebody else must approve this first; nothing was done.
+
+    Args:
+        approval_id: Names the request for approval, which the caller hands to somebody.
+        expires_at: Until when it waits, in Unix seconds.
+    """
+
+    code = "approval_required"
+
+    def __init__(self, approval_id: str, expires_at: float) -> None:
+        super().__init__("Somebody else must approve this first: hand them the approval_id.")
+        self.approval_id = approval_id
+        self.expires_at = expires_at
+
+
+class ApprovalInvalidError(DeniedError):
+    """A release that is not good for this request, or not any more. One message for all.
+
+    Args:
+        approval_id: Of the approval that it was for, where KKP signed it; for the record.
+    """
+
+    code = "approval_invalid"
+
+    def __init__(self, approval_id: str | None = None) -> None:
+        super().__init__("The approval is for another request or caller, was used, or is over.")
+        self.approval_id = approval_id
+
+
+class SelfApprovalError(DeniedError):
+    """Whoever would approve is behind the request."""
+
+    code = "self_approval"
 
 
 class NotFoundError(KKPError):

@@ -74,6 +74,12 @@ class Metrics:
             "use",
             "source",
         )
+        self._approvals = self._counter(
+            "kkp_approvals",
+            "Approvals asked, given, denied, used and expired; those for emergencies apart.",
+            "step",
+            "break_glass",
+        )
         self._ready = Gauge(
             "kkp_ready", "Whether a check of /readyz succeeds.", ("check",), registry=self._registry
         )
@@ -129,6 +135,10 @@ class Metrics:
     def data_key(self, use: Use, is_cached: bool) -> None:  # noqa: FBT001  called back
         """Count one data key that the cache had, or the backend gave in its place."""
         self._data_keys.labels(use, "cache" if is_cached else "backend").inc()
+
+    def approval(self, step: str, is_break_glass: bool) -> None:  # noqa: FBT001  called back
+        """Count one step of an approval's life."""
+        self._approvals.labels(step, "true" if is_break_glass else "false").inc()
 
     def readiness(self, results: Mapping[str, bool]) -> None:
         """Note which checks succeed."""

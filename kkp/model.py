@@ -39,6 +39,7 @@ class Action(StrEnum):
     READ_AUDIT = "read_audit"
     IMPORT_AUDIT = "import_audit"
     PRUNE_AUDIT = "prune_audit"
+    APPROVE = "approve"
     MIGRATE = "migrate"
 
 
@@ -110,6 +111,7 @@ class Credentials:
         method: The request's method, which a proof must name.
         path: The request's path, likewise.
         certificate: The client's, if there is one.
+        unverified_release: The value of the `KKP-Approval` header.
     """
 
     unverified_bearer: str | None = field(default=None, repr=False)
@@ -119,6 +121,7 @@ class Credentials:
     method: str = ""
     path: str = ""
     certificate: PresentedCertificate | None = None
+    unverified_release: str | None = field(default=None, repr=False)
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -144,6 +147,21 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
+class ApprovalDemand:
+    """That somebody else must approve first.
+
+    Attributes:
+        valid_seconds: How long what is approved may be done, from the approval on, at most.
+        wait_seconds: How long the request for it waits.
+        is_break_glass: Whether it is for emergencies: the approval takes a reason, and everybody is told.
+    """
+
+    valid_seconds: int
+    wait_seconds: int
+    is_break_glass: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What policy decided.
 
@@ -151,7 +169,8 @@ class Decision:
         allow: Only literal `true` of the policy becomes True.
         reasons: Stable codes of the form `package.rule`.
         public_reasons: Those that the policy lets the caller see.
-        obligations: Known obligations; an unknown one has already become a denial.
+        obligations: Those that the operation keeps; an unknown one has already become a denial.
+        approval: The one that the road keeps: that somebody else must approve first.
         revision: Which policy decided.
         policy_decision_id: Under which id the policy engine logs the decision itself, if it does.
     """
@@ -160,6 +179,7 @@ class Decision:
     reasons: tuple[str, ...]
     public_reasons: tuple[str, ...] = ()
     obligations: Mapping[str, JSON] = field(default_factory=dict)
+    approval: ApprovalDemand | None = None
     revision: str = ""
     policy_decision_id: str | None = None
 

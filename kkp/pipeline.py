@@ -17,6 +17,8 @@ Rules that hold here:
   holds from the next request on, on every replica.
 - What names something revoked is refused behind policy, in the same step: the epoch that the record's own
   transaction reads shows whether that is still so.
+- What policy demands approval for is done only with a release, which is used up between steps 5 and 6.
+  Without one, the request for it waits from step 5 on, and nothing else is done (`kkp.authz.approvals`).
 - A failure after step 5 appends an outcome record that points to the first. Success needs no second one.
 - Nothing else in KKP calls `Operation.run`.
 
@@ -25,7 +27,7 @@ question is decided and recorded once, with how many items ask it and a digest o
 record of a slice is durable, all at one epoch, do its items run; each then succeeds or fails by itself. The
 caller is authenticated, from memory, for each slice. While its items run, the database's epoch and the
 credential are looked at again and again: when either no longer is what it was, the items that have not begun
-walk again from step 2.
+walk again from step 2. A batch uses no release: it is for one operation, which is asked for alone.
 """
 
 from __future__ import annotations
@@ -35,19 +37,22 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
 
+from kkp.approvals import Wanted
 from kkp.audit.base import AuditEntry, Receipt
 from kkp.authn.base import Authenticated, UsedOnce
 from kkp.authz.base import PolicyEngine
 from kkp.batch import Asked, Item, Result, Standing
 from kkp.clock import Clock
 from kkp.errors import (
+    ApprovalInvalidError,
+    ApprovalRequiredError,
     AuditUnavailableError,
     AuthenticationError,
     KeyringUnavailableError,
@@ -59,7 +64,8 @@ from kkp.errors import (
     UnauthenticatedError,
 )
 from kkp.live_state import LiveState
-from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
+from kkp.model import JSON, Action, ApprovalDemand, Caller, Credentials, Decision, PolicyInput
+from kkp.operations.approvals import remarks_on
 from kkp.operations.base import (
     BatchOperation,
     EnvelopeFacts,
@@ -69,6 +75,7 @@ from kkp.operations.base import (
     denied,
     refusal,
     revoked,
+    wanted,
 )
 from kkp.pacing import Pacer, each
 from kkp.tokens import Claims
@@ -123,6 +130,35 @@ class LimitsCallers(Protocol):
         """Take note of one request, or of a batch of so many; RateLimitedError if that is too much."""
 
 
+class Approves(Protocol):
+    """What waits for approval, or was approved. Every method raises a KKPError where it can't be told."""
+
+    def required(self, wanted: Wanted) -> ApprovalRequiredError:
+        """Return what the caller is told who has no release."""
+
+    async def ask(self, wanted: Wanted, required: ApprovalRequiredError) -> None:
+        """Have the request wait that the caller is told of."""
+
+    def released(self, unverified_release: str, wanted: Wanted, *, used: str | None) -> str:
+        """Return the id of the approval that the release is for; ApprovalInvalidError unless it is good."""
+
+    async def use(self, approval_id: str) -> None:
+        """Use up an approval; ApprovalInvalidError for all but one who try."""
+
+
+@dataclass(slots=True)
+class _Release:
+    """The release that a request shows, if any.
+
+    Attributes:
+        unverified: As it stands in the request.
+        used: The approval that it was used up for, by this request.
+    """
+
+    unverified: str | None = field(default=None, repr=False)
+    used: str | None = None
+
+
 @dataclass(slots=True)
 class Origin:
     """Where a request came from, and what its answer is to be traced by.
@@ -148,6 +184,7 @@ class _Request(msgspec.Struct, frozen=True):
     identity: JSON = msgspec.UNSET
     kid: JSON = msgspec.UNSET
     revocation: JSON = msgspec.UNSET
+    approval: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -181,6 +218,7 @@ class Pipeline:
         limits: How often a caller may ask; None for as often as it likes.
         revocations: What is revoked; None where no operation names a key or a token.
         used_once: What was used, of all that may be used once; None where nothing is of that kind.
+        approvals: What waits for approval; None where nothing that needs one is done.
     """
 
     def __init__(  # noqa: PLR0913  one argument for each step of the road
@@ -195,6 +233,7 @@ class Pipeline:
         limits: LimitsCallers | None = None,
         revocations: Revoked | None = None,
         used_once: UsedOnce | None = None,
+        approvals: Approves | None = None,
     ) -> None:
         self._state = state
         self._authenticator = authenticator
@@ -205,6 +244,7 @@ class Pipeline:
         self._limits = limits
         self._revocations = revocations
         self._used_once = used_once
+        self._approvals = approvals
 
     async def run(
         self,
@@ -223,7 +263,7 @@ class Pipeline:
             AuditUnavailableError: The decision could not be made durable.
             KKPError: Whatever the operation itself raises.
         """
-        stale = 0
+        stale, release = 0, _Release(credentials.unverified_release)
         for walk in range(_MOST_WALKS):
             authenticated = await self.authenticate(credentials, origin)
             if walk == 0:
@@ -232,16 +272,17 @@ class Pipeline:
             question = self._question(operation, proposal, origin, self._clock.now())
             decision_id = f"{origin.request_id}-{walk}"
             proposal, failure, receipt = await self._decide_on_record(
-                operation, proposal, question, origin, decision_id
+                operation, proposal, question, origin, decision_id, release
             )
             origin.decision_id = decision_id
-            if receipt.epoch != authenticated.epoch:
+            if receipt.epoch != authenticated.epoch or not await self._waits(proposal, failure, receipt):
                 await self._audit.commit_outcome(receipt, _SUPERSEDED)
                 await self._state.reach(receipt.epoch)
                 continue
             if failure is not None:
                 raise failure
             try:
+                await self._use_release(proposal, release)
                 return await self._operate(operation, proposal, request)
             except asyncio.CancelledError:
                 await asyncio.shield(self._record_outcome(receipt, _CANCELLED))
@@ -332,6 +373,7 @@ class Pipeline:
                 await each(receipts, supersede, at_once=_AT_ONCE)
                 await self._state.reach(max(receipt.epoch for receipt in receipts))
             else:
+                await self._ask_for_approvals(asked)
                 again = partial(self._authenticator.authenticate, credentials, epoch=authenticated.epoch)
                 standing = Standing(self._state, again, authenticated.epoch)
                 await self._operate_all(operation, asked, standing)
@@ -452,7 +494,7 @@ class Pipeline:
         async def decide(one: Asked[ProposalT, RequestT, AnswerT]) -> None:
             traces = [item.trace for item in one.items]
             one.proposal, one.failure, one.receipt = await self._decide_on_record(
-                operation, one.proposal, one.question, origin, one.decision_id, traces
+                operation, one.proposal, one.question, origin, one.decision_id, _Release(), traces
             )
 
         try:
@@ -473,15 +515,20 @@ class Pipeline:
         question: bytes,
         origin: Origin,
         decision_id: str,
+        release: _Release,
         traces: Sequence[Sequence[JSON]] | None = None,
     ) -> tuple[ProposalT, KKPError | None, Receipt]:
         """Return what was decided on, what the caller is told unless it was allowed, and the receipt."""
-        proposal, decision, failure = await self._decide(operation, proposal, question)
+        proposal, decision, failure = await self._decide(operation, proposal, question, release)
         entry = _entry(operation, proposal, decision, failure, question, origin, decision_id, traces)
         return proposal, failure, await self._audit.commit(entry)
 
     async def _decide(
-        self, operation: Operation[ProposalT, RequestT, AnswerT], proposal: ProposalT, question: bytes
+        self,
+        operation: Operation[ProposalT, RequestT, AnswerT],
+        proposal: ProposalT,
+        question: bytes,
+        release: _Release,
     ) -> tuple[ProposalT, Decision, KKPError | None]:
         """Return the decision and, unless it allows, what the caller is to be told."""
         refused = refusal(proposal, operation.scope)
@@ -497,8 +544,57 @@ class Pipeline:
             stopped = None if self._revocations is None else revoked(proposal, self._revocations)
             if stopped is not None:
                 return proposal, denied(decision, f"kkp.{stopped.code}"), stopped
-            return proposal, decision, None
+            if decision.approval is None:
+                return proposal, decision, None
+            if operation.action is not Action.APPROVE and self._approvals is not None:
+                return _with_approval(
+                    self._approvals, proposal, decision, decision.approval, question, release
+                )
+            # Nobody could ever be the last to approve.
+            decision = denied(decision, "kkp.obligation_not_applicable")
         return proposal, decision, PolicyDeniedError("The policy denies this.", decision.public_reasons)
+
+    async def _waits(self, proposal: Proposal, failure: KKPError | None, receipt: Receipt) -> bool:
+        """Have what takes approval wait for it; False if the same does by now, of another request."""
+        try:
+            if await self._ask_for_approval(proposal, failure):
+                await self._note_own_change()
+        except StaleProposalError:
+            return False
+        except KKPError as error:
+            await self._record_outcome(receipt, error.code)
+            raise
+        return True
+
+    async def _ask_for_approval(self, proposal: Proposal, failure: KKPError | None) -> bool:
+        """Tell whether approval is needed; if it is, the request for it waits."""
+        if not isinstance(failure, ApprovalRequiredError) or not self._approvals or not proposal.wanted:
+            return False
+        await self._approvals.ask(proposal.wanted, failure)
+        return True
+
+    async def _ask_for_approvals(self, asked: Collection[Asked[ProposalT, RequestT, AnswerT]]) -> None:
+        """Have every question of a slice wait that needs approval; what can't wait is told why."""
+        for one in asked:
+            try:
+                await self._ask_for_approval(one.proposal, one.failure)
+            except KKPError as error:
+                one.outcomes[error.code] = len(one.items)
+                one.failure = error
+
+    async def _use_release(self, proposal: Proposal, release: _Release) -> None:
+        """Use up the approval that the operation takes, unless this request has on an earlier walk.
+
+        Raises:
+            ApprovalInvalidError: Somebody was faster.
+        """
+        approval = proposal.approval
+        if not self._approvals or proposal.wanted is None or approval is None or approval == release.used:
+            return
+        await self._approvals.use(approval)
+        release.used = approval
+        # Known here, the new epoch tells this database from one that is restored to before the use.
+        await self._note_own_change()
 
     async def _operate_all(
         self,
@@ -550,10 +646,13 @@ class Pipeline:
     ) -> AnswerT:
         answer = await operation.run(proposal, request)
         if operation.changes_state:
-            # It is done, whatever this finds; unless it succeeds, the next request does the same.
-            with contextlib.suppress(KeyringUnavailableError):
-                await self._state.refresh()
+            await self._note_own_change()
         return answer
+
+    async def _note_own_change(self) -> None:
+        """Load what was changed here. It is done, whatever this finds; the next request does the same."""
+        with contextlib.suppress(KeyringUnavailableError):
+            await self._state.refresh()
 
     async def _record_outcomes(self, asked: Collection[Asked[ProposalT, RequestT, AnswerT]]) -> None:
         """Append the outcomes of a batch, one for each question and code, until one can't be recorded."""
@@ -598,6 +697,31 @@ def _envelope_document(envelope: EnvelopeFacts | None) -> Mapping[str, JSON]:
     }
 
 
+def _with_approval(  # noqa: PLR0913, PLR0917  the decision is about all of these
+    approvals: Approves,
+    proposal: ProposalT,
+    decision: Decision,
+    demand: ApprovalDemand,
+    question: bytes,
+    release: _Release,
+) -> tuple[ProposalT, Decision, KKPError | None]:
+    """Return what an allowing decision becomes that demands approval."""
+    asked, remarks = wanted(proposal, question, demand), remarks_on(is_break_glass=demand.is_break_glass)
+    if release.unverified is None:
+        required = approvals.required(asked)
+        proposal = msgspec.structs.replace(
+            proposal, approval=required.approval_id, wanted=asked, remarks=remarks
+        )
+        return proposal, denied(decision, f"kkp.{required.code}"), required
+    try:
+        approval = approvals.released(release.unverified, asked, used=release.used)
+    except ApprovalInvalidError as error:
+        proposal = msgspec.structs.replace(proposal, approval=error.approval_id, remarks=remarks)
+        return proposal, denied(decision, f"kkp.{error.code}"), error
+    remarks = ("kkp.approved", *remarks)
+    return msgspec.structs.replace(proposal, approval=approval, wanted=asked, remarks=remarks), decision, None
+
+
 def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
     operation: Operation[ProposalT, RequestT, AnswerT],
     proposal: ProposalT,
@@ -615,7 +739,7 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
     return AuditEntry(
         action=operation.action,
         decision=_verdict(failure),
-        reasons=decision.reasons,
+        reasons=(*decision.reasons, *proposal.remarks),
         caller=proposal.caller.id,
         method=proposal.caller.method,
         policy_revision=decision.revision or None,
@@ -632,6 +756,7 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
         exp=claims.exp if claims is not None else None,
         aud=claims.aud if claims is not None else None,
         claims_digest=proposal.claims_digest,
+        approval=proposal.approval,
         context_names=tuple(proposal.envelope.context) if proposal.envelope is not None else (),
         result=failure.code if failure is not None else None,
         count=len(traces) if traces is not None else None,

@@ -98,6 +98,47 @@ class RevocationSnapshot(NamedTuple):
     others: tuple[RevocationRow, ...]
 
 
+class ApprovalRow(NamedTuple):
+    """An operation that somebody asked to be let do, and who approved it, once somebody has.
+
+    Attributes:
+        id: Random.
+        caller: Who asked.
+        behind: The names of everybody who is behind the request, as a JSON list.
+        digest: SHA-256 over the document, in hex.
+        document: What exactly would be done, in JSON.
+        break_glass: 1 if it is an emergency, else 0.
+        valid_seconds: How long it may be done once it is approved, at most.
+        asked_at: When it was asked for.
+        expires_at: Until when it waits; once approved, until when it may be done.
+        decided_by: Who approved it; None: it waits.
+        decided_at: When that was.
+        reason: Why, in their words.
+        mac: An HMAC over all the others.
+    """
+
+    id: str
+    caller: str
+    behind: str
+    digest: str
+    document: str
+    break_glass: int
+    valid_seconds: int
+    asked_at: float
+    expires_at: float
+    decided_by: str | None
+    decided_at: float | None
+    reason: str
+    mac: bytes
+
+
+class ApprovalSnapshot(NamedTuple):
+    """Everything that waits for approval, or for its use, as one transaction read it."""
+
+    epoch: int
+    rows: tuple[ApprovalRow, ...]
+
+
 class LocalKeyRow(NamedTuple):
     """One version of a key of the `local://` backend, sealed under the master key."""
 

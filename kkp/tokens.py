@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, final
+from typing import Annotated, Any, TypeVar, final
 
 import msgspec
 from jwt.algorithms import Algorithm
@@ -48,6 +48,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_-]+\Z")
 _SIGNATURE_BYTES = 64
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
+PayloadT = TypeVar("PayloadT")
 Pairs = Annotated[dict[str, str], msgspec.Meta(max_length=MAX_PAIRS)]
 
 
@@ -160,6 +161,28 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     Raises:
         TokenInvalidError: It is not exactly of the form that KKP mints.
     """
+    kid, payload = _read_form(token, TOKEN_TYPE)
+    claims = decode_payload(payload, _claims_decoder)
+    if not _coherent(claims):
+        raise _invalid()
+    return kid, claims
+
+
+def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[PayloadT]) -> PayloadT:
+    """Return what a payload says, without duplicate members.
+
+    Raises:
+        TokenInvalidError: It is not of this form.
+    """
+    try:
+        refuse_duplicates(payload)
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise _invalid() from None
+
+
+def _read_form(token: str, typ: str) -> tuple[str, bytes]:
+    """Return the kid and the payload of a JWS that has exactly our form and this type."""
     # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
     if len(token) > MAX_TOKEN_BYTES:
         raise _invalid()
@@ -169,15 +192,10 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     header_bytes, payload, signature = (_decode_segment(segment) for segment in segments)
     if len(signature) != _SIGNATURE_BYTES:
         raise _invalid()
-    try:
-        refuse_duplicates(header_bytes)
-        refuse_duplicates(payload)
-        header, claims = _header_decoder.decode(header_bytes), _claims_decoder.decode(payload)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise _invalid() from None
-    if header.alg != ALGORITHM or header.typ != TOKEN_TYPE or not _coherent(claims):
+    header = decode_payload(header_bytes, _header_decoder)
+    if header.alg != ALGORITHM or header.typ != typ:
         raise _invalid()
-    return header.kid, claims
+    return header.kid, payload
 
 
 def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
@@ -194,14 +212,36 @@ def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, 
         TokenInvalidError: It is malformed, its kid is not published, or its signature or issuer is wrong.
     """
     kid, claims = read_unverified(token)
-    key = keys.get(kid)
-    if key is None or claims.iss != issuer:
+    if claims.iss != issuer:
+        raise _invalid()
+    _check_signature(token, keys.get(kid))
+    return kid, claims
+
+
+def verify_payload(signed: str, keys: Mapping[str, bytes], *, typ: str) -> bytes:
+    """Return the payload of what one of our published keys signed, and what is of another type than a token.
+
+    Args:
+        signed: Compact JWS.
+        keys: See `verify`.
+        typ: The exact `typ`.
+
+    Raises:
+        TokenInvalidError: It is malformed, of another type, its kid is not published, or its signature is
+            wrong.
+    """
+    kid, payload = _read_form(signed, typ)
+    _check_signature(signed, keys.get(kid))
+    return payload
+
+
+def _check_signature(token: str, key: bytes | None) -> None:
+    if key is None:
         raise _invalid()
     try:
         _jws.decode_complete(token, key, algorithms=[ALGORITHM])
     except InvalidTokenError:
         raise _invalid() from None
-    return kid, claims
 
 
 def check_times(claims: Claims, *, now: float, clock_error_seconds: float) -> None:

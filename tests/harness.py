@@ -39,6 +39,7 @@ class Answer:
         assert self.json["status"] == self.status
         assert set(self.json) <= {
             "type", "title", "status", "code", "detail", "request_id", "decision_id", "reasons",
+            "approval_id", "approval_expires_at",
         }  # fmt: skip
         code: str = self.json["code"]
         return code

@@ -19,6 +19,7 @@ from kkp.model import JSON, Action
 from kkp.rows import ChainedRow, ChainHead
 
 __all__ = [
+    "ApprovalExpired",
     "AuditEntry",
     "AuditStore",
     "BreakGlass",
@@ -47,6 +48,7 @@ class RecordType(StrEnum):
     ROLLBACK_ACCEPTED = "rollback_accepted"
     BREAK_GLASS = "break_glass"
     PRUNED = "pruned"
+    APPROVAL_EXPIRED = "approval_expired"
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
         exp: When that token ends.
         aud: That token's audience.
         claims_digest: SHA-256 over the claims that are about to be signed.
+        approval: The id of the approval that it is about, asks for or takes.
         context_names: The names, never the values, of the encryption context.
         result: The result code; None until it is known.
         count: How many items of a batch it is about.
@@ -100,6 +103,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     exp: int | None = None
     aud: str | None = None
     claims_digest: str | None = None
+    approval: str | None = None
     context_names: tuple[str, ...] = ()
     result: str | None = None
     count: int | None = None
@@ -162,6 +166,14 @@ class Pruned:
     """Which chains' first records are about to be deleted; each with the last of them and the checkpoint."""
 
     prunings: Sequence[Mapping[str, JSON]]
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalExpired:
+    """That nobody approved a request (`result` is `waiting`), or used an approval (`approved`), in time."""
+
+    approval: str
+    result: str
 
 
 class Probe(NamedTuple):

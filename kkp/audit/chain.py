@@ -10,7 +10,7 @@ seq     1, 2, 3 … without a gap
 prev    the previous record's hash, lowercase hex; 64 zeros at seq 1
 time    Unix seconds, to the millisecond
 type    start | decision | outcome | failed_authentication | rate_limited | probe | rollback_accepted |
-        break_glass | pruned
+        break_glass | pruned | approval_expired
 …       members in clear: nothing but CLEAR_FIELDS
 private       {field: HMAC-SHA-256, lowercase hex}     see kkp.audit.sealing
 input_sealed  {"day": "2026-11-22", "data": base64url}  see kkp.audit.sealing
@@ -45,7 +45,7 @@ GENESIS_HASH: Final = bytes(32)
 FIRST_SEQ: Final = 1
 
 DECISION_FIELDS: Final = (
-    "action", "aud", "backend", "caller", "claims_digest", "context_names", "count", "decision",
+    "action", "approval", "aud", "backend", "caller", "claims_digest", "context_names", "count", "decision",
     "decision_id", "epoch", "exp", "iat", "jti", "key_id", "kid", "method", "peer", "policy_decision_id",
     "policy_revision", "reasons", "request_id", "result", "source_backend", "source_key_id",
 )  # fmt: skip

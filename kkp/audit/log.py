@@ -30,6 +30,7 @@ from typing import Final, NamedTuple, TypeAlias, final
 
 from kkp import __version__
 from kkp.audit.base import (
+    ApprovalExpired,
     AuditEntry,
     AuditStore,
     BreakGlass,
@@ -59,7 +60,15 @@ PROBE_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 _Record: TypeAlias = (
-    AuditEntry | Outcome | FailedAuthentication | RateLimited | RollbackAccepted | BreakGlass | Pruned | Probe
+    AuditEntry
+    | Outcome
+    | FailedAuthentication
+    | RateLimited
+    | RollbackAccepted
+    | BreakGlass
+    | Pruned
+    | ApprovalExpired
+    | Probe
 )
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
@@ -194,6 +203,14 @@ class AuditLog:
             AuditUnavailableError: It could not be recorded.
         """
         await self._enqueue(pruned)
+
+    async def commit_approval_expired(self, expired: ApprovalExpired) -> None:
+        """Record what nobody approved or used in time.
+
+        Raises:
+            AuditUnavailableError: It could not be recorded.
+        """
+        await self._enqueue(expired)
 
     async def check_ready(self) -> None:
         """Tell whether records can be made durable; after a failure, by making one.
@@ -337,6 +354,8 @@ class AuditLog:
                 return link(head, now, RecordType.BREAK_GLASS, asdict(record))
             case Pruned():
                 return link(head, now, RecordType.PRUNED, asdict(record))
+            case ApprovalExpired():
+                return link(head, now, RecordType.APPROVAL_EXPIRED, asdict(record))
             case Probe():
                 return link(head, now, RecordType.PROBE, {})
 

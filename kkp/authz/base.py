@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from kkp.errors import PolicyUnavailableError
-from kkp.model import JSON, Decision, PolicyInput
+from kkp.model import JSON, ApprovalDemand, Decision, PolicyInput
 
 UNKNOWN_OBLIGATION = "kkp.unknown_obligation"
 BINDING_UNAVAILABLE = "kkp.binding_unavailable"
 
 _REQUIRED = frozenset({"allow", "reasons", "obligations"})
 _OPTIONAL = frozenset({"public"})
+MAX_VALID_MINUTES = 1440
+MAX_WAIT_MINUTES = 10080
+_WAIT_MINUTES = 60
 # Reasons stand in clear in the audit, so a policy can't put sentences, or the input, there.
 _REASON = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
 
@@ -86,7 +89,15 @@ def _read_document(value: JSON, revision: str) -> Decision:
     if objection is not None:
         return Decision(allow=False, reasons=(*reasons, objection), public_reasons=public, revision=revision)
     kept = {name: limit for name, limit in obligations.items() if name == "max_ttl"}
-    return Decision(allow=True, reasons=reasons, public_reasons=public, obligations=kept, revision=revision)
+    demand = obligations.get("require_approval")
+    return Decision(
+        allow=True,
+        reasons=reasons,
+        public_reasons=public,
+        obligations=kept,
+        approval=None if demand is None else _demand(demand),
+        revision=revision,
+    )
 
 
 def _read_reasons(value: JSON) -> tuple[str, ...]:
@@ -104,7 +115,29 @@ def _objection(obligations: Mapping[str, JSON]) -> str | None:
             # In Python a bool is an int, and `True` would be a lifetime of one second.
             if type(value) is not int or value <= 0:
                 return UNKNOWN_OBLIGATION
+        elif name == "require_approval":
+            if _demand(value) is None:
+                return UNKNOWN_OBLIGATION
         elif name != "require_binding" or not isinstance(value, bool):
             return UNKNOWN_OBLIGATION
     # KKP can't bind a token to a key yet, so a policy that demands it gets no token.
     return BINDING_UNAVAILABLE if obligations.get("require_binding", False) else None
+
+
+def _demand(value: JSON) -> ApprovalDemand | None:
+    """Return what `require_approval` demands; None where that can't be read."""
+    if not isinstance(value, dict) or not value.keys() <= {"valid_minutes", "wait_minutes", "break_glass"}:
+        return None
+    valid: JSON = value.get("valid_minutes")
+    wait: JSON = value.get("wait_minutes", _WAIT_MINUTES)
+    is_break_glass = value.get("break_glass", False)
+    if not _within(valid, MAX_VALID_MINUTES) or not _within(wait, MAX_WAIT_MINUTES):
+        return None
+    if not isinstance(is_break_glass, bool):
+        return None
+    return ApprovalDemand(60 * valid, 60 * wait, is_break_glass)
+
+
+def _within(minutes: JSON, most: int) -> bool:
+    # As above: `True` would be a minute.
+    return type(minutes) is int and 1 <= minutes <= most

@@ -16,9 +16,10 @@ from typing import ClassVar, Protocol, TypeVar
 
 import msgspec
 
+from kkp.approvals import Wanted, decisive, names_of
 from kkp.authn.base import Authenticated
 from kkp.errors import ContextMismatchError, DeniedError, KKPError, RevokedError, ScopeMismatchError
-from kkp.model import JSON, Action, Caller, Decision
+from kkp.model import JSON, Action, ApprovalDemand, Caller, Decision
 from kkp.tokens import Claims
 
 RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
@@ -50,6 +51,9 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
         kid: The key that would sign.
         claims_digest: SHA-256 over the claims that would be signed, in hex.
         refusal: Why code refuses, whatever the policy says.
+        approval: The id of the approval that it is about, or takes.
+        wanted: What that is to be for, where policy demands one.
+        remarks: Reasons of code's own, which the record has besides the policy's.
     """
 
     authenticated: Authenticated
@@ -63,6 +67,9 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     kid: str | None = None
     claims_digest: str | None = None
     refusal: KKPError | None = None
+    approval: str | None = None
+    wanted: Wanted | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def caller(self) -> Caller:
@@ -171,6 +178,23 @@ def revoked(proposal: Proposal, known: Revoked) -> RevokedError | None:
     if known.is_void(claims) or known.is_held(claims.sub):
         return RevokedError("The subject was revoked: what is issued for it now is void. Ask again later.")
     return None
+
+
+def wanted(proposal: Proposal, question: bytes, demand: ApprovalDemand) -> Wanted:
+    """Return what approval is asked for, or used, where policy demands it for this question."""
+    tokens = (
+        proposal.authenticated.token,
+        None if proposal.claims_digest is None else proposal.claims,  # what would be signed
+    )
+    of_tokens = {
+        name
+        for token in tokens
+        if token is not None
+        for name in (token.sub, None if token.act is None else token.act.sub)
+        if name is not None
+    }
+    behind = tuple(sorted(names_of(proposal.caller) | of_tokens))
+    return Wanted(proposal.caller.id, behind, decisive(question), demand)
 
 
 def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> DeniedError | None:

@@ -27,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 FIRST_LAYOUT = 3  # the oldest that can be migrated: what the first revision makes
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
@@ -206,6 +206,26 @@ used_once = Table(
     Column("kind", Text, primary_key=True),
     Column("digest", Bytes, primary_key=True),
     Column("expires_at", Double, nullable=False, index=True),
+)
+
+# Operations that wait for somebody's approval or, once `decided_by` is there, for their one use. A row goes
+# when it is used, denied, or over.
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("caller", Text, nullable=False),
+    Column("behind", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("document", Text, nullable=False),
+    Column("break_glass", Count, nullable=False),
+    Column("valid_seconds", Count, nullable=False),
+    Column("asked_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("decided_by", Text),
+    Column("decided_at", Double),
+    Column("reason", Text, nullable=False),
+    Column("mac", Bytes, nullable=False),
 )
 
 # Master keys, each wrapped by what `opener` says: a key of a KMS, or the master key before or after it.

@@ -12,9 +12,11 @@ from typing import Literal
 import msgspec
 
 from kkp import envelope as envelopes
+from kkp.approvals import Approval
 from kkp.envelope import Envelope
 from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Identity
+from kkp.operations.approvals import ApprovalQuery, Decided
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import MessageKey
 from kkp.operations.envelopes import Opened
@@ -166,6 +168,40 @@ class RevocationsAnswer(Answer, frozen=True):
     next: str | None
 
 
+class DecidedAnswer(Answer, frozen=True):
+    """Answers `POST /approvals`; times in Unix seconds.
+
+    `release` is for the caller that asked, who shows it as `KKP-Approval` with the same request, once, before
+    `expires_at`; both are null where the request was denied.
+    """
+
+    id: str
+    release: str | None
+    expires_at: int | None
+
+
+class ApprovalAnswer(Answer, frozen=True):
+    """What waits for approval; `operation` is exactly what would be done. Times in Unix seconds."""
+
+    id: str
+    caller: str
+    action: str
+    backend: str | None
+    key_id: str | None
+    break_glass: bool
+    valid_seconds: int
+    asked_at: int
+    expires_at: int
+    operation: Mapping[str, JSON]
+
+
+class ApprovalsAnswer(Answer, frozen=True):
+    """Answers `GET /approvals`; `next` is the `after` of the next page, null if this is the last."""
+
+    approvals: Sequence[ApprovalAnswer]
+    next: str | None
+
+
 class AuditAnswer(Answer, frozen=True):
     """Answers `GET /audit`; `next` is the `after` of the next page."""
 
@@ -266,6 +302,32 @@ def revocations(answer: Sequence[Revoked], query: RevocationQuery) -> Revocation
     """Return the body that answers `GET /revocations`."""
     is_last = len(answer) < query.limit
     return RevocationsAnswer([revoked(each, None) for each in answer], None if is_last else answer[-1].id)
+
+
+def decided(answer: Decided, _request: object) -> DecidedAnswer:
+    """Return the body that answers `POST /approvals`."""
+    return DecidedAnswer(answer.id, answer.release, answer.expires_at)
+
+
+def approvals(answer: Sequence[Approval], query: ApprovalQuery) -> ApprovalsAnswer:
+    """Return the body that answers `GET /approvals`."""
+    is_last = len(answer) < query.limit
+    return ApprovalsAnswer([_approval(each) for each in answer], None if is_last else answer[-1].id)
+
+
+def _approval(approval: Approval) -> ApprovalAnswer:
+    return ApprovalAnswer(
+        id=approval.id,
+        caller=approval.caller,
+        action=approval.action,
+        backend=approval.backend,
+        key_id=approval.key_id,
+        break_glass=approval.is_break_glass,
+        valid_seconds=approval.valid_seconds,
+        asked_at=int(approval.asked_at),
+        expires_at=int(approval.expires_at),
+        operation=approval.operation,
+    )
 
 
 def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:

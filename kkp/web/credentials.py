@@ -10,11 +10,14 @@ from kkp.errors import InvalidRequestError, UnauthenticatedError
 from kkp.model import Credentials
 
 _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 section 2.1
+APPROVAL = "KKP-Approval"
+RELEASE_PATTERN = r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"
+_RELEASE = re.compile(RELEASE_PATTERN + r"(?!\n)")
 _MAX_CREDENTIAL_CHARACTERS = 8 * 1024
 
 
 def read_credentials(request: web.Request, *, required: bool) -> Credentials:
-    """Return what the `Authorization` header presents.
+    """Return what the `Authorization` header presents, and the `KKP-Approval` header beside it.
 
     Args:
         request: Its body has not been read.
@@ -28,7 +31,9 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     if not values and required:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
-        return Credentials(method=request.method, path=request.path)
+        return Credentials(
+            method=request.method, path=request.path, unverified_release=_read_release(request)
+        )
     if len(values) > 1:
         raise InvalidRequestError("There is more than one Authorization header.")
     if values[0].strip().lower() == "bearer":
@@ -36,4 +41,23 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")
-    return Credentials(unverified_bearer=found[1], method=request.method, path=request.path)
+    return Credentials(
+        unverified_bearer=found[1],
+        method=request.method,
+        path=request.path,
+        unverified_release=_read_release(request),
+    )
+
+
+def _read_release(request: web.Request) -> str | None:
+    """Return the release that a request shows, if any.
+
+    Raises:
+        InvalidRequestError: There are two of them, or it is none.
+    """
+    values = request.headers.getall(APPROVAL, ())
+    if not values:
+        return None
+    if len(values) > 1 or _RELEASE.match(values[0]) is None:
+        raise InvalidRequestError(f"The {APPROVAL} header is not one release.")
+    return values[0]

@@ -18,6 +18,8 @@ import msgspec
 
 from kkp import __version__
 from kkp.errors import (
+    ApprovalInvalidError,
+    ApprovalRequiredError,
     AudienceMismatchError,
     AuditUnavailableError,
     ContextMismatchError,
@@ -38,6 +40,7 @@ from kkp.errors import (
 )
 from kkp.model import JSON
 from kkp.web.answers import Answer
+from kkp.web.credentials import APPROVAL, RELEASE_PATTERN
 from kkp.web.problems import STATUS, Problem
 from kkp.web.public import PublicRoute
 from kkp.web.routes import BatchRoute, Route
@@ -66,6 +69,8 @@ _OF_ONE: Final[tuple[type[KKPError], ...]] = (
     ScopeMismatchError,
     ContextMismatchError,
     AudienceMismatchError,
+    ApprovalRequiredError,
+    ApprovalInvalidError,
     PolicyUnavailableError,
 )
 _OF_A_BODY: Final = (PayloadTooLargeError, UnsupportedMediaTypeError)
@@ -77,6 +82,14 @@ _HEADERS: Final[Mapping[str, JSON]] = {
     "ETag": {"description": "Send it as `If-None-Match`.", "schema": {"type": "string"}},
     "Retry-After": {"description": "In seconds.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}},
+}
+_RELEASE: Final[JSON] = {
+    "name": APPROVAL,
+    "in": "header",
+    "required": False,
+    "description": "The release of an approval, with exactly the request that was refused as "
+    "`approval_required`. It is used once, and only where policy demands it.",
+    "schema": {"type": "string", "pattern": RELEASE_PATTERN},
 }
 _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
     "bearer": {
@@ -213,7 +226,11 @@ def _operation(route: Row) -> JSON:
         "summary": route.summary,
         "tags": [_tag(route.path)],
         "security": [{"bearer": []}, *([{}] if route.credential_in_body else [])],
-        "parameters": [*_path_parameters(route.path), *_query_parameters(route.read.query)],
+        "parameters": [
+            *_path_parameters(route.path),
+            *_query_parameters(route.read.query),
+            *([] if is_batch else [_RELEASE]),
+        ],
         "responses": {
             str(route.status): _success(answer),
             **_problems((*common, *(() if route.read.query else _OF_A_BODY), *route.errors)),

@@ -15,7 +15,7 @@ from typing import Literal, TypeGuard
 import msgspec
 from aiohttp import hdrs, web
 
-from kkp.errors import KKPError, PolicyDeniedError, RateLimitedError
+from kkp.errors import ApprovalRequiredError, KKPError, PolicyDeniedError, RateLimitedError
 from kkp.pipeline import Origin
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ STATUS: Mapping[str, HTTPStatus] = {
     "scope_mismatch": HTTPStatus.FORBIDDEN,
     "context_mismatch": HTTPStatus.FORBIDDEN,
     "audience_mismatch": HTTPStatus.FORBIDDEN,
+    "approval_required": HTTPStatus.FORBIDDEN,
+    "approval_invalid": HTTPStatus.FORBIDDEN,
+    "self_approval": HTTPStatus.FORBIDDEN,
     "not_found": HTTPStatus.NOT_FOUND,
     "unknown_backend": HTTPStatus.NOT_FOUND,
     "unknown_key": HTTPStatus.NOT_FOUND,
@@ -66,7 +69,10 @@ _CHALLENGE: Mapping[str, str] = {
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """RFC 9457. `code` is stable; `reasons` are the policy's that it marks public."""
+    """RFC 9457. `code` is stable; `reasons` are the policy's that it marks public.
+
+    `approval_id` names the request for approval that waits, until `approval_expires_at`, in Unix seconds.
+    """
 
     type: Literal["about:blank"] = "about:blank"
     title: str
@@ -76,6 +82,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str
     decision_id: str | msgspec.UnsetType = msgspec.UNSET
     reasons: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    approval_id: str | msgspec.UnsetType = msgspec.UNSET
+    approval_expires_at: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def of_error(error: BaseException, origin: Origin) -> web.Response:
@@ -96,7 +104,12 @@ def document(error: BaseException, origin: Origin) -> Problem:
     if not _is_expected(error):
         return _problem("internal", _DETAIL["internal"], origin)
     reasons = error.reasons if isinstance(error, PolicyDeniedError) else ()
-    return _problem(error.code, str(error), origin, reasons=reasons)
+    problem = _problem(error.code, str(error), origin, reasons=reasons)
+    if not isinstance(error, ApprovalRequiredError):
+        return problem
+    return msgspec.structs.replace(
+        problem, approval_id=error.approval_id, approval_expires_at=int(error.expires_at)
+    )
 
 
 def log_unexpected(errors: Iterable[Exception], origin: Origin) -> None:

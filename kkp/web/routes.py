@@ -20,16 +20,19 @@ from kkp.batch import Result
 from kkp.errors import (
     ConflictError,
     EnvelopeInvalidError,
+    InvalidRequestError,
     KeyDisabledError,
     KKPError,
     KMSDeniedError,
     KMSUnavailableError,
     NotFoundError,
+    SelfApprovalError,
     UnauthenticatedError,
     UnknownBackendError,
     UnknownKeyError,
 )
 from kkp.model import Credentials
+from kkp.operations.approvals import DecideApproval, ListApprovals
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import BatchOperation, Operation
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
@@ -47,7 +50,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import answers, problems, schemas
-from kkp.web.credentials import read_credentials
+from kkp.web.credentials import APPROVAL, read_credentials
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import (
     SMALL_BODY_BYTES,
@@ -100,6 +103,8 @@ class Services:
     lift_revocation: LiftRevocation
     list_revocations: ListRevocations
     read_audit: ReadAudit
+    decide_approval: DecideApproval
+    list_approvals: ListApprovals
     max_plaintext_bytes: int
     metrics: Metrics | None = None
 
@@ -190,6 +195,8 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
         credentials = _presented(services, request, required=True)
+        if credentials.unverified_release is not None:
+            raise InvalidRequestError(f"{APPROVAL} is for one request, which is sent alone, not in a batch.")
         await services.pipeline.authenticate(credentials, request[ORIGIN])
         items, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
@@ -422,6 +429,23 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         answers.revoked,
         "Let an identity, a key or a backend go on",
         (NotFoundError, ConflictError),
+    ),
+    Route(
+        "POST",
+        "/approvals",
+        lambda s: s.decide_approval,
+        JSONBody(schemas.ApprovalBody),
+        answers.decided,
+        "Approve what somebody else asked to be let do, or deny it",
+        (SelfApprovalError, NotFoundError, ConflictError),
+    ),
+    Route(
+        "GET",
+        "/approvals",
+        lambda s: s.list_approvals,
+        Query(schemas.ApprovalParameters),
+        answers.approvals,
+        "List what waits for approval, by id",
     ),
 )
 

@@ -19,6 +19,7 @@ import msgspec
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
 from kkp.model import JSON, Credentials, Grant
+from kkp.operations.approvals import ApprovalQuery, Verdict
 from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
@@ -130,6 +131,13 @@ RevocationCursor = Annotated[
         description="a revocation's id, as `next` of the page before has it",
     ),
 ]
+ApprovalId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9_-]{21}[AQgw]$(?!\n)",
+        description="an approval_id: 128 bits in base64url",
+    ),
+]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -169,6 +177,7 @@ _EXPECTED: Mapping[str, str] = {
         RevokedName,
         Reason,
         RevocationCursor,
+        ApprovalId,
     )
     for meta in get_args(kind)[1:]
 }
@@ -177,6 +186,7 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "ops": get_args(TokenOp),
     "encoding": ("utf-8", "null"),
     "kind": [*RevocationKind],
+    "decision": ("approve", "deny"),
 }
 _AT_PLACE = r"(?P<place> - at `\$[a-z0-9_.\[\]]*`)?\Z"
 _UNKNOWN_FIELD = re.compile(rf"Object contains unknown field `(?P<name>.*?)`{_AT_PLACE}", re.DOTALL)
@@ -592,6 +602,35 @@ class RevocationParameters(Asks[RevocationQuery], frozen=True):
     def request(self) -> RevocationQuery:
         """Return what is asked for, checked."""
         return RevocationQuery(self.after or "", self.limit)
+
+
+class ApprovalBody(Asks[Verdict], frozen=True):
+    """`POST /approvals`; `reason` must say something where an emergency is approved."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "id": "q1u7vS3Xn0o5b0p8m9l2kA",
+        "decision": "approve",
+        "reason": "INC-1234",
+    }
+
+    id: ApprovalId
+    decision: Literal["approve", "deny"]
+    reason: Reason = ""
+
+    def request(self) -> Verdict:
+        """Return what is decided."""
+        return Verdict(id=self.id, decision=self.decision, reason=self.reason)
+
+
+class ApprovalParameters(Asks[ApprovalQuery], frozen=True):
+    """`GET /approvals`."""
+
+    after: ApprovalId | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+
+    def request(self) -> ApprovalQuery:
+        """Return what is asked for, checked."""
+        return ApprovalQuery(self.after or "", self.limit)
 
 
 class HeldTokenBody(Asks[HeldToken], frozen=True):

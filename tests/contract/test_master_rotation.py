@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy import select
 
 from kkp import app, data_dir
+from kkp.approvals import Wanted
 from kkp.audit.sealing import InputKeys, PrivateDigests
 from kkp.authn import identities, revocations
 from kkp.authn.base import Authenticated
@@ -33,7 +34,7 @@ from kkp.errors import (
 )
 from kkp.kms.local import DEFAULT_KEY_ID, LocalKMS, ensure_default_key
 from kkp.master_key import KEPT, MasterKey, RootKey
-from kkp.model import Grant, Identity
+from kkp.model import ApprovalDemand, Grant, Identity
 from kkp.operations.base import Proposal
 from kkp.operations.master_key import (
     FinishMasterKey,
@@ -44,8 +45,9 @@ from kkp.operations.master_key import (
 )
 from kkp.renewal import Renewable
 from kkp.revocations import RevocationKind
-from kkp.rows import IdentityRow, LocalKeyRow, MasterKeyMarks, RevocationRow, RingRow
+from kkp.rows import ApprovalRow, IdentityRow, LocalKeyRow, MasterKeyMarks, RevocationRow, RingRow
 from kkp.store import schema
+from kkp.store.approvals import ApprovalStore
 from kkp.store.audit import AuditStore
 from kkp.store.base import Work
 from kkp.store.identities import IdentityStore
@@ -63,6 +65,12 @@ CONTEXT = {"table": "orders"}
 DATA_KEY = bytes(range(32))
 URLS: dict[Path, str] = {}  # of the data directories whose database is a PostgreSQL
 PROPOSAL = Proposal(authenticated=Authenticated(LocalOperator().caller, 1))
+WANTED = Wanted(
+    "orders",
+    ("orders",),
+    b'{"action":"decrypt","request":{"backend":"aws","key_id":"alias/orders"}}',
+    ApprovalDemand(600, 3600, is_break_glass=False),
+)
 ANY_DOCUMENT = '{"roles":["admin"],"grants":[],"attributes":{},"service_keys":[]}'
 
 
@@ -88,6 +96,9 @@ async def fill(base: app.Foundation) -> None:
     revoked = base.revocations()
     await revoked.revoke_token("a-token", int(base.clock.now()) + 300, by="orders")
     await revoked.revoke(RevocationKind.BACKEND, "gcp", by="boss", reason="")
+    waiting = base.approvals(base.keyring())
+    await waiting.load()
+    await waiting.ask(WANTED, waiting.required(WANTED))
     await ensure_default_key(LocalKeyStore(base.database, base.master_keys), base.master_key, base.clock)
     await input_keys(base).for_day("2026-01-01")
 
@@ -273,6 +284,7 @@ async def test_a_write_that_was_signed_before_the_rotation_is_refused_and_goes_t
     assert tables["identities"] == {True}
 
 
+APPROVAL_ROW = ApprovalRow("id", "me", "[]", "", "{}", 0, 60, NOW, NOW + 60, None, None, "", b"mac")
 WRITES: dict[str, Callable[[app.Foundation], Awaitable[object]]] = {
     "an identity is added": lambda base: base.directory.add(identity("billing")),
     "an identity is disabled": lambda base: base.directory.disable("orders", at=NOW),
@@ -288,6 +300,12 @@ WRITES: dict[str, Callable[[app.Foundation], Awaitable[object]]] = {
     ),
     "a local key is added": lambda base: LocalKeyStore(base.database, base.master_keys).add_local_key(
         LocalKeyRow("other", 1, NOW, b"sealed")
+    ),
+    "an approval is asked for": lambda base: ApprovalStore(base.database, base.master_keys).insert_approval(
+        APPROVAL_ROW, now=NOW, share=9, at_most=9
+    ),
+    "a request is approved": lambda base: ApprovalStore(base.database, base.master_keys).replace_approval(
+        APPROVAL_ROW, former_mac=b"former mac"
     ),
     "a signing key is added": lambda base: RingStore(base.database, base.master_keys).insert_ring_key(
         RingRow("kid", 9, "{}", NOW, NOW, None, b"mac"), b"sealed"
@@ -516,6 +534,9 @@ async def everything_is_read(base: app.Foundation) -> None:
     await revoked.load()
     assert "a-token" in {each.id for each in revoked.page("", 9)}
     assert revoked.is_stopped("gcp", None)
+    waiting = base.approvals(keyring)
+    await waiting.load()
+    assert [each.caller for each in waiting.page("", 9)] == ["orders"]
     assert base.directory.enabled("orders") is not None
     kms = LocalKMS(LocalKeyStore(base.database, base.master_keys), base.master_key)
     wrapped = await kms.wrap(DEFAULT_KEY_ID, DATA_KEY, CONTEXT)
@@ -530,6 +551,7 @@ FORGERIES: dict[str, str] = {
     "ring_private_keys": "UPDATE ring_private_keys SET sealed = randomblob(length(sealed))",
     "revoked_tokens": "UPDATE revoked_tokens SET exp = exp - 1",
     "revocations": "UPDATE revocations SET name = 'aws'",
+    "approvals": "UPDATE approvals SET decided_by = 'me'",
     "local_keys": "UPDATE local_keys SET version = version + 1",
     "audit_input_keys": "UPDATE audit_input_keys SET day = '1999-01-01' WHERE day = '2026-01-01'",
     "text for a MAC": "UPDATE identities SET mac = 'x'",

@@ -17,6 +17,7 @@ import pytest
 
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
+from kkp.authz.approvals import Approvals
 from kkp.keyring.rotation import Keyring
 from kkp.kms.local import LocalKMS
 from kkp.kms.memory import MemoryKMS
@@ -32,6 +33,8 @@ PROBED: tuple[tuple[type, str], ...] = (
     (Revocations, "revoke"),
     (Revocations, "lift"),
     (Revocations, "page"),
+    (Approvals, "deny"),
+    (Approvals, "page"),
     (IdentityDirectory, "add"),
     (IdentityDirectory, "disable"),
     (IdentityDirectory, "rotate_key"),

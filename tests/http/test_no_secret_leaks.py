@@ -238,6 +238,7 @@ async def exercise(scene: Scene) -> None:
     await _send_batches(scene)
     await _administer(scene)
     await _look_after(scene)
+    await _approve(scene)
     await _knock(scene)
 
 
@@ -474,6 +475,26 @@ async def _look_after(scene: Scene) -> None:
         await scene.post(rotated, {}, credential)
         await scene.post(rotated, {"overlap_seconds": plant.text("overlap")}, credential)
         await scene.post(rotated, {"key_ttl_seconds": plant.text("lifetime of a key")}, credential)
+
+
+async def _approve(scene: Scene) -> None:
+    """Decide on what nobody asked for, and show releases that are none."""
+    plant = scene.canaries
+    right = {"id": "A" * 22, "decision": "deny", "reason": plant.text("reason of a verdict")}
+    for change in (
+        {},
+        {"id": plant.text("malformed approval id")},
+        {"decision": plant.text("verdict of another kind")},
+        {"reason": plant.text("large reason of a verdict") * 20},
+        {plant.text("member beside a verdict"): 1},
+    ):
+        for credential in (scene.kkp.root_key, scene.orders, scene.token):
+            await scene.post("/approvals", {**right, **change}, credential)
+    cursor = plant.plant("place among approvals")
+    await scene.send("GET", f"/approvals?after={cursor}", credential=scene.kkp.root_key)
+    for release in (plant.plant("release", "{}.b.c"), plant.plant("malformed release")):
+        headers = {"KKP-Approval": release}
+        await scene.send("POST", "/keys/rotate", credential=scene.orders, headers=headers)
 
 
 async def _knock(scene: Scene) -> None:

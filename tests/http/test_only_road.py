@@ -116,6 +116,10 @@ class Prepared(NamedTuple):
             ("DELETE", "/revocations/{id}"): Walk(
                 "/revocations/nothing", None, "root", "Revocations.lift", 404
             ),
+            ("POST", "/approvals"): Walk(
+                "/approvals", {"id": "A" * 22, "decision": "deny"}, "root", "Approvals.deny", 404
+            ),
+            ("GET", "/approvals"): Walk("/approvals", None, "root", "Approvals.page"),
             ("GET", "/audit"): Walk("/audit", None, "root", "AuditStore.read"),
             ("POST", "/envelope/encrypt/batch"): Walk(
                 "/envelope/encrypt/batch",

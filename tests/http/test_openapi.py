@@ -124,7 +124,9 @@ def test_a_row_that_lacks_its_schema_is_refused_by_name(row: Route[Any, Any], co
 
 def test_a_path_parameter_is_documented() -> None:
     row = _row(path="/new/{name}/thing", read=NoBody(lambda _: None))
-    (parameter,) = json.loads(openapi.document([row], ()))["paths"]["/new/{name}/thing"]["post"]["parameters"]
+    parameter, _release = json.loads(openapi.document([row], ()))["paths"]["/new/{name}/thing"]["post"][
+        "parameters"
+    ]
     assert (parameter["name"], parameter["in"], parameter["required"]) == ("name", "path", True)
 
 

@@ -120,13 +120,14 @@ class Replicas:
 
 
 @asynccontextmanager
-async def replicas(
+async def replicas(  # noqa: PLR0913  each with a default
     directory: Path,
     postgres: PostgreSQL,
     *,
     count: int = 3,
     profile: Mapping[str, str] = SHORT_PROFILE,
     each: Iterable[Mapping[str, str]] = (),
+    policy: Path = opa.POLICY,
 ) -> AsyncIterator[Replicas]:
     """Run them for the duration of the block.
 
@@ -136,13 +137,14 @@ async def replicas(
         count: How many.
         profile: The times of the ring, and whatever else they share.
         each: What one of them has for itself, in order.
+        policy: The bundle that their OPA serves.
     """
     async with AsyncExitStack() as stack:
-        policy = stack.enter_context(opa.serving(directory, "--bundle", str(opa.POLICY)))
+        decides = stack.enter_context(opa.serving(directory, "--bundle", str(policy)))
         name = postgres.create_database()
         environ = {
             **profile,
-            "KKP_OPA_URL": policy.url,
+            "KKP_OPA_URL": decides.url,
             "KKP_OPA_TIMEOUT_MS": "1000",
             "KKP_BACKENDS": "aws=local://",
             "KKP_CHECKPOINT_SINK": "command:/bin/true",

@@ -53,56 +53,57 @@ async def verdict(policy: PolicyEngine, document: object) -> Decision | str:
         reasons=decision.reasons,
         public_reasons=decision.public_reasons,
         obligations=decision.obligations,
+        approval=decision.approval,
     )
 
 
 # --- the bundled policy, in both engines
 
 
-def setting_of(case: Mapping[str, Any]) -> str | None:
-    value: str | None = case.get("settings", {}).get("bearer_tokens")
-    return value
+def settings_of(case: Mapping[str, Any]) -> str:
+    return json.dumps(case.get("settings", {}))
 
 
-SETTINGS = {setting_of(case) for case in CASES}
+DEFAULT = settings_of({})
+SETTINGS = {settings_of(case) for case in CASES}
 
 
 @contextmanager
-def serving_bundled_policy(directory: Path, bearer_tokens: str | None) -> Iterator[OPA]:
+def serving_bundled_policy(directory: Path, settings: str) -> Iterator[OPA]:
     bundle = directory / "policy"
     shutil.copytree(POLICY, bundle)
-    if bearer_tokens is not None:
-        (bundle / "kkp/settings/data.json").write_text(json.dumps({"bearer_tokens": bearer_tokens}))
+    data = bundle / "kkp/settings/data.json"
+    data.write_text(json.dumps({**json.loads(data.read_text()), **json.loads(settings)}))
     with serving(directory, "--bundle", "policy", "--ignore", "*_test.rego") as opa:
         yield opa
 
 
 @pytest.fixture(scope="module")
-def opas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str | None, OPA]]:
-    """Return an OPA for each setting that the cases use."""
+def opas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, OPA]]:
+    """Return an OPA for each of the settings that the cases use."""
     with ExitStack() as stack:
         yield {
-            setting: stack.enter_context(serving_bundled_policy(tmp_path_factory.mktemp("opa"), setting))
-            for setting in SETTINGS
+            settings: stack.enter_context(serving_bundled_policy(tmp_path_factory.mktemp("opa"), settings))
+            for settings in SETTINGS
         }
 
 
-def embedded(bearer_tokens: str | None) -> EmbeddedPolicy:
-    return EmbeddedPolicy.load(POLICY, {} if bearer_tokens is None else {"bearer_tokens": bearer_tokens})
+def embedded(settings: str) -> EmbeddedPolicy:
+    return EmbeddedPolicy.load(POLICY, json.loads(settings))
 
 
-Engines: TypeAlias = Mapping[str | None, tuple[EmbeddedPolicy, OPA]]
+Engines: TypeAlias = Mapping[str, tuple[EmbeddedPolicy, OPA]]
 
 
 @pytest.fixture(scope="module")
-def engines(opas: Mapping[str | None, OPA]) -> Engines:
-    """Return both engines for each setting that the cases use."""
-    return {setting: (embedded(setting), opa) for setting, opa in opas.items()}
+def engines(opas: Mapping[str, OPA]) -> Engines:
+    """Return both engines for each of the settings that the cases use."""
+    return {settings: (embedded(settings), opa) for settings, opa in opas.items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
 async def test_opa_gives_the_whole_expected_decision(case: Mapping[str, Any], engines: Engines) -> None:
-    in_process, opa = engines[setting_of(case)]
+    in_process, opa = engines[settings_of(case)]
     async with connected(opa.url) as policy:
         given = await verdict(policy, question(case))
     assert given == await verdict(in_process, question(case))
@@ -115,7 +116,7 @@ async def test_opa_gives_the_whole_expected_decision(case: Mapping[str, Any], en
 async def test_the_engines_agree_on_every_input_that_lacks_a_member_or_has_another_type(
     action: str, engines: Engines
 ) -> None:
-    in_process, opa = engines[None]
+    in_process, opa = engines[DEFAULT]
     documents = list(mutated_cases(action))
     async with connected(opa.url) as policy:
         for start in range(0, len(documents), AT_ONCE):
@@ -125,7 +126,7 @@ async def test_the_engines_agree_on_every_input_that_lacks_a_member_or_has_anoth
 
 
 async def test_the_engines_agree_on_inputs_that_are_no_objects(engines: Engines) -> None:
-    in_process, opa = engines[None]
+    in_process, opa = engines[DEFAULT]
     async with connected(opa.url) as policy:
         documents: list[object] = [True, 0, 1.5, "x", [], [{}], {"action": None}]
         for document in documents:

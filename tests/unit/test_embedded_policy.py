@@ -24,7 +24,7 @@ from kkp.authz.embedded import (
 )
 from kkp.authz.syntax import SAFE_BUILTINS, PolicySyntax
 from kkp.errors import PolicyLoadError, PolicyUnavailableError
-from kkp.model import Decision, PolicyInput
+from kkp.model import ApprovalDemand, Decision, PolicyInput
 from tests.engine_differences import DIFFERENCES, USUAL, rego
 
 Write = Callable[[str], Path]
@@ -162,6 +162,25 @@ def test_a_reason_of_128_characters_is_short_enough() -> None:
         {"require_binding": "false"},
         {"require_binding": 0},
         {"max_ttl": 60, "dance": False},
+        {"require_approval": True},
+        {"require_approval": False},
+        {"require_approval": None},
+        {"require_approval": 10},
+        {"require_approval": []},
+        {"require_approval": {}},
+        {"require_approval": {"break_glass": True}},
+        {"require_approval": {"valid_minutes": 0}},
+        {"require_approval": {"valid_minutes": 1441}},
+        {"require_approval": {"valid_minutes": 5.0}},
+        {"require_approval": {"valid_minutes": "5"}},
+        {"require_approval": {"valid_minutes": True}},
+        {"require_approval": {"valid_minutes": None}},
+        {"require_approval": {"valid_minutes": 5, "wait_minutes": 0}},
+        {"require_approval": {"valid_minutes": 5, "wait_minutes": 10081}},
+        {"require_approval": {"valid_minutes": 5, "wait_minutes": None}},
+        {"require_approval": {"valid_minutes": 5, "break_glass": "true"}},
+        {"require_approval": {"valid_minutes": 5, "break_glass": None}},
+        {"require_approval": {"valid_minutes": 5, "by": "anybody"}},
     ],
 )
 def test_an_allow_with_an_obligation_that_kkp_cannot_read_is_a_denial(obligations: object) -> None:
@@ -174,6 +193,28 @@ def test_an_allow_that_demands_a_binding_is_a_denial() -> None:
     assert interpret("decision", DOCUMENT | {"obligations": {"require_binding": True}}, "r1") == Decision(
         allow=False, reasons=("test.granted", "kkp.binding_unavailable"), revision="r1"
     )
+
+
+@pytest.mark.parametrize(
+    ("demanded", "demand"),
+    [
+        ({"valid_minutes": 1}, ApprovalDemand(60, 3600, is_break_glass=False)),
+        ({"valid_minutes": 1440, "wait_minutes": 1}, ApprovalDemand(86400, 60, is_break_glass=False)),
+        (
+            {"valid_minutes": 5, "wait_minutes": 10080, "break_glass": True},
+            ApprovalDemand(300, 604800, is_break_glass=True),
+        ),
+    ],
+)
+def test_a_demand_for_approval_is_the_road_s_to_keep(demanded: object, demand: ApprovalDemand) -> None:
+    value = DOCUMENT | {"obligations": {"max_ttl": 60, "require_approval": demanded}}
+    decision = interpret("decision", value, "r1")
+    assert (decision.allow, decision.obligations, decision.approval) == (True, {"max_ttl": 60}, demand)
+
+
+def test_a_denial_demands_no_approval() -> None:
+    value = DOCUMENT | {"allow": False, "obligations": {"require_approval": {"valid_minutes": 5}}}
+    assert interpret("decision", value, "r1").approval is None
 
 
 def test_a_lifetime_of_one_second_is_an_obligation() -> None:
@@ -724,7 +765,7 @@ def test_the_roles_of_a_policy_are(tmp_path: Path, case: str) -> None:
 
 def test_the_bundled_policy_has_the_roles_that_are_documented() -> None:
     roles = PolicySource.read(default_policy_path()).roles
-    assert roles == {"admin", "auditor", "service", "user"}
+    assert roles == {"admin", "approver", "auditor", "service", "user"}
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:

@@ -34,13 +34,13 @@ REASON = re.compile(r'"([a-z]+\.[a-z_]+)"')
 
 
 @cache
-def load(bearer_tokens: str | None) -> EmbeddedPolicy:
-    return EmbeddedPolicy.load(ROOT, {} if bearer_tokens is None else {"bearer_tokens": bearer_tokens})
+def load(settings: str) -> EmbeddedPolicy:
+    return EmbeddedPolicy.load(ROOT, json.loads(settings))
 
 
 @pytest.fixture
 def policy() -> EmbeddedPolicy:
-    return load(None)
+    return load("{}")
 
 
 # --- the bundle's own tests
@@ -88,7 +88,7 @@ def test_a_test_of_the_bundle_holds(rule: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
 def test_the_whole_decision_is_the_expected_one(case: Mapping[str, Any]) -> None:
-    policy = load(case.get("settings", {}).get("bearer_tokens"))
+    policy = load(json.dumps(case.get("settings", {})))
     assert json.loads(policy._ask(json.dumps(question(case)).encode())) == case["expect"]
 
 
@@ -140,8 +140,9 @@ def test_every_action_is_in_the_role_admin() -> None:
         assert set(role["actions"]) <= known
 
 
-def test_tokens_are_bound_unless_a_setting_says_otherwise() -> None:
-    assert json.loads((ROOT / "kkp/settings/data.json").read_text()) == {"bearer_tokens": "bound"}
+def test_tokens_are_bound_and_nothing_needs_approval_unless_a_setting_says_otherwise() -> None:
+    settings = json.loads((ROOT / "kkp/settings/data.json").read_text())
+    assert settings == {"approvals": [], "bearer_tokens": "bound"}
 
 
 def test_the_input_of_every_allowed_case_is_the_schemas() -> None:

@@ -6,6 +6,7 @@ package kkp.administration
 # METADATA
 # title: The administrative actions
 actions := {
+	"approve",
 	"explain_policy",
 	"lift_revocation",
 	"manage_identity",

@@ -21,7 +21,7 @@ decision := {
 	"allow": true,
 	"reasons": permit.reasons,
 	"public": [],
-	"obligations": permit.obligations,
+	"obligations": object.union(permit.obligations, data.kkp.approvals.obligations),
 } if {
 	# Types first, before any line looks inside: engines differ on iterating what is not a collection.
 	is_string(input.caller.id)

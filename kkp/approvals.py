@@ -1,0 +1,167 @@
+"""An operation that somebody else must approve: what that is bound to, who may not, and the release. Pure.
+
+What is approved is a digest over the *decisive* members of the policy input, as policy was asked it:
+
+```
+digest    SHA-256(document), in lowercase hex
+document  JSON, its members sorted, without spaces:
+          {"action", "caller": {"id", "issuer", "kind", "method"}, "claims", "request"}
+```
+
+`claims` and `request` are whole, but that `iat`, `nbf`, `exp` and `jti` of the claims are left out where a
+token is what the caller shows, or what would be signed: a fresh one that says the same is as good, since the
+first has expired when somebody finds the time. Where the operation is about one token, as when it is
+introspected or revoked, they stay. The rest of the input is what policy is asked anew when the approval is
+used: roles, grants, attributes, the time and the address. No plaintext, token, key or ciphertext is in a
+policy input, so none is in the document.
+
+A release is a JWS in compact form with the `typ` of RELEASE_TYPE, over `ReleaseClaims`. It is no token, and
+no token is a release. Evolution: members are added to neither; another meaning comes with another `typ`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from kkp.model import JSON, Action, ApprovalDemand, Caller
+
+RELEASE_TYPE: Final = "kkp-approval+jwt"
+MAX_REASON_CHARACTERS: Final = 256
+# Whoever has this attribute is the person of that name, by whatever name it calls.
+PERSON: Final = "person"
+
+_OF_CALLER: Final = ("id", "issuer", "kind", "method")
+_OF_ONE_TOKEN: Final = frozenset({"iat", "nbf", "exp", "jti"})
+_BY_SCOPE: Final = frozenset(
+    {
+        Action.ISSUE_TOKEN,
+        Action.ENCRYPT,
+        Action.DECRYPT,
+        Action.REWRAP,
+        Action.GENERATE_DATA_KEY,
+        Action.RELEASE_DATA_KEY,
+    }
+)
+_encoder: Final = msgspec.json.Encoder(order="deterministic")
+
+
+class ReleaseClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a release says. Times are whole Unix seconds.
+
+    Attributes:
+        iss: Whose it is.
+        sub: The caller that asked, and may use it.
+        iat: When it was approved.
+        exp: From when on it is good for nothing.
+        jti: The request's id.
+        digest: What was approved.
+    """
+
+    iss: str
+    sub: str
+    iat: int
+    exp: int
+    jti: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What somebody would be let do.
+
+    Attributes:
+        caller: Who asks.
+        behind: The names of everybody who is behind the request.
+        document: See above.
+        demand: What policy demands for it.
+    """
+
+    caller: str
+    behind: tuple[str, ...]
+    document: bytes = field(repr=False)
+    demand: ApprovalDemand
+
+    @property
+    def digest(self) -> str:
+        """What is approved, and what a release is bound to."""
+        return digest_of(self.document)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """What waits to be approved or, once it is, to be done.
+
+    Attributes:
+        id: Names it.
+        caller: Who asked.
+        behind: The names of everybody who is behind the request.
+        digest: What is approved.
+        operation: What exactly would be done: the decisive members of the policy input.
+        is_break_glass: Whether it is for emergencies.
+        valid_seconds: How long it may be done from the approval on, at most.
+        asked_at: When it was asked for, in Unix seconds.
+        expires_at: Until when it waits; once approved, until when it may be done.
+        decided_by: Who approved it; None: it waits.
+    """
+
+    id: str
+    caller: str
+    behind: tuple[str, ...]
+    digest: str
+    operation: Mapping[str, JSON]
+    is_break_glass: bool
+    valid_seconds: int
+    asked_at: float
+    expires_at: float
+    decided_by: str | None
+
+    @property
+    def action(self) -> str:
+        """What would be done."""
+        return str(self.operation["action"])
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that would be used, if any."""
+        backend: str | None = self.operation["request"]["backend"]
+        return backend
+
+    @property
+    def key_id(self) -> str | None:
+        """The key that would be used, if any."""
+        key_id: str | None = self.operation["request"]["key_id"]
+        return key_id
+
+
+def decisive(question: bytes) -> bytes:
+    """Return the decisive members of a policy input, in their one spelling."""
+    asked: dict[str, JSON] = msgspec.json.decode(question)
+    left_out = _OF_ONE_TOKEN if asked["action"] in _BY_SCOPE else frozenset()
+    document = {
+        "action": asked["action"],
+        "caller": {name: asked["caller"][name] for name in _OF_CALLER},
+        "claims": {name: value for name, value in asked["claims"].items() if name not in left_out},
+        "request": asked["request"],
+    }
+    return _encoder.encode(document)
+
+
+def digest_of(document: bytes) -> str:
+    """Return what is approved where this would be done."""
+    return hashlib.sha256(document).hexdigest()
+
+
+def names_of(caller: Caller) -> frozenset[str]:
+    """Return every name that is known to be this caller's, in one spelling."""
+    names = (caller.id, caller.attributes.get(PERSON))
+    return frozenset(name.casefold() for name in names if name is not None)
+
+
+def is_behind(approver: Caller, behind: Collection[str]) -> bool:
+    """Tell whether whoever would approve is, by any name that is known, behind the request."""
+    return not names_of(approver).isdisjoint(name.casefold() for name in behind)

@@ -1,0 +1,89 @@
+"""docs/callers/approvals.md and the runbook of emergencies do what they say, as they stand there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kkp.authz.approvals import SHARE
+from kkp.authz.embedded import default_policy_path
+from tests.approving import policy_with
+from tests.harness import KKP, grant, running
+from tests.integration.test_readme import commands, shell
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "callers/approvals.md"
+RUNBOOK = DOCS / "runbooks/emergency-approval.md"
+PATH = os.environ["PATH"]
+
+
+def environ(server: KKP, **more: str) -> dict[str, str]:
+    return {"PATH": PATH, "KKP": f"http://{server.host}:{server.port}", "ROOT": server.root_key, **more}
+
+
+async def test_the_page_s_commands_ask_approve_and_do_it_once(tmp_path: Path) -> None:
+    shutil.copytree(default_policy_path(), tmp_path / "policy")
+    await shell(tmp_path, "\n".join(commands("configure", PAGE)))
+    rules = json.loads((tmp_path / "four-eyes/kkp/settings/data.json").read_text())["approvals"]
+    assert [rule.get("break_glass", False) for rule in rules] == [False, True]
+    async with running(tmp_path, KKP_POLICY_PATH=str(tmp_path / "four-eyes")) as server:
+        payroll = await server.add_identity("payroll", grant("alias/payroll"))
+        token = await server.token(payroll, key_id="alias/payroll")
+        sealed = await server.seal(payroll, key_id="alias/payroll", context={"table": "salaries"})
+        (tmp_path / "sealed.json").write_text(json.dumps({"envelope": sealed}))
+        added = await shell(tmp_path, "\n".join(commands("people", PAGE)), environ=environ(server))
+        known = environ(server, TOKEN=token, ALICE=json.loads(added)["service_key"])
+
+        async def typed(marker: str) -> dict[str, Any]:
+            printed: dict[str, Any] = json.loads(
+                await shell(tmp_path, "\n".join(commands(marker, PAGE)), environ=known)
+            )
+            return printed
+
+        asked = await typed("ask")
+        assert (asked["status"], asked["code"]) == (403, "approval_required")
+        assert asked.keys() == documented("approval_id").keys()
+        (shown,) = (await typed("look"))["approvals"]
+        assert (shown["id"], shown["caller"]) == (asked["approval_id"], "payroll")
+        approved = await typed("approve")
+        assert approved.keys() == {"id", "release", "expires_at"}
+        assert (await typed("use"))["plaintext"] == "hello"
+        assert (await typed("use"))["code"] == "approval_invalid"
+
+
+def documented(member: str) -> dict[str, object]:
+    """Return the example of an answer that has this member."""
+    blocks = re.findall(r"^```json\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = [block for block in blocks if f'"{member}"' in block]
+    example: dict[str, object] = json.loads(found)
+    return example
+
+
+async def test_an_emergency_goes_as_the_runbook_has_it(tmp_path: Path) -> None:
+    bundle = policy_with(tmp_path, [{"actions": ["decrypt"], "valid_minutes": 5, "break_glass": True}])
+    async with running(tmp_path, KKP_POLICY_PATH=str(bundle)) as server:
+        orders = await server.add_identity("orders", grant())
+        alice = await server.add_identity("alice", roles=("approver",))
+        (tmp_path / "sealed.json").write_text(json.dumps({"envelope": await server.seal(orders)}))
+        known = environ(server, TOKEN=await server.token(orders), ALICE=alice)
+        printed = [
+            await shell(tmp_path, "\n".join(commands(marker, RUNBOOK)), environ=known)
+            for marker in ("ask", "approve", "use", "afterwards")
+        ]
+    assert json.loads(printed[0])["code"] == "approval_required"
+    assert '"break_glass": true' in printed[1]
+    assert json.loads(printed[2])["plaintext"] == "hello"
+    approval_id = json.loads(printed[0])["approval_id"]
+    assert printed[3].splitlines() == [
+        f"{approval_id} decrypt deny orders",
+        f"{approval_id} approve allow alice",
+        f"{approval_id} decrypt allow orders",
+    ]
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    assert f"A caller has at most {SHARE} requests waiting" in PAGE.read_text()

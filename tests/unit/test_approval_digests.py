@@ -1,0 +1,148 @@
+"""What an approval is bound to, and who is behind a request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from kkp.approvals import decisive, digest_of, is_behind, names_of
+from kkp.model import Action, Caller
+
+LEFT_OUT = {"iat", "nbf", "exp", "jti"}
+QUESTION: dict[str, Any] = {
+    "action": "decrypt",
+    "caller": {
+        "id": "orders",
+        "kind": "service",
+        "roles": ["service"],
+        "issuer": "kkp",
+        "method": "kkp_token",
+        "attributes": {"team": "a"},
+        "grants": [{"backend": "aws", "key_id": "*", "ops": ["decrypt"]}],
+    },
+    "claims": {
+        "iss": "kkp", "sub": "orders", "aud": "db", "iat": 1, "nbf": 1, "exp": 301, "jti": "one",
+        "backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"],
+        "policy_claims": {"environment": "prod"}, "context": {"table": "orders"}, "act": {"sub": "broker"},
+    },
+    "request": {
+        "backend": "aws",
+        "key_id": "alias/orders",
+        "context": {"purpose": "audit", "number": 1, "nothing": None},
+        "envelope": {
+            "backend": "aws", "key_id": "alias/orders",
+            "context": {"table": "orders"}, "associated_data": "row 7",
+        },
+        "ttl_seconds": None,
+    },
+    "environment": {"time": "2026-01-01T00:00:00Z", "client_ip": "10.0.0.7"},
+}  # fmt: skip
+
+
+def digest(question: Any) -> str:
+    return digest_of(decisive(json.dumps(question).encode()))
+
+
+def changed(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the document with each of its members, on whatever level, changed a little."""
+    for name in list(value):
+        other = deepcopy(value)
+        match value[name]:
+            case dict():
+                for below, nested in changed(value[name]):
+                    yield f"{name}.{below}", {**value, name: nested}
+                other[name]["one more"] = "member"
+            case list():
+                other[name].append("one more")
+            case None:
+                other[name] = 1
+            case int():
+                other[name] += 1
+            case str(text):
+                other[name] = text[:-1] + chr(ord(text[-1]) ^ 1)
+        yield name, other
+
+
+def is_decisive(place: str) -> bool:
+    """Tell what docs/formats.md says of a member of this question."""
+    folder, _, name = place.partition(".")
+    if folder == "caller":
+        return name in {"id", "issuer", "kind", "method"}
+    if folder == "claims":
+        return name not in LEFT_OUT
+    return folder in {"action", "request"}
+
+
+CHANGES = [(place, question) for place, question in changed(QUESTION) if place != "caller"]
+
+
+@pytest.mark.parametrize(("place", "question"), CHANGES, ids=[place for place, _ in CHANGES])
+def test_one_bit_of_a_decisive_member_is_another_approval_and_of_any_other_is_none(
+    place: str, question: Any
+) -> None:
+    if place == "action":
+        question["action"] = "encrypt"
+    assert (digest(question) != digest(QUESTION)) is is_decisive(place), place
+
+
+def test_every_kind_of_member_was_changed() -> None:
+    places = {place for place, _ in CHANGES}
+    assert places >= {
+        "action",
+        "claims.jti",
+        "claims.act.sub",
+        "request.envelope.context.table",
+        "caller.method",
+    }
+    assert len(places) == len(CHANGES) > 40
+
+
+@pytest.mark.parametrize("action", [*Action])
+def test_the_token_itself_counts_where_the_operation_is_about_it(action: Action) -> None:
+    by_scope = {"issue_token", "encrypt", "decrypt", "rewrap", "generate_data_key", "release_data_key"}
+    asked = {**QUESTION, "action": action}
+    for name in LEFT_OUT:
+        other = {**asked, "claims": {**asked["claims"], name: "another"}}
+        assert (digest(other) == digest(asked)) is (action in by_scope)
+
+
+def test_the_document_has_one_spelling() -> None:
+    shuffled = {name: QUESTION[name] for name in reversed(QUESTION)}
+    assert decisive(json.dumps(shuffled, indent=1).encode()) == decisive(json.dumps(QUESTION).encode())
+    assert decisive(json.dumps(QUESTION).encode()).startswith(b'{"action":"decrypt","caller":{"id":"orders",')
+
+
+def caller(name: str, **attributes: str) -> Caller:
+    return Caller(name, "service", (), "kkp", "service_key", attributes)
+
+
+@pytest.mark.parametrize(
+    ("approver", "behind", "expected"),
+    [
+        (caller("alice"), ["orders"], False),
+        (caller("alice"), ["orders", "alice"], True),
+        (caller("alice"), ["ALICE"], True),
+        (caller("alice-2", person="alice"), ["alice"], True),
+        (caller("alice-2", person="Alice"), ["alice"], True),
+        (caller("alice-2", team="alice"), ["alice"], False),
+        (caller("k8s:alice"), ["alice"], False),
+        (caller("user:alice"), ["user:alice"], True),
+        (caller("alice"), ["alice-2"], False),
+        (caller("stra\u00dfe"), ["STRASSE"], True),
+    ],
+)
+def test_whoever_has_a_name_of_those_behind_it_is_behind_it(
+    approver: Caller,
+    behind: list[str],
+    expected: bool,  # noqa: FBT001  a column of the table
+) -> None:
+    assert is_behind(approver, behind) is expected
+
+
+def test_a_caller_s_names_are_its_own_and_its_person_s() -> None:
+    assert names_of(caller("alice")) == {"alice"}
+    assert names_of(caller("alice-2", person="Alice@Example.com")) == {"alice-2", "alice@example.com"}
