@@ -260,7 +260,9 @@ class Approvals:
         if not is_in_time or not is_for_this:
             raise ApprovalInvalidError(claims.jti)
         known = approvals.get(claims.jti)
-        if claims.jti != used and (known is None or not _stands(known.approval, claims, wanted)):
+        is_standing = known is not None and _stands(known.approval, claims, wanted)
+        # What is just being used here is as good as used: a flood of it is refused at once.
+        if claims.jti != used and (not is_standing or claims.jti in self._using):
             raise ApprovalInvalidError(claims.jti)
         return claims.jti
 

@@ -64,7 +64,7 @@ def settings_of(case: Mapping[str, Any]) -> str:
     return json.dumps(case.get("settings", {}))
 
 
-DEFAULT = settings_of({})
+AS_BUNDLED = settings_of({})
 SETTINGS = {settings_of(case) for case in CASES}
 
 
@@ -116,7 +116,7 @@ async def test_opa_gives_the_whole_expected_decision(case: Mapping[str, Any], en
 async def test_the_engines_agree_on_every_input_that_lacks_a_member_or_has_another_type(
     action: str, engines: Engines
 ) -> None:
-    in_process, opa = engines[DEFAULT]
+    in_process, opa = engines[AS_BUNDLED]
     documents = list(mutated_cases(action))
     async with connected(opa.url) as policy:
         for start in range(0, len(documents), AT_ONCE):
@@ -126,7 +126,7 @@ async def test_the_engines_agree_on_every_input_that_lacks_a_member_or_has_anoth
 
 
 async def test_the_engines_agree_on_inputs_that_are_no_objects(engines: Engines) -> None:
-    in_process, opa = engines[DEFAULT]
+    in_process, opa = engines[AS_BUNDLED]
     async with connected(opa.url) as policy:
         documents: list[object] = [True, 0, 1.5, "x", [], [{}], {"action": None}]
         for document in documents:
