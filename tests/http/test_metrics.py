@@ -24,6 +24,7 @@ from kkp.web import problems
 from kkp.web.metrics import serving_metrics
 from kkp.web.routes import ROUTES, make_application
 from kkp.web.server import serving
+from tests.approving import asked, decide, policy_with, released, shown
 from tests.fakes.clock import FakeClock
 from tests.fakes.ring_store import FakeRingStore
 from tests.fakes.scripted_kms import ScriptedKMS, raising
@@ -132,6 +133,29 @@ async def test_decisions_questions_records_and_failures_are_counted(server: Meas
     assert samples["kkp_audit_commit_records_sum"][()] == 3
     assert samples["kkp_audit_commit_seconds_count"][()] >= 1
     assert samples["kkp_failed_authentications_total"] == {("unauthenticated",): 2}
+
+
+async def test_approvals_are_counted_by_step_and_emergencies_apart(tmp_path: Path) -> None:
+    rules = [
+        {"actions": ["issue_token"], "valid_minutes": 5, "break_glass": True},
+        {"actions": ["rotate_signing_key"], "valid_minutes": 5},
+    ]
+    async with measured(tmp_path, KKP_POLICY_PATH=str(policy_with(tmp_path, rules))) as server:
+        kkp = server.kkp
+        alice = await kkp.add_identity("alice", roles=("approver",))
+        minting = {"audience": "orders-db", "backend": "aws", "key_id": "alias/orders"}
+        urgent = await asked(kkp, "/token", minting, kkp.root_key)
+        await shown(kkp, "/token", minting, kkp.root_key, await released(kkp, urgent, alice, reason="INC-1"))
+        ordinary = await asked(kkp, "/keys/rotate", None, kkp.root_key)
+        await decide(kkp, ordinary, alice, decision="deny")
+        assert 'kkp_approvals_total{break_glass="true",step="asked"} 1.0' in await server.text()
+        assert (await server.samples())["kkp_approvals_total"] == {
+            ("true", "asked"): 1,
+            ("true", "approved"): 1,
+            ("true", "used"): 1,
+            ("false", "asked"): 1,
+            ("false", "denied"): 1,
+        }
 
 
 async def test_the_keyring_and_the_checks_are_shown_as_they_are(server: Measured) -> None:

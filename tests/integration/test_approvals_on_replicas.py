@@ -35,8 +35,10 @@ async def rotate(server: Server, credential: str, release: str) -> Answer:
 async def served(server: Server, path: str, document: object, credential: str) -> Answer:
     """Ask until there is an answer: OPA may take its time on a machine that runs other tests."""
     async with asyncio.timeout(WAIT_SECONDS):
-        while (answer := await server.post(path, document, credential=credential)).status == 503:
+        answer = await server.post(path, document, credential=credential)
+        while answer.status == 503:
             await asyncio.sleep(0.1)
+            answer = await server.post(path, document, credential=credential)
     return answer
 
 
