@@ -60,6 +60,7 @@ SHARE: Final = 8
 SWEEP_SECONDS: Final = 10.0
 _PURPOSE: Final = "kkp/approvals/v1"
 _ATTEMPTS: Final = 3
+_NONE_SUCH: Final = "No such request waits: it was denied, was used, is over, or never was."
 _UNTRUSTED: Final = "A stored approval failed its authentication."
 _log = logging.getLogger(__name__)
 _claims_decoder = msgspec.json.Decoder(ReleaseClaims, strict=True)
@@ -273,9 +274,7 @@ class Approvals:
             ApprovalInvalidError: It was used, or its time is over.
             KeyringUnavailableError: The database can't be used: it may be used up, or may not.
         """
-        if (
-            approval_id in self._using
-        ):  # one try at a time, so that a flood of them is no flood of transactions
+        if approval_id in self._using:  # one try at a time: a flood of them is no flood of transactions
             raise ApprovalInvalidError
         self._using.add(approval_id)
         try:
@@ -347,14 +346,16 @@ class Approvals:
         raise ConflictError("The request keeps changing; try again.")
 
     async def deny(self, approval_id: str) -> None:
-        """Have a request wait no longer.
+        """Have a request wait no longer, or take back an approval that was not used yet.
 
         Raises:
-            NotFoundError: Nothing of this id waits.
-            ConflictError: It was approved meanwhile, or its time is over.
+            NotFoundError: There is nothing of this id, or not any more.
+            ConflictError: It keeps changing.
         """
         for _attempt in range(_ATTEMPTS):
-            known = self._waiting(approval_id)
+            known = self._trusted().get(approval_id)
+            if known is None:
+                raise NotFoundError(_NONE_SUCH)
             if await self._store.take_approval(known.row):
                 self._tell("denied", approval_id, is_break_glass=known.approval.is_break_glass)
                 return
@@ -364,7 +365,7 @@ class Approvals:
     def _waiting(self, approval_id: str) -> _Known:
         known = self._trusted().get(approval_id)
         if known is None:
-            raise NotFoundError("No such request waits: it was denied, was used, is over, or never was.")
+            raise NotFoundError(_NONE_SUCH)
         if known.approval.decided_by is not None or known.approval.expires_at <= self._clock.now():
             raise ConflictError("The request was approved already, or its time is over.")
         return known

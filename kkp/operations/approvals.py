@@ -70,7 +70,7 @@ class Remembers(Protocol):
         """Note that somebody approved; errors as above."""
 
     async def deny(self, approval_id: str) -> None:
-        """Have it wait no longer; errors as above."""
+        """Have it wait no longer, or take an approval back; NotFoundError where there is no such thing."""
 
 
 @final

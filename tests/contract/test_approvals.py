@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 
 import msgspec
 import pytest
@@ -17,6 +16,7 @@ from kkp.errors import (
     ApprovalInvalidError,
     ConflictError,
     KKPError,
+    NotFoundError,
     RateLimitedError,
     StaleProposalError,
     StateUntrustedError,
@@ -215,25 +215,51 @@ async def test_the_table_is_bounded(databases: Sequence[Database], replicas: Seq
     await store.insert_approval(other, now=NOW, share=SHARE, at_most=2)
 
 
-async def test_of_two_who_decide_at_a_time_one_does(replicas: Sequence[Replica]) -> None:
-    asked = wanted()
-    approval_id = await replicas[0].ask(asked)
+async def test_of_two_who_approve_at_a_time_one_does(replicas: Sequence[Replica]) -> None:
+    approval_id = await replicas[0].ask(wanted())
     await replicas[1].approvals.load()
-    approve = partial(
-        replicas[0].approvals.approve, approval_id, by="alice", reason="", expires_at=int(NOW) + 600
+    told = await asyncio.gather(
+        *(
+            replica.approvals.approve(approval_id, by=name, reason="", expires_at=int(NOW) + 600)
+            for replica, name in zip(replicas, ("alice", "bob"), strict=False)
+        ),
+        return_exceptions=True,
     )
-    told = await asyncio.gather(approve(), replicas[1].approvals.deny(approval_id), return_exceptions=True)
     assert told.count(None) == 1
-    (error,) = [each for each in told if each is not None]
-    assert isinstance(error, KKPError)
+    assert sum(isinstance(each, ConflictError) for each in told) == 1
 
 
-async def test_what_was_approved_is_not_denied_any_more(replicas: Sequence[Replica]) -> None:
+async def test_what_somebody_denies_is_gone_whoever_approves_it_meanwhile(
+    replicas: Sequence[Replica],
+) -> None:
+    approval_id = await replicas[0].ask(wanted())
+    await replicas[1].approvals.load()
+    approve = replicas[0].approvals.approve(approval_id, by="alice", reason="", expires_at=int(NOW) + 600)
+    approved, denied = await asyncio.gather(
+        approve, replicas[1].approvals.deny(approval_id), return_exceptions=True
+    )
+    assert denied is None
+    assert approved is None or isinstance(approved, NotFoundError)
+    await replicas[2].approvals.load()
+    assert replicas[2].approvals.find(approval_id) is None
+
+
+async def test_an_approval_is_taken_back_as_long_as_it_was_not_used(replicas: Sequence[Replica]) -> None:
+    first, second, _ = replicas
     asked = wanted()
-    approval_id = await replicas[0].ask(asked)
-    await replicas[0].approve(approval_id, asked)
+    approval_id = await first.ask(asked)
+    shown = await first.approve(approval_id, asked)
     with pytest.raises(ConflictError):
-        await replicas[0].approvals.deny(approval_id)
+        first.approvals.waiting(approval_id)
+    await second.approvals.load()
+    await second.approvals.deny(approval_id)
+    with pytest.raises(ApprovalInvalidError):
+        await first.approvals.use(approval_id)
+    with pytest.raises(ApprovalInvalidError):
+        first.approvals.released(shown, asked, used=None)
+    await second.approvals.load()
+    with pytest.raises(NotFoundError):
+        await second.approvals.deny(approval_id)
 
 
 async def test_a_release_that_waits_for_its_use_is_good_until_the_second_that_it_names(

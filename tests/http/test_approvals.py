@@ -501,7 +501,14 @@ async def test_a_request_is_approved_once(scene: Scene) -> None:
     bob = await scene.kkp.add_identity("bob", roles=("approver",))
     answers = await asyncio.gather(*(decide(scene.kkp, approval_id, key) for key in (scene.alice, bob) * 4))
     assert sorted(answer.status for answer in answers) == [200, *[409] * 7]
-    assert (await decide(scene.kkp, approval_id, bob, decision="deny")).problem() == "conflict"
+
+
+async def test_an_approval_is_taken_back_by_denying_it(scene: Scene) -> None:
+    release = await scene.release()
+    approval_id = jwt.decode(release, options={"verify_signature": False})["jti"]
+    assert (await decide(scene.kkp, approval_id, scene.alice, decision="deny")).status == 200
+    assert (await scene.open(release)).problem() == "approval_invalid"
+    assert (await decide(scene.kkp, approval_id, scene.alice, decision="deny")).problem() == "not_found"
 
 
 async def test_what_is_over_is_not_approved(scene: Scene, clock: FakeClock) -> None:

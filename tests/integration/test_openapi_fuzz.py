@@ -34,6 +34,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests import described
+from tests.approving import policy_with
 from tests.harness import detached
 from tests.integration.process import TOKEN_REQUEST, Server, serving
 from tests.promises import Recorder
@@ -83,7 +84,8 @@ class Fuzzed(NamedTuple):
 
 @asynccontextmanager
 async def _fuzzed(directory: Path) -> AsyncIterator[Fuzzed]:
-    async with serving(directory) as server:
+    policy = policy_with(directory, [{"actions": ["encrypt"], "callers": ["asker"], "valid_minutes": 5}])
+    async with serving(directory, environ={"KKP_POLICY_PATH": str(policy)}) as server:
         with requests.Session() as session:
             session.trust_env = False
             credentials = await _credentials(server)
@@ -99,9 +101,17 @@ async def _fuzzed(directory: Path) -> AsyncIterator[Fuzzed]:
             real_members: dict[str, dict[str, Any]] = {
                 "/envelope/data-key/unwrap": {"envelope": detached(envelope)},
                 "/revocations": SPARE_KEY,
+                "/approvals": {"id": await _waiting(server)},
             }
             real_paths = await _real_paths(server)
             yield Fuzzed(server, session, credentials, real, real_members, real_paths, Counter())
+
+
+async def _waiting(server: Server) -> str:
+    """Return the id of something that waits for approval."""
+    asker = (await server.add("asker")).json["service_key"]
+    approval_id: str = (await server.seal(asker, "hello")).json["approval_id"]
+    return approval_id
 
 
 async def _real_paths(server: Server) -> dict[str, dict[str, str]]:
