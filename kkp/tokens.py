@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, final
+from typing import Annotated, Any, final
 
 import msgspec
 from jwt.algorithms import Algorithm
@@ -48,7 +48,6 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_-]+\Z")
 _SIGNATURE_BYTES = 64
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
-PayloadT = TypeVar("PayloadT")
 Pairs = Annotated[dict[str, str], msgspec.Meta(max_length=MAX_PAIRS)]
 
 
@@ -161,28 +160,22 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     Raises:
         TokenInvalidError: It is not exactly of the form that KKP mints.
     """
-    kid, payload = _read_form(token, TOKEN_TYPE)
-    claims = decode_payload(payload, _claims_decoder)
+    kid, payload = read_payload(token, TOKEN_TYPE)
+    try:
+        claims = _claims_decoder.decode(payload)
+    except (msgspec.DecodeError, ValueError):
+        raise _invalid() from None
     if not _coherent(claims):
         raise _invalid()
     return kid, claims
 
 
-def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[PayloadT]) -> PayloadT:
-    """Return what a payload says, without duplicate members.
+def read_payload(token: str, typ: str) -> tuple[str, bytes]:
+    """Return the kid and the payload of a well-formed JWS of this type, whose signature was not looked at.
 
     Raises:
-        TokenInvalidError: It is not of this form.
+        TokenInvalidError: It is not exactly of the form that KKP signs.
     """
-    try:
-        refuse_duplicates(payload)
-        return decoder.decode(payload)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise _invalid() from None
-
-
-def _read_form(token: str, typ: str) -> tuple[str, bytes]:
-    """Return the kid and the payload of a JWS that has exactly our form and this type."""
     # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
     if len(token) > MAX_TOKEN_BYTES:
         raise _invalid()
@@ -192,7 +185,12 @@ def _read_form(token: str, typ: str) -> tuple[str, bytes]:
     header_bytes, payload, signature = (_decode_segment(segment) for segment in segments)
     if len(signature) != _SIGNATURE_BYTES:
         raise _invalid()
-    header = decode_payload(header_bytes, _header_decoder)
+    try:
+        refuse_duplicates(header_bytes)
+        refuse_duplicates(payload)
+        header = _header_decoder.decode(header_bytes)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise _invalid() from None
     if header.alg != ALGORITHM or header.typ != typ:
         raise _invalid()
     return header.kid, payload
@@ -214,28 +212,16 @@ def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, 
     kid, claims = read_unverified(token)
     if claims.iss != issuer:
         raise _invalid()
-    _check_signature(token, keys.get(kid))
+    check_signature(token, keys.get(kid))
     return kid, claims
 
 
-def verify_payload(signed: str, keys: Mapping[str, bytes], *, typ: str) -> bytes:
-    """Return the payload of what one of our published keys signed, and what is of another type than a token.
-
-    Args:
-        signed: Compact JWS.
-        keys: See `verify`.
-        typ: The exact `typ`.
+def check_signature(token: str, key: bytes | None) -> None:
+    """Refuse a well-formed JWS that this published key did not sign; None: its kid is not published.
 
     Raises:
-        TokenInvalidError: It is malformed, of another type, its kid is not published, or its signature is
-            wrong.
+        TokenInvalidError: It did not.
     """
-    kid, payload = _read_form(signed, typ)
-    _check_signature(signed, keys.get(kid))
-    return payload
-
-
-def _check_signature(token: str, key: bytes | None) -> None:
     if key is None:
         raise _invalid()
     try:

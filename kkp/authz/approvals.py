@@ -251,9 +251,10 @@ class Approvals:
         """
         approvals, now = self._trusted(), self._clock.now()
         try:
-            payload = tokens.verify_payload(unverified_release, self._ring.public_keys(now), typ=RELEASE_TYPE)
-            claims = tokens.decode_payload(payload, _claims_decoder)
-        except TokenInvalidError:
+            kid, payload = tokens.read_payload(unverified_release, RELEASE_TYPE)
+            tokens.check_signature(unverified_release, self._ring.public_keys(now).get(kid))
+            claims = _claims_decoder.decode(payload)
+        except (TokenInvalidError, msgspec.DecodeError, ValueError):
             raise ApprovalInvalidError from None
         ends = min(claims.exp, claims.iat + wanted.demand.valid_seconds)  # policy may want less by now
         is_in_time = claims.iat <= now + self._clock_error_seconds and now < ends
