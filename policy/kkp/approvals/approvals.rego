@@ -7,24 +7,24 @@
 package kkp.approvals
 
 # METADATA
-# title: The obligation that this makes
-# description: Undefined, so that nothing is permitted, where the setting is no list of objects.
-obligations := {} if {
-	data.kkp.settings.approvals == []
-} else := {} if {
+# title: The obligations of what is permitted, and the one that this makes
+# description: Undefined, so that nothing is permitted, where the rules are no list of objects.
+obligations(permitted, rules) := permitted if {
+	rules == []
+} else := permitted if {
 	# Nobody could ever be the last to approve.
 	input.action == "approve"
-	is_array(data.kkp.settings.approvals)
-} else := {"require_approval": demand} if {
-	is_array(data.kkp.settings.approvals)
-	demand := _demands[0]
-} else := {} if {
-	is_array(data.kkp.settings.approvals)
-	count(_demands) == 0
+	is_array(rules)
+} else := object.union(permitted, {"require_approval": demand}) if {
+	is_array(rules)
+	demand := _demands(rules)[0]
+} else := permitted if {
+	is_array(rules)
+	count(_demands(rules)) == 0
 }
 
-_demands := [demand |
-	some rule in data.kkp.settings.approvals
+_demands(rules) := [demand |
+	some rule in rules
 	not _spares(rule)
 	demand := object.filter(rule, ["break_glass", "valid_minutes", "wait_minutes"])
 ]

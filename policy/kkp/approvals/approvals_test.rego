@@ -26,17 +26,23 @@ _needed := {"require_approval": {"valid_minutes": 5}}
 
 _obligations(rule) := obligations if {
 	rules := [object.union({"valid_minutes": 5}, rule)]
-	obligations := data.kkp.approvals.obligations with input as _input with data.kkp.settings.approvals as rules
+	obligations := data.kkp.approvals.obligations({}, rules) with input as _input
 }
 
 _when_moved(rule) := obligations if {
 	rules := [object.union({"valid_minutes": 5}, rule)]
-	obligations := data.kkp.approvals.obligations with input as _moved with data.kkp.settings.approvals as rules
+	obligations := data.kkp.approvals.obligations({}, rules) with input as _moved
 }
 
 test_nothing_needs_approval_by_default if {
-	data.kkp.approvals.obligations == _none with input as _input
-	data.kkp.approvals.obligations == _none with input as {}
+	rules := data.kkp.settings.approvals
+	data.kkp.approvals.obligations(_none, rules) == _none with input as _input
+	data.kkp.approvals.obligations({"max_ttl": 60}, rules) == {"max_ttl": 60} with input as _input
+}
+
+test_the_other_obligations_stay if {
+	expected := {"max_ttl": 60, "require_approval": {"valid_minutes": 5}}
+	data.kkp.approvals.obligations({"max_ttl": 60}, [{"valid_minutes": 5}]) == expected with input as _input
 }
 
 test_a_rule_without_conditions_is_about_everything if _obligations({}) == _needed
@@ -88,7 +94,7 @@ test_a_rule_about_keys_is_not_about_what_has_none if {
 		"caller": {"id": "root", "roles": ["admin"]},
 		"request": {"backend": null, "key_id": null, "envelope": {}},
 	}
-	data.kkp.approvals.obligations == _none with input as asked with data.kkp.settings.approvals as rules
+	data.kkp.approvals.obligations({}, rules) == _none with input as asked
 }
 
 test_the_first_rule_that_applies_holds if {
@@ -98,7 +104,7 @@ test_the_first_rule_that_applies_holds if {
 		{"valid_minutes": 4},
 	]
 	expected := {"require_approval": {"valid_minutes": 2, "wait_minutes": 3, "break_glass": true}}
-	data.kkp.approvals.obligations == expected with input as _input with data.kkp.settings.approvals as rules
+	data.kkp.approvals.obligations({}, rules) == expected with input as _input
 }
 
 test_a_slip_of_the_pen_asks_for_too_many_approvals if {
@@ -114,11 +120,11 @@ test_a_slip_of_the_pen_asks_for_too_many_approvals if {
 test_approving_needs_no_approval if {
 	asked := object.union(_input, {"action": "approve"})
 	rules := [{"valid_minutes": 5}]
-	data.kkp.approvals.obligations == _none with input as asked with data.kkp.settings.approvals as rules
+	data.kkp.approvals.obligations({}, rules) == _none with input as asked
 }
 
 test_what_is_no_list_permits_nothing if {
-	not data.kkp.approvals.obligations with input as _input with data.kkp.settings.approvals as {}
-	not data.kkp.approvals.obligations with input as _input with data.kkp.settings.approvals as "all"
-	not data.kkp.approvals.obligations with input as _input with data.kkp.settings.approvals as null
+	not data.kkp.approvals.obligations({}, {}) with input as _input
+	not data.kkp.approvals.obligations({}, "all") with input as _input
+	not data.kkp.approvals.obligations({}, null) with input as _input
 }

@@ -21,7 +21,7 @@ decision := {
 	"allow": true,
 	"reasons": permit.reasons,
 	"public": [],
-	"obligations": object.union(permit.obligations, data.kkp.approvals.obligations),
+	"obligations": data.kkp.approvals.obligations(permit.obligations, data.kkp.settings.approvals),
 } if {
 	# Types first, before any line looks inside: engines differ on iterating what is not a collection.
 	is_string(input.caller.id)
