@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
@@ -23,7 +22,7 @@ from kkp.operations.revocations import RevocationQuery
 from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
-from kkp.tokens import Claims
+from kkp.tokens import Claims, TokenType
 from kkp.web.schemas import Wire
 
 
@@ -32,11 +31,15 @@ class Answer(Wire, frozen=True):
 
 
 class IssuedTokenAnswer(Answer, frozen=True):
-    """Answers `POST /token`; `expires_at` in Unix seconds."""
+    """Answers `POST /token`; `expires_at` in Unix seconds.
+
+    `token_type` is how the token is presented: `DPoP` where it is bound to the key of the request's proof.
+    """
 
     token: str
     expires_at: int
     kid: str
+    token_type: TokenType
 
 
 class EnvelopeAnswer(Answer, frozen=True):
@@ -87,7 +90,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     """Answers `POST /token/introspect` (RFC 7662 section 2.2); where `active` is false it stands alone."""
 
     active: bool
-    token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    token_type: TokenType | msgspec.UnsetType = msgspec.UNSET
     iss: str | msgspec.UnsetType = msgspec.UNSET
     sub: str | msgspec.UnsetType = msgspec.UNSET
     aud: str | msgspec.UnsetType = msgspec.UNSET
@@ -101,6 +104,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    cnf: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmptyAnswer(Answer, frozen=True):
@@ -175,7 +179,7 @@ class AuditAnswer(Answer, frozen=True):
 
 def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     """Return the body that answers `POST /token`."""
-    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
+    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid, answer.token_type)
 
 
 def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
@@ -214,7 +218,7 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
     """Return the body that answers `POST /token/introspect`."""
     if answer is None:
         return IntrospectionAnswer(active=False)
-    return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+    return IntrospectionAnswer(active=True, token_type=answer.token_type, **msgspec.to_builtins(answer))
 
 
 def nothing(_answer: None, _request: object) -> EmptyAnswer:
