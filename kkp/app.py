@@ -83,6 +83,7 @@ from kkp.store.replays import ReplayStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.unlock import HeldMasterKey, Unlocked, open_given, unlock
+from kkp.web.authorities import check_authorities
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ PRODUCTION_CHECKS = (
     Check(("KKP_BACKENDS",), _backend_problems),
     Check(("KKP_MASTER_KEY_KMS",), _master_key_problems),
     Check(("KKP_TLS_CERT_FILE", "KKP_TLS_KEY_FILE"), check_tls),
+    Check(("KKP_CLIENT_CA_FILE",), check_authorities),
 )
 
 
@@ -379,6 +381,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
     return Services(
         pipeline=pipeline,
+        clock=clock,
         public=_public_documents(base, state, policy, registry, keyring, revoked, warnings),
         issue_token=IssueToken(
             keyring,

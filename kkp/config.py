@@ -147,6 +147,9 @@ class Settings:
         listen: Where the API listens.
         tls_cert_file: PEM certificate chain of the listener; None where it speaks plain HTTP.
         tls_key_file: Its private key, mode 0600.
+        client_ca_file: PEM certificates of those whose client certificates are accepted; None for nobody's.
+        requires_client_certificate: Whether nobody is served without one.
+        takes_forwarded_certificates: Whether those that trusted proxies forward are believed.
         trusted_proxies: Whose `X-Forwarded-For` is believed.
         metrics_listen: Where metrics are served, on loopback; None for nowhere.
         drain_seconds: How long a stopping server stays up, unready, before it stops listening.
@@ -183,6 +186,9 @@ class Settings:
     listen: Address
     tls_cert_file: Path | None
     tls_key_file: Path | None
+    client_ca_file: Path | None
+    requires_client_certificate: bool
+    takes_forwarded_certificates: bool
     trusted_proxies: tuple[Network, ...]
     metrics_listen: Address | None
     drain_seconds: float
@@ -285,6 +291,11 @@ def _count_up_to(most: int) -> Callable[[str], int]:
 def _milliseconds_up_to(most: int) -> Callable[[str], float]:
     count = _count_up_to(most)
     return lambda text: count(text) / 1000
+
+
+def _client_cert(text: str) -> bool:
+    """Tell whether a client certificate is required."""
+    return {"optional": False, "required": True}[text]
 
 
 def _drain_seconds(text: str) -> float:
@@ -453,6 +464,11 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DEV_ALLOW_REMOTE": _Setting("0", _flag, "1 or 0"),
     "KKP_TLS_CERT_FILE": _Setting("", _optional_path, "a PEM file with the certificate chain"),
     "KKP_TLS_KEY_FILE": _Setting("", _key_file, "the path of a PEM file of mode 0600 with its private key"),
+    "KKP_CLIENT_CA_FILE": _Setting(
+        "", _optional_path, "a PEM file with the authorities of client certificates"
+    ),
+    "KKP_CLIENT_CERT": _Setting("optional", _client_cert, "optional, or required"),
+    "KKP_FORWARDED_CLIENT_CERT": _Setting("0", _flag, "1 or 0"),
     "KKP_TRUSTED_PROXIES": _Setting(
         "", parse_networks, "a list of addresses and networks, such as 10.0.0.7,10.1.0.0/16"
     ),
@@ -934,6 +950,9 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         listen=listen,
         tls_cert_file=values["KKP_TLS_CERT_FILE"],
         tls_key_file=values["KKP_TLS_KEY_FILE"],
+        client_ca_file=values["KKP_CLIENT_CA_FILE"],
+        requires_client_certificate=values["KKP_CLIENT_CERT"],
+        takes_forwarded_certificates=values["KKP_FORWARDED_CLIENT_CERT"],
         trusted_proxies=values["KKP_TRUSTED_PROXIES"],
         metrics_listen=values["KKP_METRICS_ADDR"],
         drain_seconds=values["KKP_DRAIN_SECS"],

@@ -12,6 +12,7 @@ KKPError
 ├── PayloadTooLargeError              payload_too_large
 ├── AuthenticationError
 │   ├── UnauthenticatedError          unauthenticated
+│   │   └── CertificateInvalidError   unauthenticated   (and its connection ends)
 │   ├── TokenInvalidError             token_invalid
 │   └── TokenExpiredError             token_expired
 ├── TLSRequiredError                  tls_required
@@ -95,6 +96,10 @@ class UnauthenticatedError(AuthenticationError):
     """No credential, or one that is unknown or disabled: the caller cannot tell which."""
 
     code = "unauthenticated"
+
+
+class CertificateInvalidError(UnauthenticatedError):
+    """A client certificate that proves nothing, or not any more; or none where one is demanded."""
 
 
 class TokenInvalidError(AuthenticationError):

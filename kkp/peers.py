@@ -53,11 +53,15 @@ class Peers:
     def __init__(self, trusted: Sequence[Network] = (), *, proxies_only: bool = False) -> None:
         self._trusted = tuple(trusted)
         self._proxies_only = proxies_only
-        self._is_proxy = lru_cache(_REMEMBERED_PEERS)(self._find_proxy)
+        self._find = lru_cache(_REMEMBERED_PEERS)(self._find_proxy)
 
     def admits(self, peer: str) -> bool:
         """Tell whether this peer may send requests."""
-        return not self._proxies_only or self._is_proxy(peer)
+        return not self._proxies_only or self.is_proxy(peer)
+
+    def is_proxy(self, peer: str) -> bool:
+        """Tell whether this peer is a trusted proxy, and so speaks for others."""
+        return self._find(peer)
 
     def client_ip(self, peer: str, forwarded_for: Sequence[str]) -> str:
         """Return the address that a request comes from.
@@ -66,7 +70,7 @@ class Peers:
             peer: The socket's other end.
             forwarded_for: Every `X-Forwarded-For` header, in order.
         """
-        if not self._trusted or not forwarded_for or not self._is_proxy(peer):
+        if not self._trusted or not forwarded_for or not self.is_proxy(peer):
             return peer
         for text in reversed(",".join(forwarded_for).split(",")):
             host = _host(text.strip(" \t"))

@@ -1,4 +1,4 @@
-"""Request headers to credentials, all of them unverified."""
+"""A request's headers and certificate to credentials; all but the certificate are unverified."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import re
 from aiohttp import hdrs, web
 
 from kkp.errors import InvalidRequestError, UnauthenticatedError
-from kkp.model import Credentials
+from kkp.model import Credentials, PresentedCertificate
 
 _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 section 2.1
 _MAX_CREDENTIAL_CHARACTERS = 8 * 1024
+
+CERTIFICATE = web.RequestKey("kkp.certificate", PresentedCertificate)
 
 
 def read_credentials(request: web.Request, *, required: bool) -> Credentials:
@@ -18,14 +20,14 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
 
     Args:
         request: Its body has not been read.
-        required: Whether the header must be there.
+        required: Whether the header must be there, unless a client certificate is.
 
     Raises:
         InvalidRequestError: There are two of them.
         UnauthenticatedError: It is missing though required, or not a bearer credential.
     """
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
-    if not values and required:
+    if not values and required and CERTIFICATE not in request:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
         return Credentials(method=request.method, path=request.path)

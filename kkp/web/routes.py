@@ -1,9 +1,9 @@
 """One table: method, path, operation, body, answer.
 
 A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. On a route that
-takes no credential in its body, a request without one in its header is refused unread. A body that has not
-arrived whole is waited for only when the credential in the header, if there is one, is good; a batch is not
-even looked at before.
+takes no credential in its body, a request without one in its header, and without a client certificate, is
+refused unread. A body that has not arrived whole is waited for only when the credential in the header, if
+there is one, is good; a batch is not even looked at before.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from kkp.batch import Result
+from kkp.clock import Clock
 from kkp.errors import (
     ConflictError,
     EnvelopeInvalidError,
@@ -47,7 +48,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import answers, problems, schemas
-from kkp.web.credentials import read_credentials
+from kkp.web.credentials import CERTIFICATE, read_credentials
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import (
     SMALL_BODY_BYTES,
@@ -81,6 +82,7 @@ class Services:
     """Everything that the routes use, built by the composition root."""
 
     pipeline: Pipeline
+    clock: Clock
     public: PublicDocuments
     issue_token: IssueToken
     encrypt: Encrypt
@@ -212,10 +214,12 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
 
 def _presented(services: Services, request: web.Request, *, required: bool) -> Credentials:
     try:
-        return read_credentials(request, required=required)
+        credentials = read_credentials(request, required=required)
     except UnauthenticatedError as error:
         services.pipeline.count_failure(request[ORIGIN], error)
         raise
+    certificate = request.get(CERTIFICATE)
+    return credentials if certificate is None else replace(credentials, certificate=certificate)
 
 
 _BACKEND_ERRORS = (

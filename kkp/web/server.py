@@ -31,11 +31,14 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from kkp.config import Address
-from kkp.errors import ConfigError, TLSRequiredError
+from kkp.errors import CertificateInvalidError, ConfigError, TLSRequiredError
 from kkp.peers import Peers
 from kkp.pipeline import Origin
 from kkp.web import problems
+from kkp.web.client_certificates import ClientCertificates
+from kkp.web.credentials import CERTIFICATE
 from kkp.web.routes import ORIGIN
+from kkp.web.tls import shown_chain
 
 _log = logging.getLogger(__name__)
 _PREFIX = secrets.token_hex(8)
@@ -57,9 +60,17 @@ _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 @final
 class _Protocol(RequestHandler):
-    """Answers what the parser refuses, and closes the connection."""
+    """Answers what the parser refuses, and closes the connection.
 
-    __slots__ = ()
+    Attributes:
+        shown: The chain of client certificates that the connection began with, in DER.
+    """
+
+    __slots__ = ("shown",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.shown = shown_chain(transport.get_extra_info("ssl_object"))
+        super().connection_made(transport)
 
     def handle_error(
         self,
@@ -92,29 +103,33 @@ class _Runner(web.AppRunner):
     Args:
         app: The application.
         peers: Who its requests come from.
+        certificates: Tells the clients' certificates; None where they have none.
         observe: Told of each answer.
         closing: Set when an answer is to be its connection's last.
         options: aiohttp's.
     """
 
-    __slots__ = ("_closing", "_observe", "_peers")
+    __slots__ = ("_certificates", "_closing", "_observe", "_peers")
 
     def __init__(
         self,
         app: web.Application,
         peers: Peers,
+        *,
+        certificates: ClientCertificates | None,
         observe: Observe | None,
         closing: asyncio.Event,
         **options: Any,  # noqa: ANN401  aiohttp's own
     ) -> None:
         super().__init__(app, **options)
         self._peers = peers
+        self._certificates = certificates
         self._observe = observe
         self._closing = closing
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        handler = _answering_errors(plain.request_handler, self._peers, self._closing)
+        handler = _answering_errors(plain.request_handler, self._peers, self._certificates, self._closing)
         return _Server(
             handler if self._observe is None else _observed(handler, self._observe),
             request_factory=plain.request_factory,
@@ -122,7 +137,9 @@ class _Runner(web.AppRunner):
         )
 
 
-def _answering_errors(handler: _RequestHandler, peers: Peers, closing: asyncio.Event) -> _RequestHandler:
+def _answering_errors(
+    handler: _RequestHandler, peers: Peers, certificates: ClientCertificates | None, closing: asyncio.Event
+) -> _RequestHandler:
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         peer = request.remote or ""
         origin = Origin(
@@ -132,9 +149,13 @@ def _answering_errors(handler: _RequestHandler, peers: Peers, closing: asyncio.E
         try:
             _check_version(request)
             _check_peer(request, peer, peers)
+            if certificates is not None:
+                _read_certificate(request, origin, certificates)
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
             response = problems.of_error(error, origin)
+            if isinstance(error, CertificateInvalidError):
+                response.force_close()
         response.headers["X-Request-Id"] = origin.request_id
         response.headers[hdrs.SERVER] = "kkp"
         if closing.is_set():
@@ -172,6 +193,15 @@ def _check_version(request: web.BaseRequest) -> None:
 def _check_peer(request: web.BaseRequest, peer: str, peers: Peers) -> None:
     if not peers.admits(peer) and request.path not in _HEALTH:
         raise TLSRequiredError("This listener is for the proxy that terminates TLS before it.")
+
+
+def _read_certificate(request: web.BaseRequest, origin: Origin, certificates: ClientCertificates) -> None:
+    if request.path in _HEALTH:
+        return
+    assert isinstance(request.protocol, _Protocol)  # noqa: S101  `_Server` makes no other
+    found = certificates.of(request, request.protocol.shown, origin)
+    if found is not None:
+        request[CERTIFICATE] = found
 
 
 def _new_request_id() -> str:
@@ -356,6 +386,7 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
     where: Address | Inherited,
     *,
     peers: Peers | None = None,
+    certificates: ClientCertificates | None = None,
     tls: ssl.SSLContext | None = None,
     observe: Observe | None = None,
     setting: str = "KKP_LISTEN_ADDR",
@@ -366,6 +397,7 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
         app: The application.
         where: Where to listen, or sockets that are bound already.
         peers: Who requests come from; by default whoever the socket says.
+        certificates: Tells the clients' certificates; by default they have none.
         tls: Listen with it; by default in the clear.
         observe: Told of each answer: its route's method and path (empty without one), status and seconds.
         setting: Where the address comes from.
@@ -386,7 +418,9 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
         "shutdown_timeout": 5,
     }
     closing = asyncio.Event()
-    runner = _Runner(app, peers or Peers(), observe, closing, **options)
+    runner = _Runner(
+        app, peers or Peers(), certificates=certificates, observe=observe, closing=closing, **options
+    )
     await runner.setup()
     listener = Listener(runner, tls, closing)
     try:
@@ -407,6 +441,7 @@ async def serving(  # noqa: PLR0913  likewise
     address: Address,
     *,
     peers: Peers | None = None,
+    certificates: ClientCertificates | None = None,
     tls: ssl.SSLContext | None = None,
     observe: Observe | None = None,
     setting: str = "KKP_LISTEN_ADDR",
@@ -416,5 +451,7 @@ async def serving(  # noqa: PLR0913  likewise
     Raises:
         ConfigError: See `listening`.
     """
-    async with listening(app, address, peers=peers, tls=tls, observe=observe, setting=setting) as listener:
+    async with listening(
+        app, address, peers=peers, certificates=certificates, tls=tls, observe=observe, setting=setting
+    ) as listener:
         yield listener.address
