@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from kkp.model import Caller, Credentials
-from kkp.tokens import Claims
+from kkp.tokens import Claims, Federated
 
 
 class Once(NamedTuple):
@@ -43,12 +43,14 @@ class Authenticated(msgspec.Struct, frozen=True):
         token: The verified token's claims. Where it came alone, the caller is its subject.
         epoch: The state that this was looked up in.
         once: What of it serves this request and no other.
+        federated: What a token of this caller's says of it, where no identity of KKP's does.
     """
 
     caller: Caller
     epoch: int
     token: Claims | None = None
     once: tuple[Once, ...] = ()
+    federated: Federated | None = None
 
     def __repr__(self) -> str:
         """Name the caller, and nothing of the token."""
@@ -62,11 +64,13 @@ class Proven(msgspec.Struct, frozen=True):
         caller: Who it is.
         by_bearer: Whether the bearer credential proves it, so that a KKP token can stand in the body alone.
         once: What of the proof serves one request alone.
+        federated: What a token of this caller's is to say of it, where no identity of KKP's does.
     """
 
     caller: Caller
     by_bearer: bool = True
     once: tuple[Once, ...] = ()
+    federated: Federated | None = None
 
 
 class Method(Protocol):

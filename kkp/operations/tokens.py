@@ -187,6 +187,7 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
             policy_claims=request.policy_claims,
             context=request.context,
             act=None if subject == caller_id else Actor(caller_id),
+            federated=authenticated.federated,
         )
 
 

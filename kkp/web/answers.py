@@ -23,7 +23,7 @@ from kkp.operations.revocations import RevocationQuery
 from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
-from kkp.tokens import Claims
+from kkp.tokens import Claims, Federated
 from kkp.web.schemas import Wire
 
 
@@ -101,6 +101,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    federated: Federated | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmptyAnswer(Answer, frozen=True):
