@@ -34,6 +34,7 @@ from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.jwks import FetchedKeys, GivenKeys
 from kkp.authn.kkp_tokens import TokenVerifier
+from kkp.authn.mtls import CertificateCallers
 from kkp.authn.operator import LocalOperator
 from kkp.authn.revocations import Revocations
 from kkp.authn.service_keys import ServiceKeys
@@ -135,7 +136,7 @@ PRODUCTION_CHECKS = (
     Check(("KKP_BACKENDS",), _backend_problems),
     Check(("KKP_MASTER_KEY_KMS",), _master_key_problems),
     Check(("KKP_TLS_CERT_FILE", "KKP_TLS_KEY_FILE"), check_tls),
-    Check(("KKP_CLIENT_CA_FILE",), check_authorities),
+    Check(("KKP_CLIENT_CA_FILE", "KKP_CERTIFICATES"), check_authorities),
 )
 
 
@@ -187,7 +188,9 @@ class Foundation:
 
     def federation(self) -> Federation:
         """Return the callers that no identity stands for."""
-        return Federation(Source(name, "jwt", issuer.rules) for name, issuer in self.settings.issuers.items())
+        issuers, certificates = self.settings.issuers.items(), self.settings.certificates.items()
+        of_tokens = [Source(name, "jwt", issuer.rules) for name, issuer in issuers]
+        return Federation([*of_tokens, *(Source(name, "mtls", table.rules) for name, table in certificates)])
 
     def authenticator(
         self, keyring: Keyring, revoked: Revocations, further: Sequence[Method] = ()
@@ -206,8 +209,11 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        methods = (ServiceKeys(self.directory), *further)
-        return Authenticator(self.directory, verifier, revoked, self.federation(), methods)
+        federation = self.federation()
+        methods: list[Method] = [ServiceKeys(self.directory), *further]
+        if self.settings.client_ca_files:
+            methods.append(CertificateCallers(self.settings.certificates, federation))  # last, as it says
+        return Authenticator(self.directory, verifier, revoked, federation, methods)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""

@@ -29,8 +29,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from kkp import backend_tables, issuers
+from kkp import backend_tables, certificates, issuers
 from kkp.backend_tables import BACKEND_NAME
+from kkp.certificates import Certificates
 from kkp.errors import ConfigError
 from kkp.issuers import Issuer
 from kkp.model import JSON, BackendLimits
@@ -148,7 +149,7 @@ class Settings:
         listen: Where the API listens.
         tls_cert_file: PEM certificate chain of the listener; None where it speaks plain HTTP.
         tls_key_file: Its private key, mode 0600.
-        client_ca_file: PEM certificates of those whose client certificates are accepted; None for nobody's.
+        client_ca_file: PEM certificates of those who vouch for clients, where a table does not say who.
         requires_client_certificate: Whether nobody is served without one.
         takes_forwarded_certificates: Whether those that trusted proxies forward are believed.
         trusted_proxies: Whose `X-Forwarded-For` is believed.
@@ -182,6 +183,7 @@ class Settings:
         audit_min_free_bytes: What must be free beside a SQLite file for anything new to be done; 0: nothing.
         accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
         issuers: Whose tokens are taken as credentials, by name.
+        certificates: Whose client certificates are, by name.
         warnings: Things that are not wrong but look unintended.
     """
 
@@ -222,7 +224,13 @@ class Settings:
     audit_min_free_bytes: int
     accept_rollback: str
     issuers: Mapping[str, Issuer]
+    certificates: Mapping[str, Certificates]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def client_ca_files(self) -> Mapping[str, Path]:
+        """The files with those whose client certificates are accepted, by the table that they are for."""
+        return certificates.bundles(self.client_ca_file, self.certificates)
 
     @property
     def database_path(self) -> Path:
@@ -535,6 +543,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_CERTIFICATES": _Setting("", certificates.read, certificates.GOOD, secret=True),
     "KKP_ISSUERS": _Setting("", issuers.read, issuers.GOOD, secret=True),
     "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
@@ -553,6 +562,11 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_POLL_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_CLOCK_ERROR_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_FETCH_SECS": _Setting("10", float, _SECONDS_HINT),
+}
+# Members of the file that are tables for callers: what each table must be, and where that is documented.
+_TABLES: Mapping[str, tuple[type[msgspec.Struct], str]] = {
+    "issuers": (Issuer, "federation.md"),
+    "certificates": (Certificates, "mtls.md"),
 }
 _MASTER_KEYS = ("KKP_MASTER_KEY", "KKP_MASTER_KEY_FILE", "KKP_MASTER_KEY_KMS")
 _DEFAULT_MIN_TTL_SECONDS = 60.0
@@ -680,6 +694,7 @@ def load(
         rule(draft)
     _check_backends(draft, way, schemes)
     _check_issuers(draft)
+    _check_certificates(draft)
     ring_times = _ring_times(draft.values, problems)
     for check in checks:
         if draft.values.keys() >= set(check.names):
@@ -774,7 +789,8 @@ def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dic
     except tomllib.TOMLDecodeError as error:  # it tells the place, and of a value one character at most
         problems.append(f"KKP_CONFIG: {path} can't be read as TOML: {error}; {_toml_cure(text)}")
         return {}
-    backends, tables = document.pop("backends", None), document.pop("issuers", None)
+    backends = document.pop("backends", None)
+    tables = {name: document.pop(name, None) for name in _TABLES}
     texts: dict[str, str] = {}
     for key, value in document.items():
         name = f"KKP_{key.upper()}"
@@ -784,8 +800,9 @@ def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dic
             texts[name] = str(value)
     if backends is not None:
         _file_backends(backends, path, texts, problems, refused)
-    if tables is not None:
-        _file_issuers(tables, path, texts, problems, refused)
+    for name, found in tables.items():
+        if found is not None:
+            _file_tables(name, found, path, texts, problems, refused)
     return texts
 
 
@@ -811,15 +828,16 @@ def _file_backends(
     texts["KKP_BACKENDS"] = tables
 
 
-def _file_issuers(
-    tables: JSON, path: Path, texts: dict[str, str], problems: list[str], refused: set[str]
+def _file_tables(  # noqa: PLR0913, PLR0917  what `_file_texts` has
+    kind: str, tables: JSON, path: Path, texts: dict[str, str], problems: list[str], refused: set[str]
 ) -> None:
-    wrong = [f"{path}: {problem}" for problem in issuers.form_problems(tables)]
+    setting = f"KKP_{kind.upper()}"
+    wrong = [f"{path}: {problem}" for problem in issuers.form_problems(kind, *_TABLES[kind], tables)]
     if wrong:
         problems.extend(wrong)
-        refused.add("KKP_ISSUERS")
+        refused.add(setting)
         return
-    texts["KKP_ISSUERS"] = msgspec.json.encode(tables).decode()
+    texts[setting] = msgspec.json.encode(tables).decode()
 
 
 class _KeyTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -923,6 +941,20 @@ def _check_issuers(draft: Draft) -> None:
         draft.problems.extend(issuers.problems(found, draft.issuer, known))
 
 
+def _check_certificates(draft: Draft) -> None:
+    tables, backends = draft.values.get("KKP_CERTIFICATES"), draft.values.get("KKP_BACKENDS")
+    if isinstance(tables, dict):
+        named = draft.values.get("KKP_ISSUERS")
+        draft.problems.extend(
+            certificates.problems(
+                tables,
+                named if isinstance(named, dict) else (),
+                backends if isinstance(backends, dict) else None,
+                has_general=bool(draft.texts["KKP_CLIENT_CA_FILE"]),
+            )
+        )
+
+
 def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
     known: dict[str, Any] = {field: values[name] for field, name in RING_SETTINGS.items() if name in values}
     if "min_ttl" in known and known["min_ttl"] is None:
@@ -963,14 +995,16 @@ def _warnings(environ: Mapping[str, str], draft: Draft) -> tuple[str, ...]:
         for name in sorted(environ)
         if name.startswith("KKP_") and name not in known
     ]
-    found: Any = draft.values["KKP_ISSUERS"]
-    return (*_replaced_tables(environ), *unknown, *issuers.warnings(found))
+    issuers_found: Any = draft.values["KKP_ISSUERS"]
+    tables_found: Any = draft.values["KKP_CERTIFICATES"]
+    loose = (*issuers.warnings(issuers_found), *certificates.warnings(tables_found))
+    return (*_replaced_tables(environ), *unknown, *loose)
 
 
 def _replaced_tables(environ: Mapping[str, str]) -> Iterator[str]:
     """Tell that tables of the file are not there: unlike other settings, they look as if they added up."""
     path = environ.get("KKP_CONFIG", "")
-    for name in ("KKP_BACKENDS", "KKP_ISSUERS"):
+    for name in ("KKP_BACKENDS", *(f"KKP_{kind.upper()}" for kind in _TABLES)):
         if environ.get(name) and name in _file_texts(path, [], set()):
             what = name.removeprefix("KKP_").lower()
             yield f"{name} in the environment replaces all {what} of {path or 'kkp.toml'}"
@@ -1017,5 +1051,6 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         audit_min_free_bytes=values["KKP_AUDIT_MIN_FREE_BYTES"],
         accept_rollback=values["KKP_ACCEPT_ROLLBACK"],
         issuers=values["KKP_ISSUERS"],
+        certificates=values["KKP_CERTIFICATES"],
         warnings=warnings,
     )

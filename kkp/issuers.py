@@ -32,7 +32,6 @@ from kkp.model import JSON
 from kkp.names import Audience
 
 GOOD: Final = 'tables such as [issuers.k8s], or a JSON object {"k8s": {…}}'
-_TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}\Z")
 _MIN_KEYS_SECONDS, _MAX_KEYS_SECONDS = 600, 86_400
 _MAX_LIFETIME_SECONDS: Final = 366 * 86_400
 _AT_PLACE: Final = re.compile(r" - at `\$\.?(?P<place>[^`]*)`\Z")
@@ -101,16 +100,23 @@ def read(text: str) -> dict[str, Issuer]:
         raise ValueError("not issuers") from None
 
 
-def form_problems(tables: JSON) -> Iterator[str]:
-    """Yield what is wrong with the form of the member `issuers` of the file, each with its cure."""
+def form_problems(kind: str, form: type[msgspec.Struct], tables: JSON, page: str) -> Iterator[str]:
+    """Yield what is wrong with the form of a member of the file that is tables, each with its cure.
+
+    Args:
+        kind: The member's name.
+        form: What each table must be.
+        tables: The member.
+        page: Of the documentation.
+    """
     if not isinstance(tables, dict):
-        yield "`issuers` is a table for each issuer: [issuers.NAME]"
+        yield f"`{kind}` is a table for each of them: [{kind}.NAME]"
         return
     for name, table in tables.items():
         try:
-            msgspec.convert(table, Issuer)
+            msgspec.convert(table, form)
         except msgspec.ValidationError as error:
-            yield f"[issuers.{name}]{_told(str(error))}; see docs/callers/federation.md"
+            yield f"[{kind}.{name}]{_told(str(error))}; see docs/callers/{page}"
 
 
 def _told(message: str) -> str:
@@ -165,7 +171,7 @@ def _of_issuer(name: str, issuer: Issuer, own_issuer: str) -> Iterator[str]:
 
 
 def _of_trust_domain(issuer: Issuer) -> Iterator[str]:
-    if not _TRUST_DOMAIN.match(issuer.trust_domain):
+    if not mappings.TRUST_DOMAIN.match(issuer.trust_domain):
         yield "trust_domain: it is the host of its SPIFFE IDs, such as example.org"
     if issuer.subject != "sub":
         yield "subject: a JWT-SVID names its holder by `sub`; take it out"

@@ -32,6 +32,7 @@ from kkp.model import JSON, Grant
 from kkp.names import GrantBody, Name, RoleName, Text
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
+TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}\Z")  # of SPIFFE
 # Whom KKP itself names so: `user:…` and `operator:…`, and `kkp` as an issuer.
 RESERVED: Final = frozenset({"kkp", "operator", "user"})
 # A beginning that ends in a letter or digit is that of other names, too: `repo:acme*` of `repo:acme-evil/…`.

@@ -91,11 +91,13 @@ class PresentedCertificate:
         sha256: The digest of its DER form.
         spiffe_ids: The SPIFFE IDs that it names.
         dns_names: The DNS names that it names.
+        bundles: The bundles of authorities that its issuer is in (`kkp.certificates`).
     """
 
     sha256: bytes
     spiffe_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
+    bundles: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

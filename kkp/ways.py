@@ -54,11 +54,14 @@ def _check_client_certificates(draft: Draft) -> None:
             "KKP_FORWARDED_CLIENT_CERT: no proxy is named; name those that forward client certificates in "
             "KKP_TRUSTED_PROXIES, or unset it"
         )
-    if draft.texts["KKP_CLIENT_CA_FILE"]:
+    tables = draft.values.get("KKP_CERTIFICATES")
+    has_tables = isinstance(tables, dict) and bool(tables)
+    if draft.texts["KKP_CLIENT_CA_FILE"] or has_tables:
         if not has_tls and not is_forwarded:
+            setting = "KKP_CERTIFICATES" if has_tables else "KKP_CLIENT_CA_FILE"
             draft.problems.append(
-                "KKP_CLIENT_CA_FILE: no client certificate can arrive; give KKP_TLS_CERT_FILE and "
-                "KKP_TLS_KEY_FILE, or set KKP_FORWARDED_CLIENT_CERT=1 where a proxy forwards them"
+                f"{setting}: no client certificate can arrive; give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE, "
+                "or set KKP_FORWARDED_CLIENT_CERT=1 where a proxy forwards them"
             )
     elif is_forwarded or draft.values.get("KKP_CLIENT_CERT"):
         draft.problems.append(
@@ -124,6 +127,7 @@ DEV = Way(
         "KKP_POLICY_RULE": _DECIDES_IN_PROCESS,
         "KKP_TLS_CERT_FILE": _FOR_SERVE,
         "KKP_TLS_KEY_FILE": _FOR_SERVE,
+        "KKP_CERTIFICATES": _FOR_SERVE,
         "KKP_CLIENT_CA_FILE": _FOR_SERVE,
         "KKP_CLIENT_CERT": _FOR_SERVE,
         "KKP_FORWARDED_CLIENT_CERT": _FOR_SERVE,

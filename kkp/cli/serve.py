@@ -277,7 +277,7 @@ def _log_processes() -> None:
 @asynccontextmanager
 async def _secured(chosen: Settings) -> AsyncIterator[_Secured]:
     """Keep the listener's certificate and the authorities of its clients' fresh, where there are such."""
-    authorities = None if chosen.client_ca_file is None else reloading_authorities(chosen.client_ca_file)
+    authorities = reloading_authorities(chosen.client_ca_files) if chosen.client_ca_files else None
     tls = None
     if chosen.tls_cert_file is not None and chosen.tls_key_file is not None:
         required = chosen.requires_client_certificate

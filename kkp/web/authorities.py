@@ -1,20 +1,23 @@
-"""Whose client certificates are accepted: a bundle in a file, replaced while KKP serves.
+"""Whose client certificates are accepted: bundles in files, replaced while KKP serves.
 
-What the bundle vouches for is judged in `kkp.web.certificate_chains`.
+What a bundle vouches for is judged in `kkp.web.certificate_chains`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from kkp.certificates import GENERAL, Certificates, bundles
 from kkp.errors import ConfigError
 from kkp.web.reloading import Reloading
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from kkp.web.certificate_chains import Authorities  # as in `load_authorities`
 
 _EXPIRES_SOON_SECONDS = 14 * 86400
@@ -27,41 +30,51 @@ _REFUSED = (
 ReloadingAuthorities: TypeAlias = "Reloading[Authorities]"
 
 
-def reloading_authorities(ca_file: Path) -> ReloadingAuthorities:
-    """Return those whose client certificates are accepted, as the file has them.
+def reloading_authorities(files: Mapping[str, Path]) -> ReloadingAuthorities:
+    """Return those whose client certificates are accepted, as files have them.
+
+    Args:
+        files: By the name of their bundle.
 
     Raises:
-        ConfigError: It can't be used.
+        ConfigError: One can't be used.
     """
-    return Reloading("bundle of client certificate authorities", [ca_file], lambda: load_authorities(ca_file))
+    what = "bundle of client certificate authorities"
+    return Reloading(what, list(files.values()), lambda: load_authorities(files))
 
 
-def check_authorities(ca_file: Path | None) -> Sequence[str]:
-    """Say what is wrong with a bundle, with the cure; nothing if all is well."""
-    if ca_file is None:
-        return ()
+def check_authorities(general: Path | None, tables: Mapping[str, Certificates]) -> Sequence[str]:
+    """Say what is wrong with bundles, with the cure; nothing if all is well."""
     try:
-        load_authorities(ca_file)
+        load_authorities(bundles(general, tables))
     except ConfigError as error:
         return error.problems
     return ()
 
 
-def load_authorities(ca_file: Path) -> Authorities:
-    """Read a bundle.
+def load_authorities(files: Mapping[str, Path]) -> Authorities:
+    """Read bundles.
 
     Raises:
-        ConfigError: It can't be used.
+        ConfigError: One can't be used.
     """
     from kkp.web.certificate_chains import Authorities  # noqa: PLC0415  a library that `kkp dev` does not need
 
+    return Authorities({name: _load(name, file) for name, file in files.items()})
+
+
+def _load(name: str, file: Path) -> Sequence[x509.Certificate]:
+    from kkp.web.certificate_chains import read_bundle  # noqa: PLC0415  likewise
+
+    setting = "KKP_CLIENT_CA_FILE" if name == GENERAL else f"[certificates.{name}] ca_file"
     try:
-        return Authorities.read(ca_file.read_bytes())
+        return read_bundle(file.read_bytes())
     except OSError as error:
-        raise ConfigError([f"KKP_CLIENT_CA_FILE: {ca_file} can't be read ({error.strerror})"]) from None
+        raise ConfigError([f"{setting}: {file} can't be read ({error.strerror})"]) from None
     except ValueError as error:
-        problem = f"KKP_CLIENT_CA_FILE: {ca_file} can't be used: {error}; give the authorities in PEM"
-        raise ConfigError([problem]) from None
+        raise ConfigError(
+            [f"{setting}: {file} can't be used: {error}; give the authorities in PEM"]
+        ) from None
 
 
 def warning_of(authorities: ReloadingAuthorities) -> str | None:

@@ -29,10 +29,10 @@ Pure: bytes and a time in, names out.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple, Self, final
+from typing import NamedTuple, final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -50,6 +50,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+from kkp.certificates import is_host, is_workload
 from kkp.errors import CertificateInvalidError
 from kkp.model import PresentedCertificate
 
@@ -59,10 +60,6 @@ _MIN_RSA_BITS, _MAX_RSA_BITS = 2048, 8192  # a larger one takes longer to verify
 _MAX_EXPONENT = 2**32
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _HASHES = (SHA256, SHA384, SHA512)
-_SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+)+\Z")
-_MAX_SPIFFE_ID_CHARACTERS = 2048
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
 # What a certificate that is not of the form that it should be makes its reader raise.
 _MALFORMED = (
     ValueError,
@@ -97,37 +94,23 @@ class Authorities:
     """Those whose client certificates are accepted.
 
     Args:
-        certificates: Theirs, each of which is trusted as it stands.
+        bundles: Their certificates, each of which is trusted as it stands, by the name of their bundle.
 
     Attributes:
         der: All of them, one after the other.
     """
 
-    def __init__(self, certificates: Sequence[x509.Certificate]) -> None:
-        self._certificates = tuple(certificates)
-        self._store = Store(list(certificates))
-        self.der = b"".join(each.public_bytes(Encoding.DER) for each in certificates)
-
-    @classmethod
-    def read(cls, pem: bytes) -> Self:
-        """Read a bundle.
-
-        Raises:
-            ValueError: It holds no certificate, or one that is no authority's, or has a weak key.
-        """
-        try:
-            certificates = x509.load_pem_x509_certificates(pem)
-            good = [_is_authority(each) and _is_strong(each) for each in certificates]
-        except _MALFORMED:
-            raise ValueError("it is no bundle of certificates in PEM") from None
-        if not all(good):
-            position = good.index(False) + 1
-            raise ValueError(f"certificate {position} of it is no authority's, or its key is too weak")
-        return cls(certificates)
+    def __init__(self, bundles: Mapping[str, Sequence[x509.Certificate]]) -> None:
+        self._bundles: dict[x509.Certificate, set[str]] = defaultdict(set)
+        for name, certificates in bundles.items():
+            for each in certificates:
+                self._bundles[each].add(name)
+        self._store = Store(list(self._bundles))
+        self.der = b"".join(each.public_bytes(Encoding.DER) for each in self._bundles)
 
     def times(self) -> Sequence[tuple[float, float]]:
         """Return from when to when each of their certificates is good, in Unix seconds."""
-        return [_times([each]) for each in self._certificates]
+        return [_times([each]) for each in self._bundles]
 
     def verify(self, chain: Sequence[bytes], now: float) -> Verified:
         """Return whom a chain is good for now.
@@ -147,7 +130,8 @@ class Authorities:
                 raise CertificateInvalidError("Two certificates of the client's chain have one subject.")
             path = self._verifier(now).verify(leaf, others).chain
             is_strong = all(map(_is_strong, path))
-            verified = Verified(_presented(leaf, chain[0]), *_times(path))
+            presented = _presented(leaf, chain[0], frozenset(self._bundles[path[-1]]))
+            verified = Verified(presented, *_times(path))
         except VerificationError:
             raise CertificateInvalidError("The client certificate is not one that is accepted now.") from None
         except _MALFORMED:
@@ -167,6 +151,23 @@ class Authorities:
             .extension_policies(ca_policy=_OF_AN_AUTHORITY, ee_policy=_OF_A_CLIENT)
             .build_client_verifier()
         )
+
+
+def read_bundle(pem: bytes) -> Sequence[x509.Certificate]:
+    """Return the certificates of authorities.
+
+    Raises:
+        ValueError: It holds no certificate, or one that is no authority's, or has a weak key.
+    """
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+        good = [_is_authority(each) and _is_strong(each) for each in certificates]
+    except _MALFORMED:
+        raise ValueError("it is no bundle of certificates in PEM") from None
+    if not all(good):
+        position = good.index(False) + 1
+        raise ValueError(f"certificate {position} of it is no authority's, or its key is too weak")
+    return certificates
 
 
 def _times(path: Sequence[x509.Certificate]) -> tuple[float, float]:
@@ -195,7 +196,7 @@ def _is_authority(certificate: x509.Certificate) -> bool:
         return False
 
 
-def _presented(certificate: x509.Certificate, der: bytes) -> PresentedCertificate:
+def _presented(certificate: x509.Certificate, der: bytes, bundles: frozenset[str]) -> PresentedCertificate:
     """Return whom a certificate names.
 
     Raises:
@@ -204,21 +205,16 @@ def _presented(certificate: x509.Certificate, der: bytes) -> PresentedCertificat
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        return PresentedCertificate(hashlib.sha256(der).digest())
+        return PresentedCertificate(hashlib.sha256(der).digest(), bundles=bundles)
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     spiffe_ids = tuple(uri for uri in uris if uri.lower().startswith("spiffe:"))
-    if spiffe_ids and (len(uris) > 1 or not is_spiffe_id(spiffe_ids[0])):
+    if spiffe_ids and (len(uris) > 1 or not is_workload(spiffe_ids[0])):
         raise CertificateInvalidError("The client certificate's SPIFFE ID is not exactly one.")
     hosts = (name.lower() for name in names.get_values_for_type(x509.DNSName))
-    dns_names = tuple(dict.fromkeys(host for host in hosts if _HOST.match(host)))
+    dns_names = tuple(dict.fromkeys(host for host in hosts if is_host(host)))
     if len(dns_names) > _MAX_NAMES:
         raise CertificateInvalidError("The client certificate has too many names.")
-    return PresentedCertificate(hashlib.sha256(der).digest(), spiffe_ids, dns_names)
-
-
-def is_spiffe_id(text: str) -> bool:
-    """Tell whether a text is the SPIFFE ID of a workload (SPIFFE-ID, section 2)."""
-    return len(text) <= _MAX_SPIFFE_ID_CHARACTERS and _SPIFFE_ID.match(text) is not None
+    return PresentedCertificate(hashlib.sha256(der).digest(), spiffe_ids, dns_names, bundles)
 
 
 def _check_client_purpose(_policy: Policy, _of: x509.Certificate, usage: x509.ExtendedKeyUsage) -> None:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA224
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from kkp.errors import CertificateInvalidError
-from kkp.web.certificate_chains import Authorities
+from kkp.web.certificate_chains import Authorities, read_bundle
 from tests.client_certificates import (
     FOR_CLIENTS,
     FOR_SERVERS,
@@ -24,9 +24,14 @@ from tests.client_certificates import (
     usage,
 )
 
+
+def authorities(**bundles: Authority) -> Authorities:
+    return Authorities({name: [each.certificate] for name, each in bundles.items()})
+
+
 ROOT = Authority.new()
 BELOW = ROOT.below(path_length=0)
-OURS = Authorities.read(ROOT.pem)
+OURS = authorities(ours=ROOT)
 WEAK = rsa.generate_private_key(65537, 1024)  # noqa: S505  that is the point
 NOW = time.time()
 ID = "spiffe://example.org/ns/shop/sa/orders"
@@ -35,8 +40,8 @@ FOR_ANYTHING: Extension = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTEND
 UNKNOWN: Extension = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.1"), b"\5\0"), True)
 
 
-def verified(holder: Holder, *, now: float = NOW, authorities: Authorities = OURS) -> object:
-    return authorities.verify(holder.chain, now)
+def verified(holder: Holder, *, now: float = NOW, by: Authorities = OURS) -> object:
+    return by.verify(holder.chain, now)
 
 
 # Good ones.
@@ -76,12 +81,12 @@ def test_a_chain_is_good_where(holder: Holder) -> None:
 
 
 def test_an_authority_need_not_be_a_root() -> None:
-    assert verified(BELOW.issue(ID), authorities=Authorities.read(BELOW.alone.pem))
+    assert verified(BELOW.issue(ID), by=authorities(ours=BELOW))
 
 
 def test_one_of_many_authorities_is_enough() -> None:
-    both = Authorities.read(Authority.new("other").pem + ROOT.pem)
-    assert verified(ROOT.issue(ID), authorities=both)
+    both = authorities(others=Authority.new("other"), ours=ROOT)
+    assert verified(ROOT.issue(ID), by=both)
 
 
 # Bad ones.
@@ -206,7 +211,7 @@ FIRST_TO_END: dict[str, tuple[Holder, Authority]] = {
 
 @pytest.mark.parametrize(("holder", "root"), FIRST_TO_END.values(), ids=FIRST_TO_END.keys())
 def test_it_is_good_no_longer_than_the_first_of_its_chain_that_ends(holder: Holder, root: Authority) -> None:
-    found = Authorities.read(root.pem).verify(holder.chain, NOW)
+    found = authorities(ours=root).verify(holder.chain, NOW)
     first = min(ends(holder), *map(ends, (holder.alone, root)), *(ends(each) for each in holder.between))
     assert found.not_after == first
     assert found.is_in_time(first)
@@ -237,6 +242,20 @@ def test_names_are_those_of_the_alternative_name_where_it_has(
 
 # Bundles.
 
+
+def test_a_certificate_is_of_the_bundles_that_its_authority_is_in() -> None:
+    other = Authority.new("other")
+    found = Authorities(
+        {
+            "": [ROOT.certificate],
+            "mesh": [other.certificate],
+            "both": [ROOT.certificate, other.certificate],
+        }
+    )
+    assert found.verify(BELOW.issue(ID).chain, NOW).certificate.bundles == {"", "both"}
+    assert found.verify(other.issue(ID).chain, NOW).certificate.bundles == {"mesh", "both"}
+
+
 NO_BUNDLE: dict[str, tuple[bytes, str]] = {
     "it is empty": (b"", "it is no bundle"),
     "it is no PEM": (b"no certificate", "it is no bundle"),
@@ -256,4 +275,4 @@ NO_BUNDLE: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("pem", "message"), NO_BUNDLE.values(), ids=NO_BUNDLE.keys())
 def test_a_bundle_is_refused_where(pem: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Authorities.read(pem)
+        read_bundle(pem)

@@ -84,6 +84,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         audit_min_free_bytes=67_108_864,
         accept_rollback="",
         issuers={},
+        certificates={},
         backends={
             "aws": "memory://aws",
             "gcp": "memory://gcp",
