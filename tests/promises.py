@@ -74,6 +74,8 @@ PROMISES: Mapping[int, Promise] = {
     12: Promise(10, (Bar("answers", 2_000), Bar("answers on PostgreSQL", 2_000))),
     13: Promise(1, (Bar("mutations", 2_000),)),
     15: Promise(1, (Bar("claims", 60),)),
+    16: Promise(10, (Bar("parallel uses", 1_000),)),
+    17: Promise(1, (Bar("random kids", 10_000), Bar("servers at fault", 20), Bar("fetches in 30 s", most=1))),
     18: Promise(1, (Bar("shapes", 40),)),
     19: Promise(50, (Bar("faulty answers", 3_000),)),
     20: Promise(45, (Bar("tokens", 10_000),)),

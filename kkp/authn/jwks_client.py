@@ -126,8 +126,11 @@ def _token(path: Path | None) -> str | None:
     """Return the bearer token that the place asks for; it is read each time, as it is renewed in place."""
     if path is None:
         return None
-    with path.open("rb") as file:
-        token = file.read(_MAX_TOKEN_BYTES).strip()
+    try:
+        with path.open("rb") as file:
+            token = file.read(_MAX_TOKEN_BYTES).strip()
+    except OSError as error:
+        raise IssuerUnavailableError(f"jwks_token_file can't be read ({type(error).__name__})") from None
     if not token.isascii() or not token.decode("ascii").isprintable() or not token:
         raise IssuerUnavailableError("jwks_token_file holds no token")
     return token.decode("ascii")
