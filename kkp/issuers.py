@@ -60,7 +60,7 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     issuer: Annotated[str, msgspec.Meta(max_length=512)] = ""
     trust_domain: str = ""
     audience: Audience | None = None
-    algorithms: Annotated[list[str], msgspec.Meta(min_length=1)] = ["RS256", "ES256"]
+    algorithms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("RS256", "ES256")
     jwks_url: str = ""
     jwks_ca_file: str = ""
     jwks_token_file: str = ""
@@ -100,14 +100,14 @@ def read(text: str) -> dict[str, Issuer]:
         raise ValueError("not issuers") from None
 
 
-def form_problems(kind: str, form: type[msgspec.Struct], tables: JSON, page: str) -> Iterator[str]:
+def form_problems(kind: str, form: type[msgspec.Struct], page: str, tables: JSON) -> Iterator[str]:
     """Yield what is wrong with the form of a member of the file that is tables, each with its cure.
 
     Args:
         kind: The member's name.
         form: What each table must be.
-        tables: The member.
         page: Of the documentation.
+        tables: The member.
     """
     if not isinstance(tables, dict):
         yield f"`{kind}` is a table for each of them: [{kind}.NAME]"

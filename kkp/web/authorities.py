@@ -45,11 +45,13 @@ def reloading_authorities(files: Mapping[str, Path]) -> ReloadingAuthorities:
 
 def check_authorities(general: Path | None, tables: Mapping[str, Certificates]) -> Sequence[str]:
     """Say what is wrong with bundles, with the cure; nothing if all is well."""
-    try:
-        load_authorities(bundles(general, tables))
-    except ConfigError as error:
-        return error.problems
-    return ()
+    found: list[str] = []
+    for name, file in bundles(general, tables).items():
+        try:
+            _load(name, file)
+        except ConfigError as error:
+            found += error.problems
+    return found
 
 
 def load_authorities(files: Mapping[str, Path]) -> Authorities:

@@ -90,8 +90,9 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
 _DESCRIPTION: Final = (
     "One policy-gated door in front of every key management system. Every refusal is a problem document "
     "(RFC 9457) whose `code` is stable. Any path may also answer 400 `invalid_request` to what is not "
-    "well-formed HTTP, 403 `tls_required` to what comes past the proxy that terminates TLS, 404 `not_found` "
-    "and 405 `method_not_allowed`. Members may be added to answers."
+    "well-formed HTTP, 401 `unauthenticated` to what comes with a client certificate that is not good, or "
+    "without one where it is required, 403 `tls_required` to what comes past the proxy that terminates TLS, "
+    "404 `not_found` and 405 `method_not_allowed`. Members may be added to answers."
 )
 
 

@@ -154,11 +154,11 @@ class ReloadingTLS:
 
 def shown_chain(connection: ssl.SSLObject | None) -> Sequence[bytes]:
     """Return the certificates that a client showed in its handshake, in DER, its own first; none if none."""
-    if connection is None:
+    if connection is None or connection.getpeercert(binary_form=True) is None:
         return ()
     # A method of the connection itself, with what it returns in DER, from Python 3.13 on.
     chain = connection._sslobj.get_unverified_chain()  # type: ignore[attr-defined]  # noqa: SLF001  as said
-    return tuple(each.public_bytes(_DER) for each in chain or ())
+    return tuple(each.public_bytes(_DER) for each in chain)
 
 
 def check_tls(cert_file: Path | None, key_file: Path | None) -> list[str]:
