@@ -42,18 +42,34 @@ def said(body: bytes = BODY, *, status: str = "200 OK", length: int | None = Non
 async def serving(speak: Speak) -> AsyncIterator[tuple[str, list[bytes]]]:
     """Serve for the duration of the block; yield the URL, and what was asked."""
     asked: list[bytes] = []
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             asked.append(await reader.readuntil(b"\r\n\r\n"))
             await speak(writer)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def serve_to_the_end() -> None:
+            try:
+                await serve(reader, writer)
+            finally:
+                writer.transport.abort()
+
+        serving.add(asyncio.create_task(serve_to_the_end()))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys", asked
     finally:
         server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)
 
 
 async def fetch(url: str, **members: str) -> bytes:
