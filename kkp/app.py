@@ -28,6 +28,7 @@ from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import CheckpointSink, open_sink
 from kkp.authn import identities, revocations
 from kkp.authn.authenticator import Authenticator
+from kkp.authn.dpop import Nonces, Proofs
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
@@ -185,7 +186,21 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        return Authenticator(self.directory, verifier, revoked, (ServiceKeys(self.directory),))
+        return Authenticator(
+            self.directory, verifier, revoked, self._proofs(), (ServiceKeys(self.directory),)
+        )
+
+    def nonces(self) -> Nonces | None:
+        """Return the nonces that DPoP proofs must have; None where they need none."""
+        return Nonces(self.master_key, self.clock) if self.settings.dpop_nonce else None
+
+    def _proofs(self) -> Proofs:
+        return Proofs(
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+            nonces=self.nonces(),
+        )
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -405,6 +420,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
+        nonces=base.nonces(),
         metrics=metrics,
     )
 

@@ -118,9 +118,21 @@ _header_decoder = msgspec.json.Decoder(_Header, strict=True)
 _claims_encoder = msgspec.json.Encoder()
 
 
+def verify_ed25519(message: bytes, public_key: bytes, signature: bytes) -> bool:
+    """Tell whether a signature is good.
+
+    libsodium refuses small-order public keys, which others take, and non-canonical signatures.
+    """
+    try:
+        VerifyKey(public_key).verify(message, signature)
+    except (BadSignatureError, ValueError):
+        return False
+    return True
+
+
 @final
 class _Ed25519(Algorithm):
-    """Ed25519 by libsodium, which refuses small-order public keys and non-canonical signatures."""
+    """Ed25519 as PyJWT takes an algorithm."""
 
     def prepare_key(self, key: Any) -> Any:  # noqa: ANN401  PyJWT's signature
         return key
@@ -129,11 +141,7 @@ class _Ed25519(Algorithm):
         raise NotImplementedError  # private keys never leave the keyring: see `sign` below
 
     def verify(self, msg: bytes, key: bytes, sig: bytes) -> bool:
-        try:
-            VerifyKey(key).verify(msg, sig)
-        except (BadSignatureError, ValueError):
-            return False
-        return True
+        return verify_ed25519(msg, key, sig)
 
     @staticmethod
     def to_jwk(key_obj: Any, as_dict: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  PyJWT's signature
@@ -186,13 +194,7 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     Raises:
         TokenInvalidError: It is not exactly of the form that KKP mints.
     """
-    # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
-    if len(token) > MAX_TOKEN_BYTES:
-        raise _invalid()
-    segments = token.split(".")
-    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
-        raise _invalid()
-    header_bytes, payload, signature = (_decode_segment(segment) for segment in segments)
+    header_bytes, payload, signature = decode_segments(token)
     if len(signature) != _SIGNATURE_BYTES:
         raise _invalid()
     try:
@@ -204,6 +206,23 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     if header.alg != ALGORITHM or header.typ != TOKEN_TYPE or not _coherent(claims):
         raise _invalid()
     return header.kid, claims
+
+
+def decode_segments(token: str) -> tuple[bytes, bytes, bytes]:
+    """Return header, payload and signature of any JWS in compact form, none of which has been looked at.
+
+    PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
+
+    Raises:
+        TokenInvalidError: It is none, or one that could be spelled otherwise.
+    """
+    if len(token) > MAX_TOKEN_BYTES:
+        raise _invalid()
+    segments = token.split(".")
+    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
+        raise _invalid()
+    header, payload, signature = map(_decode_segment, segments)
+    return header, payload, signature
 
 
 def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
