@@ -150,7 +150,7 @@ class Settings:
         tls_cert_file: PEM certificate chain of the listener; None where it speaks plain HTTP.
         tls_key_file: Its private key, mode 0600.
         client_ca_file: PEM certificates of those who vouch for clients, where a table does not say who.
-        requires_client_certificate: Whether nobody is served without one.
+        requires_client_certificate: Whether nobody is served without one; who asks for its health is.
         takes_forwarded_certificates: Whether those that trusted proxies forward are believed.
         trusted_proxies: Whose `X-Forwarded-For` is believed.
         metrics_listen: Where metrics are served, on loopback; None for nowhere.

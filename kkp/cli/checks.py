@@ -24,6 +24,7 @@ from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
+from kkp.certificates import GENERAL
 from kkp.cli.findings import Finding, Result, Status, problem
 from kkp.cli.probes import Means, probe_all, probe_key
 from kkp.cli.stored_log import read_log
@@ -45,6 +46,7 @@ from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.sqlite import SQLiteDatabase
 from kkp.unlock import unlock
+from kkp.web.authorities import expiry_of, load_authorities
 from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -302,6 +304,32 @@ async def _tls(examined: Examined) -> Result:
     )
 
 
+async def _client_certificates(examined: Examined) -> list[Result]:
+    settings = examined.settings
+    if not settings.client_ca_files:
+        return [Result(Status.OK, "none are asked for")]
+    how = "required" if settings.requires_client_certificate else "optional"
+    where = [
+        *(["in TLS"] if settings.tls_cert_file is not None else []),
+        *(["forwarded by trusted proxies"] if settings.takes_forwarded_certificates else []),
+    ]
+    rules = sum(len(table.rules) for table in settings.certificates.values())
+    told = f"they are {how}, {' and '.join(where)}; {rules} rules make callers of them"
+    bundles = [_bundle(name, file) for name, file in settings.client_ca_files.items()]
+    return [Result(Status.OK, told), *bundles]
+
+
+def _bundle(name: str, file: Path) -> Result:
+    authorities, now = load_authorities({name: file}), time.time()
+    ends, expiry = [end for _, end in authorities.times()], expiry_of(authorities, now)
+    if expiry is None:
+        whom = f"[certificates.{name}]" if name != GENERAL else "every table without its own"
+        return Result(Status.OK, f"{file}: {len(ends)} authorities, for {whom}")
+    status = Status.FAIL if now > max(ends) else Status.WARN
+    cure = f"put new ones into {file}; a running server takes them by itself"
+    return Result(status, f"{file}: {expiry.rstrip('.')}", cure)
+
+
 async def _policy(examined: Examined) -> Result:
     if examined.settings.opa_url is not None:
         return await _opa(examined.settings, examined.settings.opa_url)
@@ -405,6 +433,7 @@ CHECKS: tuple[Check, ...] = (
     Check("revocations", _revocations, _RESTORE, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
+    Check("client certificates", _client_certificates, "mend KKP_CLIENT_CA_FILE, or KKP_CERTIFICATES"),
     Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),
     Check("issuers", _issuers, "mend KKP_ISSUERS, or [issuers.NAME] in kkp.toml"),
     Check("backends", _backends, "mend KKP_BACKENDS"),

@@ -280,8 +280,7 @@ async def _secured(chosen: Settings) -> AsyncIterator[_Secured]:
     authorities = reloading_authorities(chosen.client_ca_files) if chosen.client_ca_files else None
     tls = None
     if chosen.tls_cert_file is not None and chosen.tls_key_file is not None:
-        required = chosen.requires_client_certificate
-        tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file, authorities, is_required=required)
+        tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file, authorities)
     watched = tls or authorities  # the former looks at the latter, too
     async with AsyncExitStack() as stack:
         if watched is not None:

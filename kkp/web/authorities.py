@@ -91,9 +91,9 @@ def expiry_of(authorities: Authorities, now: float) -> str | None:
     if not ending:
         return None
     first = datetime.fromtimestamp(min(ending), UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    which = "One authority" if len(ending) == 1 else f"{len(ending)} authorities"
-    verb = "expired" if now > max(ending) else "expires" if len(ending) == 1 else "expire"
-    return f"{which} of client certificates {verb}, from {first} on."
+    if len(ending) > 1:
+        return f"{len(ending)} authorities of client certificates expired or will soon, the first at {first}."
+    return f"An authority of client certificates {'expired' if now > min(ending) else 'expires'} at {first}."
 
 
 def _soon_seconds(lifetime_seconds: float) -> float:

@@ -84,7 +84,6 @@ class ReloadingTLS:
         cert_file: PEM certificate chain, the server's own first.
         key_file: PEM private key, readable by its owner only.
         authorities: Whose client certificates are asked for; None for nobody's.
-        is_required: Whether a client without one is refused.
 
     Raises:
         ConfigError: The pair can't be used.
@@ -95,13 +94,10 @@ class ReloadingTLS:
         cert_file: Path,
         key_file: Path,
         authorities: ReloadingAuthorities | None = None,
-        *,
-        is_required: bool = False,
     ) -> None:
         self._cert_file = cert_file
         self._key_file = key_file
         self._authorities = authorities
-        self._is_required = is_required
         self._pair = Reloading("TLS certificate", [cert_file, key_file], self._load)
         self.context = self._new_context()
         self.context.sni_callback = self._choose
@@ -141,7 +137,7 @@ class ReloadingTLS:
         context = _new_context()
         if self._authorities is not None:
             context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.verify_mode = ssl.CERT_REQUIRED if self._is_required else ssl.CERT_OPTIONAL
+            context.verify_mode = ssl.CERT_OPTIONAL  # who probes its health has none
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an authority need not be a root
             context.load_verify_locations(cadata=self._authorities.value.der)
             context.options |= ssl.OP_NO_TICKET

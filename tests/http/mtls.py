@@ -135,7 +135,7 @@ async def running(
     tls = None
     if has_tls:
         files = directory / "tls.crt", directory / "tls.key"
-        tls = ReloadingTLS(*files, authorities, is_required=is_required)
+        tls = ReloadingTLS(*files, authorities)
     peers = Peers(parse_networks(proxies))
     async with development(settings) as services:
 

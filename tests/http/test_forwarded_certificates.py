@@ -180,13 +180,25 @@ async def test_beside_tls_of_its_own_the_header_tells_the_client(tmp_path: Path)
         assert claims(answer.json["token"])["sub"] == "hosts:web.shop.example"
 
 
-async def test_where_one_is_required_a_request_without_one_is_refused_but_for_health(tmp_path: Path) -> None:
-    async with (
-        running(tmp_path, has_tls=False, is_required=True, is_forwarded=True, proxies=US) as server,
-        server.client() as proxy,
-    ):
-        for path in ("/keys/jwks", "/openapi.json", "/nowhere"):
-            assert (await proxy.get(path, credential=proxy.root_key)).problem() == "unauthenticated"
-        for path in ("/healthz", "/readyz"):
-            assert (await proxy.get(path)).status == 200
-        assert (await proxy.request("GET", "/keys/jwks", headers=headers(HOLDER))).status == 200
+# Where everybody must have one.
+
+
+@pytest.mark.parametrize("has_tls", [True, False], ids=["in TLS", "forwarded"])
+async def test_where_one_is_required_nobody_is_served_without_it_but_for_health(
+    tmp_path: Path, *, has_tls: bool
+) -> None:
+    proxies = "" if has_tls else US
+    async with running(
+        tmp_path, has_tls=has_tls, is_required=True, is_forwarded=not has_tls, proxies=proxies
+    ) as server:
+        async with server.client() as without:
+            for path in ("/keys/jwks", "/openapi.json", "/identities", "/nowhere"):
+                answer = await without.get(path, credential=without.root_key)
+                assert (answer.status, answer.problem()) == (401, "unauthenticated")
+            for path in ("/healthz", "/readyz"):
+                assert (await without.get(path)).status == 200
+        assert server.counted == [(US, "unauthenticated")] * 4
+        sent = {} if has_tls else headers(HOLDER)
+        async with server.client(HOLDER if has_tls else None) as client:
+            for path in ("/keys/jwks", "/openapi.json"):
+                assert (await client.request("GET", path, headers=sent)).status == 200

@@ -184,14 +184,6 @@ def handshake(context: ssl.SSLContext, port: int, session: ssl.SSLSession | None
         return bool(connection.session_reused), connection.session
 
 
-async def test_where_one_is_required_nobody_connects_without_it(tmp_path: Path) -> None:
-    async with running(tmp_path, is_required=True) as server:
-        await fails_to_connect(server, None)
-        async with server.client(HOLDER) as client:
-            assert (await client.get("/keys/jwks")).status == 200
-            assert (await client.post("/token", TOKEN)).status == 200
-
-
 # Connections outlive certificates.
 
 
