@@ -82,7 +82,7 @@ PROMISES: Mapping[int, Promise] = {
     23: Promise(200, (Bar("encryptions", 1_000_000),)),
     24: Promise(1),
     25: Promise(2, (Bar("contexts", 10_000),)),
-    26: Promise(1, (Bar("flipped bits", 5_000),)),
+    26: Promise(2, (Bar("flipped bits", 5_000),)),
     27: Promise(
         100,
         (
