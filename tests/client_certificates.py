@@ -90,11 +90,13 @@ class Authority(Holder):
     """Somebody who vouches for others."""
 
     @classmethod
-    def new(cls, name: str = "root", key: Key | None = None, *, lasts: timedelta = HOUR) -> Self:
-        """Make a root."""
+    def new(
+        cls, name: str = "root", key: Key | None = None, *, ago: timedelta = HOUR, lives: timedelta = 2 * HOUR
+    ) -> Self:
+        """Make a root that began so long ago, and lives for so long."""
         key = key or new_key()
         extensions = [_authority(None), usage("key_cert_sign")]
-        return cls(_build(name, key, _name(name), key, extensions, -HOUR, lasts), key)
+        return cls(_build(name, key, _name(name), key, extensions, -ago, lives - ago), key)
 
     def below(
         self,

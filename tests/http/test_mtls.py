@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -259,6 +260,26 @@ async def test_each_request_that_is_refused_for_its_certificate_is_counted(
     server.later = 3601
     await ends_the_connection(client)
     assert server.counted == [("127.0.0.1", "unauthenticated")]
+
+
+async def test_what_a_certificate_says_beside_the_callers_name_is_told_nowhere(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    canary = "cn4ry-7c1f6e0a"
+    nobody = ROOT.issue(f"{canary}.example", name=canary)
+    somebody = ROOT.issue(ORDERS, f"{canary}.example", name=canary)
+    both = ROOT.issue("web.shop.example", "www.shop.example", f"{canary}.example", name=canary)
+    told = ""
+    for holder in (nobody, somebody, both):
+        async with server.client(holder) as client:
+            for later in (0.0, 3601.0):
+                server.later = later
+                told += repr((await client.post("/token", {**TOKEN, "binding": "certificate"})).raw)
+            server.later = 0.0
+    async with server.client() as client:
+        told += json.dumps(await client.records())
+    assert canary not in told + caplog.text
 
 
 # Tokens that are bound to a certificate (RFC 8705).

@@ -20,6 +20,7 @@ from kkp import kms
 from kkp.cli.doctor import _doctor
 from kkp.config import _SETTINGS
 from kkp.errors import ConfigError
+from tests.client_certificates import Authority
 from tests.http.certificates import new_pair
 from tests.integration.process import database, environment, kkp, names, serving
 from tests.integration.test_start import (
@@ -464,6 +465,39 @@ def test_a_certificate_is_judged_that_is(
     (found,) = (check for check in report["checks"] if check["check"] == "tls")
     assert found["status"] == status
     assert ("put a new one into tls.crt" in found["cure"]) is (status != "ok")
+
+
+AUTHORITIES: dict[str, tuple[timedelta, str]] = {
+    "expired": (timedelta(minutes=-1), "FAIL"),
+    "about to expire": (timedelta(days=14, minutes=-1), "warn"),
+    "good for longer than 14 days": (timedelta(days=14, minutes=1), "ok"),
+}
+
+
+@pytest.mark.parametrize(("left", "status"), AUTHORITIES.values(), ids=AUTHORITIES.keys())
+def test_authorities_of_client_certificates_are_judged_that_are(
+    stopped: Path, doctor: Doctor, left: timedelta, status: str
+) -> None:
+    new_pair().write(stopped)
+    ago = timedelta(days=90)
+    (stopped / "ca.pem").write_bytes(Authority.new(ago=ago, lives=ago + left).pem)
+    rule = {"match": {"spiffe_id": "spiffe://example.org/*"}, "roles": ["service"]}
+    report = doctor.report(
+        stopped,
+        KKP_OPA_URL="unix:///nowhere/opa.sock",
+        KKP_BACKENDS="local=local://",
+        KKP_CHECKPOINT_SINK="command:/bin/true",
+        KKP_TLS_CERT_FILE="tls.crt",
+        KKP_TLS_KEY_FILE="tls.key",
+        KKP_CLIENT_CA_FILE="ca.pem",
+        KKP_CERTIFICATES=json.dumps({"mesh": {"trust_domain": "example.org", "rules": {"all": rule}}}),
+    )
+    how, bundle = (check for check in report["checks"] if check["check"] == "client certificates")
+    assert how["detail"] == "they are optional, in TLS; 1 rules make callers of them"
+    assert bundle["status"] == status
+    assert ("put new ones into ca.pem" in bundle["cure"]) is (status != "ok")
+    shown = {setting["name"]: setting["value"] for setting in report["settings"]}
+    assert (shown["KKP_CERTIFICATES"], shown["KKP_CLIENT_CA_FILE"]) == ("mesh=example.org", "ca.pem")
 
 
 def test_the_table_says_what_to_do(stopped: Path, doctor: Doctor) -> None:

@@ -202,7 +202,7 @@ def test_a_chain_is_good_from_its_first_second_to_its_last() -> None:
 
 
 SHORT = timedelta(minutes=1)
-_SHORT_ROOT = Authority.new(lasts=SHORT)
+_SHORT_ROOT = Authority.new(lives=timedelta(hours=1) + SHORT)
 FIRST_TO_END: dict[str, tuple[Holder, Authority]] = {
     "its own": (BELOW.issue(ID, lasts=SHORT), ROOT),
     "that between": (ROOT.below("c", lasts=SHORT).issue(ID), ROOT),
