@@ -23,6 +23,10 @@ class Once(NamedTuple):
     value: bytes
     expires_at: float
 
+    def __repr__(self) -> str:
+        """Name the kind: what was presented is no matter for a log."""
+        return f"Once({self.kind!r}, …)"
+
 
 class UsedOnce(Protocol):
     """What was used, of all that may be used once."""
