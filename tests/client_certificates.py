@@ -18,6 +18,7 @@ Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed2551
 Extension: TypeAlias = tuple[x509.ExtensionType, bool]
 
 HOUR = timedelta(hours=1)
+LASTS = timedelta(days=10)  # longer than tests go on that were collected with it
 FOR_CLIENTS: Extension = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False)
 FOR_SERVERS: Extension = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
 NO_AUTHORITY: Extension = (x509.BasicConstraints(ca=False, path_length=None), True)
@@ -91,7 +92,12 @@ class Authority(Holder):
 
     @classmethod
     def new(
-        cls, name: str = "root", key: Key | None = None, *, ago: timedelta = HOUR, lives: timedelta = 2 * HOUR
+        cls,
+        name: str = "root",
+        key: Key | None = None,
+        *,
+        ago: timedelta = HOUR,
+        lives: timedelta = 2 * LASTS,
     ) -> Self:
         """Make a root that began so long ago, and lives for so long."""
         key = key or new_key()
@@ -105,7 +111,7 @@ class Authority(Holder):
         key: Key | None = None,
         path_length: int | None = None,
         begins: timedelta = -HOUR,
-        lasts: timedelta = HOUR,
+        lasts: timedelta = LASTS,
     ) -> Authority:
         """Make an authority that this one vouches for; by default one that may sign certificates."""
         key = key or new_key()
@@ -120,7 +126,7 @@ class Authority(Holder):
         name: str = "somebody",
         key: Key | None = None,
         begins: timedelta = -HOUR,
-        lasts: timedelta = HOUR,
+        lasts: timedelta = LASTS,
         algorithm: SHA224 | SHA256 | None = None,
     ) -> Holder:
         """Vouch for somebody who has these names; by default for a client."""

@@ -122,10 +122,11 @@ class ClientCertificates:
         if authorities is not self._verified_by:
             self._verified.clear()
             self._verified_by = authorities
-        digest = hashlib.sha256(b"".join(chain)).digest()
-        known = self._verified.get(digest)
+        # Of each for itself: where one ends and the next begins is what makes a chain of them.
+        digests = b"".join(hashlib.sha256(each).digest() for each in chain)
+        known = self._verified.get(digests)
         if known is None or not known.is_in_time(now):
-            known = self._verified[digest] = authorities.verify(chain, now)
+            known = self._verified[digests] = authorities.verify(chain, now)
             if len(self._verified) > _REMEMBERED:
                 self._verified.popitem(last=False)
         return known.certificate

@@ -13,7 +13,7 @@ import pytest
 from tests.client_certificates import Authority, Holder
 from tests.harness import Answer, Client
 from tests.http.mtls import ORDERS, ROOT, Server, running
-from tests.http.test_mtls import HOLDER, SEAL, TOKEN, claims, thumbprint
+from tests.http.test_mtls import EXPIRED, HOLDER, SEAL, TOKEN, claims, thumbprint
 
 US, SOMEBODY = "127.0.0.1", "192.0.2.1"
 BILLING = ROOT.issue("web.shop.example")
@@ -96,7 +96,7 @@ async def test_attack_a_certificate_is_refused_although_the_proxy_forwards_it(
 
 async def test_attack_one_that_has_expired_meanwhile_is_refused(server: Server, proxy: Client) -> None:
     assert (await asks(proxy, headers(HOLDER))).status == 200
-    server.later = 3601
+    server.later = EXPIRED
     assert (await asks(proxy, headers(HOLDER))).problem() == "unauthenticated"
 
 
@@ -130,6 +130,12 @@ async def test_attack_a_header_that_comes_twice_is_refused(proxy: Client) -> Non
     ]
     async with proxy.session.post("/token", headers=twice, json=TOKEN) as response:
         assert response.status == 400
+
+
+async def test_attack_two_certificates_in_one_are_not_the_chain_that_they_would_be(proxy: Client) -> None:
+    assert (await asks(proxy, headers(HOLDER))).status == 200
+    answer = await asks(proxy, {"Client-Cert": written(b"".join(HOLDER.chain))})
+    assert (answer.status, answer.problem()) == (401, "unauthenticated")
 
 
 async def test_attack_what_is_no_certificate_is_refused(proxy: Client) -> None:

@@ -17,11 +17,12 @@ import aiohttp
 import jwt
 import pytest
 
-from tests.client_certificates import FOR_SERVERS, NO_AUTHORITY, Authority, Holder
+from tests.client_certificates import FOR_SERVERS, HOUR, LASTS, NO_AUTHORITY, Authority, Holder
 from tests.harness import Client
 from tests.http.mtls import ORDERS, PARTNER, ROOT, Server, running
 
 _HANG_SECONDS = 30
+EXPIRED = LASTS.total_seconds() + 1  # so much later, what lasts as long as usual has expired
 HOLDER = ROOT.below().issue(ORDERS)
 TOKEN = {"audience": "orders-db", "backend": "aws", "key_id": "alias/orders", "ops": ["encrypt", "decrypt"]}
 SEAL = {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"}
@@ -145,7 +146,7 @@ async def test_a_caller_that_is_revoked_is_refused_and_its_tokens_are(client: Cl
 REFUSED_BY_TLS: dict[str, Holder] = {
     "somebody else's authority": Authority.new("clients").issue(ORDERS),
     "a certificate that has expired": ROOT.issue(ORDERS, lasts=timedelta(seconds=-1)),
-    "a certificate that is to be good later": ROOT.issue(ORDERS, begins=timedelta(minutes=5)),
+    "a certificate that is to be good later": ROOT.issue(ORDERS, begins=LASTS / 2),
     "a server's certificate": ROOT.issue(ORDERS, extensions=[FOR_SERVERS, NO_AUTHORITY]),
     "nothing of what is between": ROOT.below().issue(ORDERS).alone,
 }
@@ -201,21 +202,20 @@ async def test_attack_a_certificate_that_expires_ends_its_connection(
     server: Server, client: Client, path: str
 ) -> None:
     assert (await client.post("/token", TOKEN)).status == 200
-    server.later = 3601
+    server.later = EXPIRED
     assert await ends_the_connection(client, path) == "unauthenticated"
 
 
 async def test_attack_an_authority_between_that_expires_ends_the_connection(server: Server) -> None:
-    holder = ROOT.below(lasts=timedelta(minutes=5)).issue(ORDERS)
+    holder = ROOT.below(lasts=HOUR).issue(ORDERS)
     async with server.client(holder) as client:
-        server.later = 299
         assert (await client.post("/token", TOKEN)).status == 200
-        server.later = 301
+        server.later = HOUR.total_seconds() + 1
         assert await ends_the_connection(client) == "unauthenticated"
 
 
 async def test_attack_a_service_key_does_not_save_the_connection(server: Server, client: Client) -> None:
-    server.later = 3601
+    server.later = EXPIRED
     headers = {"Authorization": f"Bearer {client.root_key}"}
     async with client.session.post("/token", json=TOKEN, headers=headers) as response:
         assert (response.status, response.headers["Connection"]) == (401, "close")
@@ -257,7 +257,7 @@ async def test_a_bundle_that_cannot_be_used_changes_nothing(
 async def test_each_request_that_is_refused_for_its_certificate_is_counted(
     server: Server, client: Client
 ) -> None:
-    server.later = 3601
+    server.later = EXPIRED
     await ends_the_connection(client)
     assert server.counted == [("127.0.0.1", "unauthenticated")]
 
@@ -273,7 +273,7 @@ async def test_what_a_certificate_says_beside_the_callers_name_is_told_nowhere(
     told = ""
     for holder in (nobody, somebody, both):
         async with server.client(holder) as client:
-            for later in (0.0, 3601.0):
+            for later in (0.0, EXPIRED):
                 server.later = later
                 told += repr((await client.post("/token", {**TOKEN, "binding": "certificate"})).raw)
             server.later = 0.0

@@ -14,6 +14,7 @@ from kkp.web.authorities import expiry_of, load_authorities, reloading_authoriti
 from tests.client_certificates import Authority
 
 ROOT, NEXT = Authority.new("root", lives=timedelta(days=365)), Authority.new("next")
+NOW = time.time()
 HOLDER = ROOT.issue("a.example")
 
 
@@ -71,24 +72,24 @@ def test_a_bundle_that_cannot_be_used_is_a_warning_until_a_good_one_is_taken(
     assert warning_of(authorities) is None
 
 
-DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 # An authority that lives for 30 hours is one for which less than 10 are soon.
 ENDS: dict[str, tuple[list[Authority], str | None]] = {
-    "a little after 14 days": ([Authority.new(lives=60 * DAY, ago=46 * DAY - MINUTE)], None),
+    "a little after 14 days": ([Authority.new(lives=60 * DAY, ago=46 * DAY - HOUR)], None),
     "a little before 14 days": (
-        [Authority.new(lives=60 * DAY, ago=46 * DAY + MINUTE)],
+        [Authority.new(lives=60 * DAY, ago=46 * DAY + HOUR)],
         "An authority of client certificates expires at ",
     ),
     "with more than a third of a short life to go": (
-        [Authority.new(lives=30 * timedelta(hours=1), ago=20 * timedelta(hours=1) - MINUTE)],
+        [Authority.new(lives=30 * HOUR, ago=20 * HOUR - HOUR)],
         None,
     ),
     "with less than a third of a short life to go": (
-        [Authority.new(lives=30 * timedelta(hours=1), ago=20 * timedelta(hours=1) + MINUTE)],
+        [Authority.new(lives=30 * HOUR, ago=20 * HOUR + HOUR)],
         "An authority of client certificates expires at ",
     ),
-    "a minute ago": (
-        [Authority.new(lives=timedelta(hours=1), ago=timedelta(hours=1) + MINUTE)],
+    "an hour ago": (
+        [Authority.new(lives=DAY, ago=DAY + HOUR)],
         "An authority of client certificates expired at ",
     ),
     "soon, as one of several does": (
@@ -110,5 +111,5 @@ def test_a_warning_is_told_of_a_bundle_that_ends(
     tmp_path: Path, authorities: list[Authority], beginning: str | None
 ) -> None:
     (tmp_path / "ca.pem").write_bytes(b"".join(each.pem for each in authorities))
-    told = expiry_of(load_authorities({"": tmp_path / "ca.pem"}), time.time())
+    told = expiry_of(load_authorities({"": tmp_path / "ca.pem"}), NOW)
     assert (told is None) if beginning is None else (told or "").startswith(beginning)
