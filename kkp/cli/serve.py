@@ -10,8 +10,8 @@ One process serves, unless more are asked for (`--workers`, KKP_WORKERS): then t
 reach every process, and an order is not to count twice.
 
 SIGHUP makes a single process read its certificate, and the authorities of client certificates, again; it
-looks at the files by itself, too. With more,
-all are replaced, one after the other, by such as have read everything again.
+looks at the files by itself, too. With more, all are replaced, one after the other, by such as have read
+everything again.
 """
 
 from __future__ import annotations

@@ -101,10 +101,11 @@ class Authorities:
     """
 
     def __init__(self, bundles: Mapping[str, Sequence[x509.Certificate]]) -> None:
-        self._bundles: dict[x509.Certificate, set[str]] = defaultdict(set)
+        found: dict[x509.Certificate, set[str]] = defaultdict(set)
         for name, certificates in bundles.items():
             for each in certificates:
-                self._bundles[each].add(name)
+                found[each].add(name)
+        self._bundles = {certificate: frozenset(names) for certificate, names in found.items()}
         self._store = Store(list(self._bundles))
         self.der = b"".join(each.public_bytes(Encoding.DER) for each in self._bundles)
 
@@ -130,7 +131,7 @@ class Authorities:
                 raise CertificateInvalidError("Two certificates of the client's chain have one subject.")
             path = self._verifier(now).verify(leaf, others).chain
             is_strong = all(map(_is_strong, path))
-            presented = _presented(leaf, chain[0], frozenset(self._bundles[path[-1]]))
+            presented = _presented(leaf, chain[0], self._bundles[path[-1]])
             verified = Verified(presented, *_times(path))
         except VerificationError:
             raise CertificateInvalidError("The client certificate is not one that is accepted now.") from None
