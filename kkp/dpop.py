@@ -171,16 +171,17 @@ def _read_header(document: bytes) -> _Key:
 def _coordinate(text: str) -> bytes:
     """Return the bytes of a coordinate, which has one spelling: the thumbprint is taken of that."""
     decoded = base64.urlsafe_b64decode(text + "=")
-    if len(decoded) != _COORDINATE_BYTES or _base64url(decoded) != text:
+    if len(decoded) != _COORDINATE_BYTES or base64url(decoded) != text:
         raise ValueError("no coordinate")
     return decoded
 
 
 def _digest(data: bytes) -> str:
-    return _base64url(hashlib.sha256(data).digest())
+    return base64url(hashlib.sha256(data).digest())
 
 
-def _base64url(data: bytes) -> str:
+def base64url(data: bytes) -> str:
+    """Return bytes as thumbprints, digests and nonces are written."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 

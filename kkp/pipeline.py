@@ -131,7 +131,7 @@ class Origin:
         request_id: Ours, never the caller's.
         client_ip: The peer.
         decision_id: Set once there is a decision.
-        is_dpop: Whether the request speaks DPoP, and so is refused in its words.
+        is_dpop: Whether a credential was shown as DPoP, and so is refused in its words.
     """
 
     request_id: str

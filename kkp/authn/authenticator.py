@@ -14,7 +14,6 @@ revoked, for as long as it is.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Protocol, final
 
@@ -22,6 +21,7 @@ from kkp.authn.base import Authenticated, Method, Once, Proven
 from kkp.authn.dpop import Proofs
 from kkp.authn.identities import IdentityDirectory, caller_of
 from kkp.authn.kkp_tokens import TokenVerifier
+from kkp.dpop import base64url
 from kkp.errors import InvalidRequestError, ProofRequiredError, TokenInvalidError, UnauthenticatedError
 from kkp.model import Caller, Credentials
 from kkp.tokens import Claims, Confirmation, Federated
@@ -148,7 +148,7 @@ class Authenticator:
         key, certificate = self._proofs.prove(credentials, token), credentials.certificate
         proven = Confirmation(
             jkt=None if key is None else key.jkt,
-            x5t_s256=None if certificate is None else _base64url(certificate.sha256),
+            x5t_s256=None if certificate is None else base64url(certificate.sha256),
         )
         return proven, () if key is None else (key.once,)
 
@@ -202,7 +202,3 @@ def _token(credentials: Credentials, *, by_bearer: bool) -> str | None:
 
 def _invalid() -> TokenInvalidError:
     return TokenInvalidError("The token is not valid.")
-
-
-def _base64url(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -16,7 +16,6 @@ nonce = BASE64URL(HMAC-SHA-256(subkey kkp/dpop-nonce/v1, minute as 8 bytes big-e
 
 from __future__ import annotations
 
-import base64
 import math
 from typing import Final, NamedTuple, Protocol, final
 
@@ -78,8 +77,7 @@ class Nonces:
         return None
 
     def _of(self, number: int) -> str:
-        digest = self._master_key.mac(_PURPOSE, number.to_bytes(8))[:_NONCE_BYTES]
-        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        return dpop.base64url(self._master_key.mac(_PURPOSE, number.to_bytes(8))[:_NONCE_BYTES])
 
 
 @final

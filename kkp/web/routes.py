@@ -227,7 +227,7 @@ def _presented(services: Services, request: web.Request, *, required: bool) -> C
     except UnauthenticatedError as error:
         services.pipeline.count_failure(origin, error)
         raise
-    origin.is_dpop = credentials.scheme == "dpop" or bool(credentials.unverified_proofs)
+    origin.is_dpop = credentials.scheme == "dpop"
     return credentials
 
 
