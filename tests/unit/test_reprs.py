@@ -48,7 +48,6 @@ HARMLESS = {
     "kkp.audit.checkpoints:Checkpoint.key": "the same",
     "kkp.audit.prunings:_Body.key": "the same",
     "kkp.audit.prunings:Pruning.key": "the same",
-    "kkp.authn.base:Once.value": "the id of an assertion or a proof, which is no use without the rest of it",
     "kkp.authn.revocations:_View.tokens": "ids of tokens",
     "kkp.authn.revocations:_View.keys": "names of keys",
     "kkp.cli.doctor:_Setting.value": "what the doctor prints, a secret already left out",
