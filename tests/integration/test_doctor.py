@@ -117,7 +117,7 @@ def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
-        "root key", "revocations", "audit", "tls", "policy", "issuers", "backends",
+        "root key", "revocations", "audit", "tls", "client certificates", "policy", "issuers", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 
