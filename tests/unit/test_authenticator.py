@@ -415,7 +415,7 @@ async def test_a_token_speaks_for_whom_its_rule_vouches_now(
     world: World, changes: dict[str, object], caller: str | None
 ) -> None:
     federation = Federation([Source("k8s", "jwt", {"all": RULE}), Source("github", "jwt", {"all": RULE})])
-    authenticator, token = another_way(world, federation=federation), mint(**changes)
+    authenticator, token = another_way(world, federation=federation), mint("key-1", **changes)
     if caller is None:
         with pytest.raises(TokenInvalidError):
             await authenticator.authenticate(Credentials(token), epoch=7)
