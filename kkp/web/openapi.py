@@ -84,8 +84,8 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A service key (`kkp_sk_…`), a token of a configured issuer, or a KKP token with the operation in "
-        "its `ops`.",
+        "description": "A service key (`kkp_sk_…`), a token of a configured issuer, or a KKP token with the "
+        "operation in its `ops`.",
     }
 }
 _DESCRIPTION: Final = (
