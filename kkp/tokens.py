@@ -244,8 +244,26 @@ def decode_segments(token: str) -> tuple[bytes, bytes, bytes]:
     segments = token.split(".")
     if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
         raise _invalid()
-    header, payload, signature = map(_decode_segment, segments)
+    header, payload, signature = map(decode_segment, segments)
     return header, payload, signature
+
+
+def decode_segment(segment: str) -> bytes:
+    """Return what one segment of a JWS says.
+
+    Raises:
+        TokenInvalidError: It is not base64url, or could be spelled otherwise.
+    """
+    if not _SEGMENT.match(segment):
+        raise _invalid()
+    try:
+        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except binascii.Error:
+        raise _invalid() from None
+    # Stray trailing bits would give one token many spellings.
+    if _encode_segment(decoded).decode() != segment:
+        raise _invalid()
+    return decoded
 
 
 def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
@@ -306,19 +324,6 @@ def check_times(claims: Claims, *, now: float, clock_error_seconds: float) -> No
 
 def _invalid() -> TokenInvalidError:
     return TokenInvalidError("The token is not valid.")
-
-
-def _decode_segment(segment: str) -> bytes:
-    if not _SEGMENT.match(segment):
-        raise _invalid()
-    try:
-        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
-    except binascii.Error:
-        raise _invalid() from None
-    # Stray trailing bits would give one token many spellings.
-    if _encode_segment(decoded).decode() != segment:
-        raise _invalid()
-    return decoded
 
 
 def _coherent(claims: Claims) -> bool:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol, final
 
 import msgspec
@@ -200,12 +201,26 @@ class Assertions:
 
 def _read(token: str) -> _Unverified | None:
     """Return what a token says, if it has the form of one that an issuer might have signed."""
+    if len(token) > tokens.MAX_TOKEN_BYTES:
+        return None
+    header = _read_header(token.partition(".")[0])
+    if header is None:
+        return None
     try:
-        header_bytes, payload, _ = tokens.decode_segments(token)
-        refuse_duplicates(header_bytes)
+        _, payload, _ = tokens.decode_segments(token)
         refuse_duplicates(payload)
-        members = msgspec.json.decode(header_bytes, type=dict[str, JSON])
-        claims = msgspec.json.decode(payload, type=dict[str, JSON])
+        return _Unverified(header, msgspec.json.decode(payload, type=dict[str, JSON]))
+    except (TokenInvalidError, msgspec.DecodeError, ValueError, RecursionError):
+        return None
+
+
+@lru_cache(maxsize=64)  # those of KKP's own tokens come with most requests, and there are few at a time
+def _read_header(segment: str) -> _Header | None:
+    """Return a header that a token of an issuer's may have."""
+    try:
+        document = tokens.decode_segment(segment)
+        refuse_duplicates(document)
+        members = msgspec.json.decode(document, type=dict[str, JSON])
         header = msgspec.convert(members, _Header)
     except (TokenInvalidError, msgspec.DecodeError, ValueError, RecursionError):
         return None
@@ -213,7 +228,7 @@ def _read(token: str) -> _Unverified | None:
     brings_a_key = any(name in members for name in _BRINGS_A_KEY)
     if type_ not in _TYPES or brings_a_key or len(header.kid) > _MAX_KID_CHARACTERS:
         return None
-    return _Unverified(header, claims)
+    return header
 
 
 def _unknown() -> UnauthenticatedError:

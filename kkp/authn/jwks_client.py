@@ -68,7 +68,7 @@ class JWKSClient:
             headers={"Accept": "application/json, application/jwk-set+json", "Accept-Encoding": "identity"},
             skip_auto_headers=("User-Agent",),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # that of `fetch` is over all
             auto_decompress=False,
             trust_env=False,
         )

@@ -81,7 +81,7 @@ TokenId = Annotated[
 IdentityName = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(:[\x21-\x7e]{1,192})?$(?!\n)",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(:[\x21-\x7e]{1,254})?$(?!\n)",
         description="an identity's name: 1 to 63 of a-z, 0-9, ., _ and -, of which the first is a letter or "
         "a digit; of somebody whom an issuer vouches for, that is the issuer's, and a colon and the subject "
         "follow",

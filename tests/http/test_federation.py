@@ -211,6 +211,14 @@ async def test_the_kill_switch_stops_it_and_lets_it_go_on(kkp: KKP, issuer: Fake
     assert await outcome(kkp, own) == "ok"
 
 
+async def test_whoever_has_the_longest_name_can_be_stopped_too(kkp: KKP, issuer: FakeIssuer) -> None:
+    longest = assertion(issuer, sub="a" * 252, groups=["ops"])
+    assert await outcome(kkp, longest) == "ok"
+    stop = {"kind": "identity", "name": f"k8s:{'a' * 252}"}
+    assert (await kkp.post("/revocations", stop, credential=kkp.root_key)).status == 200
+    assert await outcome(kkp, longest) == "unauthenticated"
+
+
 @pytest.mark.parametrize("name", ["other:orders", "k8s:", "k8s", "user:orders"])
 async def test_nobody_is_stopped_whom_no_issuer_could_vouch_for(kkp: KKP, name: str) -> None:
     refused = await kkp.post("/revocations", {"kind": "identity", "name": name}, credential=kkp.root_key)

@@ -21,6 +21,7 @@ from kkp.cli.doctor import _doctor
 from kkp.config import _SETTINGS
 from kkp.errors import ConfigError
 from tests.client_certificates import Authority
+from tests.emulators.listener import Listener, Said, always
 from tests.http.certificates import new_pair
 from tests.integration.process import database, environment, kkp, names, serving
 from tests.integration.test_start import (
@@ -34,6 +35,7 @@ from tests.integration.test_start import (
     open_directory,
     open_master_key,
 )
+from tests.issuer import FakeIssuer
 
 Change = Callable[[Path], None]
 
@@ -355,6 +357,41 @@ def test_found_with_its_cure_is(stopped: Path, case: str, doctor: Doctor) -> Non
     failed = [found for found in report["checks"] if found["status"] == "FAIL"]
     assert {found["check"] for found in failed} >= {check}
     assert any(cure in found["cure"] for found in failed if found["check"] == check)
+
+
+def test_issuers_are_shown_and_the_keys_of_each_fetched_once(stopped: Path, doctor: Doctor) -> None:
+    issuer = FakeIssuer({"1": "P-256", "2": "Ed25519"})
+    rules = UNREACHABLE["rules"]
+    with Listener(always(Said(200, issuer.jwks(), {"Content-Type": "application/json"}))) as place:
+        fetched = {"jwks_url": f"{place.url}/keys?secret=canary", "rules": rules}
+        tables = {
+            "k8s": {**fetched, "issuer": "https://k8s.example"},
+            "github": {**fetched, "issuer": "https://github.example", "algorithms": ["RS256"]},
+            "spire": {"trust_domain": "example.org", "keys": issuer.jwk_list(), "rules": rules},
+            "far": {**fetched, "issuer": "https://far.example", "jwks_ca_file": "none.crt"},
+        }
+        report = doctor.report(stopped, KKP_ISSUERS=json.dumps(tables))
+        assert len(place.requests) == 2
+    shown = next(each["value"] for each in report["settings"] if each["name"] == "KKP_ISSUERS")
+    assert shown == (
+        "k8s=https://k8s.example,github=https://github.example,spire=spiffe://example.org,"
+        "far=https://far.example"
+    )
+    found = [(each["status"], each["detail"]) for each in report["checks"] if each["check"] == "issuers"]
+    assert found == [
+        ("ok", "k8s (https://k8s.example): 1 keys can be used; 1 rules"),
+        ("FAIL", "github (https://github.example): none of its 2 keys is for its algorithms"),
+        ("ok", "spire (spiffe://example.org): 2 keys were given; 1 rules"),
+        ("FAIL", "[issuers.far] jwks_ca_file: none.crt can't be read as certificates"),
+    ]
+    assert all(each["cure"] for each in report["checks"] if each["status"] == "FAIL")
+    assert "canary" not in json.dumps(report)
+
+
+def test_issuers_that_can_not_be_read_are_set_and_not_shown(stopped: Path, doctor: Doctor) -> None:
+    report = doctor.report(stopped, KKP_ISSUERS='{"canary"')
+    assert next(each["value"] for each in report["settings"] if each["name"] == "KKP_ISSUERS") == "set"
+    assert "canary" not in json.dumps(report)
 
 
 @pytest.mark.parametrize(
