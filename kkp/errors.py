@@ -8,12 +8,16 @@ or another caller's data. An exception that is not in this tree is a bug and rea
 ```
 KKPError
 ├── InvalidRequestError               invalid_request
+│   ├── UnsupportedGrantError         invalid_request
+│   ├── InvalidScopeError             invalid_request
+│   └── InvalidTargetError            invalid_request
 ├── UnsupportedMediaTypeError         unsupported_media_type
 ├── PayloadTooLargeError              payload_too_large
 ├── AuthenticationError
 │   ├── UnauthenticatedError          unauthenticated
 │   ├── TokenInvalidError             token_invalid
 │   └── TokenExpiredError             token_expired
+├── ClientAuthenticationError         unauthenticated
 ├── TLSRequiredError                  tls_required
 ├── DeniedError
 │   ├── PolicyDeniedError             policy_denied
@@ -73,6 +77,18 @@ class InvalidRequestError(KKPError):
     code = "invalid_request"
 
 
+class UnsupportedGrantError(InvalidRequestError):
+    """The OAuth grant type is not one that KKP offers."""
+
+
+class InvalidScopeError(InvalidRequestError):
+    """The OAuth scope is not made of operations that a token can be for."""
+
+
+class InvalidTargetError(InvalidRequestError):
+    """What an OAuth client would have a token for is missing, malformed, or more than one thing."""
+
+
 class UnsupportedMediaTypeError(KKPError):
     """The body has a media type or a content coding that the endpoint does not read."""
 
@@ -107,6 +123,12 @@ class TokenExpiredError(AuthenticationError):
     """A KKP token that verifies but whose `exp` has passed."""
 
     code = "token_expired"
+
+
+class ClientAuthenticationError(KKPError):
+    """An OAuth client would prove who it is as a client, and KKP knows no clients: nothing was looked at."""
+
+    code = "unauthenticated"
 
 
 class TLSRequiredError(KKPError):

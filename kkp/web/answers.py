@@ -24,7 +24,8 @@ from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
 from kkp.tokens import Claims
-from kkp.web.schemas import Wire
+from kkp.web.exchange import ExchangeRequest
+from kkp.web.schemas import RequestedTokenType, Wire
 
 
 class Answer(Wire, frozen=True):
@@ -37,6 +38,16 @@ class IssuedTokenAnswer(Answer, frozen=True):
     token: str
     expires_at: int
     kid: str
+
+
+class ExchangedTokenAnswer(Answer, frozen=True):
+    """Answers `POST /token` as a form (RFC 8693 section 2.2.1); `expires_in` in seconds, `scope` the ops."""
+
+    access_token: str
+    issued_token_type: RequestedTokenType
+    token_type: Literal["Bearer"]
+    expires_in: int
+    scope: str
 
 
 class EnvelopeAnswer(Answer, frozen=True):
@@ -88,6 +99,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
 
     active: bool
     token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    scope: str | msgspec.UnsetType = msgspec.UNSET
     iss: str | msgspec.UnsetType = msgspec.UNSET
     sub: str | msgspec.UnsetType = msgspec.UNSET
     aud: str | msgspec.UnsetType = msgspec.UNSET
@@ -178,6 +190,17 @@ def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
 
 
+def exchanged_token(answer: IssuedToken, request: ExchangeRequest) -> ExchangedTokenAnswer:
+    """Return the body that answers `POST /token` as a form."""
+    return ExchangedTokenAnswer(
+        access_token=answer.token,
+        issued_token_type=request.issued_token_type,
+        token_type="Bearer",  # noqa: S106  RFC 6750's name
+        expires_in=answer.lifetime_seconds,
+        scope=" ".join(request.ops),
+    )
+
+
 def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
     """Return the body that answers `POST /envelope/encrypt` and `POST /envelope/rewrap`."""
     return EnvelopeAnswer(envelopes.to_wire(answer))
@@ -214,7 +237,12 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
     """Return the body that answers `POST /token/introspect`."""
     if answer is None:
         return IntrospectionAnswer(active=False)
-    return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+    return IntrospectionAnswer(
+        active=True,
+        token_type="Bearer",  # noqa: S106  RFC 6750's name
+        scope=" ".join(answer.ops),
+        **msgspec.to_builtins(answer),
+    )
 
 
 def nothing(_answer: None, _request: object) -> EmptyAnswer:
