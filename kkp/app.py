@@ -79,6 +79,7 @@ from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
 from kkp.store.master_keys import MasterKeyStore, insert_first_rows
 from kkp.store.opening import open_database, peek_older
+from kkp.store.replays import ReplayStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.unlock import HeldMasterKey, Unlocked, open_given, unlock
@@ -469,6 +470,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         clock=base.clock,
         limits=CallerLimits(rate, burst, time.monotonic, limited.count),
         revocations=revoked,
+        used_once=ReplayStore(base.database, base.clock),
     )
 
 

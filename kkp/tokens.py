@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Literal, TypeAlias, final
 
 import msgspec
 from jwt.algorithms import Algorithm
@@ -49,12 +49,31 @@ _SIGNATURE_BYTES = 64
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 Pairs = Annotated[dict[str, str], msgspec.Meta(max_length=MAX_PAIRS)]
+TokenType: TypeAlias = Literal["Bearer", "DPoP"]
 
 
 class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who asked for a token that speaks for another (RFC 8693 section 4.1)."""
 
     sub: str
+
+
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Keys whose holder a request must come from, or has proven to come from (RFC 7800).
+
+    A token names one at the most, and whoever shows it must prove to have that.
+
+    Attributes:
+        jkt: The RFC 7638 thumbprint of a key that signs DPoP proofs (RFC 9449 section 6.1).
+        x5t_s256: The SHA-256 of a client certificate in DER, in base64url (RFC 8705 section 3.1).
+    """
+
+    jkt: str | None = None
+    x5t_s256: str | None = msgspec.field(default=None, name="x5t#S256")
+
+    def is_met_by(self, proven: Confirmation) -> bool:
+        """Tell whether what a request has proven is all that is demanded here."""
+        return self.jkt in {None, proven.jkt} and self.x5t_s256 in {None, proven.x5t_s256}
 
 
 class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -64,6 +83,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         ops: Envelope operations; empty for an identity-only token.
         context: Pairs that must be present in an envelope's authenticated context.
         act: Who asked, where that is not the subject.
+        cnf: The key without which the token is worth nothing.
     """
 
     iss: str
@@ -79,6 +99,12 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     policy_claims: Pairs
     context: Pairs = msgspec.field(default_factory=dict)
     act: Actor | None = None
+    cnf: Confirmation | None = None
+
+    @property
+    def token_type(self) -> TokenType:
+        """How the token is presented (RFC 6749 section 7.1)."""
+        return "DPoP" if self.cnf is not None and self.cnf.jkt is not None else "Bearer"
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -236,4 +262,5 @@ def _decode_segment(segment: str) -> bytes:
 
 def _coherent(claims: Claims) -> bool:
     known = set(claims.ops) <= set(TOKEN_OPS) and len(set(claims.ops)) == len(claims.ops)
-    return known and 0 <= claims.iat <= claims.exp and 0 <= claims.nbf <= claims.exp
+    bound_to_one = claims.cnf is None or (claims.cnf.jkt is None) != (claims.cnf.x5t_s256 is None)
+    return known and bound_to_one and 0 <= claims.iat <= claims.exp and 0 <= claims.nbf <= claims.exp

@@ -5,6 +5,8 @@
 - A KKP token alone: its subject, with the roles, grants and disabled-state of now.
 - A KKP token beside such a credential: whoever that proves, who must be the token's subject or the one who
   asked for it; the token is then no more than a capability.
+- A KKP token that is bound to a key, in whichever place it stands: as above, where the request proves to have
+  that key, and else nobody.
 
 Unknown, malformed and disabled credentials get the same answer, and so do those of an identity that is
 revoked, for as long as it is.
@@ -12,6 +14,7 @@ revoked, for as long as it is.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Protocol, final
 
@@ -20,7 +23,7 @@ from kkp.authn.identities import IdentityDirectory, caller_of
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.errors import InvalidRequestError, TokenInvalidError, UnauthenticatedError
 from kkp.model import Caller, Credentials
-from kkp.tokens import Claims
+from kkp.tokens import Claims, Confirmation
 
 
 class Holds(Protocol):
@@ -78,8 +81,9 @@ class Authenticator:
         token = _token(credentials, by_bearer=False)
         if token is None:
             raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
-        claims = self._verifier.verify(token)
-        return Authenticated(self._subject(claims), epoch, claims)
+        keys = _proven_keys(credentials)
+        claims = self._presented(token, keys)
+        return Authenticated(self._subject(claims), epoch, claims, proven=keys)
 
     def accepted(self, unverified_token: str) -> Claims:
         """Return the claims of a token that is good for something now, whoever shows it.
@@ -111,11 +115,18 @@ class Authenticator:
         if self._revoked.is_held(proven.caller.id):
             raise UnauthenticatedError("The credential is not known.")
         token = _token(credentials, by_bearer=proven.by_bearer)
-        if token is None:
-            return Authenticated(proven.caller, epoch, once=proven.once)
-        claims = self._verifier.verify(token)
-        self._subject(claims)
-        return Authenticated(proven.caller, epoch, claims, proven.once)
+        keys = _proven_keys(credentials)
+        claims = None if token is None else self._presented(token, keys)
+        if claims is not None:
+            self._subject(claims)
+        return Authenticated(proven.caller, epoch, claims, proven.once, keys)
+
+    def _presented(self, unverified_token: str, proven: Confirmation) -> Claims:
+        """Return the claims of a token that this request may present."""
+        claims = self._verifier.verify(unverified_token)
+        if claims.cnf is not None and not claims.cnf.is_met_by(proven):
+            raise TokenInvalidError("The token is bound to a key, and the request does not prove to have it.")
+        return claims
 
     def _subject(self, claims: Claims) -> Caller:
         # Whoever asked for a token that speaks for another answers for it: if either is stopped, it stops.
@@ -126,6 +137,15 @@ class Authenticator:
         if self._revoked.is_held(claims.sub, asked_by):
             raise _invalid()
         return caller_of(subject, "kkp_token")
+
+
+def _proven_keys(credentials: Credentials) -> Confirmation:
+    """Return the keys that a request proves to come from."""
+    certificate = credentials.certificate
+    if certificate is None:
+        return Confirmation()
+    digest = base64.urlsafe_b64encode(certificate.sha256).rstrip(b"=")
+    return Confirmation(x5t_s256=digest.decode())
 
 
 def _token(credentials: Credentials, *, by_bearer: bool) -> str | None:

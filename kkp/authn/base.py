@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from kkp.model import Caller, Credentials
-from kkp.tokens import Claims
+from kkp.tokens import Claims, Confirmation
 
 
 class Once(NamedTuple):
@@ -43,12 +43,14 @@ class Authenticated(msgspec.Struct, frozen=True):
         token: The verified token's claims. Where it came alone, the caller is its subject.
         epoch: The state that this was looked up in.
         once: What of it serves this request and no other.
+        proven: The keys that the request has proven to come from; a token can be bound to them.
     """
 
     caller: Caller
     epoch: int
     token: Claims | None = None
     once: tuple[Once, ...] = ()
+    proven: Confirmation = Confirmation()
 
     def __repr__(self) -> str:
         """Name the caller, and nothing of the token."""

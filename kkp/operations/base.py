@@ -25,6 +25,8 @@ RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
 AnswerT_co = TypeVar("AnswerT_co", covariant=True)
 ProposalT = TypeVar("ProposalT", bound="Proposal")
 
+BINDING_REQUIRED = "kkp.binding_required"
+
 
 class EnvelopeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What policy may know of an envelope: labels and authenticated data, no key and no ciphertext."""
@@ -94,11 +96,15 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
     def oblige(self, proposal: ProposalT, decision: Decision) -> tuple[ProposalT, Decision]:
         """Narrow the proposal as an allowing decision demands.
 
-        Only issuing a token knows an obligation; anywhere else one that asks for something is a denial,
-        because it can't be kept.
+        What demands a binding is met by a token that has one: whoever shows it has proven to hold its key.
+        Issuing a token alone knows another obligation; anywhere else that one can't be kept, and denies.
         """
-        if any(decision.obligations.values()):
+        demanded = {name for name, value in decision.obligations.items() if value}
+        if demanded - {"require_binding"}:
             return proposal, denied(decision, "kkp.obligation_not_applicable")
+        token = proposal.authenticated.token
+        if demanded and (token is None or token.cnf is None):
+            return proposal, denied(decision, BINDING_REQUIRED)
         return proposal, decision
 
     async def run(self, proposal: ProposalT, request: RequestT_contra) -> AnswerT_co:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar, final, runtime_checkable
 
-from sqlalchemy import Boolean, Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Boolean, Connection, Insert, Table, delete, func, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -194,14 +194,18 @@ def mark_epoch(connection: Connection, epoch: int) -> None:
 
 def insert_unless_known(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
     """Insert a row, or leave the one that is there as it is."""
+    connection.execute(insertion_unless_known(connection, table).values(row))
+
+
+def insertion_unless_known(connection: Connection, table: Table) -> Insert:
+    """Return what inserts rows, and leaves those that are there as they are."""
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects import postgresql  # noqa: PLC0415  SQLite alone does without it
 
-        connection.execute(postgresql.insert(table).values(row).on_conflict_do_nothing())
-        return
+        return postgresql.insert(table).on_conflict_do_nothing()
     from sqlalchemy.dialects import sqlite  # noqa: PLC0415  and PostgreSQL without this one
 
-    connection.execute(sqlite.insert(table).values(row).on_conflict_do_nothing())
+    return sqlite.insert(table).on_conflict_do_nothing()
 
 
 class contains(FunctionElement[bool]):  # noqa: N801  a function of SQL

@@ -27,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FIRST_LAYOUT = 3  # the oldest that can be migrated: what the first revision makes
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
@@ -196,6 +196,16 @@ revocations = Table(
     Column("revoked_by", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("mac", Bytes, nullable=False),
+)
+
+# What may be used once and was: an assertion, a proof. `digest` is the SHA-256 of what names it, and `kind`
+# says of what sort it is. A row goes once nobody would take it any more, used or not.
+used_once = Table(
+    "used_once",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("digest", Bytes, primary_key=True),
+    Column("expires_at", Double, nullable=False, index=True),
 )
 
 # Master keys, each wrapped by what `opener` says: a key of a KMS, or the master key before or after it.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
@@ -23,7 +22,7 @@ from kkp.operations.revocations import RevocationQuery
 from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
-from kkp.tokens import Claims
+from kkp.tokens import Claims, TokenType
 from kkp.web.exchange import ExchangeRequest
 from kkp.web.schemas import RequestedTokenType, Wire
 
@@ -33,11 +32,15 @@ class Answer(Wire, frozen=True):
 
 
 class IssuedTokenAnswer(Answer, frozen=True):
-    """Answers `POST /token`; `expires_at` in Unix seconds."""
+    """Answers `POST /token`; `expires_at` in Unix seconds.
+
+    `token_type` is how the token is presented: `DPoP` where it is bound to the key of the request's proof.
+    """
 
     token: str
     expires_at: int
     kid: str
+    token_type: TokenType
 
 
 class ExchangedTokenAnswer(Answer, frozen=True):
@@ -45,7 +48,7 @@ class ExchangedTokenAnswer(Answer, frozen=True):
 
     access_token: str
     issued_token_type: RequestedTokenType
-    token_type: Literal["Bearer"]
+    token_type: TokenType
     expires_in: int
     scope: str
 
@@ -98,7 +101,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     """Answers `POST /token/introspect` (RFC 7662 section 2.2); where `active` is false it stands alone."""
 
     active: bool
-    token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    token_type: TokenType | msgspec.UnsetType = msgspec.UNSET
     scope: str | msgspec.UnsetType = msgspec.UNSET
     iss: str | msgspec.UnsetType = msgspec.UNSET
     sub: str | msgspec.UnsetType = msgspec.UNSET
@@ -113,6 +116,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    cnf: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmptyAnswer(Answer, frozen=True):
@@ -187,7 +191,7 @@ class AuditAnswer(Answer, frozen=True):
 
 def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     """Return the body that answers `POST /token`."""
-    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
+    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid, answer.token_type)
 
 
 def exchanged_token(answer: IssuedToken, request: ExchangeRequest) -> ExchangedTokenAnswer:
@@ -195,7 +199,7 @@ def exchanged_token(answer: IssuedToken, request: ExchangeRequest) -> ExchangedT
     return ExchangedTokenAnswer(
         access_token=answer.token,
         issued_token_type=request.issued_token_type,
-        token_type="Bearer",  # noqa: S106  RFC 6750's name
+        token_type=answer.token_type,
         expires_in=answer.lifetime_seconds,
         scope=" ".join(request.ops),
     )
@@ -237,12 +241,8 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
     """Return the body that answers `POST /token/introspect`."""
     if answer is None:
         return IntrospectionAnswer(active=False)
-    return IntrospectionAnswer(
-        active=True,
-        token_type="Bearer",  # noqa: S106  RFC 6750's name
-        scope=" ".join(answer.ops),
-        **msgspec.to_builtins(answer),
-    )
+    told = {"token_type": answer.token_type, "scope": " ".join(answer.ops), **msgspec.to_builtins(answer)}
+    return IntrospectionAnswer(active=True, **told)
 
 
 def nothing(_answer: None, _request: object) -> EmptyAnswer:

@@ -8,6 +8,7 @@ resource              urn:kkp:key:<backend>:<key id, percent-encoded>, exactly o
 audience              exactly one
 scope                 operations; left out, decrypt
 requested_token_type  …:access_token, or …:jwt, which it is as well; left out, the former
+binding               as in JSON
 ```
 
 Rules that hold here:
@@ -38,7 +39,7 @@ from kkp.errors import (
     UnsupportedGrantError,
 )
 from kkp.model import JSON, Credentials
-from kkp.operations.tokens import TokenRequest
+from kkp.operations.tokens import Binding, TokenRequest
 from kkp.web import schemas
 from kkp.web.schemas import Asks
 
@@ -81,6 +82,7 @@ class ExchangeBody(Asks[ExchangeRequest], frozen=True, forbid_unknown_fields=Fal
     audience: schemas.Audience
     scope: schemas.Scope = "decrypt"
     requested_token_type: schemas.RequestedTokenType = ACCESS_TOKEN
+    binding: Binding | None = None
 
     def request(self) -> ExchangeRequest:
         """Return what is asked for, checked."""
@@ -96,6 +98,7 @@ class ExchangeBody(Asks[ExchangeRequest], frozen=True, forbid_unknown_fields=Fal
             key_id=_key_id(quoted),
             ops=ops,
             issued_token_type=self.requested_token_type,
+            binding=self.binding,
         )
 
     def credentials(self, credentials: Credentials) -> Credentials:

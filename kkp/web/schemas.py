@@ -25,7 +25,7 @@ from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest
 from kkp.operations.identities import IdentityRequest, RotateKeyRequest
 from kkp.operations.revocations import RevocationQuery, RevocationRequest
 from kkp.operations.token_life import HeldToken
-from kkp.operations.tokens import TokenRequest
+from kkp.operations.tokens import Binding, TokenRequest
 from kkp.revocations import MAX_REASON_CHARACTERS, RevocationKind
 from kkp.ring_times import MAX_SECONDS
 from kkp.strict_json import refuse_duplicates
@@ -211,6 +211,7 @@ _EXPECTED: Mapping[str, str] = {
 _CHOICES: Mapping[str, Sequence[str]] = {
     "ops": get_args(TokenOp),
     "encoding": ("utf-8", "null"),
+    "binding": (*get_args(Binding), "null"),
     "kind": [*RevocationKind],
     "grant_type": get_args(GrantType),
     "subject_token_type": get_args(SubjectTokenType),
@@ -278,6 +279,7 @@ class TokenBody(Asks[TokenRequest], frozen=True):
     policy_claims: Pairs = {}
     context: Pairs = {}
     request_context: PolicyContext = {}
+    binding: Binding | None = None
 
     def request(self) -> TokenRequest:
         """Return what is asked for, checked."""
@@ -295,6 +297,7 @@ class TokenBody(Asks[TokenRequest], frozen=True):
             policy_claims=self.policy_claims,
             context=self.context,
             request_context=self.request_context,
+            binding=self.binding,
         )
 
 

@@ -696,7 +696,7 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "a request to open": DecryptRequest(envelope=envelope, expected_audience=None, policy_context={}),
         "a message key": MessageKey(envelope, secret_text.encode()),
         "a plaintext": Opened(secret_text.encode(), "utf-8", claims.claims),
-        "a token": IssuedToken(scene.token, 0, "kid", 0),
+        "a token": IssuedToken(scene.token, 0, "kid", "Bearer", 0),
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
         "a new identity": NewIdentity("a", scene.orders, None),
         "a new key": RotatedKey("a", scene.orders, None, 0.0, None),

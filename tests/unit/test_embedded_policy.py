@@ -170,9 +170,9 @@ def test_an_allow_with_an_obligation_that_kkp_cannot_read_is_a_denial(obligation
     )
 
 
-def test_an_allow_that_demands_a_binding_is_a_denial() -> None:
+def test_an_allow_can_demand_a_binding() -> None:
     assert interpret("decision", DOCUMENT | {"obligations": {"require_binding": True}}, "r1") == Decision(
-        allow=False, reasons=("test.granted", "kkp.binding_unavailable"), revision="r1"
+        allow=True, reasons=("test.granted",), obligations={"require_binding": True}, revision="r1"
     )
 
 

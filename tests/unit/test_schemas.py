@@ -965,10 +965,11 @@ def test_what_is_answered_can_be_sent_back() -> None:
 
 
 def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
-    assert answered(answers.issued_token(IssuedToken("t", 2, "kid", 1), None)) == {
+    assert answered(answers.issued_token(IssuedToken("t", 2, "kid", "DPoP", 1), None)) == {
         "token": "t",
         "expires_at": 2,
         "kid": "kid",
+        "token_type": "DPoP",
     }
     assert answered(answers.new_identity(NewIdentity("orders", "kkp_sk_x", None), None)) == {
         "id": "orders",
@@ -1018,7 +1019,7 @@ def test_nothing_that_goes_over_the_wire_shows_itself_in_a_repr() -> None:
     shown = [
         decode(_encrypt, body(ENCRYPT, plaintext="s3cret")),
         answers.opened(Opened(b"s3cret", "utf-8", CLAIMS), None),
-        answers.issued_token(IssuedToken("s3cret", 2, "kid", 1), None),
+        answers.issued_token(IssuedToken("s3cret", 2, "kid", "Bearer", 1), None),
         answers.new_identity(NewIdentity("orders", "s3cret", None), None),
     ]
     assert all("s3cret" not in repr(each) for each in shown)
