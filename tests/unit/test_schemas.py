@@ -33,6 +33,7 @@ from kkp.web.schemas import (
     TokenBody,
     decode,
 )
+from tests import described
 
 Document: TypeAlias = dict[str, Any]
 LIMIT = 1000
@@ -842,7 +843,8 @@ def _members(schema: JSON, name: str = "") -> Iterator[tuple[str, dict[str, JSON
 
 def test_every_pattern_and_every_choice_of_a_request_has_words() -> None:
     """Without them, whoever breaks one would be told of a failure of KKP's own."""
-    read = [shape for route in ROUTES for shape in (route.read.body, route.read.query) if shape is not None]
+    readers = [reader for route in ROUTES for reader in described.readers(route)]
+    read = [shape for reader in readers for shape in (reader.body, reader.query) if shape is not None]
     _, schemas_of = msgspec.json.schema_components(read)
     found = [each for schema in schemas_of.values() for each in _members(schema)]
     patterns = {
