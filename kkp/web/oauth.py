@@ -6,7 +6,7 @@ client library raises, and beside it the `code` that is KKP's own and as stable 
 
 - At the token endpoint a refusal has status 400, whatever it is about: the subject_token is no
   authentication of the client, so what is wrong with it is `invalid_request` (RFC 8693 section 2.2.2), and
-  what would not be issued is `invalid_target`.
+  what would not be issued is `invalid_target`. Only who authenticates as a client is answered with 401.
 - Elsewhere the caller shows a credential in the header, and the statuses and errors are those of RFC 6750.
 - What HTTP has a status of its own for keeps it: 413, 415, 429, 503. So a client knows when to ask again.
 
@@ -16,7 +16,7 @@ Failures inside stay problem documents, and so does what is refused before a rou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -26,19 +26,14 @@ import msgspec
 from aiohttp import hdrs, web
 
 from kkp.errors import (
-    AuditUnavailableError,
     AuthenticationError,
     ClientAuthenticationError,
     DeniedError,
     InvalidScopeError,
     InvalidTargetError,
-    KeyringUnavailableError,
     KKPError,
     NotFoundError,
-    PolicyUnavailableError,
-    RateLimitedError,
     ScopeMismatchError,
-    StaleProposalError,
     UnsupportedGrantError,
 )
 from kkp.model import Credentials
@@ -52,6 +47,7 @@ RequestT = TypeVar("RequestT")
 AnswerT = TypeVar("AnswerT")
 
 _Row = tuple[type[KKPError], str, HTTPStatus | None]
+_TEMPORARY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _NOT_IN_A_DESCRIPTION = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")  # RFC 6749 section 5.2
 
 
@@ -76,12 +72,16 @@ class Refusals:
     """
 
     def __init__(self, *rows: _Row) -> None:
-        self._rows = (*rows, *_ANYWHERE)
+        self._rows = rows
 
     def of(self, kind: type[KKPError]) -> tuple[str, HTTPStatus]:
         """Return OAuth's name for an error, and its status."""
-        name, status = next((name, status) for known, name, status in self._rows if issubclass(kind, known))
-        return name, status or problems.STATUS[kind.code]
+        of_code = problems.STATUS[kind.code]
+        for known, name, status in self._rows:
+            if issubclass(kind, known):
+                return name, status or of_code
+        # What is not there for now, or else malformed, too large, or of another media type.
+        return "temporarily_unavailable" if of_code in _TEMPORARY else "invalid_request", of_code
 
     def response(self, error: KKPError, origin: Origin) -> web.Response:
         """Return the answer to a form that an error ended."""
@@ -105,7 +105,7 @@ class Refusals:
             response.headers[hdrs.WWW_AUTHENTICATE] = 'Basic realm="kkp"'
         elif status != HTTPStatus.UNAUTHORIZED:
             response.headers.pop(hdrs.WWW_AUTHENTICATE, None)
-        return no_pragma_cache(response)
+        return uncached(response)
 
 
 @final
@@ -133,23 +133,12 @@ class Form(Generic[RequestT, AnswerT]):
         return read_beside_form if self.credential_in_body else partial(read_credentials, required=True)
 
 
-def no_pragma_cache(response: web.Response) -> web.Response:
+def uncached(response: web.Response) -> web.Response:
     """Return an answer with what RFC 6749 section 5.1 wants beside `Cache-Control: no-store`."""
     response.headers[hdrs.PRAGMA] = "no-cache"
     return response
 
 
-_UNAVAILABLE: Sequence[type[KKPError]] = (
-    RateLimitedError,
-    PolicyUnavailableError,
-    AuditUnavailableError,
-    KeyringUnavailableError,
-    StaleProposalError,
-)
-_ANYWHERE: Sequence[_Row] = (
-    *((kind, "temporarily_unavailable", None) for kind in _UNAVAILABLE),
-    (KKPError, "invalid_request", None),  # malformed, too large, or of another media type
-)
 AT_TOKEN_ENDPOINT = Refusals(
     (UnsupportedGrantError, "unsupported_grant_type", None),
     (InvalidScopeError, "invalid_scope", None),

@@ -52,7 +52,7 @@ from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import answers, exchange, problems, schemas
 from kkp.web.credentials import read_credentials
-from kkp.web.oauth import AT_TOKEN_ENDPOINT, BEHIND_A_BEARER, Form, no_pragma_cache
+from kkp.web.oauth import AT_TOKEN_ENDPOINT, BEHIND_A_BEARER, Form, uncached
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import (
     SMALL_BODY_BYTES,
@@ -166,7 +166,7 @@ class Route(Generic[RequestT, AnswerT]):
             response = await self._handle(form.credentials, form.read, form.answer, services, request)
         except KKPError as error:
             return form.refusals.response(error, request[ORIGIN])
-        return no_pragma_cache(response)
+        return uncached(response)
 
     async def _handle(
         self,
