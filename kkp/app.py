@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,12 @@ from kkp.audit.log import AuditLog
 from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import CheckpointSink, open_sink
 from kkp.authn import identities, revocations
+from kkp.authn.assertions import Assertions, Trusted
 from kkp.authn.authenticator import Authenticator
+from kkp.authn.base import Method
+from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
+from kkp.authn.jwks import FetchedKeys, GivenKeys
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authn.revocations import Revocations
@@ -40,9 +44,11 @@ from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
 from kkp.authz.reloading import ReloadingPolicy
-from kkp.clock import Clock, DatabaseClock, SteadyClock
+from kkp.clock import Clock, DatabaseClock, SteadyClock, steady_seconds
 from kkp.config import Check, KMSKey, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
+from kkp.issuers import Issuer
+from kkp.jwk import of_members
 from kkp.keyring import rotation
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
@@ -52,6 +58,7 @@ from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
 from kkp.limits import CallerLimits
 from kkp.live_state import LiveState, Loads
+from kkp.mappings import Source
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
@@ -176,8 +183,20 @@ class Foundation:
         # A backend that was taken out of the configuration may be revoked still.
         return kms.canonical(self.settings.backends.get(backend, ""), key_id)
 
-    def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
-        """Return what tells callers, and good tokens, from others."""
+    def federation(self) -> Federation:
+        """Return the callers that no identity stands for."""
+        return Federation(Source(name, "jwt", issuer.rules) for name, issuer in self.settings.issuers.items())
+
+    def authenticator(
+        self, keyring: Keyring, revoked: Revocations, further: Sequence[Method] = ()
+    ) -> Authenticator:
+        """Return what tells callers, and good tokens, from others.
+
+        Args:
+            keyring: Of our own tokens.
+            revoked: What is revoked.
+            further: The ways to prove who is calling besides service keys.
+        """
         verifier = TokenVerifier(
             keyring,
             revoked,
@@ -185,7 +204,8 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        return Authenticator(self.directory, verifier, revoked, (ServiceKeys(self.directory),))
+        methods = (ServiceKeys(self.directory), *further)
+        return Authenticator(self.directory, verifier, revoked, self.federation(), methods)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -336,8 +356,24 @@ async def _running_services(
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
         names = KnownNames(backends=base.settings.backends, roles=roles)
+        trusted, fetched = await stack.enter_async_context(_trusting(base))
+        assertions = Assertions(
+            trusted, base.federation(), base.clock, clock_error_seconds=base.settings.ring_times.clock_error
+        )
+        authenticator = base.authenticator(keyring, revoked, [assertions] if trusted else [])
+        warnings = {**warnings, "issuers": partial(_first_warning, fetched)}
         services = _services(
-            base, state, policy, registry, keyring, revoked, failures, limited, warnings, names
+            base,
+            state,
+            policy,
+            registry,
+            keyring,
+            revoked,
+            authenticator,
+            failures,
+            limited,
+            warnings,
+            names,
         )
         if data_keys is not None:
             if services.metrics is not None:
@@ -348,6 +384,48 @@ async def _running_services(
         following = _following(base, state)
         await stack.enter_async_context(running(*background, base.reserve.run(), *following))
         yield services
+
+
+@asynccontextmanager
+async def _trusting(base: Foundation) -> AsyncIterator[tuple[list[Trusted], list[FetchedKeys]]]:
+    """Yield the issuers, and those of their keys that are fetched, which is done meanwhile."""
+    trusted: list[Trusted] = []
+    async with _fetching(base.settings.issuers) as fetched:
+        for name, issuer in base.settings.issuers.items():
+            keys = fetched[name] if name in fetched else GivenKeys(of_members(issuer.keys))
+            trusted.append(Trusted(name, issuer, issuer.audience or base.settings.issuer, keys))
+        yield trusted, [*fetched.values()]
+
+
+@asynccontextmanager
+async def _fetching(issuers: Mapping[str, Issuer]) -> AsyncIterator[Mapping[str, FetchedKeys]]:
+    """Fetch the keys of issuers who have a place for them, for the duration of the block."""
+    remote = {name: issuer for name, issuer in issuers.items() if issuer.jwks_url}
+    if not remote:
+        yield {}
+        return
+    from kkp.authn.jwks_client import JWKSClient, tls_context  # noqa: PLC0415  HTTP, as below
+
+    tls = {name: tls_context(name, issuer.ca_file) for name, issuer in remote.items()}
+    client = JWKSClient()
+    fetched = {
+        name: FetchedKeys(
+            name,
+            partial(client.fetch, issuer, tls[name]),
+            serves_seconds=issuer.keys_secs,
+            now=steady_seconds,
+        )
+        for name, issuer in remote.items()
+    }
+    try:
+        async with running(*(keys.run() for keys in fetched.values())):
+            yield fetched
+    finally:
+        await client.close()
+
+
+def _first_warning(fetched: Sequence[FetchedKeys]) -> str | None:
+    return next(filter(None, (keys.warning() for keys in fetched)), None)
 
 
 def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, None]]:
@@ -366,6 +444,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    authenticator: Authenticator,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
@@ -374,7 +453,6 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     from kkp.web.routes import Services  # noqa: PLC0415  HTTP: commands do not need it, and would wait for it
 
     settings, clock, directory = base.settings, base.clock, base.directory
-    authenticator = base.authenticator(keyring, revoked)
     metrics = _metrics(base, keyring, registry)
     pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
     return Services(
@@ -400,7 +478,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
-        revoke=Revoke(revoked, directory, settings.backends),
+        revoke=Revoke(revoked, (directory, base.federation()), settings.backends),
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),

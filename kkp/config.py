@@ -29,9 +29,10 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from kkp import backend_tables
+from kkp import backend_tables, issuers
 from kkp.backend_tables import BACKEND_NAME
 from kkp.errors import ConfigError
+from kkp.issuers import Issuer
 from kkp.model import JSON, BackendLimits
 from kkp.peers import Network, parse_networks
 from kkp.postgres_address import GOOD as GOOD_POSTGRES
@@ -177,6 +178,7 @@ class Settings:
         checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
         audit_min_free_bytes: What must be free beside a SQLite file for anything new to be done; 0: nothing.
         accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
+        issuers: Whose tokens are taken as credentials, by name.
         warnings: Things that are not wrong but look unintended.
     """
 
@@ -213,6 +215,7 @@ class Settings:
     checkpoint_interval_seconds: float
     audit_min_free_bytes: int
     accept_rollback: str
+    issuers: Mapping[str, Issuer]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -516,6 +519,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_ISSUERS": _Setting("", issuers.read, issuers.GOOD, secret=True),
     "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_AUDIT_MIN_FREE_BYTES": _Setting("67108864", _count_or_none, "bytes, or 0 for no reserve"),
@@ -561,6 +565,11 @@ class Draft:
         """Where the API listens, if that could be read."""
         address = self.values.get("KKP_LISTEN_ADDR")
         return address if isinstance(address, Address) else None
+
+    @property
+    def issuer(self) -> str:
+        """`iss` of KKP's own tokens, by default its address."""
+        return str(self.values.get("KKP_ISSUER") or f"http://{self.listen}")
 
     @property
     def database_url(self) -> str:
@@ -654,13 +663,14 @@ def load(
     for rule in way.rules:
         rule(draft)
     _check_backends(draft, way, schemes)
+    _check_issuers(draft)
     ring_times = _ring_times(draft.values, problems)
     for check in checks:
         if draft.values.keys() >= set(check.names):
             problems.extend(check.problems(*(draft.values[name] for name in check.names)))
     if problems:
         raise ConfigError(problems)
-    return _settings(draft, ring_times, _warnings(environ))
+    return _settings(draft, ring_times, _warnings(environ, draft))
 
 
 def load_backend_limits(environ: Mapping[str, str]) -> BackendLimits:
@@ -748,7 +758,7 @@ def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dic
     except tomllib.TOMLDecodeError as error:  # it tells the place, and of a value one character at most
         problems.append(f"KKP_CONFIG: {path} can't be read as TOML: {error}; {_toml_cure(text)}")
         return {}
-    backends = document.pop("backends", None)
+    backends, tables = document.pop("backends", None), document.pop("issuers", None)
     texts: dict[str, str] = {}
     for key, value in document.items():
         name = f"KKP_{key.upper()}"
@@ -758,6 +768,8 @@ def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dic
             texts[name] = str(value)
     if backends is not None:
         _file_backends(backends, path, texts, problems, refused)
+    if tables is not None:
+        _file_issuers(tables, path, texts, problems, refused)
     return texts
 
 
@@ -781,6 +793,17 @@ def _file_backends(
         items = (f"{name}={_backend_uri(table)}" for name, table in tables.items())
         tables = ",".join(item.replace(",", quote(",")) for item in items)
     texts["KKP_BACKENDS"] = tables
+
+
+def _file_issuers(
+    tables: JSON, path: Path, texts: dict[str, str], problems: list[str], refused: set[str]
+) -> None:
+    wrong = [f"{path}: {problem}" for problem in issuers.form_problems(tables)]
+    if wrong:
+        problems.extend(wrong)
+        refused.add("KKP_ISSUERS")
+        return
+    texts["KKP_ISSUERS"] = msgspec.json.encode(tables).decode()
 
 
 class _KeyTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -877,6 +900,13 @@ def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
             )
 
 
+def _check_issuers(draft: Draft) -> None:
+    found, backends = draft.values.get("KKP_ISSUERS"), draft.values.get("KKP_BACKENDS")
+    if isinstance(found, dict):
+        known = backends if isinstance(backends, dict) else None
+        draft.problems.extend(issuers.problems(found, draft.issuer, known))
+
+
 def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
     known: dict[str, Any] = {field: values[name] for field, name in RING_SETTINGS.items() if name in values}
     if "min_ttl" in known and known["min_ttl"] is None:
@@ -910,28 +940,30 @@ def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
     )
 
 
-def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
+def _warnings(environ: Mapping[str, str], draft: Draft) -> tuple[str, ...]:
     known = {*_SETTINGS, "KKP_CONFIG"}
     unknown = [
         f"{name} is not a setting of KKP and is ignored"
         for name in sorted(environ)
         if name.startswith("KKP_") and name not in known
     ]
-    return (*_replaced_backends(environ), *unknown)
+    found: Any = draft.values["KKP_ISSUERS"]
+    return (*_replaced_tables(environ), *unknown, *issuers.warnings(found))
 
 
-def _replaced_backends(environ: Mapping[str, str]) -> Iterator[str]:
-    """Tell that backends of the file are not there: unlike other settings, they look as if they added up."""
+def _replaced_tables(environ: Mapping[str, str]) -> Iterator[str]:
+    """Tell that tables of the file are not there: unlike other settings, they look as if they added up."""
     path = environ.get("KKP_CONFIG", "")
-    if environ.get("KKP_BACKENDS") and "KKP_BACKENDS" in _file_texts(path, [], set()):
-        yield f"KKP_BACKENDS in the environment replaces all backends of {path or 'kkp.toml'}"
+    for name in ("KKP_BACKENDS", "KKP_ISSUERS"):
+        if environ.get(name) and name in _file_texts(path, [], set()):
+            what = name.removeprefix("KKP_").lower()
+            yield f"{name} in the environment replaces all {what} of {path or 'kkp.toml'}"
 
 
 def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) -> Settings:
     values: Mapping[str, Any] = draft.values  # each of the type that its parser returns
-    listen: Address = values["KKP_LISTEN_ADDR"]
     return Settings(
-        listen=listen,
+        listen=values["KKP_LISTEN_ADDR"],
         tls_cert_file=values["KKP_TLS_CERT_FILE"],
         tls_key_file=values["KKP_TLS_KEY_FILE"],
         trusted_proxies=values["KKP_TRUSTED_PROXIES"],
@@ -946,7 +978,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         master_key_file=draft.master_key_file,
         master_key_kms=values["KKP_MASTER_KEY_KMS"],
         master_key_checks=values["KKP_MASTER_KEY_CHECK"],
-        issuer=values["KKP_ISSUER"] or f"http://{listen}",
+        issuer=draft.issuer,
         policy_path=values["KKP_POLICY_PATH"],
         opa_url=values["KKP_OPA_URL"],
         opa_timeout_seconds=values["KKP_OPA_TIMEOUT_MS"],
@@ -965,5 +997,6 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],
         audit_min_free_bytes=values["KKP_AUDIT_MIN_FREE_BYTES"],
         accept_rollback=values["KKP_ACCEPT_ROLLBACK"],
+        issuers=values["KKP_ISSUERS"],
         warnings=warnings,
     )

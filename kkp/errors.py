@@ -41,6 +41,7 @@ KKPError
 │   │   ├── KMSThrottledError         kms_unavailable
 │   │   └── KeyNotReadyError          kms_unavailable
 │   └── InvalidWrapError              envelope_invalid
+├── IssuerUnavailableError            issuer_unavailable
 ├── PolicyUnavailableError            policy_unavailable
 ├── AuditUnavailableError             audit_unavailable
 ├── KeyringUnavailableError           keyring_unavailable
@@ -282,6 +283,12 @@ class InvalidWrapError(KMSError):
     """The backend could not open the wrapped key: altered, another key's, or another context's."""
 
     code = "envelope_invalid"
+
+
+class IssuerUnavailableError(KKPError):
+    """None of an issuer's keys is known, so nobody can tell whether the credential is good."""
+
+    code = "issuer_unavailable"
 
 
 class PolicyUnavailableError(KKPError):

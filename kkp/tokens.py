@@ -36,6 +36,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from kkp.errors import TokenExpiredError, TokenInvalidError
+from kkp.jwk import ALGORITHMS, PublicKey
 from kkp.strict_json import refuse_duplicates
 
 ALGORITHM = "EdDSA"
@@ -76,6 +77,18 @@ class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         return self.jkt in {None, proven.jkt} and self.x5t_s256 in {None, proven.x5t_s256}
 
 
+class Federated(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asked for a token, where that is somebody whom KKP knows by another's word alone.
+
+    Attributes:
+        mapping: `<issuer's name>/<rule's name>`: what the rule grants is looked up now, as with an identity.
+        attributes: The facts that it took over from what the caller presented.
+    """
+
+    mapping: str
+    attributes: Pairs = {}
+
+
 class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """What a token says. Times are whole Unix seconds.
 
@@ -84,6 +97,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         context: Pairs that must be present in an envelope's authenticated context.
         act: Who asked, where that is not the subject.
         cnf: The key without which the token is worth nothing.
+        federated: What is known of whoever asked, where no identity of KKP's is.
     """
 
     iss: str
@@ -100,11 +114,17 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     context: Pairs = msgspec.field(default_factory=dict)
     act: Actor | None = None
     cnf: Confirmation | None = None
+    federated: Federated | None = None
 
     @property
     def token_type(self) -> TokenType:
         """How the token is presented (RFC 6749 section 7.1)."""
         return "DPoP" if self.cnf is not None and self.cnf.jkt is not None else "Bearer"
+
+    @property
+    def asked_by(self) -> str:
+        """Who asked for it."""
+        return self.act.sub if self.act is not None else self.sub
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +166,9 @@ class _Ed25519(Algorithm):
 
 _jws = PyJWS(algorithms=[])
 _jws.register_algorithm(ALGORITHM, _Ed25519())
+# What others sign with: never by a shared secret, and Ed25519 by the same library as our own.
+_others_jws = PyJWS(algorithms=sorted(ALGORITHMS - {ALGORITHM}))
+_others_jws.register_algorithm(ALGORITHM, _Ed25519())
 
 
 def new_token_id() -> str:
@@ -186,13 +209,7 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     Raises:
         TokenInvalidError: It is not exactly of the form that KKP mints.
     """
-    # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
-    if len(token) > MAX_TOKEN_BYTES:
-        raise _invalid()
-    segments = token.split(".")
-    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
-        raise _invalid()
-    header_bytes, payload, signature = (_decode_segment(segment) for segment in segments)
+    header_bytes, payload, signature = decode_segments(token)
     if len(signature) != _SIGNATURE_BYTES:
         raise _invalid()
     try:
@@ -204,6 +221,23 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     if header.alg != ALGORITHM or header.typ != TOKEN_TYPE or not _coherent(claims):
         raise _invalid()
     return header.kid, claims
+
+
+def decode_segments(token: str) -> tuple[bytes, bytes, bytes]:
+    """Return header, payload and signature of any JWS in compact form, none of which has been looked at.
+
+    PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
+
+    Raises:
+        TokenInvalidError: It is none, or one that could be spelled otherwise.
+    """
+    if len(token) > MAX_TOKEN_BYTES:
+        raise _invalid()
+    segments = token.split(".")
+    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
+        raise _invalid()
+    header, payload, signature = map(_decode_segment, segments)
+    return header, payload, signature
 
 
 def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
@@ -228,6 +262,25 @@ def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, 
     except InvalidTokenError:
         raise _invalid() from None
     return kid, claims
+
+
+def verify_signature(token: str, key: PublicKey, algorithm: str) -> None:
+    """Refuse a JWS of somebody else's that this key did not sign with this algorithm.
+
+    Args:
+        token: Compact JWS; `decode_segments` has seen it.
+        key: Theirs; never one that the token brought along.
+        algorithm: One that is taken from them.
+
+    Raises:
+        TokenInvalidError: It did not, or is not for that.
+    """
+    if algorithm not in key.algorithms:
+        raise _invalid()
+    try:
+        _others_jws.decode_complete(token, key.key, algorithms=[algorithm])
+    except InvalidTokenError:
+        raise _invalid() from None
 
 
 def check_times(claims: Claims, *, now: float, clock_error_seconds: float) -> None:

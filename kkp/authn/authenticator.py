@@ -23,7 +23,7 @@ from kkp.authn.identities import IdentityDirectory, caller_of
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.errors import InvalidRequestError, TokenInvalidError, UnauthenticatedError
 from kkp.model import Caller, Credentials
-from kkp.tokens import Claims, Confirmation
+from kkp.tokens import Claims, Confirmation, Federated
 
 
 class Holds(Protocol):
@@ -36,6 +36,13 @@ class Holds(Protocol):
         """Tell whether a key is, or its backend."""
 
 
+class KnowsFederated(Protocol):
+    """The callers that KKP knows by another's word, and what they may do."""
+
+    def caller(self, name: str, federated: Federated) -> Caller | None:
+        """Return the caller of this name as its token's mapping has it now; None if there is none now."""
+
+
 @final
 class Authenticator:
     """Looks callers up in memory; what else a credential takes is its method's.
@@ -44,6 +51,7 @@ class Authenticator:
         directory: Local identities.
         verifier: Verifies KKP tokens.
         revoked: What is revoked for the time being.
+        federation: The callers that no identity of KKP's stands for.
         methods: Every other way to prove who is calling, those that are cheap to rule out first.
     """
 
@@ -52,11 +60,13 @@ class Authenticator:
         directory: IdentityDirectory,
         verifier: TokenVerifier,
         revoked: Holds,
+        federation: KnowsFederated,
         methods: Sequence[Method],
     ) -> None:
         self._directory = directory
         self._verifier = verifier
         self._revoked = revoked
+        self._federation = federation
         self._methods = methods
 
     async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
@@ -119,7 +129,7 @@ class Authenticator:
         claims = None if token is None else self._presented(token, keys)
         if claims is not None:
             self._subject(claims)
-        return Authenticated(proven.caller, epoch, claims, proven.once, keys)
+        return Authenticated(proven.caller, epoch, claims, proven.once, keys, proven.federated)
 
     def _presented(self, unverified_token: str, proven: Confirmation) -> Claims:
         """Return the claims of a token that this request may present."""
@@ -130,13 +140,17 @@ class Authenticator:
 
     def _subject(self, claims: Claims) -> Caller:
         # Whoever asked for a token that speaks for another answers for it: if either is stopped, it stops.
-        asked_by = claims.act.sub if claims.act is not None else claims.sub
-        subject = self._directory.enabled(claims.sub)
-        if subject is None or self._directory.enabled(asked_by) is None:
+        asker = self._known(claims.asked_by, claims.federated)
+        subject = asker if claims.act is None else self._known(claims.sub, None)
+        if subject is None or asker is None or self._revoked.is_held(claims.sub, claims.asked_by):
             raise _invalid()
-        if self._revoked.is_held(claims.sub, asked_by):
-            raise _invalid()
-        return caller_of(subject, "kkp_token")
+        return subject
+
+    def _known(self, name: str, federated: Federated | None) -> Caller | None:
+        if federated is not None:
+            return self._federation.caller(name, federated)
+        identity = self._directory.enabled(name)
+        return caller_of(identity, "kkp_token") if identity is not None else None
 
 
 def _proven_keys(credentials: Credentials) -> Confirmation:

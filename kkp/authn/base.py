@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from kkp.model import Caller, Credentials
-from kkp.tokens import Claims, Confirmation
+from kkp.tokens import Claims, Confirmation, Federated
 
 
 class Once(NamedTuple):
@@ -44,6 +44,7 @@ class Authenticated(msgspec.Struct, frozen=True):
         epoch: The state that this was looked up in.
         once: What of it serves this request and no other.
         proven: The keys that the request has proven to come from; a token can be bound to them.
+        federated: What a token of this caller's says of it, where no identity of KKP's does.
     """
 
     caller: Caller
@@ -51,6 +52,7 @@ class Authenticated(msgspec.Struct, frozen=True):
     token: Claims | None = None
     once: tuple[Once, ...] = ()
     proven: Confirmation = Confirmation()
+    federated: Federated | None = None
 
     def __repr__(self) -> str:
         """Name the caller, and nothing of the token."""
@@ -64,11 +66,13 @@ class Proven(msgspec.Struct, frozen=True):
         caller: Who it is.
         by_bearer: Whether the bearer credential proves it, so that a KKP token can stand in the body alone.
         once: What of the proof serves one request alone.
+        federated: What a token of this caller's is to say of it, where no identity of KKP's does.
     """
 
     caller: Caller
     by_bearer: bool = True
     once: tuple[Once, ...] = ()
+    federated: Federated | None = None
 
 
 class Method(Protocol):

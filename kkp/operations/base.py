@@ -185,8 +185,7 @@ def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> Deni
     named = proposal.source or proposal  # what moves is opened, and the token is for the key that opens it
     if (token.backend, token.key_id) != (named.backend, named.key_id):
         return ScopeMismatchError("The token is for another backend or key.")
-    asked_by = token.act.sub if token.act is not None else token.sub
-    if proposal.caller.id not in {token.sub, asked_by}:
+    if proposal.caller.id not in {token.sub, token.asked_by}:
         return ScopeMismatchError("The token is another caller's.")
     return None
 

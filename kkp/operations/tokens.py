@@ -202,6 +202,7 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
             context=request.context,
             act=None if subject == caller_id else Actor(caller_id),
             cnf=_confirmation(authenticated.proven, request.binding),
+            federated=authenticated.federated,
         )
 
 

@@ -22,7 +22,7 @@ from kkp.operations.revocations import RevocationQuery
 from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
-from kkp.tokens import Claims, TokenType
+from kkp.tokens import Claims, Federated, TokenType
 from kkp.web.exchange import ExchangeRequest
 from kkp.web.schemas import RequestedTokenType, Wire
 
@@ -117,6 +117,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     cnf: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    federated: Federated | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmptyAnswer(Answer, frozen=True):

@@ -39,6 +39,7 @@ from kkp.errors import (
     UnsupportedGrantError,
 )
 from kkp.model import JSON, Credentials
+from kkp.names import Audience
 from kkp.operations.tokens import Binding, TokenRequest
 from kkp.web import schemas
 from kkp.web.schemas import Asks
@@ -79,7 +80,7 @@ class ExchangeBody(Asks[ExchangeRequest], frozen=True, forbid_unknown_fields=Fal
     subject_token: schemas.SubjectToken
     subject_token_type: schemas.SubjectTokenType
     resource: schemas.Resource
-    audience: schemas.Audience
+    audience: Audience
     scope: schemas.Scope = "decrypt"
     requested_token_type: schemas.RequestedTokenType = ACCESS_TOKEN
     binding: Binding | None = None

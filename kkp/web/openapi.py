@@ -22,6 +22,7 @@ from kkp.errors import (
     AuditUnavailableError,
     ContextMismatchError,
     InvalidRequestError,
+    IssuerUnavailableError,
     KeyringUnavailableError,
     KKPError,
     PayloadTooLargeError,
@@ -57,6 +58,7 @@ _COMMON: Final[tuple[type[KKPError], ...]] = (
     TokenInvalidError,
     TokenExpiredError,
     RateLimitedError,
+    IssuerUnavailableError,
     AuditUnavailableError,
     KeyringUnavailableError,
 )

@@ -43,6 +43,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
     "kms_denied": HTTPStatus.BAD_GATEWAY,
     "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "issuer_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "policy_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "keyring_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,

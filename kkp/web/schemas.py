@@ -18,7 +18,19 @@ import msgspec
 
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
-from kkp.model import JSON, Credentials, Grant
+from kkp.model import JSON, Credentials
+from kkp.names import (
+    MAX_INTEGER,
+    Audience,
+    Backend,
+    GrantBody,
+    KeyPattern,
+    Name,
+    RoleName,
+    Subject,
+    Text,
+    TokenOp,
+)
 from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
@@ -34,20 +46,6 @@ BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
 OpenRequestT = TypeVar("OpenRequestT", bound=OpenRequest)
 
-# A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline. Its description
-# is what a refusal says is expected.
-_VISIBLE = msgspec.Meta(
-    pattern=r"^[\x21-\x7e]{1,256}$(?!\n)",
-    description="1 to 256 visible ASCII characters, without spaces",
-)
-Backend = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)",
-        description="a backend's name: 1 to 32 of a-z, 0-9, _ and -, of which the first is a letter or a "
-        "digit",
-    ),
-]
 KeyId = Annotated[
     str,
     msgspec.Meta(
@@ -56,38 +54,17 @@ KeyId = Annotated[
         "a digit",
     ),
 ]
-KeyPattern = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?$(?!\n)",
-        min_length=1,
-        description="a key's name, or the beginning of one and an asterisk",
-    ),
-]
-Audience = Annotated[str, _VISIBLE]
-Subject = Annotated[str, _VISIBLE]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-Text = Annotated[str, msgspec.Meta(max_length=1024)]
 MAX_ITEMS = 1000  # of a batch
-_MAX_INTEGER = 2**53  # beyond it, JSON readers disagree on which number is meant (RFC 8259 section 6)
 _MAX_BODY_OF_MANY_STRINGS = 64 * 1024
 _MAX_PAIRS_OF_FORM = 32
 _MAX_QUOTES = 2048  # several times what an honest body has around its one long string
-Integer = Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
+Integer = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
-TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
 MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
 Overlap = Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_SECONDS)]
-RoleName = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)",
-        description="a role's name: 1 to 63 of a-z, 0-9, _ and -, of which the first is a letter",
-    ),
-]
 AuditCursor = Annotated[
     str,
     msgspec.Meta(
@@ -105,9 +82,10 @@ TokenId = Annotated[
 IdentityName = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(:[\x21-\x7e]{1,192})?$(?!\n)",
         description="an identity's name: 1 to 63 of a-z, 0-9, ., _ and -, of which the first is a letter or "
-        "a digit",
+        "a digit; of somebody whom an issuer vouches for, that is the issuer's, and a colon and the subject "
+        "follow",
     ),
 ]
 RevokedName = Annotated[
@@ -525,25 +503,6 @@ class RewrapBatchBody(_OpeningBatch[RewrapRequest], frozen=True, kw_only=True):
     }
 
     items: Annotated[msgspec.Raw, _items(_without_token("RewrapBody"))]
-
-
-class GrantBody(_Strict, frozen=True):
-    """A grant of a new identity."""
-
-    backend: Backend
-    key_id: KeyPattern
-    ops: Annotated[list[TokenOp], msgspec.Meta(min_length=1, max_length=3)]
-    audiences: Annotated[list[Audience], msgspec.Meta(max_length=64)] = []
-    policy_claims: Annotated[
-        dict[Name, Annotated[list[Text], msgspec.Meta(min_length=1, max_length=64)]],
-        msgspec.Meta(max_length=32),
-    ] = {}
-    max_ttl: Annotated[int, msgspec.Meta(ge=1, le=_MAX_INTEGER)] | msgspec.UnsetType = msgspec.UNSET
-
-    def grant(self) -> Grant:
-        """Return the grant."""
-        claims = {name: tuple(values) for name, values in self.policy_claims.items()}
-        return Grant(self.backend, self.key_id, tuple(self.ops), tuple(self.audiences), claims, self.max_ttl)
 
 
 class IdentityBody(Asks[IdentityRequest], frozen=True):

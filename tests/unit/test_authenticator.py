@@ -15,6 +15,7 @@ from nacl.signing import SigningKey
 
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.base import Authenticated
+from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
@@ -104,7 +105,7 @@ class World:
 def authenticator_of(
     directory: IdentityDirectory, verifier: TokenVerifier, revoked: RevokedIds
 ) -> Authenticator:
-    return Authenticator(directory, verifier, revoked, (ServiceKeys(directory),))
+    return Authenticator(directory, verifier, revoked, Federation(()), (ServiceKeys(directory),))
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         checkpoint_interval_seconds=10,
         audit_min_free_bytes=67_108_864,
         accept_rollback="",
+        issuers={},
         backends={
             "aws": "memory://aws",
             "gcp": "memory://gcp",
