@@ -31,7 +31,7 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     if not values and required:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
-        return Credentials(method=request.method, path=request.path)
+        return _credentials(request)
     if len(values) > 1:
         raise _ambiguous()
     if values[0].strip().lower() == "bearer":
@@ -39,7 +39,7 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")
-    return Credentials(unverified_bearer=found[1], method=request.method, path=request.path)
+    return _credentials(request, found[1])
 
 
 def read_beside_form(request: web.Request) -> Credentials:
@@ -62,7 +62,11 @@ def read_beside_form(request: web.Request) -> Credentials:
         raise ClientAuthenticationError(
             "The subject_token is the credential: no Authorization header, or a client id without a secret."
         )
-    return Credentials(method=request.method, path=request.path)
+    return _credentials(request)
+
+
+def _credentials(request: web.Request, unverified_bearer: str | None = None) -> Credentials:
+    return Credentials(unverified_bearer=unverified_bearer, method=request.method, path=request.path)
 
 
 def _names_client(authorization: str) -> bool:

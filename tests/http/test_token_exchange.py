@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ import jwt
 import pytest
 from authlib.integrations.base_client import OAuthError  # type: ignore[import-untyped]  # it has no types
 from authlib.integrations.requests_client import OAuth2Session  # type: ignore[import-untyped]  # likewise
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jwt.algorithms import OKPAlgorithm
 
 from kkp.errors import AuditUnavailableError, PolicyUnavailableError
 from kkp.web.exchange import ACCESS_TOKEN, TOKEN_EXCHANGE
@@ -20,6 +24,7 @@ from tests.fakes.clock import FakeClock
 from tests.harness import ISSUER, KKP, Answer, grant, running
 
 JWT = "urn:ietf:params:oauth:token-type:jwt"
+ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"
 MEDIA = {"Content-Type": "application/x-www-form-urlencoded"}
 RESOURCE = "urn:kkp:key:aws:alias%2Forders"
 NOBODYS_KEY = "kkp_sk_" + "A" * 43
@@ -239,6 +244,29 @@ async def test_a_revoked_key_is_no_target(exchange: Exchange) -> None:
         credential=exchange.kkp.root_key,
     )
     await exchange.refuses(400, "invalid_target", "revoked")
+
+
+@pytest.mark.parametrize("kind", [JWT, ID_TOKEN, ACCESS_TOKEN])
+async def test_a_jwt_of_a_configured_issuer_is_exchanged_for_a_token_of_who_it_names(
+    tmp_path: Path, kind: str
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    public = {**OKPAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "1"}
+    rule = {"match": {"sub": "orders"}, "roles": ["service"], "grants": [grant()]}
+    idp = {"issuer": "https://idp.test", "algorithms": ["EdDSA"], "keys": [public], "rules": {"own": rule}}
+    now = int(time.time())
+    claims = {"iss": "https://idp.test", "sub": "orders", "aud": ISSUER, "iat": now, "exp": now + 600}
+    assertion = jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": "1"})
+    stranger = jwt.encode({**claims, "sub": "payroll"}, key, algorithm="EdDSA", headers={"kid": "1"})
+    async with running(tmp_path, KKP_ISSUERS=json.dumps({"idp": idp})) as kkp:
+        exchange = Exchange(kkp, assertion)
+        issued = await exchange.send(exchange.form(subject_token_type=kind))
+        assert issued.status == 200, issued.raw
+        assert claims_of(issued.json["access_token"])["sub"] == "idp:orders"
+        assert (await kkp.seal(issued.json["access_token"]))["backend"] == "aws"
+        await exchange.refuses(
+            400, "invalid_request", "unauthenticated", subject_token=stranger, subject_token_type=kind
+        )
 
 
 # Which client is asking, which proves nothing.
