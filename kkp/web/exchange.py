@@ -118,26 +118,28 @@ def read_form(pairs: Sequence[tuple[str, str]]) -> ExchangeBody:
         InvalidRequestError: It can't be meant; its subclass tells OAuth's clients in which way.
     """
     names = [name for name, _ in pairs]
-    for (
-        name
-    ) in _TARGET:  # both may be repeated (RFC 8693 section 2.1), and a token is for one key and one audience
-        if names.count(name) > 1:
+    for name in _TARGET:
+        if names.count(name) > 1:  # as RFC 8693 section 2.1 lets a client do
             raise InvalidTargetError(f"A token is for one `{name}`.")
     members = schemas.members(pairs)
     if members.get("grant_type", TOKEN_EXCHANGE) != TOKEN_EXCHANGE:
         raise UnsupportedGrantError(f"The only grant_type is {TOKEN_EXCHANGE}.")
-    if any(name in members for name in _CLIENT_AUTHENTICATION):
-        raise ClientAuthenticationError("The subject_token is the credential: send nothing of the client's.")
-    if any(name in members for name in _ACTOR):
-        raise InvalidRequestError("There is no actor_token here: who speaks for another asks in JSON.")
-    for name in sorted(_OF_JSON_ALONE & members.keys()):
-        raise InvalidRequestError(f"`{name}` is for JSON alone, and has no meaning in a form.")
+    _refuse_what_would_be_ignored(members)
     try:
         return msgspec.convert(members, ExchangeBody)
     except msgspec.ValidationError as error:
         found = _MEMBER.search(str(error))
         kind = _ERROR_OF.get(found[1] if found is not None else "", InvalidRequestError)
         raise kind(schemas.explanation(error)) from None
+
+
+def _refuse_what_would_be_ignored(members: Mapping[str, str]) -> None:
+    if any(name in members for name in _CLIENT_AUTHENTICATION):
+        raise ClientAuthenticationError("The subject_token is the credential: send nothing of the client's.")
+    if any(name in members for name in _ACTOR):
+        raise InvalidRequestError("There is no actor_token here: who speaks for another asks in JSON.")
+    for name in sorted(_OF_JSON_ALONE & members.keys()):
+        raise InvalidRequestError(f"`{name}` is for JSON alone, and has no meaning in a form.")
 
 
 def _key_id(quoted: str) -> str:
