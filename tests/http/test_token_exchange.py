@@ -6,13 +6,15 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import jwt
 import pytest
+import pytest_asyncio
 from authlib.integrations.base_client import OAuthError  # type: ignore[import-untyped]  # it has no types
 from authlib.integrations.requests_client import OAuth2Session  # type: ignore[import-untyped]  # likewise
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,6 +24,8 @@ from kkp.errors import AuditUnavailableError, PolicyUnavailableError
 from kkp.web.exchange import ACCESS_TOKEN, TOKEN_EXCHANGE
 from tests.fakes.clock import FakeClock
 from tests.harness import ISSUER, KKP, Answer, grant, running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 JWT = "urn:ietf:params:oauth:token-type:jwt"
 ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"
@@ -67,9 +71,24 @@ class Exchange(NamedTuple):
         return answer
 
 
-@pytest.fixture
-async def exchange(kkp: KKP) -> Exchange:
-    return Exchange(kkp, await kkp.add_identity("orders", grant(ops=["encrypt", "decrypt", "rewrap"])))
+@asynccontextmanager
+async def serving(directory: Path) -> AsyncIterator[Exchange]:
+    async with running(directory) as kkp:
+        yield Exchange(kkp, await kkp.add_identity("orders", grant(ops=["encrypt", "decrypt", "rewrap"])))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def exchange(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Exchange]:
+    """One server for the whole file: its caller and its key are left alone."""
+    async with serving(tmp_path_factory.mktemp("kkp")) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fresh(tmp_path: Path) -> AsyncIterator[Exchange]:
+    """A server of its own for a test that takes something away."""
+    async with serving(tmp_path) as served:
+        yield served
 
 
 def claims_of(token: str) -> dict[str, Any]:
@@ -204,10 +223,10 @@ async def test_a_subject_token_that_proves_nothing_is_an_invalid_request(
     assert token.encode() not in answer.raw
 
 
-async def test_a_disabled_callers_key_is_refused_like_one_that_never_was(exchange: Exchange) -> None:
-    await exchange.kkp.post("/identities/orders/disable", credential=exchange.kkp.root_key)
-    disabled = await exchange.refuses(400, "invalid_request", "unauthenticated")
-    unknown = await exchange.refuses(400, "invalid_request", "unauthenticated", subject_token=NOBODYS_KEY)
+async def test_a_disabled_callers_key_is_refused_like_one_that_never_was(fresh: Exchange) -> None:
+    await fresh.kkp.post("/identities/orders/disable", credential=fresh.kkp.root_key)
+    disabled = await fresh.refuses(400, "invalid_request", "unauthenticated")
+    unknown = await fresh.refuses(400, "invalid_request", "unauthenticated", subject_token=NOBODYS_KEY)
     assert disabled.json["error_description"] == unknown.json["error_description"]
 
 
@@ -237,13 +256,13 @@ async def test_an_unknown_backend_is_told_only_to_who_may_have_its_tokens(exchan
     )
 
 
-async def test_a_revoked_key_is_no_target(exchange: Exchange) -> None:
-    await exchange.kkp.post(
+async def test_a_revoked_key_is_no_target(fresh: Exchange) -> None:
+    await fresh.kkp.post(
         "/revocations",
         {"kind": "key", "backend": "aws", "name": "alias/orders"},
-        credential=exchange.kkp.root_key,
+        credential=fresh.kkp.root_key,
     )
-    await exchange.refuses(400, "invalid_target", "revoked")
+    await fresh.refuses(400, "invalid_target", "revoked")
 
 
 @pytest.mark.parametrize("kind", [JWT, ID_TOKEN, ACCESS_TOKEN])
