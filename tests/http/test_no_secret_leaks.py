@@ -307,7 +307,9 @@ async def _exchange(scene: Scene) -> None:
         {"subject": plant.text("subject in a form")},
         {plant.text("unknown parameter"): plant.text("value of an unknown parameter")},
     ):
-        await scene.send("POST", "/token", data={**right, **change})
+        answer = await scene.send("POST", "/token", data={**right, **change})
+        if answer.status == 200:
+            plant.learn("an exchanged token", answer.json["access_token"].encode())
     for pair in (plant.plant("client in a header", "{}:"), plant.plant("secret in a header", "orders:{}")):
         headers = {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
         await scene.send("POST", "/token", data=right, headers=headers)
