@@ -30,6 +30,7 @@ from kkp.authn import identities, revocations
 from kkp.authn.assertions import Assertions, Trusted
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.base import Method
+from kkp.authn.dpop import Nonces, Proofs
 from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.jwks import FetchedKeys, GivenKeys
@@ -205,7 +206,19 @@ class Foundation:
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
         methods = (ServiceKeys(self.directory), *further)
-        return Authenticator(self.directory, verifier, revoked, self.federation(), methods)
+        return Authenticator(self.directory, verifier, revoked, self.federation(), self._proofs(), methods)
+
+    def nonces(self) -> Nonces | None:
+        """Return the nonces that DPoP proofs must have; None where they need none."""
+        return Nonces(self.master_key, self.clock) if self.settings.dpop_nonce else None
+
+    def _proofs(self) -> Proofs:
+        return Proofs(
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+            nonces=self.nonces(),
+        )
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -483,6 +496,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
         max_plaintext_bytes=settings.max_plaintext_bytes,
+        nonces=base.nonces(),
         metrics=metrics,
     )
 

@@ -161,6 +161,7 @@ class Settings:
         master_key_kms: The key of a KMS that wraps it, if one does.
         master_key_checks: The check values of the master keys that may be used; empty for any.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
+        dpop_nonce: Whether DPoP proofs must have a nonce of KKP's.
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
         opa_url: The OPA sidecar; None where policy is decided in process.
         opa_timeout_seconds: How long a decision may take.
@@ -198,6 +199,7 @@ class Settings:
     master_key_kms: KMSKey | None
     master_key_checks: tuple[bytes, ...] = field(repr=False)
     issuer: str
+    dpop_nonce: bool
     policy_path: Path | None
     opa_url: str | None
     opa_timeout_seconds: float
@@ -477,6 +479,7 @@ _SETTINGS: Mapping[str, _Setting] = {
         secret=True,  # it is none, but somebody may put the master key itself here
     ),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
+    "KKP_DPOP_NONCE": _Setting("0", _flag, "1 or 0"),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
     "KKP_OPA_TIMEOUT_MS": _Setting(
@@ -979,6 +982,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         master_key_kms=values["KKP_MASTER_KEY_KMS"],
         master_key_checks=values["KKP_MASTER_KEY_CHECK"],
         issuer=draft.issuer,
+        dpop_nonce=values["KKP_DPOP_NONCE"],
         policy_path=values["KKP_POLICY_PATH"],
         opa_url=values["KKP_OPA_URL"],
         opa_timeout_seconds=values["KKP_OPA_TIMEOUT_MS"],

@@ -16,7 +16,10 @@ KKPError
 ├── AuthenticationError
 │   ├── UnauthenticatedError          unauthenticated
 │   ├── TokenInvalidError             token_invalid
-│   └── TokenExpiredError             token_expired
+│   │   └── ProofRequiredError        token_invalid
+│   ├── TokenExpiredError             token_expired
+│   └── DPoPProofError                invalid_dpop_proof
+│       └── DPoPNonceError            use_dpop_nonce
 ├── ClientAuthenticationError         unauthenticated
 ├── TLSRequiredError                  tls_required
 ├── DeniedError
@@ -120,10 +123,34 @@ class TokenInvalidError(AuthenticationError):
     code = "token_invalid"
 
 
+class ProofRequiredError(TokenInvalidError):
+    """A KKP token that is bound to a key, without a DPoP proof that the request comes from whoever has it."""
+
+
 class TokenExpiredError(AuthenticationError):
     """A KKP token that verifies but whose `exp` has passed."""
 
     code = "token_expired"
+
+
+class DPoPProofError(AuthenticationError):
+    """A DPoP proof that is malformed, was made for another request or token, or not in time (RFC 9449)."""
+
+    code = "invalid_dpop_proof"
+
+
+class DPoPNonceError(DPoPProofError):
+    """A DPoP proof without the nonce that KKP demands, or with one that has ended.
+
+    Args:
+        nonce: The one to be used.
+    """
+
+    code = "use_dpop_nonce"
+
+    def __init__(self, nonce: str) -> None:
+        super().__init__("The DPoP proof needs the nonce that the header DPoP-Nonce of this answer has.")
+        self.nonce = nonce
 
 
 class ClientAuthenticationError(KKPError):

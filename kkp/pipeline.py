@@ -50,13 +50,13 @@ from kkp.clock import Clock
 from kkp.errors import (
     AuditUnavailableError,
     AuthenticationError,
+    DPoPProofError,
     KeyringUnavailableError,
     KKPError,
     PolicyDeniedError,
     PolicyUnavailableError,
     StaleProposalError,
     TokenExpiredError,
-    UnauthenticatedError,
 )
 from kkp.live_state import LiveState
 from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
@@ -131,11 +131,13 @@ class Origin:
         request_id: Ours, never the caller's.
         client_ip: The peer.
         decision_id: Set once there is a decision.
+        is_dpop: Whether the request speaks DPoP, and so is refused in its words.
     """
 
     request_id: str
     client_ip: str = ""
     decision_id: str | None = None
+    is_dpop: bool = False
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -364,13 +366,13 @@ class Pipeline:
 
         Raises:
             RateLimitedError: The caller asks too often.
-            UnauthenticatedError: Something that may be used once was used before.
+            AuthenticationError: Something that may be used once was used before.
         """
         if self._limits is not None:
             self._limits.admit(authenticated.caller.id, cost)
-        for kind, value, expires_at in authenticated.once:
+        for kind, value, expires_at, refused in authenticated.once:
             if self._used_once is None or not await self._used_once.use(kind, value, expires_at):
-                error = UnauthenticatedError("The credential was used before, and is good for one use.")
+                error = refused("The credential, or its proof, was used before, and is good for one use.")
                 self.count_failure(origin, error)
                 raise error
 
@@ -379,8 +381,8 @@ class Pipeline:
         epoch = self._state.epoch
         try:
             return await self._authenticator.authenticate(credentials, epoch=epoch)
-        except TokenExpiredError:
-            raise
+        except (TokenExpiredError, DPoPProofError):
+            raise  # whatever the database says
         except AuthenticationError:
             await self._state.refresh()
             if self._state.epoch == epoch:

@@ -138,9 +138,21 @@ _header_decoder = msgspec.json.Decoder(_Header, strict=True)
 _claims_encoder = msgspec.json.Encoder()
 
 
+def verify_ed25519(message: bytes, public_key: bytes, signature: bytes) -> bool:
+    """Tell whether a signature is good.
+
+    libsodium refuses small-order public keys, which others take, and non-canonical signatures.
+    """
+    try:
+        VerifyKey(public_key).verify(message, signature)
+    except (BadSignatureError, ValueError):
+        return False
+    return True
+
+
 @final
 class _Ed25519(Algorithm):
-    """Ed25519 by libsodium, which refuses small-order public keys and non-canonical signatures."""
+    """Ed25519 as PyJWT takes an algorithm."""
 
     def prepare_key(self, key: Any) -> Any:  # noqa: ANN401  PyJWT's signature
         return key
@@ -149,11 +161,7 @@ class _Ed25519(Algorithm):
         raise NotImplementedError  # private keys never leave the keyring: see `sign` below
 
     def verify(self, msg: bytes, key: bytes, sig: bytes) -> bool:
-        try:
-            VerifyKey(key).verify(msg, sig)
-        except (BadSignatureError, ValueError):
-            return False
-        return True
+        return verify_ed25519(msg, key, sig)
 
     @staticmethod
     def to_jwk(key_obj: Any, as_dict: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  PyJWT's signature

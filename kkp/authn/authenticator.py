@@ -18,10 +18,11 @@ import base64
 from collections.abc import Sequence
 from typing import Protocol, final
 
-from kkp.authn.base import Authenticated, Method, Proven
+from kkp.authn.base import Authenticated, Method, Once, Proven
+from kkp.authn.dpop import Proofs
 from kkp.authn.identities import IdentityDirectory, caller_of
 from kkp.authn.kkp_tokens import TokenVerifier
-from kkp.errors import InvalidRequestError, TokenInvalidError, UnauthenticatedError
+from kkp.errors import InvalidRequestError, ProofRequiredError, TokenInvalidError, UnauthenticatedError
 from kkp.model import Caller, Credentials
 from kkp.tokens import Claims, Confirmation, Federated
 
@@ -52,21 +53,24 @@ class Authenticator:
         verifier: Verifies KKP tokens.
         revoked: What is revoked for the time being.
         federation: The callers that no identity of KKP's stands for.
+        proofs: Verifies proofs of having a key.
         methods: Every other way to prove who is calling, those that are cheap to rule out first.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  one argument for each thing that tells of a caller
         self,
         directory: IdentityDirectory,
         verifier: TokenVerifier,
         revoked: Holds,
         federation: KnowsFederated,
+        proofs: Proofs,
         methods: Sequence[Method],
     ) -> None:
         self._directory = directory
         self._verifier = verifier
         self._revoked = revoked
         self._federation = federation
+        self._proofs = proofs
         self._methods = methods
 
     async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
@@ -78,8 +82,10 @@ class Authenticator:
 
         Raises:
             UnauthenticatedError: No credential, or one that is unknown or disabled.
-            TokenInvalidError: A token that does not verify, or whose subject is unknown or disabled.
+            TokenInvalidError: A token that does not verify, whose subject is unknown or disabled, or that is
+                bound to a key and comes without a proof of it.
             TokenExpiredError: A token that has expired.
+            DPoPProofError: A proof that proves nothing.
             InvalidRequestError: Two different tokens.
             StateUntrustedError: The stored identities or revocations can't be believed.
         """
@@ -91,9 +97,10 @@ class Authenticator:
         token = _token(credentials, by_bearer=False)
         if token is None:
             raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
-        keys = _proven_keys(credentials)
-        claims = self._presented(token, keys)
-        return Authenticated(self._subject(claims), epoch, claims, proven=keys)
+        claims = self._verifier.verify(token)
+        keys, once = self._proven_keys(credentials, token)
+        _check_binding(claims, keys, credentials, by_bearer=False)
+        return Authenticated(self._subject(claims), epoch, claims, once, keys)
 
     def accepted(self, unverified_token: str) -> Claims:
         """Return the claims of a token that is good for something now, whoever shows it.
@@ -124,19 +131,27 @@ class Authenticator:
     def _by_own_credential(self, proven: Proven, credentials: Credentials, epoch: int) -> Authenticated:
         if self._revoked.is_held(proven.caller.id):
             raise UnauthenticatedError("The credential is not known.")
+        if proven.by_bearer and credentials.scheme == "dpop":
+            raise UnauthenticatedError("The credential is bound to no key: show it as Bearer.")
         token = _token(credentials, by_bearer=proven.by_bearer)
-        keys = _proven_keys(credentials)
-        claims = None if token is None else self._presented(token, keys)
+        claims = None if token is None else self._verifier.verify(token)
+        keys, once = self._proven_keys(credentials, token)
         if claims is not None:
+            _check_binding(claims, keys, credentials, by_bearer=proven.by_bearer)
             self._subject(claims)
-        return Authenticated(proven.caller, epoch, claims, proven.once, keys, proven.federated)
+        once = (*proven.once, *once)
+        return Authenticated(proven.caller, epoch, claims, once, keys, proven.federated)
 
-    def _presented(self, unverified_token: str, proven: Confirmation) -> Claims:
-        """Return the claims of a token that this request may present."""
-        claims = self._verifier.verify(unverified_token)
-        if claims.cnf is not None and not claims.cnf.is_met_by(proven):
-            raise TokenInvalidError("The token is bound to a key, and the request does not prove to have it.")
-        return claims
+    def _proven_keys(
+        self, credentials: Credentials, token: str | None
+    ) -> tuple[Confirmation, tuple[Once, ...]]:
+        """Return the keys that a request proves to come from, and what of that is good for this one alone."""
+        key, certificate = self._proofs.prove(credentials, token), credentials.certificate
+        proven = Confirmation(
+            jkt=None if key is None else key.jkt,
+            x5t_s256=None if certificate is None else _base64url(certificate.sha256),
+        )
+        return proven, () if key is None else (key.once,)
 
     def _subject(self, claims: Claims) -> Caller:
         # Whoever asked for a token that speaks for another answers for it: if either is stopped, it stops.
@@ -153,13 +168,28 @@ class Authenticator:
         return caller_of(identity, "kkp_token") if identity is not None else None
 
 
-def _proven_keys(credentials: Credentials) -> Confirmation:
-    """Return the keys that a request proves to come from."""
-    certificate = credentials.certificate
-    if certificate is None:
-        return Confirmation()
-    digest = base64.urlsafe_b64encode(certificate.sha256).rstrip(b"=")
-    return Confirmation(x5t_s256=digest.decode())
+def _check_binding(
+    claims: Claims, proven: Confirmation, credentials: Credentials, *, by_bearer: bool
+) -> None:
+    """Refuse a token that is bound to what was not proven, or is shown under the other kind's name.
+
+    Args:
+        claims: The token's.
+        proven: What the request proves to come from.
+        credentials: What it presented.
+        by_bearer: Whether the bearer credential is something else than the token.
+    """
+    is_in_header = not by_bearer and credentials.unverified_bearer is not None
+    if is_in_header and credentials.scheme != claims.token_type.lower():
+        # Who takes a bound token for a bearer would not ask for the proof (RFC 9449 section 7.2).
+        if claims.token_type == "DPoP":  # noqa: S105  the name of a type
+            raise ProofRequiredError("The token is bound to a key: show it as DPoP, with a proof.")
+        raise TokenInvalidError("The token is bound to no key that signs proofs: show it as Bearer.")
+    if claims.cnf is None or claims.cnf.is_met_by(proven):
+        return
+    if claims.cnf.jkt is not None:
+        raise ProofRequiredError("The token is bound to a key that the request does not prove to have.")
+    raise TokenInvalidError("The token is bound to another client certificate than the request's.")
 
 
 def _token(credentials: Credentials, *, by_bearer: bool) -> str | None:
@@ -173,3 +203,7 @@ def _token(credentials: Credentials, *, by_bearer: bool) -> str | None:
 
 def _invalid() -> TokenInvalidError:
     return TokenInvalidError("The token is not valid.")
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

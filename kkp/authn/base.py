@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from kkp.errors import AuthenticationError, UnauthenticatedError
 from kkp.model import Caller, Credentials
 from kkp.tokens import Claims, Confirmation, Federated
 
@@ -17,11 +18,13 @@ class Once(NamedTuple):
         kind: What it is; values of different kinds have nothing to do with each other.
         value: What tells it from every other of its kind.
         expires_at: From when on nobody could present it anyway, in Unix seconds.
+        refusal: What whoever presents it again is told.
     """
 
     kind: str
     value: bytes
     expires_at: float
+    refusal: type[AuthenticationError] = UnauthenticatedError
 
 
 class UsedOnce(Protocol):

@@ -5,41 +5,46 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Mapping
+from typing import Literal
 
 from aiohttp import hdrs, web
 
 from kkp.errors import ClientAuthenticationError, InvalidRequestError, UnauthenticatedError
 from kkp.model import Credentials
 
-_BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/-]+=*)\Z")  # RFC 6750 section 2.1
+# RFC 6750 section 2.1, RFC 9449 section 7.1
+_CREDENTIAL = re.compile(r"([Bb]earer|[Dd][Pp][Oo][Pp]) +([A-Za-z0-9._~+/-]+=*)\Z")
 _BASIC = re.compile(r"[Bb]asic +([A-Za-z0-9+/]+=*)\Z")  # RFC 7617 section 2
+_SCHEMES: Mapping[str, Literal["bearer", "dpop"]] = {"bearer": "bearer", "dpop": "dpop"}
+_PROOF = "DPoP"
 _MAX_CREDENTIAL_CHARACTERS = 8 * 1024
 
 
 def read_credentials(request: web.Request, *, required: bool) -> Credentials:
-    """Return what the `Authorization` header presents.
+    """Return what the headers `Authorization` and `DPoP` present.
 
     Args:
         request: Its body has not been read.
-        required: Whether the header must be there.
+        required: Whether `Authorization` must be there.
 
     Raises:
-        InvalidRequestError: There are two of them.
-        UnauthenticatedError: It is missing though required, or not a bearer credential.
+        InvalidRequestError: There are two `Authorization` headers.
+        UnauthenticatedError: It is missing though required, or no credential that is shown as it is.
     """
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
     if not values and required:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
-        return _credentials(request)
+        return _presented(request)
     if len(values) > 1:
         raise _ambiguous()
-    if values[0].strip().lower() == "bearer":
+    if values[0].strip().lower() in _SCHEMES:
         raise UnauthenticatedError("The bearer credential is empty.")
-    found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
+    found = _CREDENTIAL.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")
-    return _credentials(request, found[1])
+    return _presented(request, found[2], _SCHEMES[found[1].lower()])
 
 
 def read_beside_form(request: web.Request) -> Credentials:
@@ -62,11 +67,19 @@ def read_beside_form(request: web.Request) -> Credentials:
         raise ClientAuthenticationError(
             "The subject_token is the credential: no Authorization header, or a client id without a secret."
         )
-    return _credentials(request)
+    return _presented(request)
 
 
-def _credentials(request: web.Request, unverified_bearer: str | None = None) -> Credentials:
-    return Credentials(unverified_bearer=unverified_bearer, method=request.method, path=request.path)
+def _presented(
+    request: web.Request, bearer: str | None = None, scheme: Literal["bearer", "dpop"] = "bearer"
+) -> Credentials:
+    return Credentials(
+        unverified_bearer=bearer,
+        scheme=scheme,
+        unverified_proofs=tuple(request.headers.getall(_PROOF, ())),
+        method=request.method,
+        path=request.rel_url.raw_path,  # as the client wrote it, and so as a proof names it
+    )
 
 
 def _names_client(authorization: str) -> bool:

@@ -16,7 +16,7 @@ Failures inside stay problem documents, and so does what is refused before a rou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -29,6 +29,8 @@ from kkp.errors import (
     AuthenticationError,
     ClientAuthenticationError,
     DeniedError,
+    DPoPNonceError,
+    DPoPProofError,
     InvalidScopeError,
     InvalidTargetError,
     KKPError,
@@ -139,17 +141,23 @@ def uncached(response: web.Response) -> web.Response:
     return response
 
 
+_OF_PROOFS: Sequence[_Row] = (  # RFC 9449 sections 5, 7.1 and 8: the same names everywhere
+    (DPoPNonceError, "use_dpop_nonce", None),
+    (DPoPProofError, "invalid_dpop_proof", None),
+)
 AT_TOKEN_ENDPOINT = Refusals(
     (UnsupportedGrantError, "unsupported_grant_type", None),
     (InvalidScopeError, "invalid_scope", None),
     (InvalidTargetError, "invalid_target", None),
     (ClientAuthenticationError, "invalid_client", None),
+    *((kind, name, HTTPStatus.BAD_REQUEST) for kind, name, _ in _OF_PROOFS),
     (AuthenticationError, "invalid_request", HTTPStatus.BAD_REQUEST),
     (ScopeMismatchError, "invalid_request", HTTPStatus.BAD_REQUEST),  # the subject_token is a KKP token
     (DeniedError, "invalid_target", HTTPStatus.BAD_REQUEST),
     (NotFoundError, "invalid_target", HTTPStatus.BAD_REQUEST),
 )
 BEHIND_A_BEARER = Refusals(
+    *_OF_PROOFS,
     (AuthenticationError, "invalid_token", None),
     (DeniedError, "insufficient_scope", None),
 )

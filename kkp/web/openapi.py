@@ -21,6 +21,8 @@ from kkp.errors import (
     AudienceMismatchError,
     AuditUnavailableError,
     ContextMismatchError,
+    DPoPNonceError,
+    DPoPProofError,
     InvalidRequestError,
     IssuerUnavailableError,
     KeyringUnavailableError,
@@ -57,6 +59,8 @@ _COMMON: Final[tuple[type[KKPError], ...]] = (
     UnauthenticatedError,
     TokenInvalidError,
     TokenExpiredError,
+    DPoPProofError,
+    DPoPNonceError,
     RateLimitedError,
     IssuerUnavailableError,
     AuditUnavailableError,
@@ -80,7 +84,12 @@ _HEADERS: Final[Mapping[str, JSON]] = {
     "ETag": {"description": "Send it as `If-None-Match`.", "schema": {"type": "string"}},
     "Retry-After": {"description": "In seconds.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {
-        "description": "RFC 6750; RFC 7617 to who shows a client's secret.",
+        "description": "RFC 6750, RFC 9449; RFC 7617 to who shows a client's secret.",
+        "schema": {"type": "string"},
+    },
+    "DPoP-Nonce": {
+        "description": "The `nonce` of the next proof, beside `use_dpop_nonce`. Where KKP demands one, "
+        "it stands beside every success of a request with a proof, too.",
         "schema": {"type": "string"},
     },
 }
@@ -88,7 +97,9 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A service key (`kkp_sk_…`), or a KKP token with the operation in its `ops`.",
+        "description": "A service key (`kkp_sk_…`), or a KKP token with the operation in its `ops`. A token "
+        "whose `token_type` is `DPoP` has that in the place of `Bearer`, and needs a proof in the header "
+        "`DPoP` (RFC 9449).",
     }
 }
 _DESCRIPTION: Final = (
@@ -350,7 +361,7 @@ def _problem_headers(codes: Sequence[str]) -> JSON:
     if RateLimitedError.code in codes:
         return _headers("Retry-After")
     if UnauthenticatedError.code in codes:
-        return _headers("WWW-Authenticate")
+        return _headers("WWW-Authenticate", "DPoP-Nonce")
     return _headers()
 
 

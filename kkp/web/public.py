@@ -21,6 +21,7 @@ from typing import Annotated, Literal, final
 import msgspec
 from aiohttp import web
 
+from kkp import dpop
 from kkp.errors import KeyringUnavailableError, KKPError
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
@@ -74,6 +75,7 @@ class DiscoveryAnswer(msgspec.Struct, frozen=True):
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
     introspection_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
     revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
+    dpop_signing_alg_values_supported: tuple[str, ...] = dpop.ALGORITHMS
 
 
 class HealthAnswer(msgspec.Struct, frozen=True):

@@ -8,10 +8,10 @@ even looked at before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast, final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -75,10 +75,17 @@ AnswerT = TypeVar("AnswerT")
 
 _LABELS_BYTES = 256 * 1024
 _SIZED_BY = "KKP_MAX_PLAINTEXT_BYTES"
-_ANSWER_HEADERS = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
+_ANSWER_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
 _encoder = msgspec.json.Encoder()
 
 ORIGIN = web.RequestKey("kkp.origin", Origin)
+
+
+class GivesNonces(Protocol):
+    """Gives the nonces that DPoP proofs must have."""
+
+    def present(self) -> str:
+        """Return the one to be used now."""
 
 
 @final
@@ -107,6 +114,7 @@ class Services:
     list_revocations: ListRevocations
     read_audit: ReadAudit
     max_plaintext_bytes: int
+    nonces: GivesNonces | None = None
     metrics: Metrics | None = None
 
     @property
@@ -186,7 +194,7 @@ class Route(Generic[RequestT, AnswerT]):
         return web.Response(
             status=self.status,
             body=_encoder.encode(to_answer(answer, checked)),
-            headers=_ANSWER_HEADERS,
+            headers=_answer_headers(services, credentials),
         )
 
 
@@ -230,7 +238,7 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
             encoded.append(_encoder.encode(self._answer_to(item, result, origin)))
             await pacer.pause()
         body = b'{"items":[%b]}' % b",".join(encoded)
-        return web.Response(status=self.status, body=body, headers=_ANSWER_HEADERS)
+        return web.Response(status=self.status, body=body, headers=_answer_headers(services, credentials))
 
     def _answer_to(
         self, item: RequestT | Exception, result: Result[AnswerT], origin: Origin
@@ -243,11 +251,24 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
 def _presented(
     services: Services, request: web.Request, present: Callable[[web.Request], Credentials]
 ) -> Credentials:
+    origin = request[ORIGIN]
     try:
-        return present(request)
+        credentials = present(request)
     except UnauthenticatedError as error:
-        services.pipeline.count_failure(request[ORIGIN], error)
+        services.pipeline.count_failure(origin, error)
         raise
+    origin.is_dpop = credentials.scheme == "dpop" or bool(credentials.unverified_proofs)
+    return credentials
+
+
+def _answer_headers(services: Services, credentials: Credentials) -> Mapping[str, str]:
+    """Return an answer's headers; whoever sends proofs is told the nonce of the next one.
+
+    See RFC 9449 section 8.2.
+    """
+    if services.nonces is None or not credentials.unverified_proofs:
+        return _ANSWER_HEADERS
+    return {**_ANSWER_HEADERS, problems.NONCE_HEADER: services.nonces.present()}
 
 
 _BACKEND_ERRORS = (

@@ -41,7 +41,6 @@ async def test_something_is_used_once_on_whatever_replica(databases: Sequence[Da
     assert await second.use("assertion", b"one", LATER)  # of another kind
 
 
-@pytest.mark.promise(16)
 async def test_of_a_thousand_uses_at_a_time_on_three_replicas_one_is_the_first(
     databases: Sequence[Database],
 ) -> None:

@@ -40,6 +40,7 @@ from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
 from kkp.web import exchange
 from tests.harness import KKP, Answer, Client, detached, grant, running, settings_for
+from tests.proofs import Holder
 from tests.spellings import folded_spellings, spellings
 
 pytestmark = pytest.mark.promise(31)
@@ -241,6 +242,7 @@ async def exercise(scene: Scene) -> None:
     await _administer(scene)
     await _look_after(scene)
     await _knock(scene)
+    await _prove(scene)
 
 
 async def _mint(scene: Scene) -> None:
@@ -542,6 +544,42 @@ async def _knock(scene: Scene) -> None:
     await scene.send("GET", f"/identities/%0d%0a{plant.plant('encoded path')}")
 
 
+async def _prove(scene: Scene) -> None:
+    plant, holder = scene.canaries, Holder()
+    right = {"backend": "aws", "ops": ["encrypt"], **_token_members(plant)}
+    own: dict[str, Any] = {
+        "jti": plant.plant("identifier of a proof"),
+        "nonce": plant.plant("nonce"),
+        "more": plant.text("claim of a proof"),
+    }
+    used = holder.proof("/token", **own)
+    token = scene.token  # where none is minted, because something is broken
+    for number, proof in enumerate(
+        (
+            used,
+            used,
+            plant.plant("proof"),
+            plant.plant("proof in three parts", "{}.a.b"),
+            holder.proof("/token", htu=plant.plant("URL of a proof", "https://{}.test/")),
+            holder.proof("/token", htm=plant.plant("method of a proof")),
+            holder.proof("/token", header={"jwk": {**holder.jwk, "d": plant.plant("private key")}}),
+            holder.proof("/token", header={"kid": plant.plant("key id of a proof")}),
+        )
+    ):
+        plant.learn(f"proof {number}", proof.encode())
+        headers = {"DPoP": proof}
+        answer = await scene.send("POST", "/token", json=right, headers=headers, credential=scene.orders)
+        token = answer.json.get("token", token)
+    plant.learn("a bound token", token.encode())
+    for headers in (
+        holder.headers("/envelope/encrypt", token, **own),
+        {"Authorization": f"DPoP {token}"},
+        {"Authorization": plant.plant("token as DPoP", "DPoP {}")},
+    ):
+        document = {"backend": "aws", **_seal_members(plant)}
+        await scene.send("POST", "/envelope/encrypt", json=document, headers=headers)
+
+
 # What can go wrong inside, with all that is known in the exception's text.
 
 
@@ -692,10 +730,10 @@ async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_fi
         records = await kkp.records()
     assert len(scene.item_problems) > 5
     assert {answer.json["code"] for answer in scene.errors} == {
-        "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_request",
-        "key_disabled", "method_not_allowed", "not_found", "payload_too_large", "policy_denied",
-        "scope_mismatch", "token_invalid", "unauthenticated", "unknown_backend", "unknown_key",
-        "unsupported_media_type",
+        "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_dpop_proof",
+        "invalid_request", "key_disabled", "method_not_allowed", "not_found", "payload_too_large",
+        "policy_denied", "scope_mismatch", "token_invalid", "unauthenticated", "unknown_backend",
+        "unknown_key", "unsupported_media_type",
     }  # fmt: skip
     found = scene.canaries.found_by_field(records)
     filled: dict[str, set[str]] = {}
@@ -725,7 +763,11 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
     shown: dict[str, object] = {
         "settings": kkp.settings,
         "settings with the key itself": given,
-        "credentials": Credentials(unverified_bearer=scene.orders, unverified_token=scene.token),
+        "credentials": Credentials(
+            unverified_bearer=scene.orders,
+            unverified_token=scene.token,
+            unverified_proofs=(plant.plant("proof"),),
+        ),
         "a proposal": claims,
         "an envelope": envelope,
         "a request to seal": EncryptRequest(

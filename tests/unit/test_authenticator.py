@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import pwd
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from nacl.signing import SigningKey
 
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.base import Authenticated
+from kkp.authn.dpop import Proofs
 from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.kkp_tokens import TokenVerifier
@@ -22,19 +25,22 @@ from kkp.authn.operator import LocalOperator
 from kkp.authn.service_keys import ServiceKeys
 from kkp.errors import (
     AuthenticationError,
+    DPoPProofError,
     InvalidRequestError,
+    ProofRequiredError,
     StateUntrustedError,
     TokenExpiredError,
     TokenInvalidError,
     UnauthenticatedError,
 )
 from kkp.master_key import MasterKey
-from kkp.model import Caller, Credentials, Grant, Identity
+from kkp.model import Caller, Credentials, Grant, Identity, PresentedCertificate
 from kkp.store.identities import IdentityStore
 from kkp.store.sqlite import SQLiteDatabase
-from kkp.tokens import Actor, Claims, encode_claims, sign
+from kkp.tokens import Actor, Claims, Confirmation, encode_claims, sign
 from tests.fakes.clock import FakeClock
 from tests.promises import Recorder
+from tests.proofs import Holder, base64url
 
 NOW = 1_750_000_000
 CLOCK_ERROR = 5
@@ -105,7 +111,9 @@ class World:
 def authenticator_of(
     directory: IdentityDirectory, verifier: TokenVerifier, revoked: RevokedIds
 ) -> Authenticator:
-    return Authenticator(directory, verifier, revoked, Federation(()), (ServiceKeys(directory),))
+    proofs = Proofs(FakeClock(NOW), issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    methods = (ServiceKeys(directory),)
+    return Authenticator(directory, verifier, revoked, Federation(()), proofs, methods)
 
 
 @pytest.fixture
@@ -349,6 +357,105 @@ async def test_a_token_is_accepted(world: World, token: str, *, accepted: bool) 
 
 
 # What is revoked for the time being.
+
+
+# Tokens that are bound to a key. What stands for the proof is verified elsewhere; here it is what it opens.
+
+HOLDER, THIEF = Holder(), Holder()
+CERTIFICATE, ANOTHERS = (PresentedCertificate(hashlib.sha256(der).digest()) for der in (b"one", b"another"))
+BOUND = mint(cnf=Confirmation(jkt=HOLDER.jkt))
+OF_CERTIFICATE = mint(cnf=Confirmation(x5t_s256=base64url(CERTIFICATE.sha256)))
+PATH = "/envelope/decrypt"
+
+
+def shows(token: str, holder: Holder | None = HOLDER, **changes: Any) -> Credentials:
+    """Return the credentials of a request that shows a token in its header, with a proof."""
+    proofs = () if holder is None else (holder.proof(PATH, token, iat=NOW),)
+    presented = Credentials(token, None, "dpop", proofs, "POST", PATH)
+    return dataclasses.replace(presented, **changes)
+
+
+PROVEN: dict[str, tuple[Credentials, str, Confirmation]] = {
+    "its holder": (shows(BOUND), "kkp_token", Confirmation(jkt=HOLDER.jkt)),
+    "its holder, in the body": (
+        shows(BOUND, unverified_bearer=None, unverified_token=BOUND, scheme="bearer"),
+        "kkp_token",
+        Confirmation(jkt=HOLDER.jkt),
+    ),
+    "its holder, in the body beside a key": (
+        shows(BOUND, unverified_bearer=ORDERS_KEY, unverified_token=BOUND, scheme="bearer"),
+        "service_key",
+        Confirmation(jkt=HOLDER.jkt),
+    ),
+    "whoever has the certificate": (
+        Credentials(OF_CERTIFICATE, certificate=CERTIFICATE),
+        "kkp_token",
+        Confirmation(x5t_s256=base64url(CERTIFICATE.sha256)),
+    ),
+    "its holder, with a certificate besides": (
+        shows(BOUND, certificate=CERTIFICATE),
+        "kkp_token",
+        Confirmation(jkt=HOLDER.jkt, x5t_s256=base64url(CERTIFICATE.sha256)),
+    ),
+}
+UNPROVEN: dict[str, tuple[Credentials, type[Exception]]] = {
+    "a bearer": (Credentials(BOUND), ProofRequiredError),
+    "a bearer with a proof": (shows(BOUND, scheme="bearer"), ProofRequiredError),
+    "the body alone": (Credentials(None, BOUND), ProofRequiredError),
+    "the body beside a key": (Credentials(ORDERS_KEY, BOUND), ProofRequiredError),
+    "the body beside a bearer of its own": (Credentials(BOUND, BOUND), ProofRequiredError),
+    "no proof": (shows(BOUND, None), ProofRequiredError),
+    "another's proof": (shows(BOUND, THIEF), ProofRequiredError),
+    "a certificate instead of the proof": (shows(BOUND, None, certificate=CERTIFICATE), ProofRequiredError),
+    "a proof for another token": (
+        shows(BOUND, unverified_proofs=(HOLDER.proof(PATH, GOOD, iat=NOW),)),
+        DPoPProofError,
+    ),
+    "an expired token with a proof": (
+        shows(mint(exp=NOW, cnf=Confirmation(jkt=HOLDER.jkt))),
+        TokenExpiredError,
+    ),
+    "an unbound token as DPoP": (shows(GOOD), TokenInvalidError),
+    "an unbound token as DPoP without a proof": (shows(GOOD, None), TokenInvalidError),
+    "a service key as DPoP": (shows(ORDERS_KEY, None), UnauthenticatedError),
+    "no certificate": (Credentials(OF_CERTIFICATE), TokenInvalidError),
+    "another's certificate": (Credentials(OF_CERTIFICATE, certificate=ANOTHERS), TokenInvalidError),
+    "a proof instead of the certificate": (shows(OF_CERTIFICATE, scheme="bearer"), TokenInvalidError),
+    "the certificate's token as DPoP": (shows(OF_CERTIFICATE, certificate=CERTIFICATE), TokenInvalidError),
+    "the certificate's token in the body": (Credentials(ORDERS_KEY, OF_CERTIFICATE), TokenInvalidError),
+}
+
+
+@pytest.mark.parametrize(("credentials", "method", "proven"), PROVEN.values(), ids=PROVEN)
+async def test_a_bound_token_speaks_for_its_subject_when_shown_by(
+    world: World, credentials: Credentials, method: str, proven: Confirmation
+) -> None:
+    authenticated = await world.authenticator.authenticate(credentials, epoch=7)
+    assert (authenticated.caller.id, authenticated.caller.method) == ("orders", method)
+    assert authenticated.proven == proven
+    assert [once.kind for once in authenticated.once] == ["dpop"] * len(credentials.unverified_proofs)
+
+
+@pytest.mark.parametrize(("credentials", "error"), UNPROVEN.values(), ids=UNPROVEN)
+async def test_a_bound_token_is_nothing_when_shown_by(
+    world: World, credentials: Credentials, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as refusal:
+        await world.authenticator.authenticate(credentials, epoch=7)
+    assert type(refusal.value) is error
+
+
+async def test_a_service_key_with_a_proof_has_proven_the_key(world: World) -> None:
+    """A token that it asks for can be bound; which token the proof names is looked at where one is shown."""
+    for proof in (HOLDER.proof(PATH, iat=NOW), HOLDER.proof(PATH, BOUND, iat=NOW)):
+        credentials = Credentials(ORDERS_KEY, unverified_proofs=(proof,), method="POST", path=PATH)
+        authenticated = await world.authenticator.authenticate(credentials, epoch=7)
+        assert authenticated.proven == Confirmation(jkt=HOLDER.jkt)
+
+
+async def test_what_needs_no_proof_to_be_asked_about_is_told_of_all_the_same(world: World) -> None:
+    assert world.authenticator.accepted(BOUND).cnf == Confirmation(jkt=HOLDER.jkt)
+    assert world.authenticator.revocable(BOUND).cnf == Confirmation(jkt=HOLDER.jkt)
 
 
 @pytest.mark.parametrize(

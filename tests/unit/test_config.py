@@ -70,6 +70,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         master_key_kms=None,
         master_key_checks=(),
         issuer="http://127.0.0.1:8080",
+        dpop_nonce=False,
         policy_path=None,
         opa_url=None,
         opa_timeout_seconds=0.5,
