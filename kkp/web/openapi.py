@@ -283,7 +283,10 @@ def _add_refusals(responses: dict[str, JSON], refusals: Refusals, errors: Iterab
         names = sorted({name for _, name, of_name in told if of_name is status})
         narrowed = {"properties": {"error": {"enum": names}, "code": {"enum": codes}}}
         schema = {"allOf": [{"$ref": _REF.format(name=Refusal.__name__)}, narrowed]}
-        responses[str(status.value)]["content"]["application/json"] = {"schema": schema}
+        response = responses[str(status.value)]
+        response["content"]["application/json"] = {"schema": schema}
+        if DPoPNonceError.code in codes:
+            response["headers"] = {**response["headers"], **_headers("DPoP-Nonce")}
 
 
 def _public_operation(served: PublicRoute) -> JSON:

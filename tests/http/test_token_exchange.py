@@ -24,6 +24,7 @@ from kkp.errors import AuditUnavailableError, PolicyUnavailableError
 from kkp.web.exchange import ACCESS_TOKEN, TOKEN_EXCHANGE
 from tests.fakes.clock import FakeClock
 from tests.harness import ISSUER, KKP, Answer, grant, running
+from tests.proofs import Holder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -349,6 +350,52 @@ async def test_two_headers_of_a_client_are_refused(exchange: Exchange) -> None:
         assert (answer.status, (await answer.json())["error"]) == (400, "invalid_request")
 
 
+# A key that the token is to be bound to.
+
+
+async def test_a_form_with_a_proof_gets_a_token_that_is_bound_to_its_key(exchange: Exchange) -> None:
+    holder = Holder()
+    issued = await exchange.send(exchange.form(), headers={**MEDIA, **holder.headers("/token")})
+    assert (issued.status, issued.json["token_type"]) == (200, "DPoP"), issued.raw
+    token = issued.json["access_token"]
+    assert claims_of(token)["cnf"] == {"jkt": holder.jkt}
+    told = (await exchange.send({"token": token}, path="/token/introspect", credential=exchange.key)).json
+    assert (told["token_type"], told["cnf"]) == ("DPoP", {"jkt": holder.jkt})
+    sealing = {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"}
+    stolen = await exchange.kkp.post("/envelope/encrypt", sealing, credential=token)
+    assert (stolen.status, stolen.problem()) == (401, "token_invalid")
+
+
+async def test_a_proof_beside_a_form_that_proves_nothing_is_told_as_rfc_9449_has_it(
+    exchange: Exchange,
+) -> None:
+    for proof in ("nonsense", Holder().proof("/envelope/encrypt"), Holder().proof("/token", method="GET")):
+        answer = await exchange.send(exchange.form(), headers={**MEDIA, "DPoP": proof})
+        assert (answer.status, *answer.refusal()) == (400, "invalid_dpop_proof", "invalid_dpop_proof")
+
+
+async def test_a_proof_beside_a_form_is_good_once(exchange: Exchange) -> None:
+    headers = {**MEDIA, **Holder().headers("/token")}
+    assert (await exchange.send(exchange.form(), headers=headers)).status == 200
+    answer = await exchange.send(exchange.form(), headers=headers)
+    assert (answer.status, answer.refusal()[0]) == (400, "invalid_dpop_proof")
+
+
+async def test_a_client_is_given_the_nonce_that_its_proof_needs(tmp_path: Path) -> None:
+    async with running(tmp_path, KKP_DPOP_NONCE="1") as kkp:
+        exchange, holder = Exchange(kkp, await kkp.add_identity("orders", grant())), Holder()
+        answer = await exchange.send(exchange.form(), headers={**MEDIA, **holder.headers("/token")})
+        assert (answer.status, *answer.refusal()) == (400, "use_dpop_nonce", "use_dpop_nonce")
+        again = holder.headers("/token", nonce=answer.headers["DPoP-Nonce"])
+        issued = await exchange.send(exchange.form(), headers={**MEDIA, **again})
+        assert (issued.status, issued.json["token_type"]) == (200, "DPoP")
+        assert issued.headers["DPoP-Nonce"]
+
+
+async def test_who_would_be_bound_without_a_proof_gets_nothing(exchange: Exchange) -> None:
+    await exchange.refuses(400, "invalid_request", "invalid_request", binding="dpop")
+
+
 # Forms that can't be read.
 
 BAD_FORMS = {
@@ -493,9 +540,9 @@ async def test_a_caller_in_too_much_of_a_hurry_is_told_when_to_come_back(tmp_pat
 # What the metadata says.
 
 
-async def test_the_metadata_names_what_there_is_and_nothing_else(exchange: Exchange) -> None:
+async def test_the_metadata_names_what_there_is(exchange: Exchange) -> None:
     document = (await exchange.kkp.get("/.well-known/oauth-authorization-server")).json
-    assert document == {
+    told = {
         "issuer": ISSUER,
         "jwks_uri": f"{ISSUER}/keys/jwks",
         "token_endpoint": f"{ISSUER}/token",
@@ -509,6 +556,7 @@ async def test_the_metadata_names_what_there_is_and_nothing_else(exchange: Excha
         "introspection_endpoint_auth_methods_supported": ["Bearer"],
         "revocation_endpoint_auth_methods_supported": ["Bearer"],
     }
+    assert {name: document[name] for name in told} == told
     for grant_type in document["grant_types_supported"]:
         assert (await exchange.send(exchange.form(grant_type=grant_type))).status == 200
     for scope in document["scopes_supported"]:

@@ -314,6 +314,8 @@ TOLD = {
     errors.UnauthenticatedError: ("invalid_request", 400),
     errors.TokenInvalidError: ("invalid_request", 400),
     errors.TokenExpiredError: ("invalid_request", 400),
+    errors.DPoPProofError: ("invalid_dpop_proof", 400),
+    errors.DPoPNonceError: ("use_dpop_nonce", 400),
     errors.ScopeMismatchError: ("invalid_request", 400),
     errors.PolicyDeniedError: ("invalid_target", 400),
     errors.RevokedError: ("invalid_target", 400),
@@ -340,6 +342,8 @@ def test_the_token_endpoint_calls_it(kind: type[KKPError], told: tuple[str, int]
         (errors.InvalidRequestError, ("invalid_request", 400)),
         (errors.UnauthenticatedError, ("invalid_token", 401)),
         (errors.TokenExpiredError, ("invalid_token", 401)),
+        (errors.DPoPProofError, ("invalid_dpop_proof", 401)),
+        (errors.DPoPNonceError, ("use_dpop_nonce", 401)),
         (errors.PolicyDeniedError, ("insufficient_scope", 403)),
         (errors.ScopeMismatchError, ("insufficient_scope", 403)),
         (errors.PayloadTooLargeError, ("invalid_request", 413)),
@@ -354,7 +358,8 @@ def test_where_a_bearer_is_shown_it_is_called(kind: type[KKPError], told: tuple[
 def test_every_error_has_a_name_of_oauths_and_a_status_that_is_no_success() -> None:
     names = {
         "invalid_request", "invalid_client", "invalid_scope", "invalid_target", "unsupported_grant_type",
-        "invalid_token", "insufficient_scope", "temporarily_unavailable",
+        "invalid_token", "insufficient_scope", "temporarily_unavailable", "invalid_dpop_proof",
+        "use_dpop_nonce",
     }  # fmt: skip
     kinds = set(_kinds())
     assert set(TOLD) <= kinds
