@@ -61,9 +61,7 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     issuer: Annotated[str, msgspec.Meta(max_length=512)] = ""
     trust_domain: str = ""
     audience: Audience | None = None
-    algorithms: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: ["RS256", "ES256"]
-    )
+    algorithms: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("RS256", "ES256")
     jwks_url: str = ""
     jwks_ca_file: str = ""
     jwks_token_file: str = ""

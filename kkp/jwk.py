@@ -134,8 +134,8 @@ def _read(jwk: _JWK) -> tuple[frozenset[str], Any]:
 
 def _rsa(jwk: _JWK) -> rsa.RSAPublicKey:
     modulus, exponent = _number(jwk.n), _number(jwk.e)
-    if modulus.bit_length() not in _RSA_BITS or exponent not in _RSA_EXPONENTS:
-        raise ValueError("too weak, or too long")
+    if modulus.bit_length() not in _RSA_BITS or modulus % 2 == 0 or exponent not in _RSA_EXPONENTS:
+        raise ValueError("weak, or too long")
     return rsa.RSAPublicNumbers(exponent, modulus).public_key()
 
 

@@ -72,6 +72,8 @@ class JWKSClient:
             auto_decompress=False,
             trust_env=False,
         )
+        # Else aiohttp asks twice where a connection ends without an answer, and offers no way to say not to.
+        self._session._retry_connection = False  # noqa: SLF001
 
     async def fetch(self, issuer: Issuer, tls: ssl.SSLContext) -> bytes:
         """Return an issuer's JWKS, undecoded.
@@ -126,8 +128,11 @@ def _token(path: Path | None) -> str | None:
     """Return the bearer token that the place asks for; it is read each time, as it is renewed in place."""
     if path is None:
         return None
-    with path.open("rb") as file:
-        token = file.read(_MAX_TOKEN_BYTES).strip()
+    try:
+        with path.open("rb") as file:
+            token = file.read(_MAX_TOKEN_BYTES).strip()
+    except OSError as error:
+        raise IssuerUnavailableError(f"jwks_token_file can't be read ({type(error).__name__})") from None
     if not token.isascii() or not token.decode("ascii").isprintable() or not token:
         raise IssuerUnavailableError("jwks_token_file holds no token")
     return token.decode("ascii")

@@ -30,6 +30,8 @@ from kkp.cli.stored_log import read_log
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
+from kkp.issuers import Issuer
+from kkp.jwk import of_members, read_set
 from kkp.keyring.rotation import Keyring
 from kkp.kms.base import Resources
 from kkp.kms.stateless import without_state
@@ -324,6 +326,42 @@ async def _opa(settings: Settings, url: str) -> Result:
     return Result(Status.OK, "OPA answers an empty question")
 
 
+async def _issuers(examined: Examined) -> list[Result]:
+    found = examined.settings.issuers
+    if not found:
+        return [Result(Status.OK, "there is none")]
+    from kkp.authn.jwks_client import JWKSClient, tls_context  # noqa: PLC0415  HTTP is slow to import
+
+    client = JWKSClient()
+
+    async def fetch(name: str, issuer: Issuer) -> bytes:
+        return await client.fetch(issuer, tls_context(name, issuer.ca_file))
+
+    try:
+        return [*await asyncio.gather(*(_issuer(name, issuer, fetch) for name, issuer in found.items()))]
+    finally:
+        await client.close()
+
+
+async def _issuer(name: str, issuer: Issuer, fetch: Callable[[str, Issuer], Awaitable[bytes]]) -> Result:
+    """Tell which keys an issuer has; those that are fetched, by fetching them once."""
+    title, rules = f"{name} ({issuer.who})", f"{len(issuer.rules)} rules"
+    if not issuer.jwks_url:
+        return Result(Status.OK, f"{title}: {len(of_members(issuer.keys))} keys were given; {rules}")
+    try:
+        keys = read_set(await fetch(name, issuer))
+    except ConfigError as error:
+        return Result(*problem(error.problems[0]))
+    except (KKPError, ValueError) as error:
+        cure = "see whether its jwks_url is right, and can be reached from here"
+        return Result(Status.FAIL, f"{title}: its keys can't be fetched: {error}", cure)
+    used = sum(not key.algorithms.isdisjoint(issuer.algorithms) for key in keys.values())
+    if not used:
+        cure = "see which algorithms it signs with, and name them in its algorithms"
+        return Result(Status.FAIL, f"{title}: none of its {len(keys)} keys is for its algorithms", cure)
+    return Result(Status.OK, f"{title}: {used} keys can be used; {rules}")
+
+
 async def _backends(examined: Examined) -> list[Result]:
     granted = await _grants(examined)
     resources, limits = None, examined.settings.backend_limits
@@ -368,5 +406,6 @@ CHECKS: tuple[Check, ...] = (
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
     Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),
+    Check("issuers", _issuers, "mend KKP_ISSUERS, or [issuers.NAME] in kkp.toml"),
     Check("backends", _backends, "mend KKP_BACKENDS"),
 )

@@ -116,7 +116,7 @@ def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
-        "root key", "revocations", "audit", "tls", "policy", "backends",
+        "root key", "revocations", "audit", "tls", "policy", "issuers", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 
@@ -256,6 +256,11 @@ def garbage_checkpoints(directory: Path) -> None:
     (directory / ".kkp/checkpoints.jsonl").write_bytes(b"garbage\n")
 
 
+UNREACHABLE = {
+    "issuer": "https://issuer.example",
+    "jwks_url": "http://127.0.0.1:1/keys",
+    "rules": {"all": {"match": {"sub": "*"}, "roles": ["service"]}},
+}
 FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
     "a setting that can't be read": (nothing, {"KKP_POLL_SECS": "soon"}, "settings", "a number of seconds"),
     "times that do not fit": (nothing, {"KKP_POLL_SECS": "30"}, "settings", ""),
@@ -325,6 +330,12 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
         {"KKP_POLICY_PATH": "broken.rego"},
         "policy",
         "mend the policy",
+    ),
+    "an issuer whose keys can't be fetched": (
+        nothing,
+        {"KKP_ISSUERS": json.dumps({"k8s": UNREACHABLE})},
+        "issuers",
+        "see whether its jwks_url is right",
     ),
     "a backend that there is not": (
         nothing,
