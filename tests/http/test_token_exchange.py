@@ -20,7 +20,7 @@ from authlib.integrations.requests_client import OAuth2Session  # type: ignore[i
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
-from kkp.errors import AuditUnavailableError, PolicyUnavailableError
+from kkp.errors import AuditUnavailableError, KKPError, PolicyUnavailableError
 from kkp.web.exchange import ACCESS_TOKEN, TOKEN_EXCHANGE
 from tests.fakes.clock import FakeClock
 from tests.harness import ISSUER, KKP, Answer, grant, running
@@ -514,11 +514,12 @@ async def test_what_is_not_there_for_now_is_not_called_the_clients_fault(
     await exchange.refuses(503, "temporarily_unavailable", code)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, KKPError])
 async def test_a_failure_that_nobody_expected_is_a_problem_without_a_text(
-    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     async def fail(*_: object) -> None:
-        raise RuntimeError(exchange.key)
+        raise kind(exchange.key)
 
     monkeypatch.setattr("kkp.pipeline.Pipeline.run", fail)
     answer = await exchange.send(exchange.form())

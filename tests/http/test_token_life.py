@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -203,6 +204,23 @@ async def test_without_a_credential_nothing_is_read(parties: Parties, path: str)
     answer = await parties.kkp.request("POST", path, data=b"x" * 200_000, headers=FORM)
     assert (answer.status, *answer.refusal()) == (401, "invalid_token", "unauthenticated")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="kkp"'
+
+
+@pytest.mark.parametrize("path", ["/token/introspect", "/token/revoke"])
+async def test_a_clients_name_and_secret_are_no_credential(parties: Parties, path: str) -> None:
+    for pair in ("orders:", f"orders:{parties.keys['orders']}"):
+        headers = {**FORM, "Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        answer = await parties.kkp.request("POST", path, data=b"token=a", headers=headers)
+        assert (answer.status, *answer.refusal()) == (401, "invalid_token", "unauthenticated")
+
+
+async def test_the_answer_is_json_whatever_is_asked_for(parties: Parties) -> None:
+    headers = {**FORM, "Accept": "application/token-introspection+jwt"}
+    body = urlencode({"token": parties.token}).encode()
+    answer = await parties.kkp.request(
+        "POST", "/token/introspect", credential=parties.keys["orders"], data=body, headers=headers
+    )
+    assert (answer.headers["Content-Type"], answer.json["active"]) == ("application/json", True)
 
 
 # A policy that says nothing of tokens that concern nobody.
