@@ -73,6 +73,10 @@ class Issuer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     single_use: bool = False
     rules: dict[str, Rule] = {}
 
+    def __repr__(self) -> str:
+        """Name it; a private key may have been put among its keys by mistake."""
+        return f"Issuer({self.who!r})"
+
     @property
     def who(self) -> str:
         """Who it is, in the eyes of everybody: two tables about one issuer are about one."""

@@ -48,6 +48,9 @@ class PublicKey(NamedTuple):
     algorithms: frozenset[str]
     key: Any
 
+    def __repr__(self) -> str:
+        return f"PublicKey({self.algorithms!r})"
+
 
 class _JWK(msgspec.Struct, frozen=True):
     kty: str
@@ -62,9 +65,15 @@ class _JWK(msgspec.Struct, frozen=True):
     y: str = ""
     d: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
+    def __repr__(self) -> str:  # a private half may have been put there by mistake
+        return "_JWK(…)"
+
 
 class _JWKS(msgspec.Struct, frozen=True):
     keys: list[JSON]
+
+    def __repr__(self) -> str:
+        return "_JWKS(…)"
 
 
 def read_set(document: bytes) -> Mapping[str, PublicKey]:

@@ -26,6 +26,10 @@ class Once(NamedTuple):
     expires_at: float
     refusal: type[AuthenticationError] = UnauthenticatedError
 
+    def __repr__(self) -> str:
+        """Name the kind: what was presented is no matter for a log."""
+        return f"Once({self.kind!r}, …)"
+
 
 class UsedOnce(Protocol):
     """What was used, of all that may be used once."""

@@ -14,6 +14,7 @@ import json
 import logging
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,9 @@ from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
 from kkp.web import exchange
-from tests.harness import KKP, Answer, Client, detached, grant, running, settings_for
+from tests.harness import ISSUER, KKP, Answer, Client, detached, grant, running, settings_for
+from tests.issuer import ISSUER as VOUCHES
+from tests.issuer import FakeIssuer
 from tests.proofs import Holder
 from tests.spellings import folded_spellings, spellings
 
@@ -59,7 +62,13 @@ CLEAR: Mapping[str, set[str]] = {
     "key to move to": {"key_id"},
     "context name": {"context_names"},
     "caller": {"caller"},
+    "whom an issuer vouches for": {"caller"},
 }
+_ISSUER = FakeIssuer(now=int(time.time()))
+_RULE = {"match": {"sub": "*"}, "roles": ["service"], "attributes_from": {"team": "team"}}
+ISSUERS = json.dumps(
+    {"k8s": {"issuer": VOUCHES, "algorithms": ["ES256"], "keys": _ISSUER.jwk_list(), "rules": {"all": _RULE}}}
+)
 
 
 @dataclass(slots=True)
@@ -243,6 +252,7 @@ async def exercise(scene: Scene) -> None:
     await _look_after(scene)
     await _knock(scene)
     await _prove(scene)
+    await _bring_an_identity(scene)
 
 
 async def _mint(scene: Scene) -> None:
@@ -580,6 +590,34 @@ async def _prove(scene: Scene) -> None:
         await scene.send("POST", "/envelope/encrypt", json=document, headers=headers)
 
 
+async def _bring_an_identity(scene: Scene) -> None:
+    """Show tokens of somebody else's; of the first of them KKP takes the word, where ISSUERS are set."""
+    plant = scene.canaries
+    right = _ISSUER.claims(
+        aud=ISSUER,
+        sub=plant.plant("whom an issuer vouches for"),
+        jti=plant.plant("an assertion's jti"),
+        team=plant.text("an attribute of an assertion's"),
+        groups=[plant.plant("a group of an assertion's")],
+    )
+    for number, (claims, header) in enumerate(
+        (
+            (right, {}),
+            ({**right, "aud": plant.plant("an assertion's audience")}, {}),
+            ({**right, "exp": plant.plant("an assertion's end")}, {}),
+            ({**right, "sub": plant.text("a subject that is no name")}, {}),
+            ({**right, "iss": plant.plant("an issuer of nobody's")}, {}),
+            (right, {"kid": plant.plant("an unknown kid")}),
+            (right, {"alg": "ES256", "jku": plant.plant("a place of keys", "https://{}.example")}),
+        )
+    ):
+        assertion = _ISSUER.sign(claims, header=header)
+        plant.learn(f"assertion {number}", assertion.encode())
+        plant.learn(f"signature of assertion {number}", assertion.rpartition(".")[2].encode())
+        await scene.post("/token", {"backend": "aws", **_token_members(plant)}, assertion)
+        await scene.send("GET", "/identities", credential=assertion)
+
+
 # What can go wrong inside, with all that is known in the exception's text.
 
 
@@ -687,7 +725,7 @@ async def test_no_canary_comes_out_when(
     fault: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
+    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_ISSUERS=ISSUERS) as kkp:
         with pytest.MonkeyPatch.context() as patches:
             data_keys: set[bytes] = set()
             _watch_data_keys(patches, data_keys)
@@ -724,7 +762,7 @@ def _stored_records(database: Path) -> list[dict[str, Any]]:
 async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_filled(
     tmp_path: Path,
 ) -> None:
-    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
+    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_ISSUERS=ISSUERS) as kkp:
         scene = await new_scene(kkp)
         await exercise(scene)
         records = await kkp.records()
