@@ -1,9 +1,10 @@
 """One table: method, path, operation, body, answer.
 
-A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. On a route that
-takes no credential in its body, a request without one in its header is refused unread. A body that has not
-arrived whole is waited for only when the credential in the header, if there is one, is good; a batch is not
-even looked at before.
+A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. Where it takes a
+form as well as JSON, both walk the same road, and differ in how they are read and answered (`kkp.web.oauth`).
+On a route that takes no credential in its body, a request without one in its header is refused unread. A body
+that has not arrived whole is waited for only when the credential in the header, if there is one, is good; a
+batch is not even looked at before.
 """
 
 from __future__ import annotations
