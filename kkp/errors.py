@@ -8,6 +8,9 @@ or another caller's data. An exception that is not in this tree is a bug and rea
 ```
 KKPError
 ├── InvalidRequestError               invalid_request
+│   ├── UnsupportedGrantError         invalid_request
+│   ├── InvalidScopeError             invalid_request
+│   └── InvalidTargetError            invalid_request
 ├── UnsupportedMediaTypeError         unsupported_media_type
 ├── PayloadTooLargeError              payload_too_large
 ├── AuthenticationError
@@ -18,6 +21,7 @@ KKPError
 │   ├── TokenExpiredError             token_expired
 │   └── DPoPProofError                invalid_dpop_proof
 │       └── DPoPNonceError            use_dpop_nonce
+├── ClientAuthenticationError         unauthenticated
 ├── TLSRequiredError                  tls_required
 ├── DeniedError
 │   ├── PolicyDeniedError             policy_denied
@@ -76,6 +80,18 @@ class InvalidRequestError(KKPError):
     """The request is malformed; nothing was done."""
 
     code = "invalid_request"
+
+
+class UnsupportedGrantError(InvalidRequestError):
+    """The OAuth grant type is not one that KKP offers."""
+
+
+class InvalidScopeError(InvalidRequestError):
+    """The OAuth scope is not made of operations that a token can be for."""
+
+
+class InvalidTargetError(InvalidRequestError):
+    """What an OAuth client would have a token for is missing, malformed, or more than one thing."""
 
 
 class UnsupportedMediaTypeError(KKPError):
@@ -140,6 +156,12 @@ class DPoPNonceError(DPoPProofError):
     def __init__(self, nonce: str) -> None:
         super().__init__("The DPoP proof needs the nonce that the header DPoP-Nonce of this answer has.")
         self.nonce = nonce
+
+
+class ClientAuthenticationError(KKPError):
+    """An OAuth client would prove who it is as a client, and KKP knows no clients: nothing was looked at."""
+
+    code = "unauthenticated"
 
 
 class TLSRequiredError(KKPError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,17 @@ class Answer:
         }  # fmt: skip
         code: str = self.json["code"]
         return code
+
+    def refusal(self) -> tuple[str, str]:
+        """Return the OAuth error and the code that a form is refused with, having checked its members."""
+        assert self.headers["Content-Type"] == "application/json", self
+        assert (self.headers["Cache-Control"], self.headers["Pragma"]) == ("no-store", "no-cache")
+        assert ("WWW-Authenticate" in self.headers) == (self.status == 401)
+        assert set(self.json) <= {
+            "error", "error_description", "code", "request_id", "decision_id", "reasons",
+        }  # fmt: skip
+        assert re.fullmatch(r"[\x20\x21\x23-\x5b\x5d-\x7e]+", self.json["error_description"])
+        return self.json["error"], self.json["code"]
 
 
 @dataclass(slots=True)

@@ -60,12 +60,13 @@ class TokenProposal(Proposal, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A signed token; `expires_at` in Unix seconds."""
+    """A signed token; `expires_at` in Unix seconds, `lifetime_seconds` what was left of it at the signing."""
 
     token: str = field(repr=False)
     expires_at: int
     kid: str
     token_type: TokenType
+    lifetime_seconds: int
 
 
 class TokenSigner(Protocol):
@@ -167,10 +168,12 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
         return await self._issue(proposal)
 
     def _sign(self, proposal: TokenProposal) -> IssuedToken:
-        if self._clock.now() - proposal.proposed_at > _MAX_DECISION_SECONDS:
+        now, expiry = self._clock.now(), proposal.claims.exp
+        if now - proposal.proposed_at > _MAX_DECISION_SECONDS:
             raise StaleProposalError("The decision took too long.")
         token = tokens.sign(proposal.payload, proposal.kid, partial(self._signer.sign, proposal.kid))
-        return IssuedToken(token, proposal.claims.exp, proposal.kid, proposal.claims.token_type)
+        lifetime_seconds = max(0, math.floor(expiry - now))
+        return IssuedToken(token, expiry, proposal.kid, proposal.claims.token_type, lifetime_seconds)
 
     def _ttl_seconds(self, request: TokenRequest) -> float:
         if request.ttl_seconds is None:

@@ -23,7 +23,8 @@ from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
 from kkp.tokens import Claims, Federated, TokenType
-from kkp.web.schemas import Wire
+from kkp.web.exchange import ExchangeRequest
+from kkp.web.schemas import RequestedTokenType, Wire
 
 
 class Answer(Wire, frozen=True):
@@ -40,6 +41,16 @@ class IssuedTokenAnswer(Answer, frozen=True):
     expires_at: int
     kid: str
     token_type: TokenType
+
+
+class ExchangedTokenAnswer(Answer, frozen=True):
+    """Answers `POST /token` as a form (RFC 8693 section 2.2.1); `expires_in` in seconds, `scope` the ops."""
+
+    access_token: str
+    issued_token_type: RequestedTokenType
+    token_type: TokenType
+    expires_in: int
+    scope: str
 
 
 class EnvelopeAnswer(Answer, frozen=True):
@@ -91,6 +102,7 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
 
     active: bool
     token_type: TokenType | msgspec.UnsetType = msgspec.UNSET
+    scope: str | msgspec.UnsetType = msgspec.UNSET
     iss: str | msgspec.UnsetType = msgspec.UNSET
     sub: str | msgspec.UnsetType = msgspec.UNSET
     aud: str | msgspec.UnsetType = msgspec.UNSET
@@ -183,6 +195,17 @@ def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid, answer.token_type)
 
 
+def exchanged_token(answer: IssuedToken, request: ExchangeRequest) -> ExchangedTokenAnswer:
+    """Return the body that answers `POST /token` as a form."""
+    return ExchangedTokenAnswer(
+        access_token=answer.token,
+        issued_token_type=request.issued_token_type,
+        token_type=answer.token_type,
+        expires_in=answer.lifetime_seconds,
+        scope=" ".join(request.ops),
+    )
+
+
 def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
     """Return the body that answers `POST /envelope/encrypt` and `POST /envelope/rewrap`."""
     return EnvelopeAnswer(envelopes.to_wire(answer))
@@ -219,7 +242,8 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
     """Return the body that answers `POST /token/introspect`."""
     if answer is None:
         return IntrospectionAnswer(active=False)
-    return IntrospectionAnswer(active=True, token_type=answer.token_type, **msgspec.to_builtins(answer))
+    told = {"token_type": answer.token_type, "scope": " ".join(answer.ops), **msgspec.to_builtins(answer)}
+    return IntrospectionAnswer(active=True, **told)
 
 
 def nothing(_answer: None, _request: object) -> EmptyAnswer:

@@ -1,9 +1,10 @@
 """One table: method, path, operation, body, answer.
 
-A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. On a route that
-takes no credential in its body, a request without one in its header, and without a client certificate, is
-refused unread. A body that has not arrived whole is waited for only when the credential in the header, if
-there is one, is good; a batch is not even looked at before.
+A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. Where it takes a
+form as well as JSON, both walk the same road, and differ in how they are read and answered (`kkp.web.oauth`).
+On a route that takes no credential in its body, a request without one in its header, and without a client
+certificate, is refused unread. A body that has not arrived whole is waited for only when the credential in
+the header, if there is one, is good; a batch is not even looked at before.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from aiohttp import hdrs, web
 from kkp.batch import Result
 from kkp.clock import Clock
 from kkp.errors import (
+    ClientAuthenticationError,
     ConflictError,
     EnvelopeInvalidError,
+    InvalidScopeError,
+    InvalidTargetError,
     KeyDisabledError,
     KKPError,
     KMSDeniedError,
@@ -29,6 +33,7 @@ from kkp.errors import (
     UnauthenticatedError,
     UnknownBackendError,
     UnknownKeyError,
+    UnsupportedGrantError,
 )
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
@@ -47,18 +52,20 @@ from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
-from kkp.web import answers, problems, schemas
+from kkp.web import answers, exchange, problems, schemas
 from kkp.web.credentials import read_credentials
+from kkp.web.oauth import AT_TOKEN_ENDPOINT, BEHIND_A_BEARER, Form, uncached
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import (
     SMALL_BODY_BYTES,
+    FormBody,
     JSONBatch,
     JSONBody,
-    JSONOrForm,
     NoBody,
     PathAndJSON,
     Query,
     Reader,
+    is_form,
 )
 
 if TYPE_CHECKING:
@@ -142,6 +149,7 @@ class Route(Generic[RequestT, AnswerT]):
         errors: What it may answer beside what every operation may.
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
+        form: How it takes a form in the place of what it reads; None where it does not.
     """
 
     method: str
@@ -153,19 +161,42 @@ class Route(Generic[RequestT, AnswerT]):
     errors: tuple[type[KKPError], ...] = ()
     status: int = 200
     credential_in_body: bool = False
+    form: Form[Any, AnswerT] | None = None
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        credentials = _presented(services, request, required=not self.credential_in_body)
+        if self.form is not None and is_form(request):
+            return await self._handle_form(self.form, services, request)
+        present = partial(read_credentials, required=not self.credential_in_body)
+        return await self._handle(present, self.read, self.answer, services, request)
+
+    async def _handle_form(
+        self, form: Form[Any, AnswerT], services: Services, request: web.Request
+    ) -> web.Response:
+        try:
+            response = await self._handle(form.credentials, form.read, form.answer, services, request)
+        except KKPError as error:
+            return form.refusals.response(error, request[ORIGIN])
+        return uncached(response)
+
+    async def _handle(
+        self,
+        present: Callable[[web.Request], Credentials],
+        read: Reader[Any],
+        to_answer: Callable[[AnswerT, Any], answers.Answer],
+        services: Services,
+        request: web.Request,
+    ) -> web.Response:
+        credentials = _presented(services, request, present)
         # What has arrived whole is in memory already, and the road authenticates it.
         if not request.content.is_eof() and credentials.unverified_bearer is not None:
             await services.pipeline.authenticate(credentials, request[ORIGIN])
-        checked, credentials = await self.read(services, request, credentials)
+        checked, credentials = await read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await services.pipeline.run(operation, checked, credentials, origin)
         return web.Response(
             status=self.status,
-            body=_encoder.encode(self.answer(answer, checked)),
+            body=_encoder.encode(to_answer(answer, checked)),
             headers=_answer_headers(services, credentials),
         )
 
@@ -199,7 +230,7 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        credentials = _presented(services, request, required=True)
+        credentials = _presented(services, request, partial(read_credentials, required=True))
         await services.pipeline.authenticate(credentials, request[ORIGIN])
         items, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
@@ -220,10 +251,12 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
         return self.answer(cast("AnswerT", result.answer), cast("RequestT", item))
 
 
-def _presented(services: Services, request: web.Request, *, required: bool) -> Credentials:
+def _presented(
+    services: Services, request: web.Request, present: Callable[[web.Request], Credentials]
+) -> Credentials:
     origin = request[ORIGIN]
     try:
-        credentials = read_credentials(request, required=required)
+        credentials = present(request)
     except UnauthenticatedError as error:
         services.pipeline.count_failure(origin, error)
         raise
@@ -256,8 +289,15 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         lambda s: s.issue_token,
         JSONBody(schemas.TokenBody),
         answers.issued_token,
-        "Mint a token",
+        "Mint a token; as a form, in exchange for a credential in it (RFC 8693)",
         (UnknownBackendError,),
+        form=Form(
+            FormBody(exchange.ExchangeBody, exchange.read_form),
+            answers.exchanged_token,
+            AT_TOKEN_ENDPOINT,
+            (UnsupportedGrantError, InvalidScopeError, InvalidTargetError, ClientAuthenticationError),
+            credential_in_body=True,
+        ),
     ),
     Route(
         "POST",
@@ -398,17 +438,21 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "POST",
         "/token/introspect",
         lambda s: s.introspect_token,
-        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        JSONBody(schemas.HeldTokenBody),
         answers.introspection,
         "Ask whether a token is good (RFC 7662)",
+        form=Form(
+            FormBody(schemas.HeldTokenForm, schemas.held_token), answers.introspection, BEHIND_A_BEARER
+        ),
     ),
     Route(
         "POST",
         "/token/revoke",
         lambda s: s.revoke_token,
-        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        JSONBody(schemas.HeldTokenBody),
         answers.nothing,
         "Revoke a token at once (RFC 7009)",
+        form=Form(FormBody(schemas.HeldTokenForm, schemas.held_token), answers.nothing, BEHIND_A_BEARER),
     ),
     Route(
         "POST",

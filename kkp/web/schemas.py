@@ -11,7 +11,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Generic, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -56,6 +56,7 @@ KeyId = Annotated[
 ]
 MAX_ITEMS = 1000  # of a batch
 _MAX_BODY_OF_MANY_STRINGS = 64 * 1024
+_MAX_PAIRS_OF_FORM = 32
 _MAX_QUOTES = 2048  # several times what an honest body has around its one long string
 Integer = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 Scalar: TypeAlias = Text | bool | Integer | float | None
@@ -108,6 +109,37 @@ RevocationCursor = Annotated[
         description="a revocation's id, as `next` of the page before has it",
     ),
 ]
+GrantType = Literal["urn:ietf:params:oauth:grant-type:token-exchange"]
+SubjectTokenType = Literal[
+    "urn:ietf:params:oauth:token-type:access_token",
+    "urn:ietf:params:oauth:token-type:jwt",
+    "urn:ietf:params:oauth:token-type:id_token",
+]
+RequestedTokenType = Literal[
+    "urn:ietf:params:oauth:token-type:access_token", "urn:ietf:params:oauth:token-type:jwt"
+]
+SubjectToken = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._~+/-]+=*$(?!\n)",
+        max_length=8 * 1024,
+        description="a credential, as it would stand behind `Bearer`",
+    ),
+]
+Resource = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^urn:kkp:key:[a-z0-9][a-z0-9_-]{0,31}:([A-Za-z0-9._:/@+=-]|%[0-9A-Fa-f]{2}){1,512}$(?!\n)",
+        description="urn:kkp:key:, a backend's name, a colon, and a key's name, percent-encoded",
+    ),
+]
+Scope = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(encrypt|decrypt|rewrap)( (encrypt|decrypt|rewrap)){0,2}$(?!\n)",
+        description="one or more of encrypt, decrypt and rewrap, with one space between two",
+    ),
+]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -147,6 +179,9 @@ _EXPECTED: Mapping[str, str] = {
         RevokedName,
         Reason,
         RevocationCursor,
+        SubjectToken,
+        Resource,
+        Scope,
     )
     for meta in get_args(kind)[1:]
 }
@@ -156,6 +191,9 @@ _CHOICES: Mapping[str, Sequence[str]] = {
     "encoding": ("utf-8", "null"),
     "binding": (*get_args(Binding), "null"),
     "kind": [*RevocationKind],
+    "grant_type": get_args(GrantType),
+    "subject_token_type": get_args(SubjectTokenType),
+    "requested_token_type": get_args(RequestedTokenType),
 }
 _AT_PLACE = r"(?P<place> - at `\$[a-z0-9_.\[\]]*`)?\Z"
 _UNKNOWN_FIELD = re.compile(rf"Object contains unknown field `(?P<name>.*?)`{_AT_PLACE}", re.DOTALL)
@@ -557,44 +595,63 @@ class RevocationParameters(Asks[RevocationQuery], frozen=True):
 
 
 class HeldTokenBody(Asks[HeldToken], frozen=True):
-    """`POST /token/introspect` and `/token/revoke`, as JSON or as a form."""
+    """`POST /token/introspect` and `/token/revoke`."""
 
     example: ClassVar[Mapping[str, JSON]] = {"token": "eyJhbGciOiJFZERTQSIs…"}
 
     token: Annotated[str, msgspec.Meta(min_length=1)]
-    token_type_hint: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    token_type_hint: str | None = None
 
     def request(self) -> HeldToken:
-        """Return what is asked about; there is one type of token, so the hint says nothing new."""
+        """Return what is asked about; there is one type of token, so no hint says anything."""
         return HeldToken(self.token)
 
 
-def held_token_of_form(body: bytes) -> HeldTokenBody:
-    """Read an `application/x-www-form-urlencoded` body (RFC 7662 section 2.1, RFC 7009 section 2.1).
+class HeldTokenForm(HeldTokenBody, frozen=True, forbid_unknown_fields=False):
+    """The same as a form (RFC 7662, RFC 7009), in which other parameters are ignored."""
+
+
+def held_token(pairs: Sequence[tuple[str, str]]) -> HeldTokenForm:
+    """Return what a form asks about.
 
     Raises:
-        InvalidRequestError: It is not such a form, has a member twice, or lacks the token.
+        InvalidRequestError: It has a member twice, or lacks the token.
+    """
+    try:
+        return msgspec.convert(members(pairs), HeldTokenForm)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(explanation(error)) from None
+
+
+def form_pairs(body: bytes) -> Sequence[tuple[str, str]]:
+    """Read an `application/x-www-form-urlencoded` body (RFC 6749 appendix B).
+
+    Raises:
+        InvalidRequestError: It is not such a form, or has more pairs than any honest one.
     """
     if _BROKEN_ESCAPE.search(body) is not None:
         raise InvalidRequestError("The body is not a form in UTF-8.")
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             body.decode("ascii"),
             keep_blank_values=True,
             strict_parsing=True,
             errors="strict",
-            max_num_fields=8,
+            max_num_fields=_MAX_PAIRS_OF_FORM,
         )
     except ValueError:
         raise InvalidRequestError("The body is not a form in UTF-8.") from None
-    members = dict(pairs)
-    if len(members) != len(pairs):
+
+
+def members(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    """Return the parameters of a form; one without a value counts as left out (RFC 6749 section 3.2).
+
+    Raises:
+        InvalidRequestError: There are two of one name.
+    """
+    if len({name for name, _ in pairs}) != len(pairs):
         raise InvalidRequestError("The body has two members of one name.")
-    known = {name: members[name] for name in HeldTokenBody.__struct_fields__ if name in members}
-    try:
-        return msgspec.convert(known, HeldTokenBody)  # others are ignored, as RFC 6749 section 3.2 demands
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(explanation(error)) from None
+    return {name: value for name, value in pairs if value}
 
 
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:

@@ -39,6 +39,7 @@ from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
+from kkp.web import exchange
 from tests.harness import ISSUER, KKP, Answer, Client, detached, grant, running, settings_for
 from tests.issuer import ISSUER as VOUCHES
 from tests.issuer import FakeIssuer
@@ -168,7 +169,7 @@ class Scene:
         """Send a request, and keep the answer if it is an error."""
         answer = await self.kkp.request(method, path, **arguments)
         if answer.status >= 400:
-            answer.problem()
+            (answer.refusal if "error" in answer.json else answer.problem)()
             self.errors.append(answer)
         return answer
 
@@ -241,6 +242,7 @@ def _seal_members(canaries: Canaries) -> dict[str, Any]:
 async def exercise(scene: Scene) -> None:
     """Send every kind of request, right and wrong."""
     await _mint(scene)
+    await _exchange(scene)
     await _seal(scene)
     await _open(scene)
     await _move(scene)
@@ -285,6 +287,47 @@ async def _mint(scene: Scene) -> None:
             headers={"Content-Type": "application/json"},
             credential=orders,
         )
+
+
+async def _exchange(scene: Scene) -> None:
+    """Ask for tokens as OAuth's clients do."""
+    plant = scene.canaries
+    right = {
+        "grant_type": exchange.TOKEN_EXCHANGE,
+        "subject_token": scene.orders,
+        "subject_token_type": exchange.ACCESS_TOKEN,
+        "resource": f"urn:kkp:key:aws:{quote(plant.key_id(), safe='')}",
+        "audience": plant.plant("audience"),
+    }
+    for change in (
+        {},
+        {"grant_type": plant.text("grant")},
+        {"subject_token": plant.plant("subject token")},
+        {"subject_token": plant.plant("subject token like a service key", "kkp_sk_{}")},
+        {"subject_token": plant.text("malformed subject token")},
+        {"subject_token": scene.token},
+        {"subject_token_type": plant.text("type of a subject token")},
+        {"requested_token_type": plant.text("type of a token")},
+        {"resource": plant.text("malformed resource")},
+        {"resource": plant.plant("malformed key of a resource", "urn:kkp:key:aws:%00{}")},
+        {"audience": plant.text("malformed audience of a form")},
+        {"scope": plant.text("scope")},
+        {"actor_token": plant.text("actor token")},
+        {"client_id": plant.text("client")},
+        {"client_secret": plant.text("client's secret")},
+        {"client_assertion": plant.text("client's assertion")},
+        {"subject": plant.text("subject in a form")},
+        {plant.text("unknown parameter"): plant.text("value of an unknown parameter")},
+    ):
+        answer = await scene.send("POST", "/token", data={**right, **change})
+        if answer.status == 200:
+            plant.learn("an exchanged token", answer.json["access_token"].encode())
+    for pair in (plant.plant("client in a header", "{}:"), plant.plant("secret in a header", "orders:{}")):
+        headers = {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        await scene.send("POST", "/token", data=right, headers=headers)
+    twice = f"state={plant.plant('given twice in a form')}&" * 2 + plant.plant("pair without a sign")
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    await scene.send("POST", "/token", data=twice.encode(), headers=headers)
 
 
 async def _seal(scene: Scene) -> None:
@@ -776,7 +819,7 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "a request to open": DecryptRequest(envelope=envelope, expected_audience=None, policy_context={}),
         "a message key": MessageKey(envelope, secret_text.encode()),
         "a plaintext": Opened(secret_text.encode(), "utf-8", claims.claims),
-        "a token": IssuedToken(scene.token, 0, "kid", "Bearer"),
+        "a token": IssuedToken(scene.token, 0, "kid", "Bearer", 0),
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
         "a new identity": NewIdentity("a", scene.orders, None),
         "a new key": RotatedKey("a", scene.orders, None, 0.0, None),
