@@ -32,6 +32,7 @@ from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authn.revocations import Revocations
+from kkp.authn.service_keys import ServiceKeys
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
@@ -183,7 +184,7 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        return Authenticator(self.directory, verifier, revoked)
+        return Authenticator(self.directory, verifier, revoked, (ServiceKeys(self.directory),))
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar, final
 
@@ -107,7 +107,7 @@ class Standing:
         epoch: The one at which all was decided.
     """
 
-    def __init__(self, state: LiveState, authenticate: Callable[[], object], epoch: int) -> None:
+    def __init__(self, state: LiveState, authenticate: Callable[[], Awaitable[object]], epoch: int) -> None:
         self._state = state
         self._authenticate = authenticate
         self._epoch = epoch
@@ -123,7 +123,7 @@ class Standing:
     async def _look(self) -> None:
         try:
             await self._state.refresh()
-            self._authenticate()
+            await self._authenticate()
             self._looked_at = time.monotonic()
         except KKPError:  # of whatever kind: the next walk meets it again, and tells or counts it there
             self._is_lost = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -84,16 +84,41 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a request presented, unverified.
+class PresentedCertificate:
+    """A client certificate that TLS verified, for whoever holds its private key.
 
     Attributes:
-        unverified_bearer: The `Authorization: Bearer` value.
+        sha256: The digest of its DER form.
+        spiffe_ids: The SPIFFE IDs that it names.
+        dns_names: The DNS names that it names.
+    """
+
+    sha256: bytes
+    spiffe_ids: tuple[str, ...] = ()
+    dns_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request presented, unverified but for the certificate.
+
+    Attributes:
+        unverified_bearer: The value of the `Authorization` header, behind its scheme.
         unverified_token: A KKP token carried in the body.
+        scheme: Which scheme that header has.
+        unverified_proofs: The values of the `DPoP` headers.
+        method: The request's method, which a proof must name.
+        path: The request's path, likewise.
+        certificate: The client's, if there is one.
     """
 
     unverified_bearer: str | None = field(default=None, repr=False)
     unverified_token: str | None = field(default=None, repr=False)
+    scheme: Literal["bearer", "dpop"] = "bearer"
+    unverified_proofs: tuple[str, ...] = field(default=(), repr=False)
+    method: str = ""
+    path: str = ""
+    certificate: PresentedCertificate | None = None
 
 
 class Caller(msgspec.Struct, frozen=True):

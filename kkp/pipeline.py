@@ -2,7 +2,7 @@
 
 ```
 1 read           (web)  bounded bytes -> checked request
-2 authenticate   who is calling?             Credentials -> Authenticated; not too often?
+2 authenticate   who is calling?             Credentials -> Authenticated; not too often, and not again?
 3 propose        what exactly would be done? Proposal, pure
 4 decide         may they?                   code's own refusals first, then policy
 5 record         the decision is durable     and the same transaction reads the epoch
@@ -43,7 +43,7 @@ from typing import Literal, Protocol, TypeVar, final
 import msgspec
 
 from kkp.audit.base import AuditEntry, Receipt
-from kkp.authn.base import Authenticated
+from kkp.authn.base import Authenticated, UsedOnce
 from kkp.authz.base import PolicyEngine
 from kkp.batch import Asked, Item, Result, Standing
 from kkp.clock import Clock
@@ -56,6 +56,7 @@ from kkp.errors import (
     PolicyUnavailableError,
     StaleProposalError,
     TokenExpiredError,
+    UnauthenticatedError,
 )
 from kkp.live_state import LiveState
 from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
@@ -92,10 +93,10 @@ _log = logging.getLogger(__name__)
 
 
 class Authenticates(Protocol):
-    """Tells who is calling, from memory."""
+    """Tells who is calling, as a rule from memory."""
 
-    def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
-        """Return the caller, or raise an AuthenticationError."""
+    async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
+        """Return the caller, or raise an AuthenticationError; it may be asked often, and uses nothing up."""
 
 
 class Records(Protocol):
@@ -179,6 +180,7 @@ class Pipeline:
         clock: What time it is.
         limits: How often a caller may ask; None for as often as it likes.
         revocations: What is revoked; None where no operation names a key or a token.
+        used_once: What was used, of all that may be used once; None where nothing is of that kind.
     """
 
     def __init__(  # noqa: PLR0913  one argument for each step of the road
@@ -192,6 +194,7 @@ class Pipeline:
         clock: Clock,
         limits: LimitsCallers | None = None,
         revocations: Revoked | None = None,
+        used_once: UsedOnce | None = None,
     ) -> None:
         self._state = state
         self._authenticator = authenticator
@@ -201,6 +204,7 @@ class Pipeline:
         self._clock = clock
         self._limits = limits
         self._revocations = revocations
+        self._used_once = used_once
 
     async def run(
         self,
@@ -222,8 +226,8 @@ class Pipeline:
         stale = 0
         for walk in range(_MOST_WALKS):
             authenticated = await self.authenticate(credentials, origin)
-            if walk == 0 and self._limits is not None:
-                self._limits.admit(authenticated.caller.id)
+            if walk == 0:
+                await self._admit(authenticated, origin)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin, self._clock.now())
             decision_id = f"{origin.request_id}-{walk}"
@@ -301,8 +305,7 @@ class Pipeline:
     ) -> Sequence[Sequence[Item[RequestT, AnswerT]]]:
         """Admit the caller, and return the items in slices; all that ask one question are in the same."""
         authenticated = await self.authenticate(credentials, origin)
-        if self._limits is not None:
-            self._limits.admit(authenticated.caller.id, cost)
+        await self._admit(authenticated, origin, cost)
         groups = [one.items for one in await self._ask(operation, authenticated, items, origin)]
         starts = range(0, len(groups), _QUESTIONS_IN_SLICE)
         return [[*itertools.chain(*groups[start : start + _QUESTIONS_IN_SLICE])] for start in starts]
@@ -356,18 +359,33 @@ class Pipeline:
         """Count a failed authentication, also one that was refused before the road began."""
         self._failures.count(origin.client_ip, error.code)
 
+    async def _admit(self, authenticated: Authenticated, origin: Origin, cost: int = 1) -> None:
+        """Take note of a request, the first time that its caller is known; use up what serves it alone.
+
+        Raises:
+            RateLimitedError: The caller asks too often.
+            UnauthenticatedError: Something that may be used once was used before.
+        """
+        if self._limits is not None:
+            self._limits.admit(authenticated.caller.id, cost)
+        for kind, value, expires_at in authenticated.once:
+            if self._used_once is None or not await self._used_once.use(kind, value, expires_at):
+                error = UnauthenticatedError("The credential was used before, and is good for one use.")
+                self.count_failure(origin, error)
+                raise error
+
     async def _authenticate_now(self, credentials: Credentials) -> Authenticated:
         """Authenticate; before refusing, ask the database whether an unknown credential has become known."""
         epoch = self._state.epoch
         try:
-            return self._authenticator.authenticate(credentials, epoch=epoch)
+            return await self._authenticator.authenticate(credentials, epoch=epoch)
         except TokenExpiredError:
             raise
         except AuthenticationError:
             await self._state.refresh()
             if self._state.epoch == epoch:
                 raise
-        return self._authenticator.authenticate(credentials, epoch=self._state.epoch)
+        return await self._authenticator.authenticate(credentials, epoch=self._state.epoch)
 
     async def _ask(
         self,

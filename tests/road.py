@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from kkp.audit.log import AuditLog
-from kkp.authn.base import Authenticated
+from kkp.authn.base import Authenticated, Once
 from kkp.batch import Result
 from kkp.errors import InvalidRequestError, KKPError, TokenExpiredError, UnauthenticatedError
 from kkp.limits import CallerLimits
@@ -59,6 +59,7 @@ class Directory:
         self.loads = 0
         self.asked = 0
         self.all_expired = False
+        self.once: tuple[Once, ...] = ()
         self._stored = dict(self.known)
         self._store = store
 
@@ -71,14 +72,14 @@ class Directory:
         self.loads += 1
         self.known, self.epoch = dict(self._stored), self._store.epoch
 
-    def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
+    async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
         self.asked += 1
         if self.all_expired or credentials.unverified_bearer == "expired":
             raise TokenExpiredError("expired")
         caller = self.known.get(credentials.unverified_bearer or "")
         if caller is None:
             raise UnauthenticatedError("unknown")
-        return Authenticated(caller, epoch)
+        return Authenticated(caller, epoch, once=self.once)
 
 
 class RevokedKeys(set[str | None]):

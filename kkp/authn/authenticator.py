@@ -1,8 +1,9 @@
 """Credentials to caller.
 
-- A service key alone: the identity that holds it.
+- A credential of the caller's own, such as a service key, alone: whoever it proves. The methods are asked in
+  their order, and the first that knows what was presented answers.
 - A KKP token alone: its subject, with the roles, grants and disabled-state of now.
-- A KKP token beside a service key: the key's identity, which must be the token's subject or the one who
+- A KKP token beside such a credential: whoever that proves, who must be the token's subject or the one who
   asked for it; the token is then no more than a capability.
 
 Unknown, malformed and disabled credentials get the same answer, and so do those of an identity that is
@@ -11,10 +12,11 @@ revoked, for as long as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, final
 
-from kkp.authn.base import Authenticated
-from kkp.authn.identities import IdentityDirectory, caller_of, is_service_key
+from kkp.authn.base import Authenticated, Method, Proven
+from kkp.authn.identities import IdentityDirectory, caller_of
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.errors import InvalidRequestError, TokenInvalidError, UnauthenticatedError
 from kkp.model import Caller, Credentials
@@ -33,20 +35,28 @@ class Holds(Protocol):
 
 @final
 class Authenticator:
-    """Looks callers up in memory; no I/O.
+    """Looks callers up in memory; what else a credential takes is its method's.
 
     Args:
         directory: Local identities.
         verifier: Verifies KKP tokens.
         revoked: What is revoked for the time being.
+        methods: Every other way to prove who is calling, those that are cheap to rule out first.
     """
 
-    def __init__(self, directory: IdentityDirectory, verifier: TokenVerifier, revoked: Holds) -> None:
+    def __init__(
+        self,
+        directory: IdentityDirectory,
+        verifier: TokenVerifier,
+        revoked: Holds,
+        methods: Sequence[Method],
+    ) -> None:
         self._directory = directory
         self._verifier = verifier
         self._revoked = revoked
+        self._methods = methods
 
-    def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
+    async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
         """Return who is calling.
 
         Args:
@@ -61,17 +71,14 @@ class Authenticator:
             StateUntrustedError: The stored identities or revocations can't be believed.
         """
         self._directory.check_trusted()
-        bearer, token = credentials.unverified_bearer, credentials.unverified_token
-        if bearer is not None and is_service_key(bearer):
-            caller = self._service_key(bearer)
-            if token is None:
-                return Authenticated(caller, epoch)
-            claims = self._verifier.verify(token)
-            self._subject(claims)
-            return Authenticated(caller, epoch, claims)
-        if bearer is not None and token is not None and bearer != token:
-            raise InvalidRequestError("The token in the body and the bearer token differ.")
-        claims = self._token(bearer if token is None else token)
+        for method in self._methods:
+            proven = await method.prove(credentials)
+            if proven is not None:
+                return self._by_own_credential(proven, credentials, epoch)
+        token = _token(credentials, by_bearer=False)
+        if token is None:
+            raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
+        claims = self._verifier.verify(token)
         return Authenticated(self._subject(claims), epoch, claims)
 
     def accepted(self, unverified_token: str) -> Claims:
@@ -100,16 +107,15 @@ class Authenticator:
         """
         return self._verifier.verify(unverified_token)
 
-    def _service_key(self, unverified_key: str) -> Caller:
-        identity = self._directory.by_service_key(unverified_key)
-        if identity is None or self._revoked.is_held(identity.id):
+    def _by_own_credential(self, proven: Proven, credentials: Credentials, epoch: int) -> Authenticated:
+        if self._revoked.is_held(proven.caller.id):
             raise UnauthenticatedError("The credential is not known.")
-        return caller_of(identity, "service_key")
-
-    def _token(self, unverified_token: str | None) -> Claims:
-        if unverified_token is None:
-            raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
-        return self._verifier.verify(unverified_token)
+        token = _token(credentials, by_bearer=proven.by_bearer)
+        if token is None:
+            return Authenticated(proven.caller, epoch, once=proven.once)
+        claims = self._verifier.verify(token)
+        self._subject(claims)
+        return Authenticated(proven.caller, epoch, claims, proven.once)
 
     def _subject(self, claims: Claims) -> Caller:
         # Whoever asked for a token that speaks for another answers for it: if either is stopped, it stops.
@@ -120,6 +126,15 @@ class Authenticator:
         if self._revoked.is_held(claims.sub, asked_by):
             raise _invalid()
         return caller_of(subject, "kkp_token")
+
+
+def _token(credentials: Credentials, *, by_bearer: bool) -> str | None:
+    """Return the KKP token that was presented, where the bearer credential may be one, or be another's."""
+    bearer = None if by_bearer else credentials.unverified_bearer
+    token = credentials.unverified_token
+    if bearer is not None and token is not None and bearer != token:
+        raise InvalidRequestError("The token in the body and the bearer token differ.")
+    return bearer if token is None else token
 
 
 def _invalid() -> TokenInvalidError:

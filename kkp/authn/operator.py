@@ -16,10 +16,14 @@ from kkp.model import Caller, Credentials
 
 @final
 class LocalOperator:
-    """Authenticates everybody as the account that the process runs under."""
+    """Authenticates everybody as the account that the process runs under.
+
+    Attributes:
+        caller: That account.
+    """
 
     def __init__(self) -> None:
-        self._caller = Caller(
+        self.caller = Caller(
             id=f"operator:{account()}",
             kind="operator",
             roles=("admin",),
@@ -27,9 +31,9 @@ class LocalOperator:
             method="local_operator",
         )
 
-    def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:  # noqa: ARG002  none is needed
+    async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:  # noqa: ARG002  none is needed
         """Return the operator."""
-        return Authenticated(self._caller, epoch)
+        return Authenticated(self.caller, epoch)
 
 
 def account() -> str:

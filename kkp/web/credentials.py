@@ -28,7 +28,7 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     if not values and required:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
-        return Credentials()
+        return Credentials(method=request.method, path=request.path)
     if len(values) > 1:
         raise InvalidRequestError("There is more than one Authorization header.")
     if values[0].strip().lower() == "bearer":
@@ -36,4 +36,4 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
     found = _BEARER.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")
-    return Credentials(unverified_bearer=found[1])
+    return Credentials(unverified_bearer=found[1], method=request.method, path=request.path)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from kkp import app, kms
+from kkp.authn.base import Authenticated
 from kkp.authn.operator import LocalOperator
 from kkp.cli.checks import examine
 from kkp.cli.findings import Status
 from kkp.config import Settings, load
 from kkp.errors import ConfigError, ConflictError, KeyringUnavailableError
-from kkp.model import Credentials, Identity
+from kkp.model import Identity
 from kkp.operations.base import Proposal
 from kkp.operations.master_key import FinishMasterKey, Rotated, RotateMasterKey, ShowMasterKey
 from kkp.store.master_keys import MasterKeyStore
@@ -26,7 +27,7 @@ from tests.emulators import aws
 from tests.emulators.clouds import CLOUDS, Cloud, Emulated
 
 NOW = 1_800_000_000.0
-PROPOSAL = Proposal(authenticated=LocalOperator().authenticate(Credentials(), epoch=1))
+PROPOSAL = Proposal(authenticated=Authenticated(LocalOperator().caller, 1))
 
 
 def settings(directory: Path, environ: Mapping[str, str]) -> Settings:

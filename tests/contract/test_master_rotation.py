@@ -22,6 +22,7 @@ from sqlalchemy import select
 from kkp import app, data_dir
 from kkp.audit.sealing import InputKeys, PrivateDigests
 from kkp.authn import identities, revocations
+from kkp.authn.base import Authenticated
 from kkp.authn.operator import LocalOperator
 from kkp.errors import (
     ConfigError,
@@ -32,7 +33,7 @@ from kkp.errors import (
 )
 from kkp.kms.local import DEFAULT_KEY_ID, LocalKMS, ensure_default_key
 from kkp.master_key import KEPT, MasterKey, RootKey
-from kkp.model import Credentials, Grant, Identity
+from kkp.model import Grant, Identity
 from kkp.operations.base import Proposal
 from kkp.operations.master_key import (
     FinishMasterKey,
@@ -61,7 +62,7 @@ NOW = 1_800_000_000.0
 CONTEXT = {"table": "orders"}
 DATA_KEY = bytes(range(32))
 URLS: dict[Path, str] = {}  # of the data directories whose database is a PostgreSQL
-PROPOSAL = Proposal(authenticated=LocalOperator().authenticate(Credentials(), epoch=1))
+PROPOSAL = Proposal(authenticated=Authenticated(LocalOperator().caller, 1))
 ANY_DOCUMENT = '{"roles":["admin"],"grants":[],"attributes":{},"service_keys":[]}'
 
 

@@ -18,6 +18,7 @@ from kkp.authn.base import Authenticated
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
+from kkp.authn.service_keys import ServiceKeys
 from kkp.errors import (
     AuthenticationError,
     InvalidRequestError,
@@ -96,8 +97,14 @@ class World:
     clock: FakeClock
     authenticator: Authenticator
 
-    def authenticate(self, bearer: str | None = None, token: str | None = None) -> Authenticated:
-        return self.authenticator.authenticate(Credentials(bearer, token), epoch=7)
+    async def authenticate(self, bearer: str | None = None, token: str | None = None) -> Authenticated:
+        return await self.authenticator.authenticate(Credentials(bearer, token), epoch=7)
+
+
+def authenticator_of(
+    directory: IdentityDirectory, verifier: TokenVerifier, revoked: RevokedIds
+) -> Authenticator:
+    return Authenticator(directory, verifier, revoked, (ServiceKeys(directory),))
 
 
 @pytest.fixture
@@ -115,7 +122,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     ring = PublishedKeys("key-1", "key-2")
     revoked = RevokedIds()
     verifier = TokenVerifier(ring, revoked, clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
-    yield World(store, directory, ring, revoked, clock, Authenticator(directory, verifier, revoked))
+    yield World(store, directory, ring, revoked, clock, authenticator_of(directory, verifier, revoked))
     await database.close()
 
 
@@ -193,7 +200,7 @@ REFUSED: dict[str, tuple[str | None, str | None, type[Exception]]] = {
 
 @pytest.mark.parametrize("case", LET_IN.values(), ids=LET_IN.keys())
 async def test_good_credentials_say_who_is_calling(world: World, case: LetIn) -> None:
-    authenticated = world.authenticate(case.bearer, case.token)
+    authenticated = await world.authenticate(case.bearer, case.token)
     presented_a_token = case.token is not None or case.method == "kkp_token"
     assert authenticated.caller == Caller(
         id=case.caller,
@@ -213,7 +220,7 @@ async def test_bad_credentials_are_refused(
     world: World, bearer: str | None, token: str | None, error: type[Exception]
 ) -> None:
     with pytest.raises(error) as refusal:
-        world.authenticate(bearer, token)
+        await world.authenticate(bearer, token)
     assert type(refusal.value) is error
     for secret in (bearer, token):
         assert not secret or secret not in str(refusal.value)
@@ -223,7 +230,7 @@ async def refusals(world: World, *presented: str) -> set[tuple[type[Exception], 
     seen: set[tuple[type[Exception], str]] = set()
     for bearer in presented:
         with pytest.raises(AuthenticationError) as refusal:
-            world.authenticate(bearer)
+            await world.authenticate(bearer)
         seen.add((type(refusal.value), str(refusal.value)))
     return seen
 
@@ -238,29 +245,29 @@ async def test_tokens_of_unknown_and_disabled_subjects_and_forged_ones_get_one_a
 
 
 async def test_a_disabled_service_is_out_at_once_with_key_and_cached_token(world: World) -> None:
-    world.authenticate(ORDERS_KEY)
-    world.authenticate(GOOD)
-    world.authenticate(ACTED)
+    await world.authenticate(ORDERS_KEY)
+    await world.authenticate(GOOD)
+    await world.authenticate(ACTED)
     await world.directory.disable("orders", at=NOW)
     with pytest.raises(UnauthenticatedError):
-        world.authenticate(ORDERS_KEY)
+        await world.authenticate(ORDERS_KEY)
     with pytest.raises(TokenInvalidError):
-        world.authenticate(GOOD)
+        await world.authenticate(GOOD)
 
 
 async def test_a_disabled_actor_s_cached_token_is_out_at_once(world: World) -> None:
-    world.authenticate(ACTED)
+    await world.authenticate(ACTED)
     await world.directory.disable("billing", at=NOW)
     with pytest.raises(TokenInvalidError):
-        world.authenticate(ACTED)
-    assert world.authenticate(GOOD).caller.id == "orders"
+        await world.authenticate(ACTED)
+    assert (await world.authenticate(GOOD)).caller.id == "orders"
 
 
 @pytest.mark.parametrize("credential", [ORDERS_KEY, GOOD, "kkp_sk_unknown", FORGED, None])
 async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
     world: World, credential: str | None
 ) -> None:
-    world.authenticate(GOOD)
+    await world.authenticate(GOOD)
     stranger = IdentityDirectory(world.store, MasterKey(b"n" * 32), world.clock)
     with pytest.raises(StateUntrustedError):
         await stranger.load()
@@ -268,7 +275,9 @@ async def test_with_untrusted_identities_nobody_is_let_in_by_anything(
         world.ring, world.revoked, world.clock, issuer=ISSUER, clock_error_seconds=CLOCK_ERROR
     )
     with pytest.raises(StateUntrustedError):
-        Authenticator(stranger, verifier, world.revoked).authenticate(Credentials(credential), epoch=1)
+        await authenticator_of(stranger, verifier, world.revoked).authenticate(
+            Credentials(credential), epoch=1
+        )
 
 
 CHANGES: tuple[tuple[str, object], ...] = (
@@ -294,7 +303,7 @@ async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_ot
         one = mint(jti=f"{number}")
         other = mint("key-1", **{"jti": f"{number}", name: value})
         for token in (one, other, one):
-            claims = world.authenticate(token).token
+            claims = (await world.authenticate(token)).token
             assert claims is not None
             assert (getattr(claims, name) == value) is (token == other)
     record_promise(21, "pairs", 5000)
@@ -303,7 +312,7 @@ async def test_of_5000_pairs_of_tokens_that_differ_in_one_claim_none_gets_the_ot
 async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
     assert GOOD not in repr(Credentials(GOOD, GOOD))
     assert ORDERS_KEY not in repr(Credentials(ORDERS_KEY))
-    authenticated = world.authenticate(ORDERS_KEY, GOOD)
+    authenticated = await world.authenticate(ORDERS_KEY, GOOD)
     assert CLAIMS.jti + "'" not in repr(authenticated)
     assert "alias/orders'" in repr(authenticated)  # the grant of the caller, not the token
     assert "orders-db" not in repr(authenticated)
@@ -357,13 +366,13 @@ async def test_a_token_is_accepted(world: World, token: str, *, accepted: bool) 
 async def test_an_identity_that_is_revoked_is_nobody_and_its_tokens_are_nothing(
     world: World, held: str, bearer: str | None, token: str | None, error: type[AuthenticationError] | None
 ) -> None:
-    before = world.authenticate(bearer, token)
+    before = await world.authenticate(bearer, token)
     world.revoked.add(held)
     if error is None:
-        assert world.authenticate(bearer, token) == before
+        assert await world.authenticate(bearer, token) == before
     else:
         with pytest.raises(error):
-            world.authenticate(bearer, token)
+            await world.authenticate(bearer, token)
 
 
 @pytest.mark.parametrize("revoked", ["orders", "aws/alias/orders"])
@@ -485,8 +494,10 @@ def test_forged_tokens_push_nothing_out_of_the_cache() -> None:
 
 
 @pytest.mark.parametrize("credentials", [Credentials(), Credentials("kkp_sk_x"), Credentials(None, "x")])
-def test_the_operator_is_the_account_of_the_process_and_needs_no_credential(credentials: Credentials) -> None:
-    authenticated = LocalOperator().authenticate(credentials, epoch=3)
+async def test_the_operator_is_the_account_of_the_process_and_needs_no_credential(
+    credentials: Credentials,
+) -> None:
+    authenticated = await LocalOperator().authenticate(credentials, epoch=3)
     assert authenticated.caller.id == f"operator:{pwd.getpwuid(os.getuid()).pw_name}"
     assert authenticated.caller.kind == "operator"
     assert authenticated.caller.method == "local_operator"
@@ -494,6 +505,6 @@ def test_the_operator_is_the_account_of_the_process_and_needs_no_credential(cred
     assert (authenticated.token, authenticated.epoch) == (None, 3)
 
 
-def test_an_operator_without_an_account_is_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_operator_without_an_account_is_named_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
-    assert LocalOperator().authenticate(Credentials(), epoch=1).caller.id == "operator:uid-4000000"
+    assert (await LocalOperator().authenticate(Credentials(), epoch=1)).caller.id == "operator:uid-4000000"

@@ -765,7 +765,10 @@ async def standing_at(road: Road, monkeypatch: pytest.MonkeyPatch) -> tuple[Stan
     now = [100.0]
     monkeypatch.setattr("kkp.batch.time.monotonic", lambda: now[0])
     monkeypatch.setattr(batch, "LOOK_SECONDS", 0.25)
-    return Standing(road.state, lambda: None, road.directory.epoch), now
+
+    async def still_known() -> None: ...
+
+    return Standing(road.state, still_known, road.directory.epoch), now
 
 
 async def test_the_database_is_looked_at_every_quarter_of_a_second_and_no_more_often(

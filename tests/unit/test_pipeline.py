@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kkp.authn.base import Once
 from kkp.errors import (
     AuditUnavailableError,
     InvalidRequestError,
@@ -25,10 +26,11 @@ from kkp.errors import (
     UnauthenticatedError,
 )
 from kkp.live_state import LiveState
-from kkp.model import Decision
+from kkp.model import Credentials, Decision
 from kkp.operations.base import Proposal
 from kkp.tokens import Claims
 from tests.fakes.audit_store import Failure
+from tests.fakes.used_once import FakeUsedOnce
 from tests.road import ALLOW, CALLER, DENY, RevokedKeys, Road, Work, built_road, limit
 
 
@@ -333,6 +335,73 @@ async def test_who_is_unknown_is_refused_as_such_however_often(road: Road) -> No
         with pytest.raises(UnauthenticatedError):
             await road.walk(credential="guess")
     assert (refused, len(road.failures.counted)) == ([], 3)
+
+
+# What serves one request alone.
+
+PROOF = Once("proof", b"1", 60.0)
+
+
+@pytest.fixture
+def used(road: Road) -> FakeUsedOnce:
+    """Have every credential of the road come with something that may be used once."""
+    road.directory.once = (PROOF,)
+    used = FakeUsedOnce()
+    road.pipeline._used_once = used
+    return used
+
+
+async def test_what_may_be_used_once_opens_one_request_and_no_other(road: Road, used: FakeUsedOnce) -> None:
+    assert await road.walk() == "orders did alias/orders"
+    assert used.used == {("proof", b"1"): 60.0}
+    with pytest.raises(UnauthenticatedError):
+        await road.walk()
+    with pytest.raises(UnauthenticatedError):
+        await road.walk_together("alias/orders", "alias/others")
+    assert (len(road.policy.questions), len(road.records()), road.work.runs) == (1, 1, 1)
+    assert road.failures.counted == [("192.0.2.7", "unauthenticated")] * 2
+
+
+async def test_a_request_that_walks_twice_uses_it_once(road: Road, used: FakeUsedOnce) -> None:
+    road.work.errors = [StaleProposalError("slow")]
+    assert await road.walk() == "orders did alias/orders"
+
+
+async def test_all_items_of_a_batch_are_one_use(road: Road, used: FakeUsedOnce) -> None:
+    results = await road.walk_together("a", "b", "c")
+    assert [result.error for result in results] == [None] * 3
+    with pytest.raises(UnauthenticatedError):
+        await road.walk()
+
+
+async def test_asking_who_is_calling_uses_nothing_up(road: Road, used: FakeUsedOnce) -> None:
+    for _ in range(3):
+        await road.pipeline.authenticate(Credentials("key"), road.origin)
+    assert used.used == {}
+
+
+async def test_where_uses_can_not_be_told_apart_nothing_is_done(road: Road, used: FakeUsedOnce) -> None:
+    used.error = KeyringUnavailableError("away")
+    with pytest.raises(KeyringUnavailableError):
+        await road.walk()
+    assert (road.policy.questions, road.work.runs, road.failures.counted) == ([], 0, [])
+
+
+async def test_where_nothing_tells_uses_apart_what_may_be_used_once_is_refused(road: Road) -> None:
+    road.directory.once = (PROOF,)
+    with pytest.raises(UnauthenticatedError):
+        await road.walk()
+    assert (road.policy.questions, road.work.runs) == ([], 0)
+
+
+async def test_who_asks_too_often_uses_nothing_up(road: Road, used: FakeUsedOnce) -> None:
+    road.directory.once = ()
+    limit(road, 1)
+    await road.walk()
+    road.directory.once = (PROOF,)
+    with pytest.raises(RateLimitedError):
+        await road.walk()
+    assert used.used == {}
 
 
 async def test_while_the_database_is_away_everybody_who_asks_shares_one_look_and_its_failure() -> None:
