@@ -18,8 +18,15 @@ from kkp.web.problems import STATUS
 from kkp.web.public import PUBLIC_ROUTES
 from kkp.web.routes import ROUTES
 
-# Whatever the path: what is not well-formed HTTP, a request past the proxy, no such path, no such method.
-ANYWHERE = {400: "invalid_request", 403: "tls_required", 404: "not_found", 405: "method_not_allowed"}
+# Whatever the path: what is not well-formed HTTP, a request past the proxy, no such path, no such method, an
+# address that asks too often.
+ANYWHERE = {
+    400: "invalid_request",
+    403: "tls_required",
+    404: "not_found",
+    405: "method_not_allowed",
+    429: "rate_limited",
+}
 
 
 @cache

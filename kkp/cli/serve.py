@@ -176,6 +176,8 @@ def _listening(
         peers=Peers(chosen.trusted_proxies, proxies_only=proxy_terminates_tls),
         tls=tls.context if tls is not None else None,
         observe=services.metrics.request if services.metrics is not None else None,
+        admit=services.addresses.admit,
+        connections=services.connections,
     )
 
 

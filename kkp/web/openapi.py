@@ -24,6 +24,7 @@ from kkp.errors import (
     InvalidRequestError,
     KeyringUnavailableError,
     KKPError,
+    OverloadedError,
     PayloadTooLargeError,
     PolicyDeniedError,
     PolicyUnavailableError,
@@ -68,7 +69,7 @@ _OF_ONE: Final[tuple[type[KKPError], ...]] = (
     AudienceMismatchError,
     PolicyUnavailableError,
 )
-_OF_A_BODY: Final = (PayloadTooLargeError, UnsupportedMediaTypeError)
+_OF_A_BODY: Final = (OverloadedError, PayloadTooLargeError, UnsupportedMediaTypeError)
 _HEADERS: Final[Mapping[str, JSON]] = {
     "X-Request-Id": {
         "description": "Names the request in the audit log and in KKP's own.",
@@ -88,8 +89,9 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
 _DESCRIPTION: Final = (
     "One policy-gated door in front of every key management system. Every refusal is a problem document "
     "(RFC 9457) whose `code` is stable. Any path may also answer 400 `invalid_request` to what is not "
-    "well-formed HTTP, 403 `tls_required` to what comes past the proxy that terminates TLS, 404 `not_found` "
-    "and 405 `method_not_allowed`. Members may be added to answers."
+    "well-formed HTTP, 403 `tls_required` to what comes past the proxy that terminates TLS, 404 `not_found`, "
+    "405 `method_not_allowed` and, but for `/healthz` and `/readyz`, 429 `rate_limited` to an address that "
+    "asks too often. Members may be added to answers."
 )
 
 
@@ -302,7 +304,7 @@ def _problem(status: int, codes: Sequence[str]) -> JSON:
 
 
 def _problem_headers(codes: Sequence[str]) -> JSON:
-    if RateLimitedError.code in codes:
+    if RateLimitedError.code in codes or OverloadedError.code in codes:
         return _headers("Retry-After")
     if UnauthenticatedError.code in codes:
         return _headers("WWW-Authenticate")

@@ -15,7 +15,7 @@ from typing import Literal, TypeGuard
 import msgspec
 from aiohttp import hdrs, web
 
-from kkp.errors import KKPError, PolicyDeniedError, RateLimitedError
+from kkp.errors import KKPError, OverloadedError, PolicyDeniedError, RateLimitedError
 from kkp.pipeline import Origin
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "envelope_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
     "kms_denied": HTTPStatus.BAD_GATEWAY,
     "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "policy_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -82,7 +83,7 @@ def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
     if _is_expected(error):
         response = _response(document(error, origin))
-        if isinstance(error, RateLimitedError):
+        if isinstance(error, (RateLimitedError, OverloadedError)):
             response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
         return response
     if isinstance(error, web.HTTPException) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:

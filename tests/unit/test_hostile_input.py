@@ -148,6 +148,21 @@ IDENTITIES: Mapping[str, bytes] = {
         SMALL_BYTES,
     ),
 }
+A_QUESTION = b'{"action":"a","identity":"a",'
+EXPLANATIONS: Mapping[str, bytes] = {
+    "lists in lists": filled(A_QUESTION + b'"claims":{"a":', b"[", b"", SMALL_BYTES),
+    "33 lists in one another": A_QUESTION + b'"claims":{"a":' + b"[" * 32 + b"]" * 32 + b"}}",
+    "objects in objects": filled(A_QUESTION + b'"request":', b'{"a":', b"", SMALL_BYTES),
+    "very many short lists behind a deep one": filled(
+        A_QUESTION + b'"claims":{"a":[' + b"[" * 32 + b"]" * 32 + b",", b"[],", b"[]]}}", SMALL_BYTES
+    ),
+    "members without end": filled(A_QUESTION + b'"request":{', b'"a":1,', b'"b":1}}}', SMALL_BYTES),
+    "one very long number": filled(A_QUESTION + b'"claims":{"a":', b"9", b"}", SMALL_BYTES),
+    "a very large exponent": A_QUESTION + b'"claims":{"a":1e999999999}}',
+    "roles without end": filled(
+        b'{"action":"a","caller":{"id":"a","roles":[', b'"a",', b'"a"]}}', SMALL_BYTES
+    ),
+}
 A_PART = b'{"backend":"aws","encrypted_data_key":"AAAA","key_id":"a","key_version":"1"}'
 WRAPS: Mapping[str, bytes] = {
     "lists in lists": b"[" * WRAP_BYTES,
@@ -171,6 +186,7 @@ SHAPES: Mapping[str, tuple[Read, bytes]] = {
     **{f"sealing: {name}": (read_body(schemas.EncryptBody), raw) for name, raw in SEALINGS.items()},
     **{f"minting: {name}": (read_body(schemas.TokenBody), raw) for name, raw in MINTINGS.items()},
     **{f"identity: {name}": (read_body(schemas.IdentityBody), raw) for name, raw in IDENTITIES.items()},
+    **{f"explaining: {name}": (read_body(schemas.ExplainBody), raw) for name, raw in EXPLANATIONS.items()},
     **{f"composite: {name}": (read_wrap, raw) for name, raw in WRAPS.items()},
 }  # fmt: skip
 
