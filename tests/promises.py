@@ -74,7 +74,7 @@ PROMISES: Mapping[int, Promise] = {
     12: Promise(10, (Bar("answers", 2_000), Bar("answers on PostgreSQL", 2_000))),
     13: Promise(1, (Bar("mutations", 2_000),)),
     15: Promise(1, (Bar("claims", 60),)),
-    18: Promise(1, (Bar("shapes", 40),)),
+    18: Promise(50, (Bar("shapes", 40), Bar("fuzzed inputs", 1_000_000))),
     19: Promise(50, (Bar("faulty answers", 3_000),)),
     20: Promise(45, (Bar("tokens", 10_000),)),
     21: Promise(1, (Bar("pairs", 5_000),)),

@@ -13,6 +13,8 @@ from kkp.errors import OverloadedError
 from kkp.web.bodies import BodyShare, HeldBodies
 from tests.harness import KKP, Answer, running
 
+pytestmark = pytest.mark.promise(36)
+
 HANG_SECONDS = 10.0
 MIB = 1024 * 1024
 # A quarter of it is for strangers: 2.1 MB.

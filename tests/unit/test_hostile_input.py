@@ -10,17 +10,14 @@ import base64
 import json
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import msgspec
 import pytest
 
 from kkp import envelope, tokens
 from kkp.errors import KKPError
-from kkp.kms import _parts
-from kkp.kms.base import WrappedKey
 from kkp.web import schemas
+from tests.parsing import Read, read_body, read_token, read_wrap
 from tests.promises import Recorder
 
 pytestmark = pytest.mark.promise(18)
@@ -31,26 +28,6 @@ ENVELOPE_BYTES = 4 * MIB // 3 + 256 * 1024
 PLAINTEXT_BYTES = 3 * MIB + 64 * 1024
 SMALL_BYTES = 64 * 1024
 WRAP_BYTES = envelope.MAX_ENCRYPTED_DATA_KEY_BYTES
-
-Read = Callable[[bytes], object]
-
-
-def read_token(raw: bytes) -> None:
-    tokens.verify(raw.decode("latin-1"), {"kid": bytes(32)}, issuer="https://kkp.test")
-
-
-def read_body(body: type[schemas.Asks[Any]]) -> Read:
-    decoder = msgspec.json.Decoder(body)
-
-    def read(raw: bytes) -> None:
-        schemas.decode(decoder, raw).request()
-        schemas.check_unique(raw)
-
-    return read
-
-
-def read_wrap(raw: bytes) -> None:
-    _parts.read("any-of", WrappedKey(raw, "1"))
 
 
 def b64(raw: bytes) -> bytes:
