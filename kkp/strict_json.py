@@ -28,18 +28,17 @@ def refuse_deep(document: JSON, most: int) -> None:
     Raises:
         ValueError: They do.
     """
-    level = [document]
+    level: list[JSON] = [document]
     for _ in range(most + 1):
-        level = [inner for value in level for inner in _inside(value)]
+        level = [value for value in level if isinstance(value, dict | list)]
         if not level:
             return
+        level = [inner for value in level for inner in _inside(value)]
     raise ValueError("nested too deeply")
 
 
-def _inside(value: JSON) -> Iterable[JSON]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def _inside(value: dict[str, JSON] | list[JSON]) -> Iterable[JSON]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _unique(pairs: Sequence[tuple[str, JSON]]) -> dict[str, JSON]:

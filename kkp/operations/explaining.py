@@ -25,6 +25,9 @@ from kkp.model import JSON, Action, Caller, Explanation, PolicyInput
 from kkp.operations.base import Operation, Proposal
 
 _SAID_ALWAYS: Mapping[str, JSON] = {"backend": None, "key_id": None, "context": {}, "envelope": {}}
+_OF_ENVELOPES = frozenset(
+    {Action.ENCRYPT, Action.DECRYPT, Action.REWRAP, Action.GENERATE_DATA_KEY, Action.RELEASE_DATA_KEY}
+)
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
@@ -107,14 +110,27 @@ class ExplainPolicy(Operation[ExplainProposal, ExplainRequest, Explanation]):
             if found is None:
                 return None
             caller = found
+        claims, asked = _completed(request, caller)
         document = {
             "action": request.action,
             "caller": caller,
-            "claims": request.claims,
-            "request": {**_SAID_ALWAYS, **request.request},
+            "claims": claims,
+            "request": asked,
             "environment": {
                 "time": request.time or rfc3339(int(self._clock.now())),
                 "client_ip": request.client_ip,
             },
         }
         return PolicyInput(_encoder.encode(document))
+
+
+def _completed(request: ExplainRequest, caller: Caller) -> tuple[Mapping[str, JSON], Mapping[str, JSON]]:
+    """Return claims and request with what KKP itself would say there where nothing was said."""
+    claims, asked = request.claims, {**_SAID_ALWAYS, **request.request}
+    labels = {"backend": asked["backend"], "key_id": asked["key_id"]}
+    if request.action in _OF_ENVELOPES and isinstance(asked["envelope"], dict):
+        asked["envelope"] = {**labels, "context": {}, "associated_data": None, **asked["envelope"]}
+    if request.action == Action.ISSUE_TOKEN:
+        claims = {"sub": caller.id, **labels, "ops": ["decrypt"], "policy_claims": {}, **claims}
+        asked = {"ttl_seconds": None, "subject": claims["sub"], **asked}
+    return claims, asked

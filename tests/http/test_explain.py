@@ -28,13 +28,13 @@ async def test_an_allow_is_told_with_its_reasons_its_rules_and_the_policys_revis
     assert answer.status == 200
     told = answer.json
     rules = told.pop("rules")
-    (revision,) = {record["policy_revision"] for record in await kkp.records() if "policy_revision" in record}
+    (record,) = [record for record in await kkp.records() if record.get("action") == "explain_policy"]
     assert told == {
         "allow": True,
         "reasons": ["envelopes.granted"],  # which no caller is told
         "public_reasons": [],
         "obligations": {},
-        "policy_revision": revision,
+        "policy_revision": record["policy_revision"],
         "policy_decision_id": None,
     }
     assert {"kkp.authz.decision", "kkp.envelopes.permit"} <= set(rules)
@@ -53,10 +53,22 @@ async def test_a_denial_is_told_with_the_rules_that_deny(kkp: KKP) -> None:
 
 async def test_obligations_are_told(kkp: KKP) -> None:
     await kkp.add_identity("orders", grant(max_ttl=60))
-    claims = {"sub": "orders", "aud": "orders-db", **KEY, "ops": ["decrypt"], "policy_claims": {}}
-    request = {**KEY, "subject": "orders", "ttl_seconds": None}
-    told = (await explain(kkp, action="issue_token", claims=claims, request=request)).json
+    told = (await explain(kkp, action="issue_token", claims={"aud": "orders-db"})).json
     assert (told["allow"], told["obligations"]) == (True, {"max_ttl": 60})
+    request = {**KEY, "ttl_seconds": 61}
+    told = (await explain(kkp, action="issue_token", claims={"aud": "orders-db"}, request=request)).json
+    assert (told["allow"], told["reasons"]) == (False, ["tokens.ttl_exceeds_grant"])
+
+
+async def test_what_is_left_out_is_what_kkp_would_say_and_what_is_said_stands(kkp: KKP) -> None:
+    await kkp.add_identity("orders", grant())
+    right: tuple[Any, ...] = ({}, {"context": {"a": "b"}}, {**KEY, "context": {}, "associated_data": None})
+    wrong: tuple[Any, ...] = ({"key_id": "alias/other"}, {"context": "a"}, None, [])
+    for envelope in (*right, *wrong):
+        told = (await explain(kkp, request={**KEY, "envelope": envelope})).json
+        assert told["allow"] is (envelope in right), envelope
+    for claims in ({"aud": "orders-db", "sub": "billing"}, {"aud": "orders-db", "ops": ["rewrap"]}, {}):
+        assert not (await explain(kkp, action="issue_token", claims=claims)).json["allow"]
 
 
 @pytest.mark.parametrize("key_id", ["alias/orders", "alias/other"])
@@ -92,6 +104,12 @@ async def test_a_caller_that_is_nobody_here_is_written_out(kkp: KKP) -> None:
     assert not (await explain(kkp, caller={**caller, "grants": []})).json["allow"]
     told = (await explain(kkp, caller={**caller, "kind": "robot"})).json
     assert told["reasons"] == ["authz.unknown_caller"]
+
+
+async def test_a_number_of_any_size_is_no_fault(kkp: KKP) -> None:
+    for number in (2**64, -(2**70), 10**400, 1.5e308):
+        answer = await explain(kkp, caller={"id": "a", "roles": []}, claims={"exp": number})
+        assert answer.status in {200, 503}, answer
 
 
 async def test_a_question_that_no_caller_could_ask_is_explained_as_well(kkp: KKP) -> None:
