@@ -99,7 +99,7 @@ async def test_strangers_who_fall_silent_keep_out_one_another_and_nobody_who_is_
 
 async def test_what_was_refused_or_answered_leaves_nothing_behind(tmp_path: Path) -> None:
     async with small_room(tmp_path) as kkp:
-        large = ["x" * MIB]
+        large = ["x" * 900_000]
         for _ in range(12):  # all of them together would be beyond the room
             answer = await kkp.post("/envelope/encrypt/batch", large, credential=kkp.root_key)
             assert answer.problem() == "invalid_request"

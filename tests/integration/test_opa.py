@@ -117,6 +117,7 @@ _FUNCTION = re.compile(r"^([a-z_]+)\(", re.MULTILINE)
 FUNCTIONS = {
     f"kkp.{path.parent.name}.{name}"
     for path in POLICY.glob("kkp/*/*.rego")
+    if not path.name.endswith("_test.rego")
     for name in _FUNCTION.findall(path.read_text())
 }
 

@@ -14,13 +14,13 @@ from tests.integration.process import serving
 from tests.scale import SCALE
 
 TOOL = shutil.which("slowhttptest")
-CONNECTIONS = 300  # of each attack: together they stay below what one address may have
+CONNECTIONS = 250  # of each attack: together they stay below what one address may have
 SECONDS = 5 + min(SCALE, 40)
 PATIENCE_SECONDS = 5.0  # of the tool itself as well, and many times what a token takes
 ATTACKS = {
     "Slowloris": ["-H", "-u", "/healthz"],
     "R-U-Dead-Yet": ["-B", "-s", "65536", "-f", "application/json", "-u", "/envelope/decrypt"],
-    "Slow Read": ["-X", "-k", "20", "-n", "1", "-w", "512", "-y", "1024", "-z", "32", "-u", "/openapi.json"],
+    "Slow Read": ["-X", "-k", "2", "-n", "1", "-w", "512", "-y", "1024", "-z", "32", "-u", "/openapi.json"],
 }
 
 
@@ -32,7 +32,7 @@ async def attack(url: str, options: list[str]) -> str:
         "-c",
         str(CONNECTIONS),
         "-r",
-        str(CONNECTIONS),
+        "100",
         "-i",
         "1",
         "-l",
