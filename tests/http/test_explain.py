@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness import KKP, Answer, grant, running
+from tests.opa import POLICY
 
 KEY = {"backend": "aws", "key_id": "alias/orders"}
 SEALING = {**KEY, "plaintext": "hello"}
@@ -40,6 +43,17 @@ async def test_an_allow_is_told_with_its_reasons_its_rules_and_the_policys_revis
     assert {"kkp.authz.decision", "kkp.envelopes.permit"} <= set(rules)
     assert rules == sorted(rules)
     assert "kkp.envelopes.denials" not in rules
+
+
+async def test_what_the_policys_readme_shows_is_answered_as_it_says(kkp: KKP) -> None:
+    await kkp.add_identity("orders", grant())
+    section = (POLICY / "README.md").read_text().partition("## Asking why")[2].partition("\n## ")[0]
+    shown = re.search(r"--json \\\n  '(.*)'\n", section)
+    assert shown is not None
+    answer = await kkp.post("/policy/explain", json.loads(shown[1]), credential=kkp.root_key)
+    assert answer.json["allow"]
+    for member in answer.json:
+        assert f"`{member}`" in section
 
 
 async def test_a_denial_is_told_with_the_rules_that_deny(kkp: KKP) -> None:

@@ -28,18 +28,7 @@ async def attack(url: str, options: list[str]) -> str:
     """Run one attack and return what the tool says of it."""
     assert TOOL is not None
     *before, path = options
-    size = [
-        "-c",
-        str(CONNECTIONS),
-        "-r",
-        "100",
-        "-i",
-        "1",
-        "-l",
-        str(SECONDS),
-        "-p",
-        f"{PATIENCE_SECONDS:.0f}",
-    ]
+    size = f"-c {CONNECTIONS} -r 100 -i 1 -l {SECONDS} -p {PATIENCE_SECONDS:.0f}".split()
     process = await asyncio.create_subprocess_exec(
         TOOL, *size, *before, url + path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
