@@ -40,7 +40,7 @@ PACKAGE = "kkp.authz"
 MAX_TRACE_BYTES: Final = 8 * 1024 * 1024
 _TRACED: Final = "&explain=full&pretty=true"
 # `policy/kkp/authz/authz.rego:20  | | Exit data.kkp.authz.decision`: a rule that had a value.
-_FIRED: Final = re.compile(r".+:[0-9]+ +(?:\| )*Exit data\.([A-Za-z0-9_.]+)(?: early)?")
+_FIRED: Final = re.compile(r"[^|]+:[0-9]+ +(?:\| )*Exit data\.([A-Za-z0-9_.]+)(?: early)?")
 # Without the first, an error in a built-in would be undefined, which a `not` turns into an allow.
 _PARAMETERS = "?strict-builtin-errors=true&provenance=true"
 
