@@ -41,22 +41,30 @@ class Bar(NamedTuple):
 
 
 class Promise(NamedTuple):
-    """The factor at which its tests reach its bars; without a bar, every test of it must pass."""
+    """How its tests reach its bars.
+
+    Attributes:
+        scale: The factor that they run at.
+        bars: What they must count; without one, every test of it must pass.
+        at_once: How many of them run at a time, where most of their hours are waiting.
+    """
 
     scale: int = 1
     bars: tuple[Bar, ...] = ()
+    at_once: int = 1
 
 
 PROMISES: Mapping[int, Promise] = {
     1: Promise(
         60,
         (Bar("tokens", 50_000), Bar("kills", 100), Bar("rotations", 200), Bar("seconds to ready", most=5)),
+        at_once=2,
     ),
     2: Promise(67, (Bar("configurations", 10_000),)),
     3: Promise(30, (Bar("kills", 120),)),
     4: Promise(10, (Bar("generations", 200),)),
     5: Promise(4, (Bar("clock steps", 20),)),
-    6: Promise(50, (Bar("stops", 50),)),
+    6: Promise(50, (Bar("stops", 50),), at_once=2),
     7: Promise(
         4,
         (
@@ -127,7 +135,9 @@ PROMISES: Mapping[int, Promise] = {
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),
     39: Promise(
-        450, (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0))
+        450,
+        (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0)),
+        at_once=2,
     ),
     40: Promise(1),
 }
