@@ -85,8 +85,8 @@ class ExplainPolicy(Operation[ExplainProposal, ExplainRequest, Explanation]):
         about = {
             "action": request.action,
             "caller": request.caller.id,
-            "backend": request.request.get("backend"),
-            "key_id": request.request.get("key_id"),
+            "backend": _text(request.request.get("backend")),
+            "key_id": _text(request.request.get("key_id")),
         }
         return ExplainProposal(
             authenticated=authenticated, details={"explain": about}, question=self._question(request)
@@ -122,6 +122,10 @@ class ExplainPolicy(Operation[ExplainProposal, ExplainRequest, Explanation]):
             },
         }
         return PolicyInput(_encoder.encode(document))
+
+
+def _text(value: JSON) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _completed(request: ExplainRequest, caller: Caller) -> tuple[Mapping[str, JSON], Mapping[str, JSON]]:
