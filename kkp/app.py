@@ -39,7 +39,7 @@ from kkp.authn.mtls import CertificateCallers
 from kkp.authn.operator import LocalOperator
 from kkp.authn.revocations import Revocations
 from kkp.authn.service_keys import ServiceKeys
-from kkp.authz.base import PolicyEngine
+from kkp.authz.base import ExplainingEngine, PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
 from kkp.authz.opa import OPAPolicy
@@ -58,7 +58,7 @@ from kkp.kms import KMSRegistry, local
 from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
-from kkp.limits import CallerLimits
+from kkp.limits import ConnectionLimit, RateLimits
 from kkp.live_state import LiveState, Loads
 from kkp.mappings import Source
 from kkp.master_key import MasterKey
@@ -66,6 +66,7 @@ from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
+from kkp.operations.explaining import ExplainPolicy
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -355,7 +356,7 @@ def _no_roles() -> Collection[str]:
 @asynccontextmanager
 async def _running_services(
     base: Foundation,
-    policy: PolicyEngine,
+    policy: ExplainingEngine,
     warnings: Mapping[str, Callable[[], str | None]],
     roles: Callable[[], Collection[str]],
 ) -> AsyncIterator[Services]:
@@ -461,7 +462,7 @@ def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, N
 def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     base: Foundation,
     state: LiveState,
-    policy: PolicyEngine,
+    policy: ExplainingEngine,
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
@@ -479,6 +480,8 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     return Services(
         pipeline=pipeline,
         clock=clock,
+        addresses=_address_limits(settings, failures, metrics),
+        connections=_connection_limit(settings, metrics),
         public=_public_documents(base, state, policy, registry, keyring, revoked, warnings),
         issue_token=IssueToken(
             keyring,
@@ -504,8 +507,10 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
+        explain_policy=ExplainPolicy(policy, directory.look_up, clock),
         max_plaintext_bytes=settings.max_plaintext_bytes,
         nonces=base.nonces(),
+        max_held_body_bytes=settings.max_held_body_bytes,
         metrics=metrics,
     )
 
@@ -561,6 +566,12 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     revoked: Revocations,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
+
+    def count_refusal(caller: str) -> None:
+        limited.count(caller)
+        if metrics is not None:
+            metrics.over_limit("caller")
+
     rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
     return Pipeline(
         state=state,
@@ -569,10 +580,32 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         audit=base.reserve.guard(base.audit if metrics is None else metrics.records(base.audit)),
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
-        limits=CallerLimits(rate, burst, time.monotonic, limited.count),
+        limits=RateLimits(rate, burst, time.monotonic, count_refusal),
         revocations=revoked,
         used_once=ReplayStore(base.database, base.clock),
     )
+
+
+def _address_limits(
+    settings: Settings, failures: FailedAuthentications, metrics: Metrics | None
+) -> RateLimits:
+    """Return how often one address may ask; nobody has asked whose a request over that is."""
+
+    def count_refusal(address: str) -> None:
+        failures.count_limited(address)
+        if metrics is not None:
+            metrics.over_limit("address")
+
+    rate, burst = settings.address_rate_per_second, settings.address_burst
+    return RateLimits(rate, burst, time.monotonic, count_refusal, "address")
+
+
+def _connection_limit(settings: Settings, metrics: Metrics | None) -> ConnectionLimit:
+    def count_refusal() -> None:
+        if metrics is not None:
+            metrics.over_limit("connections")
+
+    return ConnectionLimit(settings.address_connections, count_refusal)
 
 
 def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metrics | None:

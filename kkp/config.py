@@ -48,6 +48,7 @@ _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MIN_LIST_SECONDS, _MAX_LIST_SECONDS = 10, 3600
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
+_HELD_BODY_BYTES = 64 * 1024 * 1024
 _MIN_DATA_KEY_AGE_SECONDS, _MAX_DATA_KEY_AGE_SECONDS = 1, 3600
 _MAX_CACHED_DATA_KEYS = 100_000
 # What SP 800-38D lets a single AES-GCM key do, although the messages of a data key have a key each.
@@ -177,6 +178,10 @@ class Settings:
         data_key_cache: How data keys are cached; None for not at all.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
+        address_rate_per_second: How fast an address's allowance refills; 0 for no limit.
+        address_burst: How many requests may come from an address at once.
+        address_connections: How many connections an address may have open; 0 for no limit.
+        max_held_body_bytes: How much of requests' bodies is in memory at once, of all together.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
         revocation_list_seconds: How long the signed list of revocations may be relied on.
         checkpoint_sink: Where checkpoints of the audit go, outside the database.
@@ -220,6 +225,10 @@ class Settings:
     data_key_cache: DataKeyCacheLimits | None
     caller_rate_per_second: int
     caller_burst: int
+    address_rate_per_second: int
+    address_burst: int
+    address_connections: int
+    max_held_body_bytes: int
     ring_times: RingTimes
     revocation_list_seconds: int
     checkpoint_interval_seconds: float
@@ -268,6 +277,10 @@ def _count(text: str) -> int:
 
 def _count_or_none(text: str) -> int:
     return 0 if text == "0" else _count(text)
+
+
+def _optional_count(text: str) -> int | None:
+    return _count(text) if text else None
 
 
 def _flag(text: str) -> bool:
@@ -548,6 +561,10 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
     "KKP_CERTIFICATES": _Setting("", certificates.read, certificates.GOOD, secret=True),
     "KKP_ISSUERS": _Setting("", issuers.read, issuers.GOOD, secret=True),
+    "KKP_ADDRESS_RATE_PER_SEC": _Setting("1000", _count_or_none, "requests per second, or 0 for no limit"),
+    "KKP_ADDRESS_BURST": _Setting("2000", _count, "a positive whole number"),
+    "KKP_ADDRESS_CONNECTIONS": _Setting("1000", _count_or_none, "a whole number, or 0 for no limit"),
+    "KKP_MAX_HELD_BODY_BYTES": _Setting("", _optional_count, "bytes, or nothing for the default"),
     "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_AUDIT_MIN_FREE_BYTES": _Setting("67108864", _count_or_none, "bytes, or 0 for no reserve"),
@@ -693,6 +710,7 @@ def load(
     _check_database(draft)
     _check_master_key(draft)
     _check_data_key_cache(draft)
+    _check_held_bodies(draft)
     for rule in way.rules:
         rule(draft)
     _check_backends(draft, way, schemes)
@@ -926,6 +944,23 @@ def _check_data_key_cache(draft: Draft) -> None:
         )
 
 
+def _least_held_body_bytes(max_plaintext_bytes: int) -> int:
+    """Return what admits the largest body of any kind, also where only a quarter is left for it."""
+    return 6 * max_plaintext_bytes + 8 * 1024 * 1024
+
+
+def _check_held_bodies(draft: Draft) -> None:
+    held, plaintext = draft.values.get("KKP_MAX_HELD_BODY_BYTES"), draft.values.get("KKP_MAX_PLAINTEXT_BYTES")
+    if not isinstance(held, int) or not isinstance(plaintext, int):
+        return  # not given, or its parser has already reported it
+    least = _least_held_body_bytes(plaintext)
+    if held < least:
+        draft.problems.append(
+            f"KKP_MAX_HELD_BODY_BYTES: {held} is too little for the bodies that KKP_MAX_PLAINTEXT_BYTES, "
+            f"{plaintext}, allows; give {least} at least"
+        )
+
+
 def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
         if scheme in way.refused_schemes:
@@ -1047,6 +1082,11 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         data_key_cache=_data_key_cache(values),
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
+        address_rate_per_second=values["KKP_ADDRESS_RATE_PER_SEC"],
+        address_burst=values["KKP_ADDRESS_BURST"],
+        address_connections=values["KKP_ADDRESS_CONNECTIONS"],
+        max_held_body_bytes=values["KKP_MAX_HELD_BODY_BYTES"]
+        or max(_HELD_BODY_BYTES, _least_held_body_bytes(values["KKP_MAX_PLAINTEXT_BYTES"])),
         ring_times=ring_times,
         revocation_list_seconds=values["KKP_REVOCATION_LIST_SECS"],
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]

@@ -37,6 +37,7 @@ KKPError
 │   └── KeyDisabledError              key_disabled
 ├── EnvelopeInvalidError              envelope_invalid
 ├── RateLimitedError                  rate_limited
+├── OverloadedError                   overloaded
 ├── KMSError
 │   ├── KMSDeniedError                kms_denied
 │   │   ├── CredentialsExpiredError   kms_denied
@@ -262,19 +263,31 @@ class EnvelopeInvalidError(KKPError):
 
 
 class RateLimitedError(KKPError):
-    """The caller asks more often than anybody may; nothing was done.
+    """The caller, or its address, asks more often than anybody may; nothing was done.
 
     Args:
         retry_after_seconds: When to ask again, in whole seconds, 1 or more.
         cost: How many requests it counts as.
+        whose: What is limited, `caller` or `address`.
     """
 
     code = "rate_limited"
 
-    def __init__(self, retry_after_seconds: int, cost: int = 1) -> None:
-        batch = f", and this batch counts as its {cost} items" if cost > 1 else ""
-        super().__init__(f"Too many requests of this caller{batch}; try again later.")
+    def __init__(self, retry_after_seconds: int, cost: int = 1, whose: str = "caller") -> None:
+        counted = f", and this one counts as {cost}" if cost > 1 else ""
+        super().__init__(f"Too many requests of this {whose}{counted}; try again later.")
         self.retry_after_seconds = retry_after_seconds
+
+
+class OverloadedError(KKPError):
+    """The bodies of other requests take all the memory that bodies may take; nothing was done.
+
+    Attributes:
+        retry_after_seconds: When to ask again.
+    """
+
+    code = "overloaded"
+    retry_after_seconds: ClassVar[int] = 1
 
 
 class KMSError(KKPError):

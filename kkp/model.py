@@ -37,6 +37,7 @@ class Action(StrEnum):
     READ_REVOCATIONS = "read_revocations"
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
+    EXPLAIN_POLICY = "explain_policy"
     IMPORT_AUDIT = "import_audit"
     PRUNE_AUDIT = "prune_audit"
     MIGRATE = "migrate"
@@ -164,6 +165,19 @@ class Decision:
     obligations: Mapping[str, JSON] = field(default_factory=dict)
     revision: str = ""
     policy_decision_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision, and what of the policy it came by.
+
+    Attributes:
+        decision: As it would be taken.
+        rules: The rules that had a value on the way to it, by their paths below `data`, sorted.
+    """
+
+    decision: Decision
+    rules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ trusted, to the first address that is not: that one was written by a trusted pro
 read so far names nobody, and the peer itself is taken. `Forwarded` (RFC 7239) is not read: two headers could
 disagree.
 
+What is counted, or limited, by address takes an IPv6 peer for its /64: that is what one customer usually has.
+
 Pure, but for a bounded memory of peers that were looked up. An IPv4 address that is mapped into IPv6
 (RFC 4291 section 2.5.5.2) is that IPv4 address.
 """
@@ -16,12 +18,14 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 Network: TypeAlias = IPv4Network | IPv6Network
 _Host: TypeAlias = IPv4Address | IPv6Address
 
+UNKNOWN_PEER: Final = "other"
 _REMEMBERED_PEERS = 4096
+_IPV6_PREFIX_BITS = 64
 # Some proxies write the port, too: `192.0.2.1:443`, `[2001:db8::1]:443`.
 _WITH_PORT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
 
@@ -39,6 +43,20 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     if (text and not networks) or any(network.prefixlen == 0 for network in networks):
         raise ValueError("proxies are named by their addresses or networks")
     return networks
+
+
+@lru_cache(_REMEMBERED_PEERS)
+def peer_name(peer: str) -> str:
+    """Return what a peer is counted as: an IPv4 address, an IPv6 /64, or `other`."""
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return UNKNOWN_PEER
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:  # or every IPv4 peer of a dual-stack socket would share one /64
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address.packed, _IPV6_PREFIX_BITS), strict=False))
 
 
 @final

@@ -36,8 +36,7 @@ import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
@@ -46,7 +45,7 @@ from kkp.audit.base import AuditEntry, Receipt
 from kkp.authn.base import Authenticated, UsedOnce
 from kkp.authz.base import PolicyEngine
 from kkp.batch import Asked, Item, Result, Standing
-from kkp.clock import Clock
+from kkp.clock import Clock, rfc3339
 from kkp.errors import (
     AuditUnavailableError,
     AuthenticationError,
@@ -150,6 +149,7 @@ class _Request(msgspec.Struct, frozen=True):
     identity: JSON = msgspec.UNSET
     kid: JSON = msgspec.UNSET
     revocation: JSON = msgspec.UNSET
+    explain: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -229,7 +229,7 @@ class Pipeline:
         for walk in range(_MOST_WALKS):
             authenticated = await self.authenticate(credentials, origin)
             if walk == 0:
-                await self._admit(authenticated, origin)
+                await self._admit(authenticated, origin, operation.cost)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin, self._clock.now())
             decision_id = f"{origin.request_id}-{walk}"
@@ -361,7 +361,7 @@ class Pipeline:
         """Count a failed authentication, also one that was refused before the road began."""
         self._failures.count(origin.client_ip, error.code)
 
-    async def _admit(self, authenticated: Authenticated, origin: Origin, cost: int = 1) -> None:
+    async def _admit(self, authenticated: Authenticated, origin: Origin, cost: int) -> None:
         """Take note of a request, the first time that its caller is known; use up what serves it alone.
 
         Raises:
@@ -439,7 +439,7 @@ class Pipeline:
                 envelope=_envelope_document(proposal.envelope),
                 **proposal.details,
             ),
-            environment=_Environment(time=_rfc3339(int(now)), client_ip=origin.client_ip),
+            environment=_Environment(time=rfc3339(int(now)), client_ip=origin.client_ip),
         )
         return _encoder.encode(document)
 
@@ -582,11 +582,6 @@ class Pipeline:
         except AuditUnavailableError:
             # Without the exception: its context is the operation's, whose text may hold what it worked on.
             _log.warning("the outcome of %s:%d could not be recorded", receipt.chain, receipt.seq)
-
-
-@lru_cache(maxsize=1)  # thousands of requests share a second
-def _rfc3339(now: int) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _envelope_document(envelope: EnvelopeFacts | None) -> Mapping[str, JSON]:

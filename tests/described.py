@@ -20,13 +20,14 @@ from kkp.web.reading import Reader
 from kkp.web.routes import ROUTES, Route
 
 # Whatever the path: what is not well-formed HTTP, a client certificate that is not good, a request past the
-# proxy, no such path, no such method.
+# proxy, no such path, no such method, an address that asks too often.
 ANYWHERE = {
     400: "invalid_request",
     401: "unauthenticated",
     403: "tls_required",
     404: "not_found",
     405: "method_not_allowed",
+    429: "rate_limited",
 }
 
 

@@ -194,6 +194,7 @@ def settings_for(directory: Path, **environ: str) -> Settings:
         "KKP_ISSUER": ISSUER,
         "KKP_CONFIG": "/dev/null",
         "KKP_CALLER_RATE_PER_SEC": "0",  # a test is one caller in a hurry
+        "KKP_ADDRESS_RATE_PER_SEC": "0",
         **environ,
     }
     return load(given, DEV, schemes=kms.SCHEMES)
@@ -207,7 +208,13 @@ async def running(
     settings = settings_for(directory, **environ)
     async with (
         development(settings, clock=clock) as services,
-        serving(make_application(services), settings.listen, peers=peers) as address,
+        serving(
+            make_application(services),
+            settings.listen,
+            peers=peers,
+            admit=services.addresses.admit,
+            connections=services.connections,
+        ) as address,
         aiohttp.ClientSession(f"http://{address}") as session,
     ):
         yield KKP(session, settings.data_dir, settings, services, address.host, address.port)

@@ -84,7 +84,7 @@ PROMISES: Mapping[int, Promise] = {
     15: Promise(1, (Bar("claims", 60),)),
     16: Promise(10, (Bar("parallel uses", 1_000),)),
     17: Promise(1, (Bar("random kids", 10_000), Bar("servers at fault", 20), Bar("fetches in 30 s", most=1))),
-    18: Promise(1, (Bar("shapes", 40),)),
+    18: Promise(50, (Bar("shapes", 40), Bar("fuzzed inputs", 1_000_000))),
     19: Promise(50, (Bar("faulty answers", 3_000),)),
     20: Promise(45, (Bar("tokens", 10_000),)),
     21: Promise(1, (Bar("pairs", 5_000),)),

@@ -13,7 +13,7 @@ import re
 from typing import Protocol
 
 from kkp.errors import PolicyUnavailableError
-from kkp.model import JSON, Decision, PolicyInput
+from kkp.model import JSON, Decision, Explanation, PolicyInput
 
 UNKNOWN_OBLIGATION = "kkp.unknown_obligation"
 
@@ -46,6 +46,17 @@ class PolicyEngine(Protocol):
     @property
     def revision(self) -> str:
         """Which policy decides, for the audit."""
+
+
+class ExplainingEngine(PolicyEngine, Protocol):
+    """A policy engine that also tells how it comes by a decision; that costs many times as much."""
+
+    async def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Decide, and say by which rules.
+
+        Raises:
+            PolicyUnavailableError: The policy gave no usable answer.
+        """
 
 
 def interpret(rule: str, value: JSON, revision: str) -> Decision:

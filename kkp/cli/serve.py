@@ -203,6 +203,8 @@ def _listening(
         certificates=_client_certificates(chosen, services, secured, peers),
         tls=secured.tls.context if secured.tls is not None else None,
         observe=services.metrics.request if services.metrics is not None else None,
+        admit=services.addresses.admit,
+        connections=services.connections,
     )
 
 

@@ -79,11 +79,13 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
         action: What policy is asked about.
         scope: The op that a KKP token must carry to be used here; None: no token opens it.
         changes_state: Whether it changes the ring, an identity, a grant or what is revoked.
+        cost: How many requests it counts as against the caller's limit.
     """
 
     action: ClassVar[Action]
     scope: ClassVar[str | None] = None
     changes_state: ClassVar[bool] = False
+    cost: ClassVar[int] = 1
 
     def propose(self, authenticated: Authenticated, request: RequestT_contra) -> ProposalT:
         """Say what would be done. Pure: nothing happens, nothing is looked up outside memory.

@@ -13,7 +13,7 @@ import msgspec
 from kkp import envelope as envelopes
 from kkp.envelope import Envelope
 from kkp.keyring.rotation import Revocation, Rotation
-from kkp.model import JSON, Identity
+from kkp.model import JSON, Explanation, Identity
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import MessageKey
 from kkp.operations.envelopes import Opened
@@ -183,6 +183,22 @@ class RevocationsAnswer(Answer, frozen=True):
     next: str | None
 
 
+class ExplanationAnswer(Answer, frozen=True):
+    """Answers `POST /policy/explain`: the decision as it would be, and the rules that had a value for it.
+
+    `public_reasons` are those of the reasons that the caller would be told. `policy_decision_id` is that of
+    the explanation in the policy engine's own log, if it has one.
+    """
+
+    allow: bool
+    reasons: Sequence[str]
+    public_reasons: Sequence[str]
+    obligations: Mapping[str, JSON]
+    rules: Sequence[str]
+    policy_revision: str
+    policy_decision_id: str | None
+
+
 class AuditAnswer(Answer, frozen=True):
     """Answers `GET /audit`; `next` is the `after` of the next page."""
 
@@ -295,6 +311,20 @@ def revocations(answer: Sequence[Revoked], query: RevocationQuery) -> Revocation
     """Return the body that answers `GET /revocations`."""
     is_last = len(answer) < query.limit
     return RevocationsAnswer([revoked(each, None) for each in answer], None if is_last else answer[-1].id)
+
+
+def explanation(answer: Explanation, _request: object) -> ExplanationAnswer:
+    """Return the body that answers `POST /policy/explain`."""
+    decision = answer.decision
+    return ExplanationAnswer(
+        allow=decision.allow,
+        reasons=decision.reasons,
+        public_reasons=decision.public_reasons,
+        obligations=decision.obligations,
+        rules=answer.rules,
+        policy_revision=decision.revision,
+        policy_decision_id=decision.policy_decision_id,
+    )
 
 
 def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:

@@ -27,6 +27,7 @@ from kkp.errors import (
     IssuerUnavailableError,
     KeyringUnavailableError,
     KKPError,
+    OverloadedError,
     PayloadTooLargeError,
     PolicyDeniedError,
     PolicyUnavailableError,
@@ -75,7 +76,7 @@ _OF_ONE: Final[tuple[type[KKPError], ...]] = (
     AudienceMismatchError,
     PolicyUnavailableError,
 )
-_OF_A_BODY: Final = (PayloadTooLargeError, UnsupportedMediaTypeError)
+_OF_A_BODY: Final = (OverloadedError, PayloadTooLargeError, UnsupportedMediaTypeError)
 _HEADERS: Final[Mapping[str, JSON]] = {
     "X-Request-Id": {
         "description": "Names the request in the audit log and in KKP's own.",
@@ -109,7 +110,8 @@ _DESCRIPTION: Final = (
     "path may also answer 400 `invalid_request` to what is not "
     "well-formed HTTP, 401 `unauthenticated` to what comes with a client certificate that is not good, or "
     "without one where it is required, 403 `tls_required` to what comes past the proxy that terminates TLS, "
-    "404 `not_found` and 405 `method_not_allowed`. Members may be added to answers."
+    "404 `not_found`, 405 `method_not_allowed` and, but for `/healthz` and `/readyz`, 429 `rate_limited` to "
+    "an address that asks too often. Members may be added to answers."
 )
 
 
@@ -363,7 +365,7 @@ def _problem(status: int, codes: Sequence[str]) -> JSON:
 
 
 def _problem_headers(codes: Sequence[str]) -> JSON:
-    if RateLimitedError.code in codes:
+    if RateLimitedError.code in codes or OverloadedError.code in codes:
         return _headers("Retry-After")
     if UnauthenticatedError.code in codes:
         return _headers("WWW-Authenticate", "DPoP-Nonce")

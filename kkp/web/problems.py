@@ -21,6 +21,7 @@ from kkp.errors import (
     DPoPNonceError,
     DPoPProofError,
     KKPError,
+    OverloadedError,
     PolicyDeniedError,
     ProofRequiredError,
     RateLimitedError,
@@ -52,6 +53,7 @@ STATUS: Mapping[str, HTTPStatus] = {
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "envelope_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
     "kms_denied": HTTPStatus.BAD_GATEWAY,
     "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "issuer_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -98,7 +100,7 @@ def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
     if _is_expected(error):
         response = _response(document(error, origin))
-        if isinstance(error, RateLimitedError):
+        if isinstance(error, (RateLimitedError, OverloadedError)):
             response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
         if isinstance(error, AuthenticationError):
             response.headers[hdrs.WWW_AUTHENTICATE] = _challenge(error, origin)

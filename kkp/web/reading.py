@@ -18,6 +18,7 @@ from kkp.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMed
 from kkp.model import Credentials
 from kkp.pacing import Pacer
 from kkp.web import batches, schemas
+from kkp.web.bodies import BODY
 
 ItemT = TypeVar("ItemT", bound=schemas.Asks[Any])
 PartT = TypeVar("PartT")
@@ -74,6 +75,7 @@ class Reader(Protocol[RequestT_co]):
 
         Raises:
             InvalidRequestError: It is malformed.
+            OverloadedError: Other bodies leave it no room.
             PayloadTooLargeError: It is over its limit.
             UnsupportedMediaTypeError: It is not JSON, or encoded.
         """
@@ -315,12 +317,16 @@ def _check_media_type(request: web.Request, media_type: str) -> None:
 
 async def _read_in_time(request: web.Request, limit: int) -> bytes:
     """Return the body, or the beginning of one that is over its limit."""
+    share = request[BODY]
     if request.content.is_eof():  # it has arrived whole, as most do: waiting would cost more than the reading
-        return request.content.read_nowait()
+        whole = request.content.read_nowait()
+        share.take(len(whole))
+        return whole
     body = bytearray()
     try:
         async with asyncio.timeout(_READ_SECONDS):
             while len(body) <= limit and (piece := await request.content.readany()):
+                share.take(len(piece))
                 body += piece
         return bytes(body)
     except TimeoutError:

@@ -35,11 +35,13 @@ from kkp.errors import (
     UnknownKeyError,
     UnsupportedGrantError,
 )
+from kkp.limits import ConnectionLimit, RateLimits
 from kkp.model import Credentials
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import BatchOperation, Operation
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
+from kkp.operations.explaining import ExplainPolicy
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -53,6 +55,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import answers, exchange, problems, schemas
+from kkp.web.bodies import HeldBodies
 from kkp.web.credentials import read_credentials
 from kkp.web.oauth import AT_TOKEN_ENDPOINT, BEHIND_A_BEARER, Form, uncached
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
@@ -98,6 +101,8 @@ class Services:
     pipeline: Pipeline
     clock: Clock
     public: PublicDocuments
+    addresses: RateLimits
+    connections: ConnectionLimit
     issue_token: IssueToken
     encrypt: Encrypt
     decrypt: Decrypt
@@ -116,7 +121,9 @@ class Services:
     lift_revocation: LiftRevocation
     list_revocations: ListRevocations
     read_audit: ReadAudit
+    explain_policy: ExplainPolicy
     max_plaintext_bytes: int
+    max_held_body_bytes: int
     nonces: GivesNonces | None = None
     metrics: Metrics | None = None
 
@@ -427,6 +434,15 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
     ),
     Route(
         "POST",
+        "/policy/explain",
+        lambda s: s.explain_policy,
+        JSONBody(schemas.ExplainBody),
+        answers.explanation,
+        "Tell what policy would decide, and why; nothing is done",
+        (NotFoundError,),
+    ),
+    Route(
+        "POST",
         "/keys/jwks/{kid}/revoke",
         lambda s: s.revoke_signing_key,
         NoBody(lambda request: request.match_info["kid"]),
@@ -495,9 +511,10 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
 
 def make_application(services: Services) -> web.Application:
     """Return the application that serves the table and the public documents."""
-    app = web.Application()
+    app, bodies = web.Application(), HeldBodies(services.max_held_body_bytes)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, partial(route.handle, services))
+        handle = bodies.held_for(partial(route.handle, services))
+        app.router.add_route(route.method, route.path, handle)
     for served in PUBLIC_ROUTES:
         app.router.add_get(served.path, partial(served.serve, services.public))
     return app

@@ -18,7 +18,7 @@ import msgspec
 
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
-from kkp.model import JSON, Credentials
+from kkp.model import JSON, Caller, Credentials
 from kkp.names import (
     MAX_INTEGER,
     Audience,
@@ -34,13 +34,14 @@ from kkp.names import (
 from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
+from kkp.operations.explaining import ExplainRequest, IdentityNamed
 from kkp.operations.identities import IdentityRequest, RotateKeyRequest
 from kkp.operations.revocations import RevocationQuery, RevocationRequest
 from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import Binding, TokenRequest
 from kkp.revocations import MAX_REASON_CHARACTERS, RevocationKind
 from kkp.ring_times import MAX_SECONDS
-from kkp.strict_json import refuse_duplicates
+from kkp.strict_json import refuse_deep, refuse_duplicates
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
@@ -140,6 +141,22 @@ Scope = Annotated[
         description="one or more of encrypt, decrypt and rewrap, with one space between two",
     ),
 ]
+Word = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z][a-z0-9_]{0,63}$(?!\n)",
+        description="a word: 1 to 64 of a-z, 0-9 and _, of which the first is a letter",
+    ),
+]
+Moment = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$(?!\n)",
+        description="a time such as 2026-01-01T00:00:00Z",
+    ),
+]
+Document = Annotated[dict[Name, Any], msgspec.Meta(max_length=32)]
+_MAX_DEPTH = 32  # of a member that may hold anything
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -182,6 +199,8 @@ _EXPECTED: Mapping[str, str] = {
         SubjectToken,
         Resource,
         Scope,
+        Word,
+        Moment,
     )
     for meta in get_args(kind)[1:]
 }
@@ -546,6 +565,76 @@ class RotateKeyBody(Asks[Callable[[str], RotateKeyRequest]], frozen=True):
         return lambda identity_id: RotateKeyRequest(
             id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
         )
+
+
+class CallerBody(_Strict, frozen=True):
+    """A caller as policy sees one, written out."""
+
+    id: Subject
+    roles: Annotated[list[RoleName], msgspec.Meta(max_length=16)]
+    kind: Word = "service"
+    issuer: Audience = "kkp"
+    method: Word = "service_key"
+    attributes: Pairs = {}
+    grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
+
+    def caller(self) -> Caller:
+        """Return the caller."""
+        return Caller(
+            id=self.id,
+            kind=self.kind,
+            roles=tuple(self.roles),
+            issuer=self.issuer,
+            method=self.method,
+            attributes=self.attributes,
+            grants=tuple(grant.grant() for grant in self.grants),
+        )
+
+
+class ExplainBody(Asks[ExplainRequest], frozen=True):
+    """`POST /policy/explain`; of `identity` and `caller` there is one.
+
+    What it asks about is policy's to judge, and of a policy's own actions KKP knows nothing. So `claims` and
+    `request` may have any members; those that every question has, and that are left out, are empty.
+    """
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "action": "encrypt",
+        "identity": "orders",
+        "request": {"backend": "aws", "key_id": "alias/orders", "context": {"environment": "prod"}},
+    }
+
+    action: Word
+    identity: Subject | None = None
+    method: Word = "service_key"
+    caller: CallerBody | None = None
+    claims: Document = {}
+    request_: Document = msgspec.field(name="request", default_factory=dict)
+    time: Moment | None = None
+    client_ip: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+    def request(self) -> ExplainRequest:
+        """Return what is asked for, checked."""
+        for document in (self.claims, self.request_):
+            try:
+                refuse_deep(document, _MAX_DEPTH)
+            except ValueError:
+                raise InvalidRequestError(f"The body is nested over {_MAX_DEPTH} deep.") from None
+        return ExplainRequest(
+            action=self.action,
+            caller=self._caller(),
+            claims=self.claims,
+            request=self.request_,
+            time=self.time,
+            client_ip=self.client_ip,
+        )
+
+    def _caller(self) -> Caller | IdentityNamed:
+        if self.caller is not None and self.identity is None:
+            return self.caller.caller()
+        if self.identity is not None and self.caller is None:
+            return IdentityNamed(self.identity, self.method)
+        raise InvalidRequestError("Exactly one of identity and caller is required.")
 
 
 _NAME_OF: Mapping[RevocationKind, Any] = {

@@ -250,6 +250,7 @@ async def exercise(scene: Scene) -> None:
     await _send_batches(scene)
     await _administer(scene)
     await _look_after(scene)
+    await _ask_why(scene)
     await _knock(scene)
     await _prove(scene)
     await _bring_an_identity(scene)
@@ -529,6 +530,28 @@ async def _look_after(scene: Scene) -> None:
         await scene.post(rotated, {}, credential)
         await scene.post(rotated, {"overlap_seconds": plant.text("overlap")}, credential)
         await scene.post(rotated, {"key_ttl_seconds": plant.text("lifetime of a key")}, credential)
+
+
+async def _ask_why(scene: Scene) -> None:
+    plant = scene.canaries
+    right = {
+        "action": "decrypt",
+        "identity": "orders",
+        "claims": {"policy_claims": {plant.text("explained claim name"): plant.text("explained claim")}},
+        "request": {"backend": "aws", "context": {"a": plant.text("explained context")}},
+        "client_ip": plant.text("explained address"),
+    }
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"identity": plant.plant("identity that is not there")},
+        {"identity": None, "caller": {"id": "a", "roles": [], "attributes": {"a": plant.text("fact")}}},
+        {"action": plant.text("explained action")},
+        {"request": {"x": [[plant.text("explained list")]]}},
+        {"claims": plant.text("explained claims of another type")},
+    )
+    for change in changes:
+        for credential in (scene.orders, scene.kkp.root_key):
+            await scene.post("/policy/explain", {**right, **change}, credential)
 
 
 async def _knock(scene: Scene) -> None:

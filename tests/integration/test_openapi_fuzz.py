@@ -100,6 +100,7 @@ async def _fuzzed(directory: Path) -> AsyncIterator[Fuzzed]:
             real_members: dict[str, dict[str, Any]] = {
                 "/envelope/data-key/unwrap": {"envelope": detached(envelope)},
                 "/revocations": SPARE_KEY,
+                "/policy/explain": {"identity": "buyer"},
             }
             real_paths = await _real_paths(server)
             yield Fuzzed(server, session, credentials, real, real_members, real_paths, Counter())
