@@ -147,7 +147,7 @@ def opa() -> Iterator[OPA]:
     with TemporaryDirectory() as temporary:
         directory = Path(temporary)
         shutil.copytree(default_policy_path(), directory / "policy")
-        (directory / "policy/kkp/settings/data.json").write_text('{"bearer_tokens": "any"}')
+        (directory / "policy/kkp/settings/data.json").write_text('{"approvals": [], "bearer_tokens": "any"}')
         with serving(directory, "--bundle", "policy", "--ignore", "*_test.rego") as running:
             yield running
 

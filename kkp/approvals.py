@@ -10,10 +10,11 @@ document  JSON, its members sorted, without spaces:
 
 `claims` and `request` are whole, but that `iat`, `nbf`, `exp` and `jti` of the claims are left out where a
 token is what the caller shows, or what would be signed: a fresh one that says the same is as good, since the
-first has expired when somebody finds the time. Where the operation is about one token, as when it is
-introspected or revoked, they stay. The rest of the input is what policy is asked anew when the approval is
-used: roles, grants, attributes, the time and the address. No plaintext, token, key or ciphertext is in a
-policy input, so none is in the document.
+first has expired when somebody finds the time. It says the same only if it is bound to the same key, and if
+the same rule with the same attributes made its subject a caller. Where the operation is about one token, as
+when it is introspected or revoked, they stay. The rest of the input is what policy is asked anew when the
+approval is used: roles, grants, attributes, the time and the address. No plaintext, token, key or ciphertext
+is in a policy input, so none is in the document.
 
 A release is a JWS in compact form with the `typ` of RELEASE_TYPE, over `ReleaseClaims`. It is no token, and
 no token is a release. Evolution: members are added to neither; another meaning comes with another `typ`.

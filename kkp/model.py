@@ -37,6 +37,7 @@ class Action(StrEnum):
     READ_REVOCATIONS = "read_revocations"
     MANAGE_IDENTITY = "manage_identity"
     READ_AUDIT = "read_audit"
+    EXPLAIN_POLICY = "explain_policy"
     IMPORT_AUDIT = "import_audit"
     PRUNE_AUDIT = "prune_audit"
     APPROVE = "approve"
@@ -92,11 +93,13 @@ class PresentedCertificate:
         sha256: The digest of its DER form.
         spiffe_ids: The SPIFFE IDs that it names.
         dns_names: The DNS names that it names.
+        bundles: The bundles of authorities that its issuer is in (`kkp.certificates`).
     """
 
     sha256: bytes
     spiffe_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
+    bundles: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,19 @@ class Decision:
     approval: ApprovalDemand | None = None
     revision: str = ""
     policy_decision_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision, and what of the policy it came by.
+
+    Attributes:
+        decision: As it would be taken.
+        rules: The rules that had a value on the way to it, by their paths below `data`, sorted.
+    """
+
+    decision: Decision
+    rules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

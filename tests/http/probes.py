@@ -18,6 +18,7 @@ import pytest
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.authz.approvals import Approvals
+from kkp.authz.grouping import GroupingPolicy
 from kkp.keyring.rotation import Keyring
 from kkp.kms.local import LocalKMS
 from kkp.kms.memory import MemoryKMS
@@ -40,6 +41,7 @@ PROBED: tuple[tuple[type, str], ...] = (
     (IdentityDirectory, "rotate_key"),
     (IdentityDirectory, "all"),
     (AuditStore, "read"),
+    (GroupingPolicy, "explain"),
 )
 
 _operating: ContextVar[bool] = ContextVar("operating", default=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import logging
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import closing
 from functools import partial
@@ -26,6 +28,8 @@ from kkp.web.routes import Services
 from tests.approving import RELEASE, asked, decide, policy_with, released, set_rules, shown, waiting
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, grant, running
+from tests.issuer import AUDIENCE, ISSUER, FakeIssuer
+from tests.proofs import Holder
 
 EVERY_OP = ["encrypt", "decrypt", "rewrap"]
 OPENING = {"actions": ["decrypt", "release_data_key"], "key_id": "alias/orders", "valid_minutes": 10}
@@ -383,6 +387,70 @@ async def test_a_release_is_not_for_another_caller_or_another_way_to_call(scene:
         beside.problem() == "approval_invalid"
     )  # a service key, where the request came with the token alone
     assert (await scene.open(release)).status == 200
+
+
+async def test_a_release_is_for_a_token_that_is_bound_to_the_same_key(scene: Scene, clock: FakeClock) -> None:
+    holder, thief = Holder(), Holder()
+    path, now = "/envelope/decrypt", int(clock.now())
+
+    async def opening(bound_to: Holder, **headers: str) -> Answer:
+        """Open the envelope with a fresh token that is bound to a key, and a proof of having it."""
+        members = {"audience": "orders-db", "backend": "aws", "key_id": "alias/orders", "ops": EVERY_OP}
+        proof = bound_to.headers("/token", iat=now)
+        minted = await scene.kkp.request(
+            "POST", "/token", credential=scene.orders, headers=proof, json=members
+        )
+        shown = bound_to.headers(path, minted.json["token"], iat=now)
+        body = {"envelope": scene.opening["envelope"]}
+        return await scene.kkp.request("POST", path, headers={**shown, **headers}, json=body)
+
+    approval_id = (await opening(holder)).json["approval_id"]
+    release = await released(scene.kkp, approval_id, scene.alice)
+    assert (await opening(thief, **{RELEASE: release})).problem() == "approval_invalid"
+    assert (await scene.open(release)).problem() == "approval_invalid"  # bound to none
+    assert (await opening(holder, **{RELEASE: release})).json["plaintext"] == "hello"
+    assert (await opening(holder, **{RELEASE: release})).problem() == "approval_invalid"
+
+
+async def test_callers_of_an_issuer_ask_and_approve_under_their_whole_names(tmp_path: Path) -> None:
+    issuer = FakeIssuer(now=int(time.time()))
+    rules = {
+        "orders": {
+            "match": {"sub": "orders"},
+            "roles": ["service"],
+            "grants": [grant()],
+            "attributes_from": {"namespace": "kubernetes.io/namespace"},
+        },
+        "alice": {"match": {"sub": "alice"}, "roles": ["approver", "service"], "grants": [grant()]},
+        "second": {"match": {"sub": "second"}, "roles": ["approver"], "attributes": {"person": "k8s:alice"}},
+    }
+    table = {"issuer": ISSUER, "audience": AUDIENCE, "algorithms": ["ES256"], "keys": issuer.jwk_list()}
+    issuers = json.dumps({"k8s": {**table, "single_use": True, "rules": rules}})
+    numbers = itertools.count()
+
+    def assertion(subject: str, namespace: str = "shop") -> str:
+        """Return an assertion that nobody has used yet."""
+        of_the_cluster = {"namespace": namespace}
+        claims = issuer.claims(sub=subject, jti=str(next(numbers)), **{"kubernetes.io": of_the_cluster})
+        return issuer.sign(claims)
+
+    wish = {"audience": "orders-db", "backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"]}
+    bundle = policy_with(tmp_path, [{"actions": ["issue_token"], "valid_minutes": 10}])
+    async with running(tmp_path, KKP_POLICY_PATH=str(bundle), KKP_ISSUERS=issuers) as kkp:
+        own = await asked(kkp, "/token", wish, assertion("alice"))
+        for approver in ("alice", "second"):
+            assert (await decide(kkp, own, assertion(approver))).problem() == "self_approval"
+        local = await kkp.add_identity("alice", roles=("approver",))  # who is somebody else
+        assert (await decide(kkp, own, local)).status == 200
+        approval_id = await asked(kkp, "/token", wish, assertion("orders"))
+        (seen,) = await waiting(kkp, local)
+        assert seen["operation"]["caller"] == {
+            "id": "k8s:orders", "issuer": "k8s", "kind": "service", "method": "jwt",
+        }  # fmt: skip
+        release = await released(kkp, approval_id, assertion("alice"))
+        elsewhere = await shown(kkp, "/token", wish, assertion("orders", "test"), release)
+        assert elsewhere.problem() == "approval_invalid"  # the token would say other attributes
+        assert (await shown(kkp, "/token", wish, assertion("orders"), release)).status == 200
 
 
 async def test_one_bit_of_a_release_makes_it_worthless(scene: Scene) -> None:

@@ -28,6 +28,8 @@ QUESTION: dict[str, Any] = {
         "iss": "kkp", "sub": "orders", "aud": "db", "iat": 1, "nbf": 1, "exp": 301, "jti": "one",
         "backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"],
         "policy_claims": {"environment": "prod"}, "context": {"table": "orders"}, "act": {"sub": "broker"},
+        "cnf": {"jkt": "thumbprint"},
+        "federated": {"mapping": "k8s/orders", "attributes": {"namespace": "shop"}},
     },
     "request": {
         "backend": "aws",
@@ -95,6 +97,9 @@ def test_every_kind_of_member_was_changed() -> None:
         "action",
         "claims.jti",
         "claims.act.sub",
+        "claims.cnf.jkt",
+        "claims.federated.mapping",
+        "claims.federated.attributes.namespace",
         "request.envelope.context.table",
         "caller.method",
     }
@@ -130,6 +135,9 @@ def caller(name: str, **attributes: str) -> Caller:
         (caller("alice-2", person="Alice"), ["alice"], True),
         (caller("alice-2", team="alice"), ["alice"], False),
         (caller("k8s:alice"), ["alice"], False),
+        (caller("k8s:alice"), ["k8s:alice"], True),
+        (caller("k8s:alice"), ["idp:alice"], False),
+        (caller("k8s:alice", person="alice"), ["alice"], True),
         (caller("user:alice"), ["user:alice"], True),
         (caller("alice"), ["alice-2"], False),
         (caller("stra\u00dfe"), ["STRASSE"], True),

@@ -32,7 +32,7 @@ decision := {
 
 	# The caller is of a kind, and was proven in a way, that the policy knows.
 	input.caller.kind in {"operator", "service", "user"}
-	input.caller.method in {"kkp_token", "local_operator", "service_key"}
+	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "service_key"}
 
 	# The operation's package permits the request.
 	permit := _permit(input.action)

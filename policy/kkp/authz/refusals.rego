@@ -41,5 +41,5 @@ _known_action if {
 
 _known_caller if {
 	input.caller.kind in {"operator", "service", "user"}
-	input.caller.method in {"kkp_token", "local_operator", "service_key"}
+	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "service_key"}
 }
