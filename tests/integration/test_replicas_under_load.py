@@ -43,7 +43,7 @@ async def test_every_token_of_every_replica_verifies_with_every_copy_that_may_be
     ledger = Ledger(allowed=REFUSALS)
     async with replicas(tmp_path, postgres_server) as trio:
         loads = {number: start_load(ledger, replica) for number, replica in enumerate(trio.all)}
-        until, victims = time.time() + SECONDS, cycle(range(3))
+        until, victims, made = time.time() + SECONDS, cycle(range(3)), kids_made(trio)
         while time.time() < until:
             await asyncio.sleep(LIFE_OF_A_PROCESS)
             number = next(victims)
@@ -55,13 +55,14 @@ async def test_every_token_of_every_replica_verifies_with_every_copy_that_may_be
             await replica.start()
             record_promise(1, "seconds to ready", replica.server.seconds_to_ready)
             loads[number] = start_load(ledger, replica)
+            made |= kids_made(trio)  # now: the rows of keys that are long gone are not kept
         for load in loads.values():
             load.cancel()
         await asyncio.gather(*loads.values(), return_exceptions=True)
         show(f"{SECONDS:.0f} s: {ledger.figures()}")
         kids = ledger.check()
-        assert {token.kid for token in ledger.tokens} <= kids_made(trio)
-    assert len(kids) > SECONDS // ROTATION - 1
+        assert {token.kid for token in ledger.tokens} <= made | kids_made(trio)
+    assert len(kids) > 0.8 * SECONDS / ROTATION - 1  # a busy machine is a little late each time
     assert len(ledger.tokens) > 10 * SECONDS
     record_promise(1, "tokens", len(ledger.tokens))
     record_promise(1, "kills", ledger.kills)

@@ -70,7 +70,7 @@ async def test_every_token_verifies_with_every_copy_that_may_be_in_use(
         assert await steady.stop() == 0
     show(f"{SECONDS:.0f} s: {ledger.figures()}")
     kids = ledger.check()
-    assert len(kids) > SECONDS // ROTATION - 1
+    assert len(kids) > 0.8 * SECONDS / ROTATION - 1  # a busy machine is a little late each time
     assert len(ledger.tokens) > 10 * SECONDS
     record_promise(1, "tokens", len(ledger.tokens))
     record_promise(1, "kills", ledger.kills)
