@@ -26,13 +26,18 @@ from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import CheckpointSink, open_sink
-from kkp.authn import identities, revocations
+from kkp.authn import accounts, identities, revocations
+from kkp.authn.accounts import AccountDirectory
+from kkp.authn.anonymous import ANONYMOUS, Anonymous
 from kkp.authn.authenticator import Authenticator
+from kkp.authn.everybody import Everybody
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
+from kkp.authn.passwords import Passwords
 from kkp.authn.revocations import Revocations
 from kkp.authn.service_keys import ServiceKeys
+from kkp.authn.sessions import Sessions
 from kkp.authz.base import PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
@@ -50,10 +55,11 @@ from kkp.kms import KMSRegistry, local
 from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
-from kkp.limits import CallerLimits
+from kkp.limits import CallerLimits, GuessLimits
 from kkp.live_state import LiveState, Loads
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
+from kkp.operations.accounts import ChangePassword, LogIn, LogOut, SignUp
 from kkp.operations.audit import ReadAudit
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
@@ -69,8 +75,9 @@ from kkp.operations.revocations import LiftRevocation, ListRevocations, Revoke
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
-from kkp.pipeline import Origin, Pipeline
+from kkp.pipeline import Authenticates, Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
+from kkp.store.accounts import AccountStore
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database, TellsOfChanges, raise_epoch
 from kkp.store.checkpoints import CheckpointStore
@@ -99,6 +106,7 @@ UNDER_THE_MASTER_KEY: tuple[Renewable, ...] = (
     rotation.ROWS,
     rotation.PRIVATE_KEYS,
     identities.ROWS,
+    accounts.ROWS,
     revocations.TOKEN_ROWS,
     revocations.ROWS,
     local.ROWS,
@@ -176,7 +184,24 @@ class Foundation:
         # A backend that was taken out of the configuration may be revoked still.
         return kms.canonical(self.settings.backends.get(backend, ""), key_id)
 
-    def authenticator(self, keyring: Keyring, revoked: Revocations) -> Authenticator:
+    def accounts(self) -> AccountDirectory:
+        """Return the people, not read yet."""
+        return AccountDirectory(AccountStore(self.database, self.master_keys), self.master_key)
+
+    def sessions(self, keyring: Keyring, revoked: Revocations, people: AccountDirectory) -> Sessions:
+        """Return what tells good sessions from others."""
+        return Sessions(
+            keyring,
+            people,
+            revoked,
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+        )
+
+    def authenticator(
+        self, keyring: Keyring, revoked: Revocations, people: AccountDirectory
+    ) -> Authenticator:
         """Return what tells callers, and good tokens, from others."""
         verifier = TokenVerifier(
             keyring,
@@ -185,7 +210,8 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        return Authenticator(self.directory, verifier, revoked, (ServiceKeys(self.directory),))
+        methods = (ServiceKeys(self.directory), self.sessions(keyring, revoked, people))
+        return Authenticator(self.directory, verifier, revoked, methods, people)
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -324,9 +350,12 @@ async def _running_services(
         stack.push_async_callback(registry.close)
         keyring = base.keyring()
         await _start_keyring(keyring)
-        revoked = base.revocations()
+        revoked, people = base.revocations(), base.accounts()
         await revoked.load()
-        parts: list[Loads] = [keyring, base.directory, revoked]
+        await people.load()
+        passwords = Passwords()
+        stack.callback(passwords.close)
+        parts: list[Loads] = [keyring, base.directory, revoked, people]
         if data_keys is not None:
             parts.append(data_keys)
         state = LiveState(base.database.epoch, parts)
@@ -337,7 +366,18 @@ async def _running_services(
         stack.push_async_callback(limited.flush)
         names = KnownNames(backends=base.settings.backends, roles=roles)
         services = _services(
-            base, state, policy, registry, keyring, revoked, failures, limited, warnings, names
+            base,
+            state,
+            policy,
+            registry,
+            keyring,
+            revoked,
+            people,
+            passwords,
+            failures,
+            limited,
+            warnings,
+            names,
         )
         if data_keys is not None:
             if services.metrics is not None:
@@ -366,6 +406,8 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    people: AccountDirectory,
+    passwords: Passwords,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
@@ -374,12 +416,30 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     from kkp.web.routes import Services  # noqa: PLC0415  HTTP: commands do not need it, and would wait for it
 
     settings, clock, directory = base.settings, base.clock, base.directory
-    authenticator = base.authenticator(keyring, revoked)
+    authenticator = base.authenticator(keyring, revoked, people)
     metrics = _metrics(base, keyring, registry)
-    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked)
+    road = partial(_road, base, state, policy, failures, metrics, revoked)
+    rate, burst = settings.caller_rate_per_second, settings.caller_burst
+    everybody = Everybody(directory, people)
+    guesses = GuessLimits(time.monotonic, partial(limited.count, ANONYMOUS.id))
     return Services(
-        pipeline=pipeline,
-        public=_public_documents(base, state, policy, registry, keyring, revoked, warnings),
+        pipeline=road(authenticator, CallerLimits(rate, burst, time.monotonic, limited.count)),
+        # Nobody has a limit in common with all the others who are nobody: see `GuessLimits`.
+        doorstep=road(Anonymous(), None),
+        sign_up=SignUp(people, passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
+        log_in=LogIn(
+            people,
+            passwords,
+            limits=guesses,
+            signer=keyring,
+            revoked=revoked,
+            clock=clock,
+            issuer=settings.issuer,
+            ttl_seconds=settings.session_ttl_seconds,
+        ),
+        log_out=LogOut(base.sessions(keyring, revoked, people), revoked),
+        change_password=ChangePassword(people, passwords, guesses),
+        public=_public_documents(base, state, policy, registry, keyring, revoked, people, warnings),
         issue_token=IssueToken(
             keyring,
             clock,
@@ -400,7 +460,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
-        revoke=Revoke(revoked, directory, settings.backends),
+        revoke=Revoke(revoked, everybody, settings.backends),
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
@@ -416,6 +476,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    people: AccountDirectory,
     warnings: Mapping[str, Callable[[], str | None]],
 ) -> PublicDocuments:
     from kkp.web import openapi  # noqa: PLC0415  HTTP, as above
@@ -428,7 +489,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
         revocation_list=RevocationList(
             keyring,
             revoked,
-            base.directory,
+            Everybody(base.directory, people),
             base.clock,
             lambda: state.epoch,
             issuer=settings.issuer,
@@ -438,7 +499,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
         issuer=settings.issuer,
         jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
         openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
-        checks=_readiness(base, policy, keyring, revoked),
+        checks=_readiness(base, policy, keyring, revoked, people),
         refresh=state.refresh,
         warnings={
             **warnings,
@@ -452,15 +513,14 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
 def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the foundation's
     base: Foundation,
     state: LiveState,
-    authenticator: Authenticator,
     policy: PolicyEngine,
     failures: FailedAuthentications,
-    limited: RateLimitedRequests,
     metrics: Metrics | None,
     revoked: Revocations,
+    authenticator: Authenticates,
+    limits: CallerLimits | None,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
-    rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
     return Pipeline(
         state=state,
         authenticator=authenticator,
@@ -468,7 +528,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         audit=base.reserve.guard(base.audit if metrics is None else metrics.records(base.audit)),
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
-        limits=CallerLimits(rate, burst, time.monotonic, limited.count),
+        limits=limits,
         revocations=revoked,
         used_once=ReplayStore(base.database, base.clock),
     )
@@ -488,7 +548,11 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
 
 
 def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: Revocations
+    base: Foundation,
+    policy: PolicyEngine,
+    keyring: Keyring,
+    revoked: Revocations,
+    people: AccountDirectory,
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
@@ -502,11 +566,15 @@ def _readiness(
     async def revocations_are_trusted() -> None:
         revoked.check_trusted()
 
+    async def accounts_are_trusted() -> None:
+        people.check_trusted()
+
     return {
         "keyring": keyring_is_ready,
         "database": database_answers,
         "identities": identities_are_trusted,
         "revocations": revocations_are_trusted,
+        "accounts": accounts_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,
         "audit_space": base.reserve.check_ready,

@@ -55,6 +55,7 @@ _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _MAX_WORKERS = 64
+_MAX_SESSION_SECONDS = 86_400
 _MAX_MASTER_KEY_CHECKS = 2  # the present key's, and its successor's while one follows the other
 _NOT_FOR_MASTER_KEYS = frozenset({"memory", "local", *backend_tables.COMPOSITES})
 _ENVIRONMENT = "the environment"
@@ -171,6 +172,8 @@ class Settings:
         data_key_cache: How data keys are cached; None for not at all.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
+        open_signup: Whether anybody may have an account, and not only whoever was invited.
+        session_ttl_seconds: How long a person's session lasts at the most.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
         revocation_list_seconds: How long the signed list of revocations may be relied on.
         checkpoint_sink: Where checkpoints of the audit go, outside the database.
@@ -208,6 +211,8 @@ class Settings:
     data_key_cache: DataKeyCacheLimits | None
     caller_rate_per_second: int
     caller_burst: int
+    open_signup: bool
+    session_ttl_seconds: int
     ring_times: RingTimes
     revocation_list_seconds: int
     checkpoint_interval_seconds: float
@@ -421,6 +426,10 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _signup(text: str) -> bool:
+    return {"code": False, "open": True}[text]
+
+
 def _revocation_list_seconds(text: str) -> int:
     seconds = _count(text)
     if not _MIN_LIST_SECONDS <= seconds <= _MAX_LIST_SECONDS:
@@ -516,6 +525,10 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_SIGNUP": _Setting("code", _signup, "code, for those who were invited, or open, for everybody"),
+    "KKP_SESSION_TTL_SECS": _Setting(
+        "900", _count_up_to(_MAX_SESSION_SECONDS), f"whole seconds, from 1 to {_MAX_SESSION_SECONDS}"
+    ),
     "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_AUDIT_MIN_FREE_BYTES": _Setting("67108864", _count_or_none, "bytes, or 0 for no reserve"),
@@ -958,6 +971,8 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         data_key_cache=_data_key_cache(values),
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
+        open_signup=values["KKP_SIGNUP"],
+        session_ttl_seconds=values["KKP_SESSION_TTL_SECS"],
         ring_times=ring_times,
         revocation_list_seconds=values["KKP_REVOCATION_LIST_SECS"],
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]

@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Protocol, final
 
 import msgspec
 from jwt.algorithms import Algorithm
@@ -160,6 +160,22 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     Raises:
         TokenInvalidError: It is not exactly of the form that KKP mints.
     """
+    kid, payload = read_payload(token, TOKEN_TYPE)
+    try:
+        claims = _claims_decoder.decode(payload)
+    except (msgspec.DecodeError, ValueError):
+        raise _invalid() from None
+    if not _coherent(claims):
+        raise _invalid()
+    return kid, claims
+
+
+def read_payload(token: str, typ: str) -> tuple[str, bytes]:
+    """Return the kid and the payload of a well-formed JWS of this type, whose signature was not looked at.
+
+    Raises:
+        TokenInvalidError: It is not exactly of the form that KKP signs.
+    """
     # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
     if len(token) > MAX_TOKEN_BYTES:
         raise _invalid()
@@ -172,12 +188,20 @@ def read_unverified(token: str) -> tuple[str, Claims]:
     try:
         refuse_duplicates(header_bytes)
         refuse_duplicates(payload)
-        header, claims = _header_decoder.decode(header_bytes), _claims_decoder.decode(payload)
+        header = _header_decoder.decode(header_bytes)
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise _invalid() from None
-    if header.alg != ALGORITHM or header.typ != TOKEN_TYPE or not _coherent(claims):
+    if header.alg != ALGORITHM or header.typ != typ:
         raise _invalid()
-    return header.kid, claims
+    return header.kid, payload
+
+
+def type_of(unverified_header: str) -> str | None:
+    """Return the `typ` that the first segment of a JWS names; None if that is not of KKP's form."""
+    try:
+        return _header_decoder.decode(_decode_segment(unverified_header)).typ
+    except (TokenInvalidError, msgspec.DecodeError, ValueError):
+        return None
 
 
 def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
@@ -194,17 +218,43 @@ def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, 
         TokenInvalidError: It is malformed, its kid is not published, or its signature or issuer is wrong.
     """
     kid, claims = read_unverified(token)
-    key = keys.get(kid)
-    if key is None or claims.iss != issuer:
+    if claims.iss != issuer:
+        raise _invalid()
+    check_signature(token, keys.get(kid))
+    return kid, claims
+
+
+def check_signature(token: str, key: bytes | None) -> None:
+    """Refuse a well-formed JWS that this published key did not sign; None: its kid is not published.
+
+    Raises:
+        TokenInvalidError: It did not.
+    """
+    if key is None:
         raise _invalid()
     try:
         _jws.decode_complete(token, key, algorithms=[ALGORITHM])
     except InvalidTokenError:
         raise _invalid() from None
-    return kid, claims
 
 
-def check_times(claims: Claims, *, now: float, clock_error_seconds: float) -> None:
+class Timed(Protocol):
+    """Claims that are good for some time."""
+
+    @property
+    def iat(self) -> int:
+        """From when on, by whoever signed them."""
+
+    @property
+    def nbf(self) -> int:
+        """The same."""
+
+    @property
+    def exp(self) -> int:
+        """From when on they are no good any more."""
+
+
+def check_times(claims: Timed, *, now: float, clock_error_seconds: float) -> None:
     """Refuse a token that is not valid now.
 
     Raises:

@@ -15,8 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, final
 
+from kkp.authn import accounts, identities
+from kkp.authn.accounts import AccountDirectory
 from kkp.authn.base import Authenticated, Method, Proven
-from kkp.authn.identities import IdentityDirectory, caller_of
+from kkp.authn.identities import IdentityDirectory
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.errors import InvalidRequestError, TokenInvalidError, UnauthenticatedError
 from kkp.model import Caller, Credentials
@@ -42,6 +44,7 @@ class Authenticator:
         verifier: Verifies KKP tokens.
         revoked: What is revoked for the time being.
         methods: Every other way to prove who is calling, those that are cheap to rule out first.
+        people: Those whom a KKP token may speak for; None where there are none.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Authenticator:
         verifier: TokenVerifier,
         revoked: Holds,
         methods: Sequence[Method],
+        people: AccountDirectory | None = None,
     ) -> None:
         self._directory = directory
         self._verifier = verifier
         self._revoked = revoked
         self._methods = methods
+        self._people = people
 
     async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
         """Return who is calling.
@@ -120,12 +125,20 @@ class Authenticator:
     def _subject(self, claims: Claims) -> Caller:
         # Whoever asked for a token that speaks for another answers for it: if either is stopped, it stops.
         asked_by = claims.act.sub if claims.act is not None else claims.sub
-        subject = self._directory.enabled(claims.sub)
-        if subject is None or self._directory.enabled(asked_by) is None:
+        subject = self._enabled(claims.sub)
+        if subject is None or self._enabled(asked_by) is None:
             raise _invalid()
         if self._revoked.is_held(claims.sub, asked_by):
             raise _invalid()
-        return caller_of(subject, "kkp_token")
+        return subject
+
+    def _enabled(self, name: str) -> Caller | None:
+        """Return the caller that a KKP token of this name makes of whoever shows it alone."""
+        identity = self._directory.enabled(name)
+        if identity is not None:
+            return identities.caller_of(identity, "kkp_token")
+        person = None if self._people is None else self._people.enabled(name)
+        return None if person is None else accounts.caller_of(person, "kkp_token")
 
 
 def _token(credentials: Credentials, *, by_bearer: bool) -> str | None:

@@ -19,6 +19,7 @@ import msgspec
 from kkp.authn.base import Authenticated
 from kkp.errors import ContextMismatchError, DeniedError, KKPError, RevokedError, ScopeMismatchError
 from kkp.model import JSON, Action, Caller, Decision
+from kkp.sessions import SessionClaims
 from kkp.tokens import Claims
 
 RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
@@ -50,6 +51,8 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
         kid: The key that would sign.
         claims_digest: SHA-256 over the claims that would be signed, in hex.
         refusal: Why code refuses, whatever the policy says.
+        session: The session that would be signed.
+        private: Values of which the audit keeps a keyed digest, and nothing else.
     """
 
     authenticated: Authenticated
@@ -63,6 +66,8 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     kid: str | None = None
     claims_digest: str | None = None
     refusal: KKPError | None = None
+    session: SessionClaims | None = None
+    private: Mapping[str, str] = {}
 
     @property
     def caller(self) -> Caller:
@@ -82,6 +87,14 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
     action: ClassVar[Action]
     scope: ClassVar[str | None] = None
     changes_state: ClassVar[bool] = False
+
+    def admit(self, request: RequestT_contra) -> None:  # noqa: ARG002  most ask nothing of it
+        """Refuse what is asked too often, before anything is proposed, beside what each caller may ask.
+
+        Raises:
+            RateLimitedError: It is.
+        """
+        return
 
     def propose(self, authenticated: Authenticated, request: RequestT_contra) -> ProposalT:
         """Say what would be done. Pure: nothing happens, nothing is looked up outside memory.

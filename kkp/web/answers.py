@@ -15,6 +15,7 @@ from kkp import envelope as envelopes
 from kkp.envelope import Envelope
 from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Identity
+from kkp.operations.accounts import Session
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import MessageKey
 from kkp.operations.envelopes import Opened
@@ -104,7 +105,15 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
 
 
 class EmptyAnswer(Answer, frozen=True):
-    """Answers `POST /token/revoke` with `{}`, whatever became of the token (RFC 7009 section 2.2)."""
+    """Answers with `{}`, such as `POST /token/revoke` whatever became of the token (RFC 7009 section 2.2)."""
+
+
+class SessionAnswer(Answer, frozen=True):
+    """Answers `POST /login`: `session` is the bearer credential of `account` until `expires_at`."""
+
+    account: str
+    session: str
+    expires_at: int
 
 
 class NewIdentityAnswer(Answer, frozen=True):
@@ -215,6 +224,11 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
     if answer is None:
         return IntrospectionAnswer(active=False)
     return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+
+
+def session(answer: Session, _request: object) -> SessionAnswer:
+    """Return the body that answers `POST /login`."""
+    return SessionAnswer(answer.account, answer.session, answer.expires_at)
 
 
 def nothing(_answer: None, _request: object) -> EmptyAnswer:

@@ -82,7 +82,8 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A service key (`kkp_sk_…`), or a KKP token with the operation in its `ops`.",
+        "description": "A service key (`kkp_sk_…`), a session of `/login`, or a KKP token with the operation "
+        "in its `ops`.",
     }
 }
 _DESCRIPTION: Final = (
@@ -212,7 +213,7 @@ def _operation(route: Row) -> JSON:
         "operationId": _operation_id(route.method, route.path),
         "summary": route.summary,
         "tags": [_tag(route.path)],
-        "security": [{"bearer": []}, *([{}] if route.credential_in_body else [])],
+        "security": _security(route),
         "parameters": [*_path_parameters(route.path), *_query_parameters(route.read.query)],
         "responses": {
             str(route.status): _success(answer),
@@ -222,6 +223,12 @@ def _operation(route: Row) -> JSON:
     if body is not None:
         operation["requestBody"] = _request_body(name, body, route.read.media_types)
     return operation
+
+
+def _security(route: Row) -> JSON:
+    if isinstance(route, Route) and route.is_anonymous:
+        return []
+    return [{"bearer": []}, *([{}] if route.credential_in_body else [])]
 
 
 def _request_body(name: str, body: type[Asks[JSON]], media_types: Sequence[str]) -> JSON:

@@ -30,6 +30,7 @@ from kkp.errors import (
     UnknownKeyError,
 )
 from kkp.model import Credentials
+from kkp.operations.accounts import ChangePassword, HeldSession, LogIn, LogOut, SignUp
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import BatchOperation, Operation
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
@@ -78,7 +79,11 @@ ORIGIN = web.RequestKey("kkp.origin", Origin)
 @final
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the routes use, built by the composition root."""
+    """Everything that the routes use, built by the composition root.
+
+    Attributes:
+        doorstep: The road of those who are nobody yet.
+    """
 
     pipeline: Pipeline
     public: PublicDocuments
@@ -100,6 +105,11 @@ class Services:
     lift_revocation: LiftRevocation
     list_revocations: ListRevocations
     read_audit: ReadAudit
+    doorstep: Pipeline
+    sign_up: SignUp
+    log_in: LogIn
+    log_out: LogOut
+    change_password: ChangePassword
     max_plaintext_bytes: int
     metrics: Metrics | None = None
 
@@ -132,6 +142,7 @@ class Route(Generic[RequestT, AnswerT]):
         errors: What it may answer beside what every operation may.
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
+        is_anonymous: Whether it is for those who have none; one that they present is not looked at.
     """
 
     method: str
@@ -143,16 +154,20 @@ class Route(Generic[RequestT, AnswerT]):
     errors: tuple[type[KKPError], ...] = ()
     status: int = 200
     credential_in_body: bool = False
+    is_anonymous: bool = False
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        credentials = _presented(services, request, required=not self.credential_in_body)
+        pipeline, credentials = services.doorstep, Credentials()
+        if not self.is_anonymous:
+            pipeline = services.pipeline
+            credentials = _presented(services, request, required=not self.credential_in_body)
         # What has arrived whole is in memory already, and the road authenticates it.
         if not request.content.is_eof() and credentials.unverified_bearer is not None:
-            await services.pipeline.authenticate(credentials, request[ORIGIN])
+            await pipeline.authenticate(credentials, request[ORIGIN])
         checked, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
-        answer = await services.pipeline.run(operation, checked, credentials, origin)
+        answer = await pipeline.run(operation, checked, credentials, origin)
         return web.Response(
             status=self.status,
             body=_encoder.encode(self.answer(answer, checked)),
@@ -216,6 +231,10 @@ def _presented(services: Services, request: web.Request, *, required: bool) -> C
     except UnauthenticatedError as error:
         services.pipeline.count_failure(request[ORIGIN], error)
         raise
+
+
+def _from(request: web.Request, part: Callable[[str], RequestT]) -> RequestT:
+    return part(request[ORIGIN].client_ip)
 
 
 _BACKEND_ERRORS = (
@@ -422,6 +441,43 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         answers.revoked,
         "Let an identity, a key or a backend go on",
         (NotFoundError, ConflictError),
+    ),
+    Route(
+        "POST",
+        "/signup",
+        lambda s: s.sign_up,
+        PathAndJSON(schemas.SignUpBody, _from),
+        answers.nothing,
+        "Get an account, with an enrolment code or where anybody may have one",
+        (ConflictError,),
+        201,
+        is_anonymous=True,
+    ),
+    Route(
+        "POST",
+        "/login",
+        lambda s: s.log_in,
+        PathAndJSON(schemas.LogInBody, _from),
+        answers.session,
+        "Get a session, by e-mail address and password",
+        is_anonymous=True,
+    ),
+    Route(
+        "POST",
+        "/logout",
+        lambda s: s.log_out,
+        NoBody(lambda request: HeldSession(read_credentials(request, required=True).unverified_bearer or "")),
+        answers.nothing,
+        "End the session that is the credential",
+    ),
+    Route(
+        "POST",
+        "/account/password",
+        lambda s: s.change_password,
+        PathAndJSON(schemas.ChangePasswordBody, _from),
+        answers.nothing,
+        "Change one's own password, and end every session of the account",
+        (ConflictError,),
     ),
 )
 

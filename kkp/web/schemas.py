@@ -16,9 +16,11 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from kkp import emails
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
 from kkp.model import JSON, Credentials, Grant
+from kkp.operations.accounts import ChangePasswordRequest, LogInRequest, SignUpRequest
 from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
@@ -130,6 +132,22 @@ RevocationCursor = Annotated[
         description="a revocation's id, as `next` of the page before has it",
     ),
 ]
+Email = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=emails.PATTERN,
+        max_length=emails.MAX_CHARACTERS,
+        description=f"an e-mail address of up to {emails.MAX_CHARACTERS} ASCII characters",
+    ),
+]
+Password = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+EnrolmentCode = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^kkp_ec_[A-Za-z0-9_-]{43}$(?!\n)",
+        description="an enrolment code: kkp_ec_ and 43 characters of base64url",
+    ),
+]
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -169,6 +187,8 @@ _EXPECTED: Mapping[str, str] = {
         RevokedName,
         Reason,
         RevocationCursor,
+        Email,
+        EnrolmentCode,
     )
     for meta in get_args(kind)[1:]
 }
@@ -755,3 +775,63 @@ def _strict_base64(text: str) -> bytes:
     if base64.b64encode(decoded).decode() != text:
         raise InvalidRequestError("Not padded standard base64 (RFC 4648 section 4) - at `$.plaintext_b64`")
     return decoded
+
+
+class SignUpBody(Asks[Callable[[str], SignUpRequest]], frozen=True):
+    """`POST /signup`; asks for what the address completes that it comes from."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "email": "ann@example.com",
+        "password": "seven green lamps hum",
+        "code": "kkp_ec_…",
+    }
+
+    email: Email
+    password: Password
+    code: EnrolmentCode | None = None
+
+    def request(self) -> Callable[[str], SignUpRequest]:
+        """Return what is asked for, checked."""
+        return lambda client_ip: SignUpRequest(
+            email=emails.key(self.email),
+            password=self.password,
+            code=self.code,
+            client_ip=client_ip,
+        )
+
+
+class LogInBody(Asks[Callable[[str], LogInRequest]], frozen=True):
+    """`POST /login`; asks for what the address completes that it comes from."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"email": "ann@example.com", "password": "seven green lamps hum"}
+
+    email: Email
+    password: Password
+
+    def request(self) -> Callable[[str], LogInRequest]:
+        """Return what is asked for, checked."""
+        return lambda client_ip: LogInRequest(
+            email=emails.key(self.email),
+            unverified_password=self.password,
+            client_ip=client_ip,
+        )
+
+
+class ChangePasswordBody(Asks[Callable[[str], ChangePasswordRequest]], frozen=True):
+    """`POST /account/password`; asks for what the address completes that it comes from."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "password": "seven green lamps hum",
+        "new_password": "nine blue kettles sing",
+    }
+
+    password: Password
+    new_password: Password
+
+    def request(self) -> Callable[[str], ChangePasswordRequest]:
+        """Return what is asked for, checked."""
+        return lambda client_ip: ChangePasswordRequest(
+            unverified_password=self.password,
+            new_password=self.new_password,
+            client_ip=client_ip,
+        )

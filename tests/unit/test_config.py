@@ -75,6 +75,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         opa_timeout_seconds=0.5,
         opa_ca_file=None,
         policy_rule=None,
+        open_signup=False,
+        session_ttl_seconds=900,
         revocation_list_seconds=300,
         checkpoint_sink=SinkAddress("file", Path.cwd() / ".kkp/checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=10,

@@ -8,6 +8,7 @@ package kkp.administration
 actions := {
 	"explain_policy",
 	"lift_revocation",
+	"manage_account",
 	"manage_identity",
 	"read_audit",
 	"read_revocations",
