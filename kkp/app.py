@@ -420,7 +420,6 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     metrics = _metrics(base, keyring, registry)
     road = partial(_road, base, state, policy, failures, metrics, revoked)
     rate, burst = settings.caller_rate_per_second, settings.caller_burst
-    everybody = Everybody(directory, people)
     guesses = GuessLimits(time.monotonic, partial(limited.count, ANONYMOUS.id))
     return Services(
         pipeline=road(authenticator, CallerLimits(rate, burst, time.monotonic, limited.count)),
@@ -460,7 +459,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
-        revoke=Revoke(revoked, everybody, settings.backends),
+        revoke=Revoke(revoked, directory, settings.backends),
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),

@@ -201,9 +201,9 @@ class AccountDirectory:
         account = self._view.by_id.get(account_id)
         return account if account is not None and account.may_log_in else None
 
-    def knows(self, identity_id: str) -> bool:
+    def knows(self, account_id: str) -> bool:
         """Tell whether there is an account of this name."""
-        return identity_id in self._view.by_id
+        return account_id in self._view.by_id
 
     def disabled_since(self, moment: float) -> list[str]:
         """Return the names of the accounts that were disabled at this moment or later."""

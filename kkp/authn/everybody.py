@@ -9,9 +9,6 @@ from typing import Protocol, final
 class Directory(Protocol):
     """Some of them."""
 
-    def knows(self, identity_id: str) -> bool:
-        """Tell whether there is, or was, one of this name."""
-
     def disabled_since(self, moment: float) -> Sequence[str]:
         """Return the names of those that were disabled at this moment or later."""
 
@@ -29,10 +26,6 @@ class Everybody:
 
     def __init__(self, *directories: Directory) -> None:
         self._directories = directories
-
-    def knows(self, identity_id: str) -> bool:
-        """See `Directory`."""
-        return any(each.knows(identity_id) for each in self._directories)
 
     def disabled_since(self, moment: float) -> Sequence[str]:
         """See `Directory`."""

@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 
 from kkp import app
-from kkp.authn.everybody import Everybody
 from kkp.cli.common import OK, origin, with_foundation
 from kkp.cli.moments import absolute
 from kkp.errors import ConfigError, InvalidRequestError
@@ -65,10 +64,7 @@ def _revoke(options: argparse.Namespace) -> int:
     request = _request(options)
 
     async def revoke(base: app.Foundation) -> int:
-        people = base.accounts()
-        await people.load()
-        everybody = Everybody(base.directory, people)
-        operation = Revoke(base.revocations(), everybody, base.settings.backends)
+        operation = Revoke(base.revocations(), base.directory, base.settings.backends)
         answer = await base.operator_pipeline().run(operation, request, Credentials(), origin())
         print(_line(answer))
         if answer.before is not None:

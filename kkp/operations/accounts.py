@@ -172,9 +172,6 @@ class EndsSessions(Protocol):
     def is_void(self, claims: SessionClaims) -> bool:
         """Tell whether a session did."""
 
-    def is_held(self, *identities: str) -> bool:
-        """Tell whether one of these is revoked."""
-
     async def revoke_token(self, jti: str, exp: int, *, by: str) -> None:
         """End what has this id for good; `by` may be limited in how many it ends at a time."""
 
@@ -323,7 +320,7 @@ class LogIn(Operation[LogInProposal, LogInRequest, Session]):
 
         Raises:
             UnauthenticatedError: It is not, or there is none to compare it with.
-            RevokedError: The person was revoked; told only to them.
+            RevokedError: What is issued for the person now is void; told only to them.
             PasswordsBusyError: Too many passwords wait.
             StaleProposalError: The key is not the active one any more.
         """
@@ -331,8 +328,8 @@ class LogIn(Operation[LogInProposal, LogInRequest, Session]):
             raise UnauthenticatedError(_FAILED)
         self._limits.succeeded(peer_name(request.client_ip), request.email)
         claims = proposal.session
-        if self._revoked.is_void(claims) or self._revoked.is_held(claims.sub):
-            raise RevokedError("The account was revoked: a session of it would be void. Try again later.")
+        if self._revoked.is_void(claims):
+            raise RevokedError("The account was revoked: what is issued for it now is void. Ask again later.")
         signer = partial(self._signer.sign, proposal.kid)
         session = tokens.sign(proposal.payload, proposal.kid, signer, sessions.SESSION_TYPE)
         return Session(claims.sub, session, claims.exp)

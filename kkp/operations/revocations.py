@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from kkp.authn.base import Authenticated
-from kkp.authn.everybody import Directory
+from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.errors import NotFoundError, UnknownBackendError
 from kkp.model import JSON, Action
@@ -48,14 +48,16 @@ class Revoke(Operation[Proposal, RevocationRequest, Revocation]):
 
     Args:
         revocations: Remembers it.
-        directory: Of those who can be held.
+        directory: Of the identities.
         backends: The names of the configured backends.
     """
 
     action: ClassVar[Action] = Action.REVOKE
     changes_state: ClassVar[bool] = True
 
-    def __init__(self, revocations: Revocations, directory: Directory, backends: Collection[str]) -> None:
+    def __init__(
+        self, revocations: Revocations, directory: IdentityDirectory, backends: Collection[str]
+    ) -> None:
         self._revocations = revocations
         self._directory = directory
         self._backends = backends
