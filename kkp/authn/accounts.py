@@ -82,6 +82,9 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: str | None  # the SHA-256 of an enrolment code, in hex
     code_expires_at: float | None
 
+    def __repr__(self) -> str:
+        return "_Document(…)"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:

@@ -37,7 +37,13 @@ from kkp.authn.accounts import (
 from kkp.authn.base import Authenticated
 from kkp.authn.passwords import Passwords, check_new
 from kkp.clock import Clock
-from kkp.errors import ConflictError, InvalidRequestError, RevokedError, UnauthenticatedError
+from kkp.errors import (
+    ConflictError,
+    InvalidRequestError,
+    PolicyDeniedError,
+    RevokedError,
+    UnauthenticatedError,
+)
 from kkp.limits import GuessLimits
 from kkp.model import JSON, Action
 from kkp.operations.base import AnswerT_co, Operation, Proposal, RequestT_contra
@@ -150,10 +156,6 @@ class LogInProposal(Proposal, frozen=True, kw_only=True):
     kid: str
     payload: bytes
     kept: str | None
-
-    def __repr__(self) -> str:
-        """Name the caller: what is kept of a password is in nobody's log."""
-        return f"LogInProposal({self.caller.id!r})"
 
 
 class SessionSigner(Protocol):
@@ -335,14 +337,8 @@ class LogIn(Operation[LogInProposal, LogInRequest, Session]):
         return Session(claims.sub, session, claims.exp)
 
 
-class LogOutProposal(Proposal, frozen=True, kw_only=True):
-    """Which session would be ended."""
-
-    session: SessionClaims
-
-
 @final
-class LogOut(Operation[LogOutProposal, HeldSession, None]):
+class LogOut(Operation[Proposal, HeldSession, None]):
     """`POST /logout`: the session that is the credential is over, on every replica.
 
     Args:
@@ -357,21 +353,25 @@ class LogOut(Operation[LogOutProposal, HeldSession, None]):
         self._verifier = verifier
         self._revoked = revoked
 
-    def propose(self, authenticated: Authenticated, request: HeldSession) -> LogOutProposal:
+    def propose(self, authenticated: Authenticated, request: HeldSession) -> Proposal:
         """Name the session."""
-        _check_person(authenticated)
-        claims = self._verifier.verify(request.unverified_session)
-        details: Mapping[str, JSON] = {"account": {"operation": "log_out"}}
-        return LogOutProposal(authenticated=authenticated, details=details, session=claims)
+        refused = _unless_person(authenticated)
+        return Proposal(
+            authenticated=authenticated,
+            details={"account": {"operation": "log_out"}},
+            session=None if refused is not None else self._verifier.verify(request.unverified_session),
+            refusal=refused,
+        )
 
-    async def run(self, proposal: LogOutProposal, request: HeldSession) -> None:  # noqa: ARG002  all is in the proposal
+    async def run(self, proposal: Proposal, request: HeldSession) -> None:  # noqa: ARG002  all is in the proposal
         """End it.
 
         Raises:
             RateLimitedError: The person has used up their share of what can be remembered.
         """
         claims = proposal.session
-        await self._revoked.revoke_token(claims.jti, claims.exp, by=claims.sub)
+        if claims is not None:
+            await self._revoked.revoke_token(claims.jti, claims.exp, by=claims.sub)
 
 
 @final
@@ -397,11 +397,12 @@ class ChangePassword(Operation[Proposal, ChangePasswordRequest, None]):
         self._passwords.check_room()
 
     def propose(self, authenticated: Authenticated, request: ChangePasswordRequest) -> Proposal:
-        """Nothing but whose password it is."""
-        _check_person(authenticated)
-        account = self._account(authenticated)
-        check_new(request.new_password, account.email)
-        return _proposal(authenticated, {"operation": "change_password", "id": account.id})
+        """Name whose password it is."""
+        details = {"operation": "change_password", "id": authenticated.caller.id}
+        refused = _unless_person(authenticated)
+        if refused is None:
+            check_new(request.new_password, self._account(authenticated).email)
+        return Proposal(authenticated=authenticated, details={"account": details}, refusal=refused)
 
     async def run(self, proposal: Proposal, request: ChangePasswordRequest) -> None:
         """Replace it.
@@ -433,9 +434,9 @@ class ChangePassword(Operation[Proposal, ChangePasswordRequest, None]):
         return account
 
 
-def _check_person(authenticated: Authenticated) -> None:
-    if authenticated.caller.method != "session":
-        raise InvalidRequestError(_NOT_A_PERSON)
+def _unless_person(authenticated: Authenticated) -> PolicyDeniedError | None:
+    """Return the refusal of whoever is not logged in; a person's KKP token does not stand in for them."""
+    return None if authenticated.caller.method == "session" else PolicyDeniedError(_NOT_A_PERSON)
 
 
 def _proposal(

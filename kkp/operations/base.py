@@ -69,6 +69,10 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     session: SessionClaims | None = None
     private: Mapping[str, str] = {}
 
+    def __repr__(self) -> str:
+        """Name the caller, and nothing of what they want."""
+        return f"{type(self).__name__}({self.authenticated!r})"
+
     @property
     def caller(self) -> Caller:
         """Who is calling."""

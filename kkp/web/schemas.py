@@ -783,7 +783,7 @@ class SignUpBody(Asks[Callable[[str], SignUpRequest]], frozen=True):
     example: ClassVar[Mapping[str, JSON]] = {
         "email": "ann@example.com",
         "password": "seven green lamps hum",
-        "code": "kkp_ec_…",
+        "code": "kkp_ec_0000000000000000000000000000000000000000000",
     }
 
     email: Email
