@@ -353,8 +353,6 @@ async def _running_services(
         revoked, people = base.revocations(), base.accounts()
         await revoked.load()
         await people.load()
-        passwords = Passwords()
-        stack.callback(passwords.close)
         parts: list[Loads] = [keyring, base.directory, revoked, people]
         if data_keys is not None:
             parts.append(data_keys)
@@ -364,6 +362,8 @@ async def _running_services(
         stack.push_async_callback(failures.flush)
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
+        passwords = Passwords(partial(limited.count, ANONYMOUS.id))
+        stack.callback(passwords.close)
         names = KnownNames(backends=base.settings.backends, roles=roles)
         services = _services(
             base,

@@ -123,9 +123,14 @@ def _is_obvious(text: str, email: str) -> bool:
 
 @final
 class Passwords:
-    """Hashes and compares passwords, one at a time."""
+    """Hashes and compares passwords, one at a time.
 
-    def __init__(self) -> None:
+    Args:
+        count_refusal: Told of each request that is refused because too many wait.
+    """
+
+    def __init__(self, count_refusal: Callable[[], None] = lambda: None) -> None:
+        self._count_refusal = count_refusal
         self._hasher = PasswordHasher(
             time_cost=_PASSES, memory_cost=_MEMORY_KIB, parallelism=_LANES, type=Type.ID
         )
@@ -139,6 +144,7 @@ class Passwords:
             PasswordsBusyError: As many passwords wait as may.
         """
         if self._waiting >= MAX_WAITING:
+            self._count_refusal()
             raise PasswordsBusyError(_RETRY_SECONDS)
 
     async def hash(self, password: str) -> str:

@@ -239,6 +239,7 @@ class SignUp(Operation[Proposal, SignUpRequest, None]):
         kept, now = await self._passwords.hash(request.password), self._clock.now()
         if request.code is not None:
             await self._accounts.enrol(request.email, request.code, kept, now=now)
+            self._limits.succeeded(peer_name(request.client_ip), request.email)
             return
         account = Account(
             id=new_account_id(), email=request.email, roles=("user",), created_at=now, password=kept

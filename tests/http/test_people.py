@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sqlite3
@@ -251,6 +252,32 @@ async def test_only_a_person_logs_out(kkp: KKP) -> None:
     await add_person(kkp, roles=("admin",))
     token = await kkp.token(await session(kkp))
     assert (await kkp.post("/logout", credential=token)).problem() == "scope_mismatch"
+
+
+async def test_what_ends_a_session_on_one_replica_ends_it_on_another(tmp_path: Path) -> None:
+    async with running(tmp_path) as one, running(tmp_path) as two:
+        name = await add_person(one, roles=("admin",))
+        first, second, third = await session(one), await session(two), await session(two)
+        for replica in (one, two):
+            for value in (first, second, third):
+                assert (await replica.get("/identities", credential=value)).status == 200
+        await one.post("/logout", credential=first)
+        assert (await two.get("/identities", credential=first)).problem() == "token_invalid"
+        document = {"password": PASSWORD, "new_password": OTHER_PASSWORD}
+        assert (await two.post("/account/password", document, credential=second)).status == 200
+        assert (await one.get("/identities", credential=third)).problem() == "token_invalid"
+        assert (await log_in(one)).status == 401
+        fourth = await session(one, password=OTHER_PASSWORD)
+        await operate(one, DisableAccount(directory(one), one.services.pipeline._clock), name)
+        assert (await two.get("/identities", credential=fourth)).problem() == "token_invalid"
+        assert (await log_in(two, password=OTHER_PASSWORD)).status == 401
+
+
+async def test_a_code_that_was_used_at_one_replica_is_used_at_another(tmp_path: Path) -> None:
+    async with running(tmp_path) as one, running(tmp_path) as two:
+        code = await invite(one)
+        answers = await asyncio.gather(*(sign_up(replica, code) for replica in (one, two) * 3))
+        assert sorted(answer.status for answer in answers) == [201, 401, 401, 401, 401, 401]
 
 
 # A session and a KKP token are never taken for one another.
@@ -548,6 +575,29 @@ async def test_when_too_many_wait_the_next_is_refused_at_once_and_leaves_no_reco
     assert len(await kkp.records()) == records + 1  # that of the first reading
     monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", MAX_WAITING - 1)
     assert (await log_in(kkp)).status == 200
+
+
+async def test_what_is_refused_at_the_door_is_on_record_in_aggregate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as kkp:
+        for _ in range(ADDRESS_BURST + 2):
+            await log_in(kkp)
+        monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", MAX_WAITING)
+        await log_in(kkp)
+        path = kkp.settings.database_path
+    with sqlite3.connect(path) as connection:
+        bodies = connection.execute("SELECT body FROM audit_records ORDER BY position").fetchall()
+    records = [json.loads(body) for (body,) in bodies]
+    (record,) = (record for record in records if record["type"] == "rate_limited")
+    assert (record["caller"], record["count"]) == ("anonymous", 3)
+    assert sum(record.get("action") == "log_in" for record in records) == ADDRESS_BURST
+
+
+async def test_who_signs_up_with_a_good_code_has_guessed_nothing(kkp: KKP) -> None:
+    for number in range(ADDRESS_BURST + 1):
+        code = await invite(kkp, f"{number}@example.com")
+        assert (await sign_up(kkp, code, f"{number}@example.com")).status == 201
 
 
 # Changing one's password.
