@@ -12,8 +12,8 @@ _asked(action, caller) := {
 }
 
 test_whoever_is_nobody_may_sign_up_and_log_in if {
+	expected := {"reasons": ["people.door_open"], "obligations": {}}
 	every action in ["log_in", "sign_up"] {
-		expected := {"reasons": ["people.door_open"], "obligations": {}}
 		data.kkp.people.permit == expected with input as _asked(action, _anonymous)
 		count(data.kkp.people.denials) == 0 with input as _asked(action, _anonymous)
 	}
@@ -27,8 +27,8 @@ test_whoever_is_somebody_may_not if {
 }
 
 test_a_person_may_log_out_and_change_their_password if {
+	expected := {"reasons": ["people.own_account"], "obligations": {}}
 	every action in ["log_out", "change_password"] {
-		expected := {"reasons": ["people.own_account"], "obligations": {}}
 		data.kkp.people.permit == expected with input as _asked(action, _person)
 		count(data.kkp.people.denials) == 0 with input as _asked(action, _person)
 	}
