@@ -21,6 +21,7 @@ Rules that hold here:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import threading
@@ -76,6 +77,7 @@ _SIGNS: Final = str.maketrans(
 )
 _AROUND: Final = "0123456789!?.,-_#*+ "
 ResultT = TypeVar("ResultT")
+_log = logging.getLogger(__name__)
 
 
 def normalised(password: str) -> bytes:
@@ -193,4 +195,7 @@ class Passwords:
 
 def _step_back() -> None:
     """Let everything else of this machine go first; on Linux a thread has a priority of its own."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    except OSError as error:  # a sandbox may forbid it, and people are to log in all the same
+        _log.warning("passwords are hashed with the priority of everything else: %s", error.strerror)

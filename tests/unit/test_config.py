@@ -1238,6 +1238,35 @@ def test_a_limit_that_is_no_whole_number_is_refused(name: str, text: str) -> Non
     assert problem.startswith(f"{name}: {text!r} can't be used")
 
 
+# People.
+
+
+@pytest.mark.parametrize(("text", "is_open"), [("code", False), ("open", True)])
+def test_who_was_invited_may_sign_up_or_whoever_wants_to(text: str, is_open: bool) -> None:  # noqa: FBT001  a column of the table
+    assert settings(KKP_SIGNUP=text).open_signup is is_open
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1", 1), ("86400", 86_400)])
+def test_a_session_lasts_from_a_second_to_a_day(text: str, seconds: int) -> None:
+    assert settings(KKP_SESSION_TTL_SECS=text).session_ttl_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KKP_SIGNUP", "1"),
+        ("KKP_SIGNUP", "Open"),
+        ("KKP_SESSION_TTL_SECS", "0"),
+        ("KKP_SESSION_TTL_SECS", "86401"),
+        ("KKP_SESSION_TTL_SECS", "60.5"),
+        ("KKP_SESSION_TTL_SECS", "1h"),
+    ],
+)
+def test_anything_else_about_people_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: {text!r} can't be used")
+
+
 # Cached data keys.
 
 

@@ -118,6 +118,21 @@ async def test_one_is_hashed_at_a_time_in_a_thread_that_lets_others_go_first(
     hasher.close()
 
 
+async def test_where_no_thread_may_step_back_people_log_in_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.setpriority", refuse)
+    hasher = Passwords()
+    assert await hasher.matches(await hasher.hash("seven777"), "seven777")
+    hasher.close()
+    assert caplog.messages == [
+        "passwords are hashed with the priority of everything else: Operation not permitted"
+    ]
+
+
 async def test_as_many_wait_as_may_and_the_next_is_refused_at_once() -> None:
     hasher, begin = Passwords(), threading.Event()
     waiting = [asyncio.ensure_future(hasher._in_turn(begin.wait)) for _ in range(MAX_WAITING)]
