@@ -363,7 +363,7 @@ async def _running_services(
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
         passwords = Passwords(partial(limited.count, ANONYMOUS.id))
-        stack.callback(passwords.close)
+        stack.push_async_callback(passwords.aclose)
         names = KnownNames(backends=base.settings.backends, roles=roles)
         services = _services(
             base,

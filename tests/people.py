@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from kkp.authn.accounts import Account, AccountDirectory, code_digest, new_account_id, new_code
-from kkp.authn.passwords import Passwords
 from tests.harness import KKP, Answer
 
 EMAIL: Final = "ann@example.com"
@@ -23,9 +22,7 @@ async def add_person(
     kkp: KKP, email: str = EMAIL, password: str = PASSWORD, roles: tuple[str, ...] = ("user",)
 ) -> str:
     """Add a person and return their name."""
-    passwords = Passwords()
-    kept = await passwords.hash(password)
-    passwords.close()
+    kept = await kkp.services.sign_up._passwords.hash(password)
     account = Account(id=new_account_id(), email=email, roles=roles, created_at=1.0, password=kept)
     await directory(kkp).add(account)
     return account.id

@@ -12,8 +12,9 @@ result is sealed with the rest of the account (`kkp.authn.accounts`), so that no
 the database who has not got the master key.
 
 Rules that hold here:
-- One password is hashed at a time, in one thread beside the event loop, which takes the processor only when
-  nothing else wants it: who guesses passwords slows down nothing but logins.
+- One password is hashed at a time, in a process of its own (`kkp.authn.hashing`) that takes the processor
+  only when nothing else wants it: who guesses passwords slows down nothing but logins. It is started with the
+  first password, and anew if it ends.
 - At most MAX_WAITING wait for it, and the next is refused at once: memory and waiting are bounded.
 - Where there is no password to compare with, a decoy is hashed, which nothing matches: it costs the same.
 """
@@ -21,32 +22,32 @@ Rules that hold here:
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import re
-import threading
+import subprocess
+import sys
 import unicodedata
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar, final
+from asyncio.subprocess import Process
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final, final
 
-from argon2 import PasswordHasher, Type
-from argon2.exceptions import HashingError, InvalidHashError, VerificationError, VerifyMismatchError
+import msgspec
 
+from kkp.authn import hashing
 from kkp.errors import InvalidRequestError, KeyringUnavailableError, PasswordsBusyError
 
 MIN_CHARACTERS: Final = 8
 MAX_BYTES: Final = 1024
 MAX_WAITING: Final = 8
 _RETRY_SECONDS: Final = 1
-_NICENESS: Final = 15
-_MEMORY_KIB: Final = 19 * 1024
-_PASSES: Final = 2
-_LANES: Final = 1
+_PATIENCE_SECONDS: Final = 10.0  # of one that nobody gives the processor, or that has ended
+_UNAVAILABLE: Final = "The password can't be checked at the moment."
 _SHORTEST_TELLING: Final = 4  # a name of fewer letters occurs in passwords by chance
 _FEW_CHARACTERS: Final = 2  # as in `aaaaaaaa` and `abababab`
 # Of the form that is stored, and of no password: nobody knows what hashes to zeros.
-_DECOY: Final = f"$argon2id$v=19$m={_MEMORY_KIB},t={_PASSES},p={_LANES}${'A' * 22}${'A' * 43}"
+_DECOY: Final = (
+    f"$argon2id$v=19$m={hashing.MEMORY_KIB},t={hashing.PASSES},p={hashing.LANES}${'A' * 22}${'A' * 43}"
+)
 _RUNS: Final = (
     "abcdefghijklmnopqrstuvwxyz",
     "01234567890123456789",
@@ -76,8 +77,6 @@ _SIGNS: Final = str.maketrans(
     {"0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s"}
 )
 _AROUND: Final = "0123456789!?.,-_#*+ "
-ResultT = TypeVar("ResultT")
-_log = logging.getLogger(__name__)
 
 
 def normalised(password: str) -> bytes:
@@ -133,11 +132,9 @@ class Passwords:
 
     def __init__(self, count_refusal: Callable[[], None] = lambda: None) -> None:
         self._count_refusal = count_refusal
-        self._hasher = PasswordHasher(
-            time_cost=_PASSES, memory_cost=_MEMORY_KIB, parallelism=_LANES, type=Type.ID
-        )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kkp-passwords", initializer=_step_back)
         self._waiting = 0
+        self._turn = asyncio.Lock()
+        self._process: Process | None = None
 
     def check_room(self) -> None:
         """Refuse to begin what would have to wait for too many others.
@@ -155,10 +152,12 @@ class Passwords:
         Raises:
             InvalidRequestError: It is too long, or no Unicode text.
             PasswordsBusyError: As many passwords wait as may.
-            KeyringUnavailableError: There is no memory for it.
+            KeyringUnavailableError: It can't be hashed at the moment.
         """
-        text = normalised(password)
-        return await self._in_turn(lambda: self._hasher.hash(text))
+        answer = await self._in_turn(normalised(password), None)
+        if answer.kept is None:
+            raise KeyringUnavailableError(_UNAVAILABLE)
+        return answer.kept
 
     async def matches(self, kept: str | None, unverified_password: str) -> bool:
         """Tell whether a password is the one that was kept; None: there is none, which takes as long to tell.
@@ -166,36 +165,76 @@ class Passwords:
         Raises:
             InvalidRequestError: It is too long, or no Unicode text.
             PasswordsBusyError: As many passwords wait as may.
-            KeyringUnavailableError: There is no memory for it.
+            KeyringUnavailableError: It can't be compared at the moment.
         """
-        text = normalised(unverified_password)
-        stored = _DECOY if kept is None else kept
-        return await self._in_turn(lambda: self._verify(stored, text)) and kept is not None
+        answer = await self._in_turn(normalised(unverified_password), _DECOY if kept is None else kept)
+        if answer.matches is None:
+            raise KeyringUnavailableError(_UNAVAILABLE)
+        return answer.matches and kept is not None
 
-    def _verify(self, stored: str, text: bytes) -> bool:
-        try:
-            return self._hasher.verify(stored, text)
-        except VerifyMismatchError:
-            return False
-
-    async def _in_turn(self, work: Callable[[], ResultT]) -> ResultT:
+    async def _in_turn(self, password: bytes, kept: str | None) -> _Answer:
         self.check_room()
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except (HashingError, InvalidHashError, VerificationError) as error:
-            raise KeyringUnavailableError("The password can't be checked at the moment.") from error
+            async with self._turn:
+                return await self._ask({"password": password.decode(), "kept": kept})
         finally:
             self._waiting -= 1
 
-    def close(self) -> None:
-        """End the thread, once what it is at is done."""
-        self._thread.shutdown(cancel_futures=True)
+    async def _ask(self, question: Mapping[str, str | None]) -> _Answer:
+        process = self._process = self._process or await _start()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await _exchange(process, msgspec.json.encode(question) + b"\n")
+        except BaseException as error:  # nobody must be given the answer to another's question
+            self._process = None
+            with suppress(ProcessLookupError):
+                process.kill()
+            if isinstance(error, OSError | TimeoutError | msgspec.DecodeError):
+                raise KeyringUnavailableError(_UNAVAILABLE) from None
+            raise
+
+    async def aclose(self) -> None:
+        """End the process, whatever it is at."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
-def _step_back() -> None:
-    """Let everything else of this machine go first; on Linux a thread has a priority of its own."""
+class _Answer(msgspec.Struct, frozen=True):
+    """What the process tells: nothing, where it could not do it."""
+
+    kept: str | None = None
+    matches: bool | None = None
+
+    def __repr__(self) -> str:
+        return "_Answer(…)"
+
+
+async def _start() -> Process:
+    """Start the process, with nothing of this one's but its standard error."""
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-    except OSError as error:  # a sandbox may forbid it, and people are to log in all the same
-        _log.warning("passwords are hashed with the priority of everything else: %s", error.strerror)
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",  # no directory and no variable of somebody else's says what is imported
+            hashing.__file__,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={},
+            cwd="/",
+        )
+    except OSError as error:
+        raise KeyringUnavailableError(_UNAVAILABLE) from error
+
+
+async def _exchange(process: Process, line: bytes) -> _Answer:
+    assert process.stdin is not None  # noqa: S101  both are pipes
+    assert process.stdout is not None  # noqa: S101  likewise
+    process.stdin.write(line)
+    await process.stdin.drain()
+    return _answer_decoder.decode(await process.stdout.readline())
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)

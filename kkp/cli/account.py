@@ -10,6 +10,7 @@ import argparse
 import getpass
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, Final
 
 import msgspec
@@ -130,8 +131,8 @@ def _add(options: argparse.Namespace) -> int:
     request = NewAccountRequest(email=_email(options), roles=_roles(options), password=_password())
 
     async def add(people: _People) -> None:
-        passwords = Passwords()
-        name = await people.ask(AddAccount(people.directory, passwords, people.base.clock), request)
+        async with aclosing(Passwords()) as passwords:
+            name = await people.ask(AddAccount(people.directory, passwords, people.base.clock), request)
         print(f"Added {name}.", file=sys.stderr)
 
     return _with_people(add)
@@ -186,7 +187,8 @@ def _set_password(options: argparse.Namespace) -> int:
 
     async def replace(people: _People) -> None:
         request = SetPasswordRequest(people.named(options.account), password)
-        await people.ask(SetPassword(people.directory, Passwords()), request)
+        async with aclosing(Passwords()) as passwords:
+            await people.ask(SetPassword(people.directory, passwords), request)
         print(f"{request.account} has the new password, and no session any more.", file=sys.stderr)
 
     return _with_people(replace)

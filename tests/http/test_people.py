@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,13 @@ class Hashes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counted = 0
-        in_turn = Passwords._in_turn
+        ask = Passwords._ask
 
-        async def counting(passwords: Passwords, work: Callable[[], Any]) -> Any:
+        async def counting(passwords: Passwords, question: Mapping[str, str | None]) -> Any:
             self.counted += 1
-            return await in_turn(passwords, work)
+            return await ask(passwords, question)
 
-        monkeypatch.setattr(Passwords, "_in_turn", counting)
+        monkeypatch.setattr(Passwords, "_ask", counting)
 
     def take(self) -> int:
         """Return how many there were since the last time."""
@@ -200,7 +200,7 @@ async def _ends_by_a_changed_password(kkp: KKP, _name: str, value: str) -> None:
 
 async def _ends_by_a_password_that_is_set(kkp: KKP, name: str, _value: str) -> None:
     request = SetPasswordRequest(name, OTHER_PASSWORD)
-    await operate(kkp, SetPassword(directory(kkp), Passwords()), request)
+    await operate(kkp, SetPassword(directory(kkp), kkp.services.sign_up._passwords), request)
 
 
 async def _ends_by_disabling(kkp: KKP, name: str, _value: str) -> None:
@@ -470,13 +470,13 @@ async def test_what_is_hashed_for_nobody_costs_what_a_real_password_does(
 ) -> None:
     await add_person(kkp)
     verified: list[str] = []
-    verify = Passwords._verify
+    ask = Passwords._ask
 
-    def noting(passwords: Passwords, stored: str, text: bytes) -> bool:
-        verified.append(stored)
-        return verify(passwords, stored, text)
+    async def noting(passwords: Passwords, question: Mapping[str, str | None]) -> Any:
+        verified.append(question["kept"] or "")
+        return await ask(passwords, question)
 
-    monkeypatch.setattr(Passwords, "_verify", noting)
+    monkeypatch.setattr(Passwords, "_ask", noting)
     for email in (EMAIL, "nobody@example.com"):
         await log_in(kkp, email, OTHER_PASSWORD)
     real, decoy = verified

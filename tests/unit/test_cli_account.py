@@ -7,6 +7,7 @@ import io
 import json
 import re
 import time
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def stored(world: World) -> list[Account]:
 
 
 async def _matches(account: Account, password: str) -> bool:
-    return await Passwords().matches(account.password, password)
+    async with aclosing(Passwords()) as passwords:
+        return await passwords.matches(account.password, password)
 
 
 def test_an_account_is_added_listed_disabled_enabled_and_given_roles(

@@ -1,16 +1,23 @@
-"""Passwords: which are taken, and that one is hashed at a time, beside the loop, for so many at the most."""
+"""Passwords: which are taken, and that one is hashed at a time, in a process of its own, for so many."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import os
-import threading
-import time
+import re
+import resource
+import signal
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from argon2.exceptions import HashingError
 
-from kkp.authn import passwords
+from kkp.authn import hashing, passwords
 from kkp.authn.passwords import MAX_WAITING, Passwords, check_new, normalised
 from kkp.errors import InvalidRequestError, KeyringUnavailableError, PasswordsBusyError
 
@@ -76,108 +83,181 @@ def test_a_password_is_normalised_to_nfkc_and_is_utf_8() -> None:
         normalised("\ud800")
 
 
-async def test_a_password_matches_what_was_kept_of_it_and_nothing_else_does() -> None:
-    hasher = Passwords()
+@pytest.fixture
+async def hasher() -> AsyncIterator[Passwords]:
+    async with aclosing(Passwords()) as hasher:
+        yield hasher
+
+
+async def test_a_password_matches_what_was_kept_of_it_and_nothing_else_does(hasher: Passwords) -> None:
     first, second = await hasher.hash("seven777"), await hasher.hash("seven777")
     assert first != second
     assert first.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert await hasher.matches(first, "seven777")
     assert not await hasher.matches(first, "seven778")
     assert not await hasher.matches(None, "seven777")
-    hasher.close()
 
 
-async def test_nothing_matches_the_decoy_not_even_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    hasher = Passwords()
+async def test_nothing_matches_the_decoy_not_even_what_would(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(passwords, "_DECOY", await hasher.hash("seven777"))
     assert not await hasher.matches(None, "seven777")
-    hasher.close()
 
 
-async def test_one_is_hashed_at_a_time_in_a_thread_that_lets_others_go_first(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_passwords_are_hashed_in_a_process_that_lets_others_go_first_and_knows_nothing(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hasher, at_work, seen = Passwords(), threading.Lock(), set[tuple[bool, str, int]]()
-
-    def verify(_hasher: Passwords, _stored: str, _text: bytes) -> bool:
-        alone = at_work.acquire(blocking=False)
-        time.sleep(0.01)
-        priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        seen.add((alone, threading.current_thread().name, priority))
-        at_work.release()
-        return True
-
-    monkeypatch.setattr(Passwords, "_verify", verify)
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    await asyncio.gather(*(hasher.matches("kept", "seven777") for _ in range(MAX_WAITING)))
-    ((alone, name, priority),) = seen
-    assert alone
-    assert name.startswith("kkp-passwords")
-    assert priority > before or before > 15
-    assert os.getpriority(os.PRIO_PROCESS, 0) == before
-    hasher.close()
-
-
-async def test_where_no_thread_may_step_back_people_log_in_all_the_same(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: int) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr("os.setpriority", refuse)
-    hasher = Passwords()
-    assert await hasher.matches(await hasher.hash("seven777"), "seven777")
-    hasher.close()
-    assert caplog.messages == [
-        "passwords are hashed with the priority of everything else: Operation not permitted"
-    ]
+    monkeypatch.setenv("KKP_MASTER_KEY", "a secret of this process")
+    await hasher.hash("seven777")
+    assert hasher._process is not None
+    process = Path(f"/proc/{hasher._process.pid}")
+    assert os.getpriority(os.PRIO_PROCESS, hasher._process.pid) == 19
+    assert (process / "environ").read_bytes() == b""
+    assert (process / "cwd").resolve() == Path("/")
+    assert re.search(r"^Max core file size +0 +0 ", (process / "limits").read_text(), re.MULTILINE)
+    assert b"seven777" not in (process / "cmdline").read_bytes()
 
 
 async def test_as_many_wait_as_may_and_the_next_is_refused_at_once() -> None:
-    hasher, begin = Passwords(), threading.Event()
-    waiting = [asyncio.ensure_future(hasher._in_turn(begin.wait)) for _ in range(MAX_WAITING)]
-    await asyncio.sleep(0)
-    hasher_is_full = [hasher.hash("seven777"), hasher.matches("kept", "seven777"), hasher.matches(None, "x")]
-    for asked in hasher_is_full:
-        with pytest.raises(PasswordsBusyError) as refusal:
-            await asked
-        assert refusal.value.retry_after_seconds == 1
-        assert str(refusal.value) == "Too many passwords wait to be checked; try again later."
-    with pytest.raises(PasswordsBusyError):
+    refusals: list[None] = []
+    async with aclosing(Passwords(lambda: refusals.append(None))) as hasher:
+        waiting = [asyncio.ensure_future(hasher.matches(None, "seven777")) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0)
+        for asked in (
+            hasher.hash("seven777"),
+            hasher.matches("kept", "seven777"),
+            hasher.matches(None, "x"),
+        ):
+            with pytest.raises(PasswordsBusyError) as refusal:
+                await asked
+            assert refusal.value.retry_after_seconds == 1
+            assert str(refusal.value) == "Too many passwords wait to be checked; try again later."
+        with pytest.raises(PasswordsBusyError):
+            hasher.check_room()
+        assert len(refusals) == 4
+        assert await asyncio.gather(*waiting) == [False] * MAX_WAITING
         hasher.check_room()
-    begin.set()
-    assert await asyncio.gather(*waiting) == [True] * MAX_WAITING
+
+
+async def test_of_many_each_is_told_of_its_own(hasher: Passwords) -> None:
+    kept = await hasher.hash("seven777")
+    told = await asyncio.gather(
+        *(hasher.matches(kept, f"seven77{number}") for number in (7, 8, 7, 9, 7, 6, 5, 7))
+    )
+    assert told == [True, False, True, False, True, False, False, True]
+
+
+async def test_who_leaves_has_nobody_else_told_what_was_theirs(hasher: Passwords) -> None:
+    kept = await hasher.hash("seven777")
+    leaving = asyncio.ensure_future(hasher.matches(kept, "seven777"))
+    staying = asyncio.ensure_future(hasher.matches(kept, "seven778"))
+    await asyncio.sleep(0.001)
+    leaving.cancel()
+    assert await staying is False
+    assert await hasher.matches(kept, "seven777")
+
+
+async def test_a_process_that_was_killed_is_started_anew(hasher: Passwords) -> None:
+    kept = await hasher.hash("seven777")
+    assert hasher._process is not None
+    hasher._process.kill()
+    await hasher._process.wait()
+    with pytest.raises(KeyringUnavailableError, match="at the moment"):
+        await hasher.matches(kept, "seven777")
+    assert await hasher.matches(kept, "seven777")
     hasher.check_room()
-    hasher.close()
 
 
-async def test_the_loop_goes_on_while_a_password_is_hashed() -> None:
-    hasher, begin = Passwords(), threading.Event()
-    waiting = asyncio.ensure_future(hasher._in_turn(begin.wait))
-    await asyncio.sleep(0.01)
-    assert not waiting.done()
-    begin.set()
-    assert await waiting
-    hasher.close()
+async def test_a_process_that_does_not_answer_is_given_up(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hasher.hash("seven777")
+    stopped = hasher._process
+    assert stopped is not None
+    stopped.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(passwords, "_PATIENCE_SECONDS", 0.1)
+    with pytest.raises(KeyringUnavailableError, match="at the moment"):
+        await hasher.hash("seven777")
+    assert await stopped.wait() == -signal.SIGKILL
+    monkeypatch.setattr(passwords, "_PATIENCE_SECONDS", 10)
+    assert await hasher.hash("seven777")
+
+
+async def test_where_no_process_can_be_started_it_is_told_that_passwords_can_not_be_checked(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/nothing")
+    with pytest.raises(KeyringUnavailableError, match="at the moment"):
+        await hasher.hash("seven777")
+    hasher.check_room()
 
 
 @pytest.mark.parametrize("kept", ["nonsense", "$argon2id$v=19$m=19456,t=2,p=1$AAAA$AAAA"])
-async def test_what_can_not_be_compared_is_no_match_and_no_crash(kept: str) -> None:
-    hasher = Passwords()
+async def test_what_can_not_be_compared_is_no_match_and_no_crash(hasher: Passwords, kept: str) -> None:
     with pytest.raises(KeyringUnavailableError):
         await hasher.matches(kept, "seven777")
-    hasher.check_room()
-    hasher.close()
+    assert not await hasher.matches(None, "seven777")
 
 
-async def test_without_memory_it_is_told_that_it_can_not_be_checked_now(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_is_closed_leaves_no_process_behind() -> None:
+    hasher = Passwords()
+    await hasher.hash("seven777")
+    process = hasher._process
+    assert process is not None
+    await hasher.aclose()
+    assert process.returncode == -signal.SIGKILL
+    await hasher.aclose()
+
+
+async def test_the_process_ends_with_its_input(hasher: Passwords) -> None:
+    await hasher.hash("seven777")
+    process = hasher._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+# What the process answers, without the process.
+
+
+def asked(password: str, kept: str | None) -> dict[str, Any]:
+    line = hashing.answer(json.dumps({"password": password, "kept": kept}).encode())
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def test_a_line_is_answered_by_a_line() -> None:
+    kept = asked("caf\u00e9\n", None)["kept"]
+    assert asked("caf\u00e9\n", kept) == {"matches": True}
+    assert asked("caf\u00e9", kept) == {"matches": False}
+    assert asked("caf\u00e9", "nonsense") == {}
+
+
+def test_without_memory_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise HashingError("Memory allocation error")
 
-    hasher = Passwords()
     monkeypatch.setattr("argon2.PasswordHasher.hash", fail)
-    with pytest.raises(KeyringUnavailableError, match="at the moment"):
-        await hasher.hash("seven777")
-    hasher.close()
+    assert asked("seven777", None) == {}
+
+
+def test_it_reads_to_the_end_and_steps_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Standard:
+        def __init__(self, given: bytes = b"") -> None:
+            self.buffer = io.BytesIO(given)
+
+    done: list[object] = []
+    monkeypatch.setattr("os.nice", done.append)
+    monkeypatch.setattr("resource.setrlimit", lambda *limit: done.append(limit))
+    monkeypatch.setattr("signal.signal", lambda *handled: done.append(handled))
+    line = json.dumps({"password": "x", "kept": "nonsense"}).encode() + b"\n"
+    out = Standard()
+    monkeypatch.setattr("sys.stdin", Standard(line * 2))
+    monkeypatch.setattr("sys.stdout", out)
+    hashing.main()
+    assert out.buffer.getvalue() == b"{}\n" * 2
+    assert done == [19, (resource.RLIMIT_CORE, (0, 0)), (signal.SIGINT, signal.SIG_IGN)]
