@@ -51,7 +51,7 @@ def _matches(kept: str, password: str) -> bool:
 
 def main() -> None:
     """Answer until there is nothing more to read."""
-    os.nice(_NICENESS)
+    os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold passwords
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at a terminal it is for the server, which ends this
     for line in sys.stdin.buffer:

@@ -251,7 +251,7 @@ def test_it_reads_to_the_end_and_steps_back_first(monkeypatch: pytest.MonkeyPatc
             self.buffer = io.BytesIO(given)
 
     done: list[object] = []
-    monkeypatch.setattr("os.nice", done.append)
+    monkeypatch.setattr("os.setpriority", lambda *priority: done.append(priority))
     monkeypatch.setattr("resource.setrlimit", lambda *limit: done.append(limit))
     monkeypatch.setattr("signal.signal", lambda *handled: done.append(handled))
     line = json.dumps({"password": "x", "kept": "nonsense"}).encode() + b"\n"
@@ -260,4 +260,4 @@ def test_it_reads_to_the_end_and_steps_back_first(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sys.stdout", out)
     hashing.main()
     assert out.buffer.getvalue() == b"{}\n" * 2
-    assert done == [19, (resource.RLIMIT_CORE, (0, 0)), (signal.SIGINT, signal.SIG_IGN)]
+    assert done == [(os.PRIO_PROCESS, 0, 19), (resource.RLIMIT_CORE, (0, 0)), (signal.SIGINT, signal.SIG_IGN)]
