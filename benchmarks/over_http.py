@@ -184,6 +184,7 @@ def _environment(directory: Path) -> dict[str, str]:
         "KKP_CONFIG": "/dev/null",
         "KKP_ISSUER": inputs.ISSUER,
         "KKP_CALLER_RATE_PER_SEC": "0",  # one caller asks as fast as it can
+        "KKP_ADDRESS_RATE_PER_SEC": "0",
     }
 
 

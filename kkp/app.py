@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,25 +29,33 @@ from kkp.audit.sinks import CheckpointSink, open_sink
 from kkp.authn import accounts, identities, revocations
 from kkp.authn.accounts import AccountDirectory
 from kkp.authn.anonymous import ANONYMOUS, Anonymous
+from kkp.authn.assertions import Assertions, Trusted
 from kkp.authn.authenticator import Authenticator
+from kkp.authn.base import Method
+from kkp.authn.dpop import Nonces, Proofs
 from kkp.authn.everybody import Everybody
+from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
+from kkp.authn.jwks import FetchedKeys, GivenKeys
 from kkp.authn.kkp_tokens import TokenVerifier
+from kkp.authn.mtls import CertificateCallers
 from kkp.authn.operator import LocalOperator
 from kkp.authn.passwords import Passwords
 from kkp.authn.revocations import Revocations
 from kkp.authn.service_keys import ServiceKeys
 from kkp.authn.sessions import Sessions
-from kkp.authz.base import PolicyEngine
+from kkp.authz.base import ExplainingEngine, PolicyEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
 from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
 from kkp.authz.operator import OperatorPolicy
 from kkp.authz.reloading import ReloadingPolicy
-from kkp.clock import Clock, DatabaseClock, SteadyClock
+from kkp.clock import Clock, DatabaseClock, SteadyClock, steady_seconds
 from kkp.config import Check, KMSKey, Settings
 from kkp.errors import ConfigError, KeyringUnavailableError, PolicyLoadError
+from kkp.issuers import Issuer
+from kkp.jwk import of_members
 from kkp.keyring import rotation
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
@@ -55,14 +63,16 @@ from kkp.kms import KMSRegistry, local
 from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
-from kkp.limits import CallerLimits, GuessLimits
+from kkp.limits import ConnectionLimit, GuessLimits, RateLimits
 from kkp.live_state import LiveState, Loads
+from kkp.mappings import Source
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
 from kkp.operations.accounts import ChangePassword, LogIn, LogOut, SignUp
 from kkp.operations.audit import ReadAudit
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
+from kkp.operations.explaining import ExplainPolicy
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -90,6 +100,7 @@ from kkp.store.replays import ReplayStore
 from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.unlock import HeldMasterKey, Unlocked, open_given, unlock
+from kkp.web.authorities import check_authorities
 from kkp.web.tls import check_tls
 
 if TYPE_CHECKING:
@@ -135,6 +146,7 @@ PRODUCTION_CHECKS = (
     Check(("KKP_BACKENDS",), _backend_problems),
     Check(("KKP_MASTER_KEY_KMS",), _master_key_problems),
     Check(("KKP_TLS_CERT_FILE", "KKP_TLS_KEY_FILE"), check_tls),
+    Check(("KKP_CLIENT_CA_FILE", "KKP_CERTIFICATES"), check_authorities),
 )
 
 
@@ -199,10 +211,27 @@ class Foundation:
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
 
+    def federation(self) -> Federation:
+        """Return the callers that no identity stands for."""
+        issuers, certificates = self.settings.issuers.items(), self.settings.certificates.items()
+        of_tokens = [Source(name, "jwt", issuer.rules) for name, issuer in issuers]
+        return Federation([*of_tokens, *(Source(name, "mtls", table.rules) for name, table in certificates)])
+
     def authenticator(
-        self, keyring: Keyring, revoked: Revocations, people: AccountDirectory
+        self,
+        keyring: Keyring,
+        revoked: Revocations,
+        people: AccountDirectory,
+        further: Sequence[Method] = (),
     ) -> Authenticator:
-        """Return what tells callers, and good tokens, from others."""
+        """Return what tells callers, and good tokens, from others.
+
+        Args:
+            keyring: Of our own tokens.
+            revoked: What is revoked.
+            people: Those who may have a session.
+            further: The ways to prove who is calling besides service keys and sessions.
+        """
         verifier = TokenVerifier(
             keyring,
             revoked,
@@ -210,8 +239,27 @@ class Foundation:
             issuer=self.settings.issuer,
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
-        methods = (ServiceKeys(self.directory), self.sessions(keyring, revoked, people))
-        return Authenticator(self.directory, verifier, revoked, methods, people)
+        federation = self.federation()
+        methods: list[Method] = [
+            ServiceKeys(self.directory),
+            self.sessions(keyring, revoked, people),
+            *further,
+        ]
+        if self.settings.client_ca_files:
+            methods.append(CertificateCallers(self.settings.certificates, federation))  # last, as it says
+        return Authenticator(self.directory, verifier, revoked, federation, self._proofs(), methods, people)
+
+    def nonces(self) -> Nonces | None:
+        """Return the nonces that DPoP proofs must have; None where they need none."""
+        return Nonces(self.master_key, self.clock) if self.settings.dpop_nonce else None
+
+    def _proofs(self) -> Proofs:
+        return Proofs(
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+            nonces=self.nonces(),
+        )
 
     def operator_pipeline(self) -> Pipeline:
         """Return the road as the person at the machine walks it."""
@@ -340,7 +388,7 @@ def _no_roles() -> Collection[str]:
 @asynccontextmanager
 async def _running_services(
     base: Foundation,
-    policy: PolicyEngine,
+    policy: ExplainingEngine,
     warnings: Mapping[str, Callable[[], str | None]],
     roles: Callable[[], Collection[str]],
 ) -> AsyncIterator[Services]:
@@ -365,6 +413,12 @@ async def _running_services(
         passwords = Passwords(partial(limited.count, ANONYMOUS.id))
         stack.push_async_callback(passwords.aclose)
         names = KnownNames(backends=base.settings.backends, roles=roles)
+        trusted, fetched = await stack.enter_async_context(_trusting(base))
+        assertions = Assertions(
+            trusted, base.federation(), base.clock, clock_error_seconds=base.settings.ring_times.clock_error
+        )
+        authenticator = base.authenticator(keyring, revoked, people, [assertions] if trusted else [])
+        warnings = {**warnings, "issuers": partial(_first_warning, fetched)}
         services = _services(
             base,
             state,
@@ -374,6 +428,7 @@ async def _running_services(
             revoked,
             people,
             passwords,
+            authenticator,
             failures,
             limited,
             warnings,
@@ -390,6 +445,48 @@ async def _running_services(
         yield services
 
 
+@asynccontextmanager
+async def _trusting(base: Foundation) -> AsyncIterator[tuple[list[Trusted], list[FetchedKeys]]]:
+    """Yield the issuers, and those of their keys that are fetched, which is done meanwhile."""
+    trusted: list[Trusted] = []
+    async with _fetching(base.settings.issuers) as fetched:
+        for name, issuer in base.settings.issuers.items():
+            keys = fetched[name] if name in fetched else GivenKeys(of_members(issuer.keys))
+            trusted.append(Trusted(name, issuer, issuer.audience or base.settings.issuer, keys))
+        yield trusted, [*fetched.values()]
+
+
+@asynccontextmanager
+async def _fetching(issuers: Mapping[str, Issuer]) -> AsyncIterator[Mapping[str, FetchedKeys]]:
+    """Fetch the keys of issuers who have a place for them, for the duration of the block."""
+    remote = {name: issuer for name, issuer in issuers.items() if issuer.jwks_url}
+    if not remote:
+        yield {}
+        return
+    from kkp.authn.jwks_client import JWKSClient, tls_context  # noqa: PLC0415  HTTP, as below
+
+    tls = {name: tls_context(name, issuer.ca_file) for name, issuer in remote.items()}
+    client = JWKSClient()
+    fetched = {
+        name: FetchedKeys(
+            name,
+            partial(client.fetch, issuer, tls[name]),
+            serves_seconds=issuer.keys_secs,
+            now=steady_seconds,
+        )
+        for name, issuer in remote.items()
+    }
+    try:
+        async with running(*(keys.run() for keys in fetched.values())):
+            yield fetched
+    finally:
+        await client.close()
+
+
+def _first_warning(fetched: Sequence[FetchedKeys]) -> str | None:
+    return next(filter(None, (keys.warning() for keys in fetched)), None)
+
+
 def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, None]]:
     """Return what keeps the state in memory at one with the database."""
     told, poll_seconds = asyncio.Event(), base.settings.ring_times.poll
@@ -402,12 +499,13 @@ def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, N
 def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     base: Foundation,
     state: LiveState,
-    policy: PolicyEngine,
+    policy: ExplainingEngine,
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
     people: AccountDirectory,
     passwords: Passwords,
+    authenticator: Authenticator,
     failures: FailedAuthentications,
     limited: RateLimitedRequests,
     warnings: Mapping[str, Callable[[], str | None]],
@@ -416,13 +514,18 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     from kkp.web.routes import Services  # noqa: PLC0415  HTTP: commands do not need it, and would wait for it
 
     settings, clock, directory = base.settings, base.clock, base.directory
-    authenticator = base.authenticator(keyring, revoked, people)
     metrics = _metrics(base, keyring, registry)
+
+    def count_refusal(caller: str) -> None:
+        limited.count(caller)
+        if metrics is not None:
+            metrics.over_limit("caller")
+
     road = partial(_road, base, state, policy, failures, metrics, revoked)
     rate, burst = settings.caller_rate_per_second, settings.caller_burst
-    guesses = GuessLimits(time.monotonic, partial(limited.count, ANONYMOUS.id))
+    guesses = GuessLimits(time.monotonic, partial(count_refusal, ANONYMOUS.id))
     return Services(
-        pipeline=road(authenticator, CallerLimits(rate, burst, time.monotonic, limited.count)),
+        pipeline=road(authenticator, RateLimits(rate, burst, time.monotonic, count_refusal)),
         # Nobody has a limit in common with all the others who are nobody: see `GuessLimits`.
         doorstep=road(Anonymous(), None),
         sign_up=SignUp(people, passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
@@ -438,6 +541,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         ),
         log_out=LogOut(base.sessions(keyring, revoked, people), revoked),
         change_password=ChangePassword(people, passwords, guesses),
+        clock=clock,
+        addresses=_address_limits(settings, failures, metrics),
+        connections=_connection_limit(settings, metrics),
         public=_public_documents(base, state, policy, registry, keyring, revoked, people, warnings),
         issue_token=IssueToken(
             keyring,
@@ -459,11 +565,14 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
-        revoke=Revoke(revoked, directory, settings.backends),
+        revoke=Revoke(revoked, (directory, base.federation()), settings.backends),
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
+        explain_policy=ExplainPolicy(policy, directory.look_up, clock),
         max_plaintext_bytes=settings.max_plaintext_bytes,
+        nonces=base.nonces(),
+        max_held_body_bytes=settings.max_held_body_bytes,
         metrics=metrics,
     )
 
@@ -517,7 +626,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     metrics: Metrics | None,
     revoked: Revocations,
     authenticator: Authenticates,
-    limits: CallerLimits | None,
+    limits: RateLimits | None,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
     return Pipeline(
@@ -531,6 +640,28 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         revocations=revoked,
         used_once=ReplayStore(base.database, base.clock),
     )
+
+
+def _address_limits(
+    settings: Settings, failures: FailedAuthentications, metrics: Metrics | None
+) -> RateLimits:
+    """Return how often one address may ask; nobody has asked whose a request over that is."""
+
+    def count_refusal(address: str) -> None:
+        failures.count_limited(address)
+        if metrics is not None:
+            metrics.over_limit("address")
+
+    rate, burst = settings.address_rate_per_second, settings.address_burst
+    return RateLimits(rate, burst, time.monotonic, count_refusal, "address")
+
+
+def _connection_limit(settings: Settings, metrics: Metrics | None) -> ConnectionLimit:
+    def count_refusal() -> None:
+        if metrics is not None:
+            metrics.over_limit("connections")
+
+    return ConnectionLimit(settings.address_connections, count_refusal)
 
 
 def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metrics | None:

@@ -31,6 +31,8 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple, Protocol, Self, final
 
 from kkp.errors import KeyringUnavailableError, described
@@ -56,6 +58,12 @@ _STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def steady_seconds() -> float:
     """Return the seconds since an unknown moment, which nobody can step."""
     return time.clock_gettime(_STEADY)
+
+
+@lru_cache(maxsize=1)  # thousands of requests share a second
+def rfc3339(now: int) -> str:
+    """Return a moment as policy sees it, to the second."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @final

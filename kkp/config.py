@@ -29,9 +29,11 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from kkp import backend_tables
+from kkp import backend_tables, certificates, issuers
 from kkp.backend_tables import BACKEND_NAME
+from kkp.certificates import Certificates
 from kkp.errors import ConfigError
+from kkp.issuers import Issuer
 from kkp.model import JSON, BackendLimits
 from kkp.peers import Network, parse_networks
 from kkp.postgres_address import GOOD as GOOD_POSTGRES
@@ -46,6 +48,7 @@ _SQLITE = "sqlite:///"
 _LONGEST_INTERVAL_SECONDS = 3600.0
 _MIN_LIST_SECONDS, _MAX_LIST_SECONDS = 10, 3600
 _MAX_PLAINTEXT_CEILING = 64 * 1024 * 1024
+_HELD_BODY_BYTES = 64 * 1024 * 1024
 _MIN_DATA_KEY_AGE_SECONDS, _MAX_DATA_KEY_AGE_SECONDS = 1, 3600
 _MAX_CACHED_DATA_KEYS = 100_000
 # What SP 800-38D lets a single AES-GCM key do, although the messages of a data key have a key each.
@@ -148,6 +151,9 @@ class Settings:
         listen: Where the API listens.
         tls_cert_file: PEM certificate chain of the listener; None where it speaks plain HTTP.
         tls_key_file: Its private key, mode 0600.
+        client_ca_file: PEM certificates of those who vouch for clients, where a table does not say who.
+        requires_client_certificate: Whether nobody is served without one; who asks for its health is.
+        takes_forwarded_certificates: Whether those that trusted proxies forward are believed.
         trusted_proxies: Whose `X-Forwarded-For` is believed.
         metrics_listen: Where metrics are served, on loopback; None for nowhere.
         drain_seconds: How long a stopping server stays up, unready, before it stops listening.
@@ -161,6 +167,7 @@ class Settings:
         master_key_kms: The key of a KMS that wraps it, if one does.
         master_key_checks: The check values of the master keys that may be used; empty for any.
         issuer: `iss` of every token; an absolute URL (RFC 8414).
+        dpop_nonce: Whether DPoP proofs must have a nonce of KKP's.
         policy_path: A Rego file or a bundle directory; None for the bundled policy.
         opa_url: The OPA sidecar; None where policy is decided in process.
         opa_timeout_seconds: How long a decision may take.
@@ -174,18 +181,27 @@ class Settings:
         caller_burst: How many requests a caller may send at once.
         open_signup: Whether anybody may have an account, and not only whoever was invited.
         session_ttl_seconds: How long a person's session lasts at the most.
+        address_rate_per_second: How fast an address's allowance refills; 0 for no limit.
+        address_burst: How many requests may come from an address at once.
+        address_connections: How many connections an address may have open; 0 for no limit.
+        max_held_body_bytes: How much of requests' bodies is in memory at once, of all together.
         ring_times: The keyring's times, which keep the start-up rules V1 to V9.
         revocation_list_seconds: How long the signed list of revocations may be relied on.
         checkpoint_sink: Where checkpoints of the audit go, outside the database.
         checkpoint_interval_seconds: How often one is signed at least, while anything is recorded.
         audit_min_free_bytes: What must be free beside a SQLite file for anything new to be done; 0: nothing.
         accept_rollback: The hash of the checkpoint that the database may be behind; empty for none.
+        issuers: Whose tokens are taken as credentials, by name.
+        certificates: Whose client certificates are, by name.
         warnings: Things that are not wrong but look unintended.
     """
 
     listen: Address
     tls_cert_file: Path | None
     tls_key_file: Path | None
+    client_ca_file: Path | None
+    requires_client_certificate: bool
+    takes_forwarded_certificates: bool
     trusted_proxies: tuple[Network, ...]
     metrics_listen: Address | None
     drain_seconds: float
@@ -199,6 +215,7 @@ class Settings:
     master_key_kms: KMSKey | None
     master_key_checks: tuple[bytes, ...] = field(repr=False)
     issuer: str
+    dpop_nonce: bool
     policy_path: Path | None
     opa_url: str | None
     opa_timeout_seconds: float
@@ -213,12 +230,23 @@ class Settings:
     caller_burst: int
     open_signup: bool
     session_ttl_seconds: int
+    address_rate_per_second: int
+    address_burst: int
+    address_connections: int
+    max_held_body_bytes: int
     ring_times: RingTimes
     revocation_list_seconds: int
     checkpoint_interval_seconds: float
     audit_min_free_bytes: int
     accept_rollback: str
+    issuers: Mapping[str, Issuer]
+    certificates: Mapping[str, Certificates]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def client_ca_files(self) -> Mapping[str, Path]:
+        """The files with those whose client certificates are accepted, by the table that they are for."""
+        return certificates.bundles(self.client_ca_file, self.certificates)
 
     @property
     def database_path(self) -> Path:
@@ -256,6 +284,10 @@ def _count_or_none(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
 
+def _optional_count(text: str) -> int | None:
+    return _count(text) if text else None
+
+
 def _flag(text: str) -> bool:
     return {"1": True, "true": True, "0": False, "false": False, "": False}[text.lower()]
 
@@ -290,6 +322,11 @@ def _count_up_to(most: int) -> Callable[[str], int]:
 def _milliseconds_up_to(most: int) -> Callable[[str], float]:
     count = _count_up_to(most)
     return lambda text: count(text) / 1000
+
+
+def _client_cert(text: str) -> bool:
+    """Tell whether a client certificate is required."""
+    return {"optional": False, "required": True}[text]
 
 
 def _drain_seconds(text: str) -> float:
@@ -462,6 +499,11 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DEV_ALLOW_REMOTE": _Setting("0", _flag, "1 or 0"),
     "KKP_TLS_CERT_FILE": _Setting("", _optional_path, "a PEM file with the certificate chain"),
     "KKP_TLS_KEY_FILE": _Setting("", _key_file, "the path of a PEM file of mode 0600 with its private key"),
+    "KKP_CLIENT_CA_FILE": _Setting(
+        "", _optional_path, "a PEM file with the authorities of client certificates"
+    ),
+    "KKP_CLIENT_CERT": _Setting("optional", _client_cert, "optional, or required"),
+    "KKP_FORWARDED_CLIENT_CERT": _Setting("0", _flag, "1 or 0"),
     "KKP_TRUSTED_PROXIES": _Setting(
         "", parse_networks, "a list of addresses and networks, such as 10.0.0.7,10.1.0.0/16"
     ),
@@ -483,6 +525,7 @@ _SETTINGS: Mapping[str, _Setting] = {
         secret=True,  # it is none, but somebody may put the master key itself here
     ),
     "KKP_ISSUER": _Setting("", _issuer, "an http or https URL without user, query or fragment", secret=True),
+    "KKP_DPOP_NONCE": _Setting("0", _flag, "1 or 0"),
     "KKP_POLICY_PATH": _Setting("", _optional_path, "a Rego file or a bundle directory"),
     "KKP_OPA_URL": _Setting("", _optional_text, "OPA's address, such as http://127.0.0.1:8181"),
     "KKP_OPA_TIMEOUT_MS": _Setting(
@@ -529,6 +572,12 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_SESSION_TTL_SECS": _Setting(
         "900", _count_up_to(_MAX_SESSION_SECONDS), f"whole seconds, from 1 to {_MAX_SESSION_SECONDS}"
     ),
+    "KKP_CERTIFICATES": _Setting("", certificates.read, certificates.GOOD, secret=True),
+    "KKP_ISSUERS": _Setting("", issuers.read, issuers.GOOD, secret=True),
+    "KKP_ADDRESS_RATE_PER_SEC": _Setting("1000", _count_or_none, "requests per second, or 0 for no limit"),
+    "KKP_ADDRESS_BURST": _Setting("2000", _count, "a positive whole number"),
+    "KKP_ADDRESS_CONNECTIONS": _Setting("1000", _count_or_none, "a whole number, or 0 for no limit"),
+    "KKP_MAX_HELD_BODY_BYTES": _Setting("", _optional_count, "bytes, or nothing for the default"),
     "KKP_REVOCATION_LIST_SECS": _Setting("300", _revocation_list_seconds, "whole seconds, from 10 to 3600"),
     "KKP_CHECKPOINT_INTERVAL_SECS": _Setting("10", _interval, "a number of seconds above 0, up to 3600"),
     "KKP_AUDIT_MIN_FREE_BYTES": _Setting("67108864", _count_or_none, "bytes, or 0 for no reserve"),
@@ -546,6 +595,11 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_POLL_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_CLOCK_ERROR_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_FETCH_SECS": _Setting("10", float, _SECONDS_HINT),
+}
+# Members of the file that are tables for callers: what each table must be, and where that is documented.
+_TABLES: Mapping[str, tuple[type[msgspec.Struct], str]] = {
+    "issuers": (Issuer, "federation.md"),
+    "certificates": (Certificates, "mtls.md"),
 }
 _MASTER_KEYS = ("KKP_MASTER_KEY", "KKP_MASTER_KEY_FILE", "KKP_MASTER_KEY_KMS")
 _DEFAULT_MIN_TTL_SECONDS = 60.0
@@ -574,6 +628,11 @@ class Draft:
         """Where the API listens, if that could be read."""
         address = self.values.get("KKP_LISTEN_ADDR")
         return address if isinstance(address, Address) else None
+
+    @property
+    def issuer(self) -> str:
+        """`iss` of KKP's own tokens, by default its address."""
+        return str(self.values.get("KKP_ISSUER") or f"http://{self.listen}")
 
     @property
     def database_url(self) -> str:
@@ -664,16 +723,19 @@ def load(
     _check_database(draft)
     _check_master_key(draft)
     _check_data_key_cache(draft)
+    _check_held_bodies(draft)
     for rule in way.rules:
         rule(draft)
     _check_backends(draft, way, schemes)
+    _check_issuers(draft)
+    _check_certificates(draft)
     ring_times = _ring_times(draft.values, problems)
     for check in checks:
         if draft.values.keys() >= set(check.names):
             problems.extend(check.problems(*(draft.values[name] for name in check.names)))
     if problems:
         raise ConfigError(problems)
-    return _settings(draft, ring_times, _warnings(environ))
+    return _settings(draft, ring_times, _warnings(environ, draft))
 
 
 def load_backend_limits(environ: Mapping[str, str]) -> BackendLimits:
@@ -762,6 +824,7 @@ def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dic
         problems.append(f"KKP_CONFIG: {path} can't be read as TOML: {error}; {_toml_cure(text)}")
         return {}
     backends = document.pop("backends", None)
+    tables = {name: document.pop(name, None) for name in _TABLES}
     texts: dict[str, str] = {}
     for key, value in document.items():
         name = f"KKP_{key.upper()}"
@@ -771,6 +834,9 @@ def _file_texts(config_path: str, problems: list[str], refused: set[str]) -> dic
             texts[name] = str(value)
     if backends is not None:
         _file_backends(backends, path, texts, problems, refused)
+    for name, found in tables.items():
+        if found is not None:
+            _file_tables(name, found, path, texts, problems, refused)
     return texts
 
 
@@ -794,6 +860,18 @@ def _file_backends(
         items = (f"{name}={_backend_uri(table)}" for name, table in tables.items())
         tables = ",".join(item.replace(",", quote(",")) for item in items)
     texts["KKP_BACKENDS"] = tables
+
+
+def _file_tables(  # noqa: PLR0913, PLR0917  what `_file_texts` has
+    kind: str, tables: JSON, path: Path, texts: dict[str, str], problems: list[str], refused: set[str]
+) -> None:
+    setting = f"KKP_{kind.upper()}"
+    wrong = [f"{path}: {problem}" for problem in issuers.form_problems(kind, *_TABLES[kind], tables)]
+    if wrong:
+        problems.extend(wrong)
+        refused.add(setting)
+        return
+    texts[setting] = msgspec.json.encode(tables).decode()
 
 
 class _KeyTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -879,6 +957,23 @@ def _check_data_key_cache(draft: Draft) -> None:
         )
 
 
+def _least_held_body_bytes(max_plaintext_bytes: int) -> int:
+    """Return what admits the largest body of any kind, also where only a quarter is left for it."""
+    return 6 * max_plaintext_bytes + 8 * 1024 * 1024
+
+
+def _check_held_bodies(draft: Draft) -> None:
+    held, plaintext = draft.values.get("KKP_MAX_HELD_BODY_BYTES"), draft.values.get("KKP_MAX_PLAINTEXT_BYTES")
+    if not isinstance(held, int) or not isinstance(plaintext, int):
+        return  # not given, or its parser has already reported it
+    least = _least_held_body_bytes(plaintext)
+    if held < least:
+        draft.problems.append(
+            f"KKP_MAX_HELD_BODY_BYTES: {held} is too little for the bodies that KKP_MAX_PLAINTEXT_BYTES, "
+            f"{plaintext}, allows; give {least} at least"
+        )
+
+
 def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
     for name, scheme in draft.schemes():
         if scheme in way.refused_schemes:
@@ -888,6 +983,27 @@ def _check_backends(draft: Draft, way: Way, schemes: Collection[str]) -> None:
             draft.problems.append(
                 f"KKP_BACKENDS: {name} has the unknown scheme {scheme!r}; served are {served}"
             )
+
+
+def _check_issuers(draft: Draft) -> None:
+    found, backends = draft.values.get("KKP_ISSUERS"), draft.values.get("KKP_BACKENDS")
+    if isinstance(found, dict):
+        known = backends if isinstance(backends, dict) else None
+        draft.problems.extend(issuers.problems(found, draft.issuer, known))
+
+
+def _check_certificates(draft: Draft) -> None:
+    tables, backends = draft.values.get("KKP_CERTIFICATES"), draft.values.get("KKP_BACKENDS")
+    if isinstance(tables, dict):
+        named = draft.values.get("KKP_ISSUERS")
+        draft.problems.extend(
+            certificates.problems(
+                tables,
+                named if isinstance(named, dict) else (),
+                backends if isinstance(backends, dict) else None,
+                has_general=bool(draft.texts["KKP_CLIENT_CA_FILE"]),
+            )
+        )
 
 
 def _ring_times(values: Mapping[str, object], problems: list[str]) -> RingTimes:
@@ -923,30 +1039,37 @@ def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
     )
 
 
-def _warnings(environ: Mapping[str, str]) -> tuple[str, ...]:
+def _warnings(environ: Mapping[str, str], draft: Draft) -> tuple[str, ...]:
     known = {*_SETTINGS, "KKP_CONFIG"}
     unknown = [
         f"{name} is not a setting of KKP and is ignored"
         for name in sorted(environ)
         if name.startswith("KKP_") and name not in known
     ]
-    return (*_replaced_backends(environ), *unknown)
+    issuers_found: Any = draft.values["KKP_ISSUERS"]
+    tables_found: Any = draft.values["KKP_CERTIFICATES"]
+    loose = (*issuers.warnings(issuers_found), *certificates.warnings(tables_found))
+    return (*_replaced_tables(environ), *unknown, *loose)
 
 
-def _replaced_backends(environ: Mapping[str, str]) -> Iterator[str]:
-    """Tell that backends of the file are not there: unlike other settings, they look as if they added up."""
+def _replaced_tables(environ: Mapping[str, str]) -> Iterator[str]:
+    """Tell that tables of the file are not there: unlike other settings, they look as if they added up."""
     path = environ.get("KKP_CONFIG", "")
-    if environ.get("KKP_BACKENDS") and "KKP_BACKENDS" in _file_texts(path, [], set()):
-        yield f"KKP_BACKENDS in the environment replaces all backends of {path or 'kkp.toml'}"
+    for name in ("KKP_BACKENDS", *(f"KKP_{kind.upper()}" for kind in _TABLES)):
+        if environ.get(name) and name in _file_texts(path, [], set()):
+            what = name.removeprefix("KKP_").lower()
+            yield f"{name} in the environment replaces all {what} of {path or 'kkp.toml'}"
 
 
 def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) -> Settings:
     values: Mapping[str, Any] = draft.values  # each of the type that its parser returns
-    listen: Address = values["KKP_LISTEN_ADDR"]
     return Settings(
-        listen=listen,
+        listen=values["KKP_LISTEN_ADDR"],
         tls_cert_file=values["KKP_TLS_CERT_FILE"],
         tls_key_file=values["KKP_TLS_KEY_FILE"],
+        client_ca_file=values["KKP_CLIENT_CA_FILE"],
+        requires_client_certificate=values["KKP_CLIENT_CERT"],
+        takes_forwarded_certificates=values["KKP_FORWARDED_CLIENT_CERT"],
         trusted_proxies=values["KKP_TRUSTED_PROXIES"],
         metrics_listen=values["KKP_METRICS_ADDR"],
         drain_seconds=values["KKP_DRAIN_SECS"],
@@ -959,7 +1082,8 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         master_key_file=draft.master_key_file,
         master_key_kms=values["KKP_MASTER_KEY_KMS"],
         master_key_checks=values["KKP_MASTER_KEY_CHECK"],
-        issuer=values["KKP_ISSUER"] or f"http://{listen}",
+        issuer=draft.issuer,
+        dpop_nonce=values["KKP_DPOP_NONCE"],
         policy_path=values["KKP_POLICY_PATH"],
         opa_url=values["KKP_OPA_URL"],
         opa_timeout_seconds=values["KKP_OPA_TIMEOUT_MS"],
@@ -973,6 +1097,11 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         caller_burst=values["KKP_CALLER_BURST"],
         open_signup=values["KKP_SIGNUP"],
         session_ttl_seconds=values["KKP_SESSION_TTL_SECS"],
+        address_rate_per_second=values["KKP_ADDRESS_RATE_PER_SEC"],
+        address_burst=values["KKP_ADDRESS_BURST"],
+        address_connections=values["KKP_ADDRESS_CONNECTIONS"],
+        max_held_body_bytes=values["KKP_MAX_HELD_BODY_BYTES"]
+        or max(_HELD_BODY_BYTES, _least_held_body_bytes(values["KKP_MAX_PLAINTEXT_BYTES"])),
         ring_times=ring_times,
         revocation_list_seconds=values["KKP_REVOCATION_LIST_SECS"],
         checkpoint_sink=values["KKP_CHECKPOINT_SINK"]
@@ -980,5 +1109,7 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         checkpoint_interval_seconds=values["KKP_CHECKPOINT_INTERVAL_SECS"],
         audit_min_free_bytes=values["KKP_AUDIT_MIN_FREE_BYTES"],
         accept_rollback=values["KKP_ACCEPT_ROLLBACK"],
+        issuers=values["KKP_ISSUERS"],
+        certificates=values["KKP_CERTIFICATES"],
         warnings=warnings,
     )

@@ -8,12 +8,20 @@ or another caller's data. An exception that is not in this tree is a bug and rea
 ```
 KKPError
 ├── InvalidRequestError               invalid_request
+│   ├── UnsupportedGrantError         invalid_request
+│   ├── InvalidScopeError             invalid_request
+│   └── InvalidTargetError            invalid_request
 ├── UnsupportedMediaTypeError         unsupported_media_type
 ├── PayloadTooLargeError              payload_too_large
 ├── AuthenticationError
 │   ├── UnauthenticatedError          unauthenticated
+│   │   └── CertificateInvalidError   unauthenticated   (and its connection ends)
 │   ├── TokenInvalidError             token_invalid
-│   └── TokenExpiredError             token_expired
+│   │   └── ProofRequiredError        token_invalid
+│   ├── TokenExpiredError             token_expired
+│   └── DPoPProofError                invalid_dpop_proof
+│       └── DPoPNonceError            use_dpop_nonce
+├── ClientAuthenticationError         unauthenticated
 ├── TLSRequiredError                  tls_required
 ├── DeniedError
 │   ├── PolicyDeniedError             policy_denied
@@ -30,6 +38,7 @@ KKPError
 ├── EnvelopeInvalidError              envelope_invalid
 ├── RateLimitedError                  rate_limited
 │   └── PasswordsBusyError            rate_limited
+├── OverloadedError                   overloaded
 ├── KMSError
 │   ├── KMSDeniedError                kms_denied
 │   │   ├── CredentialsExpiredError   kms_denied
@@ -38,6 +47,7 @@ KKPError
 │   │   ├── KMSThrottledError         kms_unavailable
 │   │   └── KeyNotReadyError          kms_unavailable
 │   └── InvalidWrapError              envelope_invalid
+├── IssuerUnavailableError            issuer_unavailable
 ├── PolicyUnavailableError            policy_unavailable
 ├── AuditUnavailableError             audit_unavailable
 ├── KeyringUnavailableError           keyring_unavailable
@@ -74,6 +84,18 @@ class InvalidRequestError(KKPError):
     code = "invalid_request"
 
 
+class UnsupportedGrantError(InvalidRequestError):
+    """The OAuth grant type is not one that KKP offers."""
+
+
+class InvalidScopeError(InvalidRequestError):
+    """The OAuth scope is not made of operations that a token can be for."""
+
+
+class InvalidTargetError(InvalidRequestError):
+    """What an OAuth client would have a token for is missing, malformed, or more than one thing."""
+
+
 class UnsupportedMediaTypeError(KKPError):
     """The body has a media type or a content coding that the endpoint does not read."""
 
@@ -98,16 +120,50 @@ class UnauthenticatedError(AuthenticationError):
     code = "unauthenticated"
 
 
+class CertificateInvalidError(UnauthenticatedError):
+    """A client certificate that proves nothing, or not any more; or none where one is demanded."""
+
+
 class TokenInvalidError(AuthenticationError):
     """A KKP token that does not verify, or whose subject is unknown or disabled."""
 
     code = "token_invalid"
 
 
+class ProofRequiredError(TokenInvalidError):
+    """A KKP token that is bound to a key, without a DPoP proof that the request comes from whoever has it."""
+
+
 class TokenExpiredError(AuthenticationError):
     """A KKP token that verifies but whose `exp` has passed."""
 
     code = "token_expired"
+
+
+class DPoPProofError(AuthenticationError):
+    """A DPoP proof that is malformed, was made for another request or token, or not in time (RFC 9449)."""
+
+    code = "invalid_dpop_proof"
+
+
+class DPoPNonceError(DPoPProofError):
+    """A DPoP proof without the nonce that KKP demands, or with one that has ended.
+
+    Args:
+        nonce: The one to be used.
+    """
+
+    code = "use_dpop_nonce"
+
+    def __init__(self, nonce: str) -> None:
+        super().__init__("The DPoP proof needs the nonce that the header DPoP-Nonce of this answer has.")
+        self.nonce = nonce
+
+
+class ClientAuthenticationError(KKPError):
+    """An OAuth client would prove who it is as a client, and KKP knows no clients: nothing was looked at."""
+
+    code = "unauthenticated"
 
 
 class TLSRequiredError(KKPError):
@@ -208,18 +264,19 @@ class EnvelopeInvalidError(KKPError):
 
 
 class RateLimitedError(KKPError):
-    """The caller asks more often than anybody may; nothing was done.
+    """The caller, or its address, asks more often than anybody may; nothing was done.
 
     Args:
         retry_after_seconds: When to ask again, in whole seconds, 1 or more.
         cost: How many requests it counts as.
+        whose: What is limited, `caller` or `address`.
     """
 
     code = "rate_limited"
 
-    def __init__(self, retry_after_seconds: int, cost: int = 1) -> None:
-        batch = f", and this batch counts as its {cost} items" if cost > 1 else ""
-        super().__init__(f"Too many requests of this caller{batch}; try again later.")
+    def __init__(self, retry_after_seconds: int, cost: int = 1, whose: str = "caller") -> None:
+        counted = f", and this one counts as {cost}" if cost > 1 else ""
+        super().__init__(f"Too many requests of this {whose}{counted}; try again later.")
         self.retry_after_seconds = retry_after_seconds
 
 
@@ -229,6 +286,17 @@ class PasswordsBusyError(RateLimitedError):
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(retry_after_seconds)
         self.args = ("Too many passwords wait to be checked; try again later.",)
+
+
+class OverloadedError(KKPError):
+    """The bodies of other requests take all the memory that bodies may take; nothing was done.
+
+    Attributes:
+        retry_after_seconds: When to ask again.
+    """
+
+    code = "overloaded"
+    retry_after_seconds: ClassVar[int] = 1
 
 
 class KMSError(KKPError):
@@ -269,6 +337,12 @@ class InvalidWrapError(KMSError):
     """The backend could not open the wrapped key: altered, another key's, or another context's."""
 
     code = "envelope_invalid"
+
+
+class IssuerUnavailableError(KKPError):
+    """None of an issuer's keys is known, so nobody can tell whether the credential is good."""
+
+    code = "issuer_unavailable"
 
 
 class PolicyUnavailableError(KKPError):

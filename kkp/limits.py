@@ -1,16 +1,17 @@
-"""How often one caller may ask: a token bucket for each, without I/O and with a clock handed in.
+"""How often one caller, or one address, may ask, and how many connections it may have.
 
-A bucket holds `burst` requests and refills at `rate_per_second`. All that is kept of one is the moment at
-which it will be full again, so a bucket that is full is the same as none. A batch is as many requests as it
-has items. One that is larger than a bucket needs a full one, and the caller comes in again only when the rest
-is paid off, too.
+Without I/O, by a clock that is handed in. Each caller, and each address, has a token bucket, which holds
+`burst` requests and refills at `rate_per_second`. All that is kept of one is the moment at which it will be
+full, so a bucket that is full is the same as none. A batch is as many requests as it has items. One that is
+larger than a bucket needs a full one, and the caller comes in again only when the rest is paid off, too.
 
 Rules that hold here:
-- Memory is bounded: at most MAX_CALLERS buckets are kept, in the order of their last admission. Only a full
-  one is ever dropped, so nobody can have a bucket reset, their own or another's.
-- While all of them are in use, further callers share one bucket. They may refuse one another, but they get
-  no more than one caller does.
-- A caller is an authenticated identity, never an address: who shares a proxy does not share a bucket.
+- Memory is bounded: at most MAX_BUCKETS are kept, in the order of their last admission. Only a full one is
+  ever dropped, so nobody can have a bucket reset, their own or another's.
+- While all of them are in use, further names share one bucket. They may refuse one another, but they get no
+  more than one does. To keep all in use takes as many addresses, or callers, each at the full rate.
+- Callers and addresses have buckets apart. A caller is an authenticated identity: who shares a proxy does not
+  share a bucket. An address has not shown who it is: its limit bounds what strangers cost.
 """
 
 from __future__ import annotations
@@ -22,24 +23,25 @@ from typing import Final, final
 
 from kkp.errors import RateLimitedError
 
-MAX_CALLERS: Final = 4096
-ADDRESS_BURST: Final = 10
-ADDRESS_PER_SECOND: Final = 1 / 120
-ACCOUNT_BURST: Final = 20
-ACCOUNT_PER_SECOND: Final = 1 / 60
-_OTHERS: Final = ""  # no caller has an empty id
+MAX_BUCKETS: Final = 4096
+ADDRESS_GUESSES: Final = 10
+ADDRESS_GUESSES_PER_SECOND: Final = 1 / 120
+ACCOUNT_GUESSES: Final = 20
+ACCOUNT_GUESSES_PER_SECOND: Final = 1 / 60
+_OTHERS: Final = ""  # no caller, and no address, has an empty name
 _ROUNDING_SECONDS: Final = 1e-6  # sums of fractions of a second are not exact
 
 
 @final
-class CallerLimits:
-    """A token bucket for each caller.
+class RateLimits:
+    """A token bucket for each caller, or for each address.
 
     Args:
         rate_per_second: How fast a bucket refills, in requests per second; 0 limits nobody.
         burst: How many requests a full bucket holds, 1 or more.
         monotonic: Seconds on a clock that never runs backwards.
-        count_refusal: Told each caller that is refused.
+        count_refusal: Told each name that is refused.
+        whose: What is limited, for who is told.
     """
 
     def __init__(
@@ -48,15 +50,17 @@ class CallerLimits:
         burst: int,
         monotonic: Callable[[], float],
         count_refusal: Callable[[str], None],
+        whose: str = "caller",
     ) -> None:
         self._seconds_each = 1 / rate_per_second if rate_per_second else 0.0
         self._seconds_to_fill = burst * self._seconds_each
         self._monotonic = monotonic
         self._count_refusal = count_refusal
+        self._whose = whose
         self._full_at: dict[str, float] = {}
 
-    def admit(self, caller: str, cost: int = 1) -> None:
-        """Take one request, or a batch of so many, out of the caller's bucket.
+    def admit(self, name: str, cost: int = 1) -> None:
+        """Take one request, or what counts as so many, out of the bucket of this caller or address.
 
         Raises:
             RateLimitedError: It does not hold as many; the refusal is counted, as one.
@@ -64,29 +68,59 @@ class CallerLimits:
         if not self._seconds_each:
             return
         now = self._monotonic()
-        bucket = self._bucket(caller, now)
+        bucket = self._bucket(name, now)
         full_at = max(self._full_at.get(bucket, now), now) + cost * self._seconds_each
         wait_seconds = full_at - now - max(self._seconds_to_fill, cost * self._seconds_each)
         if wait_seconds > _ROUNDING_SECONDS:
-            self._count_refusal(caller)
-            raise RateLimitedError(max(1, math.ceil(wait_seconds)), cost)
+            self._count_refusal(name)
+            raise RateLimitedError(max(1, math.ceil(wait_seconds)), cost, self._whose)
         self._full_at.pop(bucket, None)  # so that it moves to the end
         self._full_at[bucket] = full_at
 
-    def give_back(self, caller: str) -> None:
-        """Put one request back into the caller's bucket, where it turned out not to count."""
-        if caller in self._full_at:
-            self._full_at[caller] -= self._seconds_each
+    def give_back(self, name: str) -> None:
+        """Put one request back into the bucket of this name, where it turned out not to count."""
+        if name in self._full_at:
+            self._full_at[name] -= self._seconds_each
 
-    def _bucket(self, caller: str, now: float) -> str:
-        """Return the caller's bucket, making room for a new one by dropping one that is full."""
-        if caller in self._full_at or len(self._full_at) < MAX_CALLERS:
-            return caller
+    def _bucket(self, name: str, now: float) -> str:
+        """Return the bucket of a name, making room for a new one by dropping one that is full."""
+        if name in self._full_at or len(self._full_at) < MAX_BUCKETS:
+            return name
         oldest = next(iter(self._full_at))
         if self._full_at[oldest] > now:
             return _OTHERS
         del self._full_at[oldest]
-        return caller
+        return name
+
+
+@final
+class ConnectionLimit:
+    """How many connections each address has open; as many names are kept as have one.
+
+    Args:
+        most: Of each address; 0 limits nobody.
+        count_refusal: Told of each that is one too many.
+    """
+
+    def __init__(self, most: int, count_refusal: Callable[[], None]) -> None:
+        self._most = most
+        self._count_refusal = count_refusal
+        self._open: dict[str, int] = {}
+
+    def admit(self, name: str) -> bool:
+        """Take note of another connection of this address, unless it is one too many."""
+        count = self._open.get(name, 0)
+        if self._most and count >= self._most:
+            self._count_refusal()
+            return False
+        self._open[name] = count + 1
+        return True
+
+    def release(self, name: str) -> None:
+        """Take note that a connection that was admitted is gone."""
+        self._open[name] -= 1
+        if not self._open[name]:
+            del self._open[name]
 
 
 @final
@@ -106,8 +140,12 @@ class GuessLimits:
         def refused(_name: str) -> None:
             count_refusal()
 
-        self._addresses = CallerLimits(ADDRESS_PER_SECOND, ADDRESS_BURST, monotonic, refused)
-        self._accounts = CallerLimits(ACCOUNT_PER_SECOND, ACCOUNT_BURST, monotonic, refused)
+        self._addresses = RateLimits(
+            ADDRESS_GUESSES_PER_SECOND, ADDRESS_GUESSES, monotonic, refused, "address"
+        )
+        self._accounts = RateLimits(
+            ACCOUNT_GUESSES_PER_SECOND, ACCOUNT_GUESSES, monotonic, refused, "account"
+        )
         self._at_home: OrderedDict[str, None] = OrderedDict()
 
     def admit(self, address: str, account: str | None = None) -> None:
@@ -126,7 +164,7 @@ class GuessLimits:
         self._accounts.give_back(self._bucket(address, account))
         self._at_home[_home(address, account)] = None
         self._at_home.move_to_end(_home(address, account))
-        if len(self._at_home) > MAX_CALLERS:
+        if len(self._at_home) > MAX_BUCKETS:
             self._at_home.popitem(last=False)
 
     def _bucket(self, address: str, account: str) -> str:

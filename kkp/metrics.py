@@ -65,6 +65,9 @@ class Metrics:
         self._failures = self._counter(
             "kkp_failed_authentications", "Failed authentications, by the error's code.", "reason"
         )
+        self._over_limit = self._counter(
+            "kkp_over_limit", "Requests, and connections, that were one too many, by limit.", "limit"
+        )
         self._kms_calls = self._counter(
             "kkp_kms_calls", "Calls to a backend, by `ok` or the error's code.", "backend", "outcome"
         )
@@ -125,6 +128,10 @@ class Metrics:
     def failed_authentication(self, reason: str) -> None:
         """Count one failed authentication, by the error's code."""
         self._failures.labels(reason).inc()
+
+    def over_limit(self, limit: str) -> None:
+        """Count one request over the limit of its `caller` or `address`, or of an address's `connections`."""
+        self._over_limit.labels(limit).inc()
 
     def data_key(self, use: Use, is_cached: bool) -> None:  # noqa: FBT001  called back
         """Count one data key that the cache had, or the backend gave in its place."""

@@ -42,6 +42,7 @@ class Action(StrEnum):
     LOG_OUT = "log_out"
     CHANGE_PASSWORD = "change_password"  # noqa: S105  the name of an action
     READ_AUDIT = "read_audit"
+    EXPLAIN_POLICY = "explain_policy"
     IMPORT_AUDIT = "import_audit"
     PRUNE_AUDIT = "prune_audit"
     MIGRATE = "migrate"
@@ -96,11 +97,13 @@ class PresentedCertificate:
         sha256: The digest of its DER form.
         spiffe_ids: The SPIFFE IDs that it names.
         dns_names: The DNS names that it names.
+        bundles: The bundles of authorities that its issuer is in (`kkp.certificates`).
     """
 
     sha256: bytes
     spiffe_ids: tuple[str, ...] = ()
     dns_names: tuple[str, ...] = ()
+    bundles: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,19 @@ class Decision:
     obligations: Mapping[str, JSON] = field(default_factory=dict)
     revision: str = ""
     policy_decision_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision, and what of the policy it came by.
+
+    Attributes:
+        decision: As it would be taken.
+        rules: The rules that had a value on the way to it, by their paths below `data`, sorted.
+    """
+
+    decision: Decision
+    rules: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

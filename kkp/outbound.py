@@ -12,6 +12,7 @@ Who calls out where, and what becomes of a failure, is each client's own.
 from __future__ import annotations
 
 import select
+from collections.abc import Collection
 from typing import Final
 
 import aiohttp
@@ -26,14 +27,20 @@ class NotPlainJSONError(Exception):
     """An answer is not JSON as it is, or is larger than MAX_ANSWER_BYTES; the text says which."""
 
 
-async def read_json(response: aiohttp.ClientResponse) -> bytes:
+async def read_json(
+    response: aiohttp.ClientResponse, media_types: Collection[str] = ("application/json",)
+) -> bytes:
     """Return an answer's body, undecoded.
+
+    Args:
+        response: Its head has arrived.
+        media_types: What it may be.
 
     Raises:
         NotPlainJSONError: It is not to be read.
         aiohttp.ClientError: It did not arrive whole.
     """
-    if response.content_type != "application/json" or "Content-Encoding" in response.headers:
+    if response.content_type not in media_types or "Content-Encoding" in response.headers:
         raise NotPlainJSONError("is not plain JSON")
     body = bytearray()
     async for part in response.content.iter_any():

@@ -6,6 +6,8 @@ trusted, to the first address that is not: that one was written by a trusted pro
 read so far names nobody, and the peer itself is taken. `Forwarded` (RFC 7239) is not read: two headers could
 disagree.
 
+What is counted, or limited, by address takes an IPv6 peer for its /64: that is what one customer usually has.
+
 Pure, but for a bounded memory of peers that were looked up. An IPv4 address that is mapped into IPv6
 (RFC 4291 section 2.5.5.2) is that IPv4 address.
 """
@@ -16,12 +18,14 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 Network: TypeAlias = IPv4Network | IPv6Network
 _Host: TypeAlias = IPv4Address | IPv6Address
 
+UNKNOWN_PEER: Final = "other"
 _REMEMBERED_PEERS = 4096
+_IPV6_PREFIX_BITS = 64
 # Some proxies write the port, too: `192.0.2.1:443`, `[2001:db8::1]:443`.
 _WITH_PORT = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
 
@@ -41,6 +45,20 @@ def parse_networks(text: str) -> tuple[Network, ...]:
     return networks
 
 
+@lru_cache(_REMEMBERED_PEERS)
+def peer_name(peer: str) -> str:
+    """Return what a peer is counted as: an IPv4 address, an IPv6 /64, or `other`."""
+    try:
+        address = ip_address(peer)
+    except ValueError:
+        return UNKNOWN_PEER
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:  # or every IPv4 peer of a dual-stack socket would share one /64
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((address.packed, _IPV6_PREFIX_BITS), strict=False))
+
+
 @final
 class Peers:
     """Tells who a request comes from, and whether its peer may speak to this listener.
@@ -53,11 +71,15 @@ class Peers:
     def __init__(self, trusted: Sequence[Network] = (), *, proxies_only: bool = False) -> None:
         self._trusted = tuple(trusted)
         self._proxies_only = proxies_only
-        self._is_proxy = lru_cache(_REMEMBERED_PEERS)(self._find_proxy)
+        self._find = lru_cache(_REMEMBERED_PEERS)(self._find_proxy)
 
     def admits(self, peer: str) -> bool:
         """Tell whether this peer may send requests."""
-        return not self._proxies_only or self._is_proxy(peer)
+        return not self._proxies_only or self.is_proxy(peer)
+
+    def is_proxy(self, peer: str) -> bool:
+        """Tell whether this peer is a trusted proxy, and so speaks for others."""
+        return self._find(peer)
 
     def client_ip(self, peer: str, forwarded_for: Sequence[str]) -> str:
         """Return the address that a request comes from.
@@ -66,7 +88,7 @@ class Peers:
             peer: The socket's other end.
             forwarded_for: Every `X-Forwarded-For` header, in order.
         """
-        if not self._trusted or not forwarded_for or not self._is_proxy(peer):
+        if not self._trusted or not forwarded_for or not self.is_proxy(peer):
             return peer
         for text in reversed(",".join(forwarded_for).split(",")):
             host = _host(text.strip(" \t"))

@@ -36,8 +36,7 @@ import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal, Protocol, TypeVar, final
 
 import msgspec
@@ -46,17 +45,17 @@ from kkp.audit.base import AuditEntry, Receipt
 from kkp.authn.base import Authenticated, UsedOnce
 from kkp.authz.base import PolicyEngine
 from kkp.batch import Asked, Item, Result, Standing
-from kkp.clock import Clock
+from kkp.clock import Clock, rfc3339
 from kkp.errors import (
     AuditUnavailableError,
     AuthenticationError,
+    DPoPProofError,
     KeyringUnavailableError,
     KKPError,
     PolicyDeniedError,
     PolicyUnavailableError,
     StaleProposalError,
     TokenExpiredError,
-    UnauthenticatedError,
 )
 from kkp.live_state import LiveState
 from kkp.model import JSON, Caller, Credentials, Decision, PolicyInput
@@ -131,11 +130,13 @@ class Origin:
         request_id: Ours, never the caller's.
         client_ip: The peer.
         decision_id: Set once there is a decision.
+        is_dpop: Whether a credential was shown as DPoP, and so is refused in its words.
     """
 
     request_id: str
     client_ip: str = ""
     decision_id: str | None = None
+    is_dpop: bool = False
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -149,6 +150,7 @@ class _Request(msgspec.Struct, frozen=True):
     account: JSON = msgspec.UNSET
     kid: JSON = msgspec.UNSET
     revocation: JSON = msgspec.UNSET
+    explain: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -228,7 +230,7 @@ class Pipeline:
         for walk in range(_MOST_WALKS):
             authenticated = await self.authenticate(credentials, origin)
             if walk == 0:
-                await self._admit(authenticated, origin)
+                await self._admit(authenticated, origin, operation.cost)
                 operation.admit(request)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin, self._clock.now())
@@ -361,18 +363,18 @@ class Pipeline:
         """Count a failed authentication, also one that was refused before the road began."""
         self._failures.count(origin.client_ip, error.code)
 
-    async def _admit(self, authenticated: Authenticated, origin: Origin, cost: int = 1) -> None:
+    async def _admit(self, authenticated: Authenticated, origin: Origin, cost: int) -> None:
         """Take note of a request, the first time that its caller is known; use up what serves it alone.
 
         Raises:
             RateLimitedError: The caller asks too often.
-            UnauthenticatedError: Something that may be used once was used before.
+            AuthenticationError: Something that may be used once was used before.
         """
         if self._limits is not None:
             self._limits.admit(authenticated.caller.id, cost)
-        for kind, value, expires_at in authenticated.once:
+        for kind, value, expires_at, refused in authenticated.once:
             if self._used_once is None or not await self._used_once.use(kind, value, expires_at):
-                error = UnauthenticatedError("The credential was used before, and is good for one use.")
+                error = refused("The credential, or its proof, was used before, and is good for one use.")
                 self.count_failure(origin, error)
                 raise error
 
@@ -381,8 +383,8 @@ class Pipeline:
         epoch = self._state.epoch
         try:
             return await self._authenticator.authenticate(credentials, epoch=epoch)
-        except TokenExpiredError:
-            raise
+        except (TokenExpiredError, DPoPProofError):
+            raise  # whatever the database says
         except AuthenticationError:
             await self._state.refresh()
             if self._state.epoch == epoch:
@@ -439,7 +441,7 @@ class Pipeline:
                 envelope=_envelope_document(proposal.envelope),
                 **proposal.details,
             ),
-            environment=_Environment(time=_rfc3339(int(now)), client_ip=origin.client_ip),
+            environment=_Environment(time=rfc3339(int(now)), client_ip=origin.client_ip),
         )
         return _encoder.encode(document)
 
@@ -582,11 +584,6 @@ class Pipeline:
         except AuditUnavailableError:
             # Without the exception: its context is the operation's, whose text may hold what it worked on.
             _log.warning("the outcome of %s:%d could not be recorded", receipt.chain, receipt.seq)
-
-
-@lru_cache(maxsize=1)  # thousands of requests share a second
-def _rfc3339(now: int) -> str:
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _envelope_document(envelope: EnvelopeFacts | None) -> Mapping[str, JSON]:

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `token` | a `jti` | that token | it has expired |
 | `subject` | a `sub` | every token that speaks for it and was issued up to then | they have expired |
-| `identity` | a local identity | its credentials, and all tokens for it or that it asked for | lifted |
+| `identity` | an identity | its credentials, and all tokens for it or that it asked for | lifted |
 | `key` | a backend and a key id | everything that names the key, or a key made of it | lifted |
 | `backend` | a backend | everything that names the backend, or a key made of one of its keys | lifted |
 

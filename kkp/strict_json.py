@@ -1,4 +1,4 @@
-"""What JSON decoders let through and KKP does not.
+"""What JSON decoders let through and KKP does not: members given twice, and depth without a use.
 
 Of two members with one name most decoders keep the last, some the first: what a proxy in front of KKP
 inspected and what KKP acts on must not differ (RFC 8259 section 4 leaves the outcome open).
@@ -7,7 +7,7 @@ inspected and what KKP acts on must not differ (RFC 8259 section 4 leaves the ou
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from kkp.model import JSON
 
@@ -20,6 +20,25 @@ def refuse_duplicates(document: bytes | bytearray) -> None:
         RecursionError: It is nested beyond any use.
     """
     _decoder.decode(document.decode())
+
+
+def refuse_deep(document: JSON, most: int) -> None:
+    """Refuse a decoded JSON value in which objects and lists stand inside one another more than so many deep.
+
+    Raises:
+        ValueError: They do.
+    """
+    level: list[JSON] = [document]
+    for _ in range(most + 1):
+        level = [value for value in level if isinstance(value, dict | list)]
+        if not level:
+            return
+        level = [inner for value in level for inner in _inside(value)]
+    raise ValueError("nested too deeply")
+
+
+def _inside(value: dict[str, JSON] | list[JSON]) -> Iterable[JSON]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _unique(pairs: Sequence[tuple[str, JSON]]) -> dict[str, JSON]:

@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Protocol, final
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, final
 
 import msgspec
 from jwt.algorithms import Algorithm
@@ -36,6 +36,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from kkp.errors import TokenExpiredError, TokenInvalidError
+from kkp.jwk import ALGORITHMS, PublicKey
 from kkp.strict_json import refuse_duplicates
 
 ALGORITHM = "EdDSA"
@@ -49,12 +50,43 @@ _SIGNATURE_BYTES = 64
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 Pairs = Annotated[dict[str, str], msgspec.Meta(max_length=MAX_PAIRS)]
+TokenType: TypeAlias = Literal["Bearer", "DPoP"]
 
 
 class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who asked for a token that speaks for another (RFC 8693 section 4.1)."""
 
     sub: str
+
+
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Keys whose holder a request must come from, or has proven to come from (RFC 7800).
+
+    A token names one at the most, and whoever shows it must prove to have that.
+
+    Attributes:
+        jkt: The RFC 7638 thumbprint of a key that signs DPoP proofs (RFC 9449 section 6.1).
+        x5t_s256: The SHA-256 of a client certificate in DER, in base64url (RFC 8705 section 3.1).
+    """
+
+    jkt: str | None = None
+    x5t_s256: str | None = msgspec.field(default=None, name="x5t#S256")
+
+    def is_met_by(self, proven: Confirmation) -> bool:
+        """Tell whether what a request has proven is all that is demanded here."""
+        return self.jkt in {None, proven.jkt} and self.x5t_s256 in {None, proven.x5t_s256}
+
+
+class Federated(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who asked for a token, where that is somebody whom KKP knows by another's word alone.
+
+    Attributes:
+        mapping: `<issuer's name>/<rule's name>`: what the rule grants is looked up now, as with an identity.
+        attributes: The facts that it took over from what the caller presented.
+    """
+
+    mapping: str
+    attributes: Pairs = {}
 
 
 class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -64,6 +96,8 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         ops: Envelope operations; empty for an identity-only token.
         context: Pairs that must be present in an envelope's authenticated context.
         act: Who asked, where that is not the subject.
+        cnf: The key without which the token is worth nothing.
+        federated: What is known of whoever asked, where no identity of KKP's is.
     """
 
     iss: str
@@ -79,6 +113,18 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     policy_claims: Pairs
     context: Pairs = msgspec.field(default_factory=dict)
     act: Actor | None = None
+    cnf: Confirmation | None = None
+    federated: Federated | None = None
+
+    @property
+    def token_type(self) -> TokenType:
+        """How the token is presented (RFC 6749 section 7.1)."""
+        return "DPoP" if self.cnf is not None and self.cnf.jkt is not None else "Bearer"
+
+    @property
+    def asked_by(self) -> str:
+        """Who asked for it."""
+        return self.act.sub if self.act is not None else self.sub
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,9 +138,21 @@ _header_decoder = msgspec.json.Decoder(_Header, strict=True)
 _claims_encoder = msgspec.json.Encoder()
 
 
+def verify_ed25519(message: bytes, public_key: bytes, signature: bytes) -> bool:
+    """Tell whether a signature is good.
+
+    libsodium refuses small-order public keys, which others take, and non-canonical signatures.
+    """
+    try:
+        VerifyKey(public_key).verify(message, signature)
+    except (BadSignatureError, ValueError):
+        return False
+    return True
+
+
 @final
 class _Ed25519(Algorithm):
-    """Ed25519 by libsodium, which refuses small-order public keys and non-canonical signatures."""
+    """Ed25519 as PyJWT takes an algorithm."""
 
     def prepare_key(self, key: Any) -> Any:  # noqa: ANN401  PyJWT's signature
         return key
@@ -103,11 +161,7 @@ class _Ed25519(Algorithm):
         raise NotImplementedError  # private keys never leave the keyring: see `sign` below
 
     def verify(self, msg: bytes, key: bytes, sig: bytes) -> bool:
-        try:
-            VerifyKey(key).verify(msg, sig)
-        except (BadSignatureError, ValueError):
-            return False
-        return True
+        return verify_ed25519(msg, key, sig)
 
     @staticmethod
     def to_jwk(key_obj: Any, as_dict: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  PyJWT's signature
@@ -120,6 +174,9 @@ class _Ed25519(Algorithm):
 
 _jws = PyJWS(algorithms=[])
 _jws.register_algorithm(ALGORITHM, _Ed25519())
+# What others sign with: never by a shared secret, and Ed25519 by the same library as our own.
+_others_jws = PyJWS(algorithms=sorted(ALGORITHMS - {ALGORITHM}))
+_others_jws.register_algorithm(ALGORITHM, _Ed25519())
 
 
 def new_token_id() -> str:
@@ -176,13 +233,7 @@ def read_payload(token: str, typ: str) -> tuple[str, bytes]:
     Raises:
         TokenInvalidError: It is not exactly of the form that KKP signs.
     """
-    # PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
-    if len(token) > MAX_TOKEN_BYTES:
-        raise _invalid()
-    segments = token.split(".")
-    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
-        raise _invalid()
-    header_bytes, payload, signature = (_decode_segment(segment) for segment in segments)
+    header_bytes, payload, signature = decode_segments(token)
     if len(signature) != _SIGNATURE_BYTES:
         raise _invalid()
     try:
@@ -199,9 +250,44 @@ def read_payload(token: str, typ: str) -> tuple[str, bytes]:
 def type_of(unverified_header: str) -> str | None:
     """Return the `typ` that the first segment of a JWS names; None if that is not of KKP's form."""
     try:
-        return _header_decoder.decode(_decode_segment(unverified_header)).typ
+        return _header_decoder.decode(decode_segment(unverified_header)).typ
     except (TokenInvalidError, msgspec.DecodeError, ValueError):
         return None
+
+
+def decode_segments(token: str) -> tuple[bytes, bytes, bytes]:
+    """Return header, payload and signature of any JWS in compact form, none of which has been looked at.
+
+    PyJWT and the JSON decoder never see anything that is oversized or outside the alphabet.
+
+    Raises:
+        TokenInvalidError: It is none, or one that could be spelled otherwise.
+    """
+    if len(token) > MAX_TOKEN_BYTES:
+        raise _invalid()
+    segments = token.split(".")
+    if len(segments) != 3:  # noqa: PLR2004  header, payload, signature
+        raise _invalid()
+    header, payload, signature = map(decode_segment, segments)
+    return header, payload, signature
+
+
+def decode_segment(segment: str) -> bytes:
+    """Return what one segment of a JWS says.
+
+    Raises:
+        TokenInvalidError: It is not base64url, or could be spelled otherwise.
+    """
+    if not _SEGMENT.match(segment):
+        raise _invalid()
+    try:
+        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
+    except binascii.Error:
+        raise _invalid() from None
+    # Stray trailing bits would give one token many spellings.
+    if _encode_segment(decoded).decode() != segment:
+        raise _invalid()
+    return decoded
 
 
 def verify(token: str, keys: Mapping[str, bytes], *, issuer: str) -> tuple[str, Claims]:
@@ -234,6 +320,25 @@ def check_signature(token: str, key: bytes | None) -> None:
         raise _invalid()
     try:
         _jws.decode_complete(token, key, algorithms=[ALGORITHM])
+    except InvalidTokenError:
+        raise _invalid() from None
+
+
+def verify_signature(token: str, key: PublicKey, algorithm: str) -> None:
+    """Refuse a JWS of somebody else's that this key did not sign with this algorithm.
+
+    Args:
+        token: Compact JWS; `decode_segments` has seen it.
+        key: Theirs; never one that the token brought along.
+        algorithm: One that is taken from them.
+
+    Raises:
+        TokenInvalidError: It did not, or is not for that.
+    """
+    if algorithm not in key.algorithms:
+        raise _invalid()
+    try:
+        _others_jws.decode_complete(token, key.key, algorithms=[algorithm])
     except InvalidTokenError:
         raise _invalid() from None
 
@@ -271,19 +376,7 @@ def _invalid() -> TokenInvalidError:
     return TokenInvalidError("The token is not valid.")
 
 
-def _decode_segment(segment: str) -> bytes:
-    if not _SEGMENT.match(segment):
-        raise _invalid()
-    try:
-        decoded = base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4))
-    except binascii.Error:
-        raise _invalid() from None
-    # Stray trailing bits would give one token many spellings.
-    if _encode_segment(decoded).decode() != segment:
-        raise _invalid()
-    return decoded
-
-
 def _coherent(claims: Claims) -> bool:
     known = set(claims.ops) <= set(TOKEN_OPS) and len(set(claims.ops)) == len(claims.ops)
-    return known and 0 <= claims.iat <= claims.exp and 0 <= claims.nbf <= claims.exp
+    bound_to_one = claims.cnf is None or (claims.cnf.jkt is None) != (claims.cnf.x5t_s256 is None)
+    return known and bound_to_one and 0 <= claims.iat <= claims.exp and 0 <= claims.nbf <= claims.exp

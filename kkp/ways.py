@@ -45,6 +45,31 @@ def _check_tls(draft: Draft) -> None:
         )
 
 
+def _check_client_certificates(draft: Draft) -> None:
+    """Demand that a client certificate can arrive, and be judged, where one is spoken of."""
+    has_tls, proxies = bool(draft.texts["KKP_TLS_CERT_FILE"]), bool(draft.texts["KKP_TRUSTED_PROXIES"])
+    is_forwarded = bool(draft.values.get("KKP_FORWARDED_CLIENT_CERT"))
+    if is_forwarded and not proxies:
+        draft.problems.append(
+            "KKP_FORWARDED_CLIENT_CERT: no proxy is named; name those that forward client certificates in "
+            "KKP_TRUSTED_PROXIES, or unset it"
+        )
+    tables = draft.values.get("KKP_CERTIFICATES")
+    has_tables = isinstance(tables, dict) and bool(tables)
+    if draft.texts["KKP_CLIENT_CA_FILE"] or has_tables:
+        if not has_tls and not is_forwarded:
+            setting = "KKP_CERTIFICATES" if has_tables else "KKP_CLIENT_CA_FILE"
+            draft.problems.append(
+                f"{setting}: no client certificate can arrive; give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE, "
+                "or set KKP_FORWARDED_CLIENT_CERT=1 where a proxy forwards them"
+            )
+    elif is_forwarded or draft.values.get("KKP_CLIENT_CERT"):
+        draft.problems.append(
+            "KKP_CLIENT_CA_FILE: no client certificate is accepted without it; give the file of those who "
+            "issue them"
+        )
+
+
 def _check_state_exists(draft: Draft) -> None:
     """Demand what `kkp init` makes: serving makes no master key, and no database in place of a lost one."""
     key_file, database = draft.master_key_file, draft.database_path
@@ -102,6 +127,10 @@ DEV = Way(
         "KKP_POLICY_RULE": _DECIDES_IN_PROCESS,
         "KKP_TLS_CERT_FILE": _FOR_SERVE,
         "KKP_TLS_KEY_FILE": _FOR_SERVE,
+        "KKP_CERTIFICATES": _FOR_SERVE,
+        "KKP_CLIENT_CA_FILE": _FOR_SERVE,
+        "KKP_CLIENT_CERT": _FOR_SERVE,
+        "KKP_FORWARDED_CLIENT_CERT": _FOR_SERVE,
         "KKP_TRUSTED_PROXIES": _FOR_SERVE,
         "KKP_DRAIN_SECS": _FOR_SERVE,
         "KKP_WORKERS": _FOR_SERVE,
@@ -122,6 +151,6 @@ SERVE = Way(
         "KKP_DEV_ALLOW_REMOTE": "it is for `kkp dev`; unset it",
     },
     refused_schemes={"memory": "an emulator for development; give a real backend's URI"},
-    rules=(_check_tls, _check_issuer, _check_sink, _check_state_exists),
+    rules=(_check_tls, _check_client_certificates, _check_issuer, _check_sink, _check_state_exists),
 )
 COMMAND = Way("a command")

@@ -33,6 +33,7 @@ MUTATED = [
     "a token minted by the caller for another is accepted beside the caller's credential",
     "a token's context pair that the envelope has is met",
     "a token bound to a key is accepted alone",
+    "a token of a caller whom an issuer vouches for is accepted beside its credential",
     "an envelope of the same environment is opened",
     "a service encrypts without a token",
     "a token encrypts within its scope",

@@ -16,10 +16,19 @@ from jsonschema import Draft202012Validator
 from kkp.web import openapi
 from kkp.web.problems import STATUS
 from kkp.web.public import PUBLIC_ROUTES
-from kkp.web.routes import ROUTES
+from kkp.web.reading import Reader
+from kkp.web.routes import ROUTES, Route
 
-# Whatever the path: what is not well-formed HTTP, a request past the proxy, no such path, no such method.
-ANYWHERE = {400: "invalid_request", 403: "tls_required", 404: "not_found", 405: "method_not_allowed"}
+# Whatever the path: what is not well-formed HTTP, a client certificate that is not good, a request past the
+# proxy, no such path, no such method, an address that asks too often.
+ANYWHERE = {
+    400: "invalid_request",
+    401: "unauthenticated",
+    403: "tls_required",
+    404: "not_found",
+    405: "method_not_allowed",
+    429: "rate_limited",
+}
 
 
 @cache
@@ -27,6 +36,12 @@ def document() -> dict[str, Any]:
     """Return the document that KKP serves."""
     described: dict[str, Any] = json.loads(openapi.document(ROUTES, PUBLIC_ROUTES))
     return described
+
+
+def readers(route: openapi.Row) -> list[Reader[Any]]:
+    """Return what reads a row's requests: what has its body in JSON, and its form if it takes one."""
+    form = route.form if isinstance(route, Route) else None
+    return [route.read, *([] if form is None else [form.read])]
 
 
 def operation(method: str, path: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,17 @@ class Answer:
         }  # fmt: skip
         code: str = self.json["code"]
         return code
+
+    def refusal(self) -> tuple[str, str]:
+        """Return the OAuth error and the code that a form is refused with, having checked its members."""
+        assert self.headers["Content-Type"] == "application/json", self
+        assert (self.headers["Cache-Control"], self.headers["Pragma"]) == ("no-store", "no-cache")
+        assert ("WWW-Authenticate" in self.headers) == (self.status == 401)
+        assert set(self.json) <= {
+            "error", "error_description", "code", "request_id", "decision_id", "reasons",
+        }  # fmt: skip
+        assert re.fullmatch(r"[\x20\x21\x23-\x5b\x5d-\x7e]+", self.json["error_description"])
+        return self.json["error"], self.json["code"]
 
 
 @dataclass(slots=True)
@@ -182,6 +194,7 @@ def settings_for(directory: Path, **environ: str) -> Settings:
         "KKP_ISSUER": ISSUER,
         "KKP_CONFIG": "/dev/null",
         "KKP_CALLER_RATE_PER_SEC": "0",  # a test is one caller in a hurry
+        "KKP_ADDRESS_RATE_PER_SEC": "0",
         **environ,
     }
     return load(given, DEV, schemes=kms.SCHEMES)
@@ -195,7 +208,13 @@ async def running(
     settings = settings_for(directory, **environ)
     async with (
         development(settings, clock=clock) as services,
-        serving(make_application(services), settings.listen, peers=peers) as address,
+        serving(
+            make_application(services),
+            settings.listen,
+            peers=peers,
+            admit=services.addresses.admit,
+            connections=services.connections,
+        ) as address,
         aiohttp.ClientSession(f"http://{address}") as session,
     ):
         yield KKP(session, settings.data_dir, settings, services, address.host, address.port)

@@ -41,22 +41,30 @@ class Bar(NamedTuple):
 
 
 class Promise(NamedTuple):
-    """The factor at which its tests reach its bars; without a bar, every test of it must pass."""
+    """How its tests reach its bars.
+
+    Attributes:
+        scale: The factor that they run at.
+        bars: What they must count; without one, every test of it must pass.
+        at_once: How many of them run at a time, where most of their hours are waiting.
+    """
 
     scale: int = 1
     bars: tuple[Bar, ...] = ()
+    at_once: int = 1
 
 
 PROMISES: Mapping[int, Promise] = {
     1: Promise(
         60,
         (Bar("tokens", 50_000), Bar("kills", 100), Bar("rotations", 200), Bar("seconds to ready", most=5)),
+        at_once=2,
     ),
     2: Promise(67, (Bar("configurations", 10_000),)),
     3: Promise(30, (Bar("kills", 120),)),
     4: Promise(10, (Bar("generations", 200),)),
     5: Promise(4, (Bar("clock steps", 20),)),
-    6: Promise(50, (Bar("stops", 50),)),
+    6: Promise(50, (Bar("stops", 50),), at_once=2),
     7: Promise(
         4,
         (
@@ -74,7 +82,9 @@ PROMISES: Mapping[int, Promise] = {
     12: Promise(10, (Bar("answers", 2_000), Bar("answers on PostgreSQL", 2_000))),
     13: Promise(1, (Bar("mutations", 2_000),)),
     15: Promise(1, (Bar("claims", 60),)),
-    18: Promise(1, (Bar("shapes", 40),)),
+    16: Promise(10, (Bar("parallel uses", 1_000),)),
+    17: Promise(1, (Bar("random kids", 10_000), Bar("servers at fault", 20), Bar("fetches in 30 s", most=1))),
+    18: Promise(50, (Bar("shapes", 40), Bar("fuzzed inputs", 1_000_000))),
     19: Promise(50, (Bar("faulty answers", 3_000),)),
     20: Promise(45, (Bar("tokens", 10_000),)),
     21: Promise(1, (Bar("pairs", 5_000),)),
@@ -82,7 +92,7 @@ PROMISES: Mapping[int, Promise] = {
     23: Promise(200, (Bar("encryptions", 1_000_000),)),
     24: Promise(1),
     25: Promise(2, (Bar("contexts", 10_000),)),
-    26: Promise(1, (Bar("flipped bits", 5_000),)),
+    26: Promise(2, (Bar("flipped bits", 5_000),)),
     27: Promise(
         100,
         (
@@ -127,7 +137,9 @@ PROMISES: Mapping[int, Promise] = {
     36: Promise(40, (Bar("raw payloads", 60), Bar("generated requests", 10_000))),
     38: Promise(5, (Bar("breaks", 80), Bar("seconds to notice or recover", most=10))),
     39: Promise(
-        450, (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0))
+        450,
+        (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0)),
+        at_once=2,
     ),
     40: Promise(1),
 }

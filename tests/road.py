@@ -13,7 +13,7 @@ from kkp.audit.log import AuditLog
 from kkp.authn.base import Authenticated, Once
 from kkp.batch import Result
 from kkp.errors import InvalidRequestError, KKPError, TokenExpiredError, UnauthenticatedError
-from kkp.limits import CallerLimits
+from kkp.limits import RateLimits
 from kkp.live_state import LiveState
 from kkp.master_key import MasterKey
 from kkp.model import Action, Caller, Credentials, Decision, PolicyInput
@@ -184,5 +184,5 @@ async def built_road() -> AsyncIterator[Road]:
 def limit(road: Road, burst: int) -> list[str]:
     """Put a limit on every caller of the road; return who is refused for it."""
     refused: list[str] = []
-    road.pipeline._limits = CallerLimits(1, burst, FakeClock().now, refused.append)
+    road.pipeline._limits = RateLimits(1, burst, FakeClock().now, refused.append)
     return refused

@@ -74,12 +74,15 @@ def _run(number: int) -> tuple[int, str, list[Figure]]:
     figures = OUTPUT / f"{number}.jsonl"
     figures.write_bytes(b"")
     log = OUTPUT / f"{number}.log"
+    promise = PROMISES[number]
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider"]
+    if promise.at_once > 1:
+        command += ["-n", str(promise.at_once), "--dist", "worksteal"]
     with log.open("wb") as output:
         code = subprocess.run(  # noqa: S603  our own words
             [*command, f"--promise={number}", f"--promise-figures={figures}"],
             cwd=ROOT,
-            env={**os.environ, "KKP_TEST_SCALE": str(PROMISES[number].scale)},
+            env={**os.environ, "KKP_TEST_SCALE": str(promise.scale)},
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TypeAlias
 from urllib.parse import quote
 
 # So many bytes of a spelling are looked for, enough that nothing is found by chance, at every fourth place.
 _LOOK_BYTES = 16
 _STRIDE = 4
+_Windows: TypeAlias = "defaultdict[bytes, list[_Spelled]]"
 
 
 def spellings(value: bytes) -> Iterator[bytes]:
@@ -38,26 +41,38 @@ def folded_spellings(value: bytes) -> Iterator[bytes]:
     yield "".join(f"\\x{byte:02x}" for byte in value).encode()
 
 
+class _Spelled(NamedTuple):
+    secret: bytes
+    text: bytes
+    begin: int
+
+
 def found(secrets: Iterable[bytes], haystack: bytes) -> set[bytes]:
     """Return which of thousands of random secrets, of 32 bytes or more, occur, however spelled.
 
     Whatever their number, the haystack is read twice: one place in four is looked at, where each spelling has
-    one of its first four windows.
+    one of its first four windows. What a window shows there is read to its end, as some spellings are long
+    and begin alike.
     """
-    plain, folded = dict[bytes, bytes](), dict[bytes, bytes]()
+    plain: _Windows = defaultdict(list)
+    folded: _Windows = defaultdict(list)
     for secret in secrets:
-        plain.update(dict.fromkeys(_windows(spellings(secret)), secret))
-        folded.update(dict.fromkeys(_windows(folded_spellings(secret)), secret))
+        _add_windows(plain, secret, spellings(secret))
+        _add_windows(folded, secret, folded_spellings(secret))
     return _look(plain, haystack) | _look(folded, haystack.lower())
 
 
-def _windows(spelled: Iterable[bytes]) -> Iterator[bytes]:
+def _add_windows(windows: _Windows, secret: bytes, spelled: Iterable[bytes]) -> None:
     for text in spelled:
         assert len(text) >= _LOOK_BYTES + _STRIDE
         for begin in range(_STRIDE):
-            yield text[begin : begin + _LOOK_BYTES]
+            windows[text[begin : begin + _LOOK_BYTES]].append(_Spelled(secret, text, begin))
 
 
-def _look(windows: Mapping[bytes, bytes], haystack: bytes) -> set[bytes]:
-    seen = (haystack[place : place + _LOOK_BYTES] for place in range(0, len(haystack), _STRIDE))
-    return {windows[window] for window in seen if window in windows}
+def _look(windows: _Windows, haystack: bytes) -> set[bytes]:
+    return {
+        spelled.secret
+        for place in range(0, len(haystack), _STRIDE)
+        for spelled in windows.get(haystack[place : place + _LOOK_BYTES], ())
+        if haystack.startswith(spelled.text, place - spelled.begin)
+    }

@@ -1,10 +1,11 @@
 """Refusals that anybody can cause without limit, counted in memory and recorded in aggregate.
 
-They are failed authentications, by peer and reason, and requests over a caller's limit, by caller. A flood
-of them can fill neither the disk nor the memory: at most MAX_PEERS names of a kind are told apart and the
-rest is counted as `other` (callers: `*`); each flush writes at most MAX_ROWS records of a kind, the largest
-counts by name and the rest summed up alike, so that none goes missing. An IPv6 peer is its /64, which is what
-one customer usually has. A reason is a code of ours, never the caller's word.
+They are failed authentications, by peer and reason; among them requests over an address's limit, which are
+refused before anybody asks whose they are; and requests over a caller's limit, by caller. A flood of them
+can fill neither the disk nor the memory: at most MAX_PEERS names of a kind are told apart and the rest is
+counted as `other` (callers: `*`); each flush writes at most MAX_ROWS records of a kind, the largest counts by
+name and the rest summed up alike, so that none goes missing. An IPv6 peer is its /64. A reason is a code of
+ours, never the caller's word.
 
 A count that could not be recorded is kept for the next flush. Where the store's answer was lost it may then
 be recorded twice: too many, never too few. Counts since the last flush are lost with the process.
@@ -16,19 +17,17 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple, Protocol, final
 
 from kkp.audit.base import FailedAuthentication, RateLimited
-from kkp.errors import AuditUnavailableError
+from kkp.errors import AuditUnavailableError, RateLimitedError
+from kkp.peers import UNKNOWN_PEER, peer_name
 
 MAX_PEERS: Final = 4096
 MAX_ROWS: Final = 64
 INTERVAL_SECONDS: Final = 10.0
-OTHER: Final = "other"
 OTHER_CALLERS: Final = "*"
 
-_IPV6_PREFIX_BITS: Final = 64
 _log = logging.getLogger(__name__)
 
 
@@ -50,19 +49,6 @@ class _Count(NamedTuple):
     name: str
     reason: str
     times: int
-
-
-def peer_name(peer: str) -> str:
-    """Return what a peer is counted as: an IPv4 address, an IPv6 /64, or `other`."""
-    try:
-        address = ip_address(peer)
-    except ValueError:
-        return OTHER
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:  # or every IPv4 peer of a dual-stack socket would share one /64
-        return str(address.ipv4_mapped)
-    return str(IPv6Network((address.packed, _IPV6_PREFIX_BITS), strict=False))
 
 
 class _Aggregates:
@@ -143,11 +129,15 @@ class FailedAuthentications(_Aggregates):
         async def commit(count: _Count) -> None:
             await log.commit_failed_authentication(FailedAuthentication(*count))
 
-        super().__init__("failed authentications", OTHER, commit, interval_seconds)
+        super().__init__("failed authentications", UNKNOWN_PEER, commit, interval_seconds)
 
     def count(self, peer: str, reason: str) -> None:
         """Count one failure."""
         self._add(peer_name(peer), reason, 1)
+
+    def count_limited(self, name: str) -> None:
+        """Count one request over an address's limit, by what the address is counted as."""
+        self._add(name, RateLimitedError.code, 1)
 
 
 @final

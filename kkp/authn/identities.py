@@ -178,6 +178,16 @@ class IdentityDirectory:
         identity = self._view.by_id.get(identity_id)
         return identity if identity is not None and identity.disabled_at is None else None
 
+    def look_up(self, identity_id: str, method: str) -> Caller | None:
+        """Return who an identity is now, as if it had proven itself by this method; None unless enabled.
+
+        Raises:
+            StateUntrustedError: The stored identities can't be believed.
+        """
+        self.check_trusted()
+        identity = self.enabled(identity_id)
+        return None if identity is None else caller_of(identity, method)
+
     def knows(self, identity_id: str) -> bool:
         """Tell whether there is, or was, an identity of this name."""
         return identity_id in self._view.by_id

@@ -10,14 +10,12 @@ An obligation binds KKP, so an allow that carries one KKP does not know, or can'
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Protocol
 
 from kkp.errors import PolicyUnavailableError
-from kkp.model import JSON, Decision, PolicyInput
+from kkp.model import JSON, Decision, Explanation, PolicyInput
 
 UNKNOWN_OBLIGATION = "kkp.unknown_obligation"
-BINDING_UNAVAILABLE = "kkp.binding_unavailable"
 
 _REQUIRED = frozenset({"allow", "reasons", "obligations"})
 _OPTIONAL = frozenset({"public"})
@@ -48,6 +46,17 @@ class PolicyEngine(Protocol):
     @property
     def revision(self) -> str:
         """Which policy decides, for the audit."""
+
+
+class ExplainingEngine(PolicyEngine, Protocol):
+    """A policy engine that also tells how it comes by a decision; that costs many times as much."""
+
+    async def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Decide, and say by which rules.
+
+        Raises:
+            PolicyUnavailableError: The policy gave no usable answer.
+        """
 
 
 def interpret(rule: str, value: JSON, revision: str) -> Decision:
@@ -82,11 +91,14 @@ def _read_document(value: JSON, revision: str) -> Decision:
         raise PolicyUnavailableError("The policy's reasons are empty, or it makes others public.")
     if not allow:
         return Decision(allow=False, reasons=reasons, public_reasons=public, revision=revision)
-    objection = _objection(obligations)
-    if objection is not None:
-        return Decision(allow=False, reasons=(*reasons, objection), public_reasons=public, revision=revision)
-    kept = {name: limit for name, limit in obligations.items() if name == "max_ttl"}
-    return Decision(allow=True, reasons=reasons, public_reasons=public, obligations=kept, revision=revision)
+    if not all(_is_known(name, value) for name, value in obligations.items()):
+        return Decision(
+            allow=False, reasons=(*reasons, UNKNOWN_OBLIGATION), public_reasons=public, revision=revision
+        )
+    demands = {name: value for name, value in obligations.items() if value is not False}
+    return Decision(
+        allow=True, reasons=reasons, public_reasons=public, obligations=demands, revision=revision
+    )
 
 
 def _read_reasons(value: JSON) -> tuple[str, ...]:
@@ -97,14 +109,9 @@ def _read_reasons(value: JSON) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _objection(obligations: Mapping[str, JSON]) -> str | None:
-    """Say why an allow with these obligations is a denial; None where KKP can meet them all."""
-    for name, value in obligations.items():
-        if name == "max_ttl":
-            # In Python a bool is an int, and `True` would be a lifetime of one second.
-            if type(value) is not int or value <= 0:
-                return UNKNOWN_OBLIGATION
-        elif name != "require_binding" or not isinstance(value, bool):
-            return UNKNOWN_OBLIGATION
-    # KKP can't bind a token to a key yet, so a policy that demands it gets no token.
-    return BINDING_UNAVAILABLE if obligations.get("require_binding", False) else None
+def _is_known(obligation: str, value: JSON) -> bool:
+    """Tell whether KKP knows an obligation, and can read it."""
+    if obligation == "max_ttl":
+        # In Python a bool is an int, and `True` would be a lifetime of one second.
+        return type(value) is int and value > 0
+    return obligation == "require_binding" and isinstance(value, bool)

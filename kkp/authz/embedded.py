@@ -31,9 +31,9 @@ import msgspec
 import regorus  # type: ignore[import-untyped]  # the wheel carries no stubs
 
 from kkp.authz.base import interpret
-from kkp.authz.syntax import PolicySyntax
+from kkp.authz.syntax import PolicySyntax, RulePlaces
 from kkp.errors import PolicyLoadError, PolicyUnavailableError
-from kkp.model import JSON, Decision, PolicyInput
+from kkp.model import JSON, Decision, Explanation, PolicyInput
 
 _PACKAGE = ("kkp", "authz")
 _MAX_FILES = 256
@@ -64,7 +64,8 @@ def default_policy_path() -> Path:
 class EmbeddedPolicy:
     """A policy, loaded and proven usable. Made by `load`."""
 
-    def __init__(self, engine: regorus.Engine, rule: str, revision: str) -> None:
+    def __init__(self, engine: regorus.Engine, rule: str, revision: str, rules: RulePlaces) -> None:
+        self._rules = rules
         self._engine: regorus.Engine | None = engine
         self._thread_id = threading.get_ident()
         self._rule = rule
@@ -104,7 +105,7 @@ class EmbeddedPolicy:
         syntax.check(data)
         rule = _choose_rule(syntax)
         _add_data(engine, data)
-        policy = cls(engine, rule, _revision(files, settings))
+        policy = cls(engine, rule, _revision(files, settings), RulePlaces.read(syntax))
         policy._probe()
         return policy
 
@@ -124,6 +125,18 @@ class EmbeddedPolicy:
     async def decide(self, policy_input: PolicyInput) -> Decision:
         """Do as `answer`."""
         return self.answer(policy_input)
+
+    def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Do as `answer`, and name the rules that were looked at and have a value; functions are not named.
+
+        Raises:
+            PolicyUnavailableError: The policy gave no usable answer, or this is another thread.
+        """
+        decision = self.answer(policy_input)
+        values = self._evaluate_traced(policy_input.encoded)
+        return Explanation(
+            decision, tuple(sorted(path for path, value in values.items() if _is_given(value)))
+        )
 
     async def ping(self) -> None:
         """Evaluate the rule on an empty input.
@@ -149,6 +162,26 @@ class EmbeddedPolicy:
         except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
             _refuse_answer(failure)
         return answer
+
+    def _evaluate_traced(self, encoded: bytes) -> Mapping[str, JSON]:
+        """Return the rules that the decision on an input looks at, each with its value."""
+        engine = self._engine_of_this_thread()
+        try:
+            engine.set_enable_coverage(True)
+            try:
+                engine.set_input_json(encoded.decode())
+                engine.eval_rule_as_json(self._rule_path)
+                covered = _covered_lines(engine.get_coverage_report_as_json())
+                return {
+                    ".".join(path): engine.eval_rule(".".join(("data", *path)))
+                    for path in self._rules.at(covered)
+                }
+            finally:
+                engine.set_enable_coverage(False)
+                engine.clear_coverage_data()
+                engine.set_input_json(_NO_INPUT)
+        except BaseException as failure:  # noqa: BLE001  the engine's panics are BaseExceptions
+            _refuse_answer(failure)
 
     def _engine_of_this_thread(self) -> regorus.Engine:
         if threading.get_ident() != self._thread_id:
@@ -186,6 +219,17 @@ def _refuse_answer(failure: BaseException) -> NoReturn:
     if isinstance(failure, (KeyboardInterrupt, SystemExit)):
         raise failure
     raise PolicyUnavailableError("The in-process policy failed to evaluate.") from None
+
+
+def _covered_lines(report: str) -> Iterator[tuple[str, int]]:
+    for file in msgspec.json.decode(report)["files"]:
+        for line in file["covered"]:
+            yield file["path"], line
+
+
+def _is_given(value: JSON) -> bool:
+    """Tell whether a rule has a value. Undefined comes as None; a set to which nothing belongs is none."""
+    return value is not None and value != set()
 
 
 def _rule_path(rule: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol, final
 
 from kkp.grouping import Grouped
-from kkp.model import Decision, PolicyInput
+from kkp.model import Decision, Explanation, PolicyInput
 
 
 class AnswersAtOnce(Protocol):
@@ -22,6 +22,9 @@ class AnswersAtOnce(Protocol):
 
     def answer(self, policy_input: PolicyInput) -> Decision:
         """Return the policy's decision; PolicyUnavailableError where there is none."""
+
+    def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Return the decision and how it comes about; PolicyUnavailableError where there is none."""
 
     async def ping(self) -> None:
         """Ask a question of no consequence; PolicyUnavailableError where it is not answered."""
@@ -54,6 +57,14 @@ class GroupingPolicy:
             PolicyUnavailableError: The policy gave no usable answer.
         """
         return await self._answer(policy_input)
+
+    async def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Ask alone, and how the answer comes about.
+
+        Raises:
+            PolicyUnavailableError: The policy gave no usable answer.
+        """
+        return self._engine.explain(policy_input)
 
     async def ping(self) -> None:
         """Ask a question of no consequence.

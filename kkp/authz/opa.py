@@ -30,7 +30,7 @@ import msgspec
 from kkp.authz.base import interpret
 from kkp.authz.opa_address import check_opa, read_address
 from kkp.errors import ConfigError, PolicyUnavailableError
-from kkp.model import Decision, PolicyInput
+from kkp.model import Decision, Explanation, PolicyInput
 
 if TYPE_CHECKING:
     from kkp.authz.opa_client import Answer, Bundle, OPAClient
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Rule: TypeAlias = Literal["decision", "allow"]
 
 _EMPTY_INPUT = b"{}"
+_EXPLAIN_SECONDS = 5.0  # writing the steps down takes OPA many times as long as the decision
 # Both stand in clear in the audit, so OPA can't put sentences there.
 _NAME = re.compile(r"[A-Za-z0-9._/:+~=-]{1,128}")
 _DECISION_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -108,6 +109,20 @@ class OPAPolicy:
                 loaded = await self._look(loaded)
                 answer = await self._client.ask(loaded.rule, policy_input.encoded)
             return _read_decision(answer, loaded)
+
+    async def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Ask OPA, and have it write down how it comes by the answer; functions are named like rules.
+
+        Raises:
+            PolicyUnavailableError: It gave no usable answer in time, or its steps were too many.
+        """
+        async with _Deadline(_EXPLAIN_SECONDS):
+            loaded = self._loaded or await self._look(None)
+            answer, rules = await self._client.trace(loaded.rule, policy_input.encoded)
+            if answer.provenance.bundles != loaded.bundles:
+                loaded = await self._look(loaded)
+                answer, rules = await self._client.trace(loaded.rule, policy_input.encoded)
+            return Explanation(_read_decision(answer, loaded), tuple(sorted(rules)))
 
     async def ping(self) -> None:
         """Look at the policy that OPA has now, as if for the first time.

@@ -8,20 +8,17 @@ would otherwise answer for the policy.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from kkp.destinations import is_host, is_loopback
+
 _CURE = (
     "give http://127.0.0.1:8181, unix:///run/opa.sock, or https://host with its authority in KKP_OPA_CA_FILE"
 )
 _MAX_SOCKET_PATH = 107  # bytes: sockaddr_un holds 108, the last one is zero
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +64,10 @@ def read_address(url: str) -> OPAAddress:
         raise ValueError(f"it takes a host and a port, without a path; {_CURE}")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     if parts.scheme == "https":
-        _check_host(parts.hostname)
+        if not is_host(parts.hostname):
+            raise ValueError(f"its host is not a host name; {_CURE}")
         return OPAAddress(host, port or 443, is_tls=True)
-    if parts.scheme == "http" and _is_loopback(parts.hostname):
+    if parts.scheme == "http" and is_loopback(parts.hostname):
         return OPAAddress(host, port or 80)
     raise ValueError(f"without TLS it must be a loopback address, and a number rather than a name; {_CURE}")
 
@@ -122,18 +120,3 @@ def _unix_address(parts: SplitResult) -> OPAAddress:
             f"a Unix socket takes three slashes and a path of at most {_MAX_SOCKET_PATH} bytes; {_CURE}"
         )
     return OPAAddress("localhost", 80, socket_path=path)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_host(host: str) -> None:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if not _HOST_NAME.fullmatch(host):
-            raise ValueError(f"its host is not a host name; {_CURE}") from None

@@ -7,6 +7,8 @@ These rules hold:
 
 - An answer is 200, `application/json`, without a content coding and at most 64 KiB, or it is none. It is read
   as strict JSON: no NaN, no second member of a name, UTF-8 without a byte order mark.
+- An explanation may be MAX_TRACE_BYTES, because OPA writes down each step. One is fetched at a time, and only
+  the names of the rules that had a value are kept of it: what else a line says may quote the question.
 - Whatever goes wrong becomes `PolicyUnavailableError`. Its text names the kind of failure and nothing else:
   neither the question nor the answer.
 
@@ -17,11 +19,12 @@ The policy's path is a constant: no part of a request's URL comes from a request
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import msgspec
 from opa_client import AsyncOpaClient  # type: ignore[import-untyped]  # the wheel carries no stubs
@@ -34,6 +37,10 @@ from kkp.strict_json import refuse_duplicates
 
 PACKAGE = "kkp.authz"
 
+MAX_TRACE_BYTES: Final = 8 * 1024 * 1024
+_TRACED: Final = "&explain=full&pretty=true"
+# `policy/kkp/authz/authz.rego:20  | | Exit data.kkp.authz.decision`: a rule that had a value.
+_FIRED: Final = re.compile(r"[^|]+:[0-9]+ +(?:\| )*Exit data\.([A-Za-z0-9_.]+)(?: early)?")
 # Without the first, an error in a built-in would be undefined, which a `not` turns into an allow.
 _PARAMETERS = "?strict-builtin-errors=true&provenance=true"
 
@@ -64,6 +71,13 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decision_id: str | None = None
 
 
+class _Traced(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    provenance: Provenance
+    explanation: list[str]
+    result: JSON = msgspec.UNSET
+    decision_id: str | None = None
+
+
 class _Compiled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     result: dict[str, JSON]
 
@@ -75,7 +89,9 @@ class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without typ
     def __init__(self, address: OPAAddress, ca_file: Path | None) -> None:
         super().__init__(host=address.host, port=address.port, ssl=address.is_tls, retries=0)
         self._origin = self.root_url.removesuffix(f"/{self.version}")
-        self._connections = OPAConnections(address, tls_context(ca_file) if ca_file is not None else None)
+        tls = tls_context(ca_file) if ca_file is not None else None
+        self._connections = OPAConnections(address, tls)
+        self._tracing = OPAConnections(address, tls, MAX_TRACE_BYTES, max_connections=1)
 
     async def ask(self, rule: str, encoded_input: bytes) -> Answer:
         """Ask for `data.kkp.authz.<rule>` on an input in JSON.
@@ -86,6 +102,20 @@ class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without typ
         with _Failures():
             document = await self.query_rule(msgspec.Raw(encoded_input), PACKAGE, rule)
             return msgspec.convert(document, Answer)
+
+    async def trace(self, rule: str, encoded_input: bytes) -> tuple[Answer, frozenset[str]]:
+        """Ask like `ask`; return the answer, and the rules that had a value on the way to it.
+
+        Raises:
+            PolicyUnavailableError: There is no answer, or it is not one of OPA's.
+        """
+        with _Failures():
+            path = f"/{self.version}/data/{PACKAGE.replace('.', '/')}/{rule}{_PARAMETERS}{_TRACED}"
+            response = await self._tracing.post(path, b'{"input":%b}' % encoded_input)
+            traced = msgspec.json.decode(_read(response), type=_Traced)
+        fired = (_FIRED.fullmatch(line) for line in traced.explanation)
+        answer = Answer(traced.provenance, traced.result, traced.decision_id)
+        return answer, frozenset(found[1] for found in fired if found is not None)
 
     async def has_rule(self, rule: str) -> bool:
         """Tell whether the rule can have a value at all, on whatever input.
@@ -100,6 +130,7 @@ class OPAClient(AsyncOpaClient):  # type: ignore[misc]  # of a class without typ
     async def close_connection(self) -> None:
         """Close every connection; every later question is refused."""
         self._connections.close()
+        self._tracing.close()
 
     async def _init_session(self) -> None:
         """Do nothing: the connections are our own."""

@@ -22,6 +22,7 @@ import asyncio
 import select
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, final
 
 import httptools
@@ -68,7 +69,8 @@ class _Connection(asyncio.Protocol):
 
     _transport: asyncio.Transport  # given before anything else is called
 
-    def __init__(self) -> None:
+    def __init__(self, max_answer_bytes: int) -> None:
+        self._max_answer_bytes = max_answer_bytes
         self._poll = select.poll()
         self._parser = httptools.HttpResponseParser(self)
         self._waiting: asyncio.Future[Response] | None = None
@@ -115,7 +117,8 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("did not speak HTTP")
             return
-        if self._bytes > MAX_ANSWER_BYTES + _MAX_HEAD_BYTES or len(self._response.body) > MAX_ANSWER_BYTES:
+        most = self._max_answer_bytes
+        if self._bytes > most + _MAX_HEAD_BYTES or len(self._response.body) > most:
             self._fail("is too large")
         elif self._is_whole:
             self._settle()
@@ -171,12 +174,21 @@ class OPAConnections:
     Args:
         address: Where it stands.
         tls: How it proves its name, where it has to.
+        max_answer_bytes: How large an answer's body may be.
+        max_connections: How many there may be; who asks meanwhile waits.
     """
 
-    def __init__(self, address: OPAAddress, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        address: OPAAddress,
+        tls: ssl.SSLContext | None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self._address = address
         self._tls = tls
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._new_connection = partial(_Connection, max_answer_bytes)
+        self._slots = asyncio.Semaphore(max_connections)
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
         self._is_closed = False
@@ -226,10 +238,12 @@ class OPAConnections:
         loop, address = asyncio.get_running_loop(), self._address
         try:
             if address.socket_path is not None:
-                _, connection = await loop.create_unix_connection(_Connection, address.socket_path)
+                _, connection = await loop.create_unix_connection(self._new_connection, address.socket_path)
             else:
                 host = address.host.strip("[]")
-                _, connection = await loop.create_connection(_Connection, host, address.port, ssl=self._tls)
+                _, connection = await loop.create_connection(
+                    self._new_connection, host, address.port, ssl=self._tls
+                )
         except OSError as error:
             raise OPAConnectionError(f"can't be reached ({type(error).__name__})") from None
         if self._is_closed:  # in the meantime

@@ -22,7 +22,7 @@ from typing import Final, TypeAlias, final
 
 from kkp.authz.embedded import EmbeddedPolicy, PolicySource
 from kkp.errors import PolicyLoadError
-from kkp.model import JSON, Decision, PolicyInput
+from kkp.model import JSON, Decision, Explanation, PolicyInput
 
 POLL_SECONDS: Final = 0.25
 _MANY_CHANGES: Final = 4
@@ -82,6 +82,14 @@ class ReloadingPolicy:
             PolicyUnavailableError: It gave no usable answer, or this is another thread.
         """
         return self._policy.answer(policy_input)
+
+    def explain(self, policy_input: PolicyInput) -> Explanation:
+        """Ask the policy in force, and how it came by its answer.
+
+        Raises:
+            PolicyUnavailableError: It gave no usable answer, or this is another thread.
+        """
+        return self._policy.explain(policy_input)
 
     async def ping(self) -> None:
         """Ask the policy in force about an empty input.

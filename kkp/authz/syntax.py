@@ -8,7 +8,8 @@ too: a policy that this engine can't run belongs to an OPA.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -128,6 +129,47 @@ class PolicySyntax:
                 for target in _targets(module, tree):
                     graph[path] |= {rule for rule in paths if _overlap(rule, target)}
         return graph
+
+
+@dataclass(frozen=True, slots=True)
+class RulePlaces:
+    """Which rule a line belongs to: each reaches from its first line to the next one's.
+
+    Attributes:
+        starts: By file, the first line of every rule and its path below `data`, in order. None is for what
+            has no value to ask for by its name: a function, or a name that is no word.
+    """
+
+    starts: Mapping[str, Sequence[tuple[int, RulePath | None]]]
+
+    @classmethod
+    def read(cls, syntax: PolicySyntax) -> RulePlaces:
+        """Read them from the tree."""
+        functions = syntax.functions
+        return cls(
+            {
+                module.file: sorted(
+                    ((line_of(tree), _askable(path, functions)) for path, tree in module.rules),
+                    key=lambda start: start[0],
+                )
+                for module in syntax.modules
+            }
+        )
+
+    def at(self, lines: Iterable[tuple[str, int]]) -> set[RulePath]:
+        """Return the rules that these lines of these files belong to."""
+        found = set()
+        for file, line in lines:
+            starts = self.starts.get(file, ())
+            position = bisect_right(starts, line, key=lambda start: start[0])
+            path = starts[position - 1][1] if position else None
+            if path is not None:
+                found.add(path)
+        return found
+
+
+def _askable(path: RulePath, functions: frozenset[RulePath]) -> RulePath | None:
+    return path if path not in functions and all(map(str.isidentifier, path)) else None
 
 
 @contextmanager

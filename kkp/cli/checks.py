@@ -24,12 +24,15 @@ from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
+from kkp.certificates import GENERAL
 from kkp.cli.findings import Finding, Result, Status, problem
 from kkp.cli.probes import Means, probe_all, probe_key
 from kkp.cli.stored_log import read_log
 from kkp.clock import SteadyClock
 from kkp.config import Settings
 from kkp.errors import ConfigError, KKPError
+from kkp.issuers import Issuer
+from kkp.jwk import of_members, read_set
 from kkp.keyring.rotation import Keyring
 from kkp.kms.base import Resources
 from kkp.kms.stateless import without_state
@@ -43,6 +46,7 @@ from kkp.store.revocations import RevocationStore
 from kkp.store.ring import RingStore
 from kkp.store.sqlite import SQLiteDatabase
 from kkp.unlock import unlock
+from kkp.web.authorities import expiry_of, load_authorities
 from kkp.web.tls import read_certificate
 
 _NO_PROBES: Mapping[str, Sequence[str]] = MappingProxyType({})
@@ -300,6 +304,32 @@ async def _tls(examined: Examined) -> Result:
     )
 
 
+async def _client_certificates(examined: Examined) -> list[Result]:
+    settings = examined.settings
+    if not settings.client_ca_files:
+        return [Result(Status.OK, "none are asked for")]
+    how = "required" if settings.requires_client_certificate else "optional"
+    where = [
+        *(["in TLS"] if settings.tls_cert_file is not None else []),
+        *(["forwarded by trusted proxies"] if settings.takes_forwarded_certificates else []),
+    ]
+    rules = sum(len(table.rules) for table in settings.certificates.values())
+    told = f"they are {how}, {' and '.join(where)}; {rules} rules make callers of them"
+    bundles = [_bundle(name, file) for name, file in settings.client_ca_files.items()]
+    return [Result(Status.OK, told), *bundles]
+
+
+def _bundle(name: str, file: Path) -> Result:
+    authorities, now = load_authorities({name: file}), time.time()
+    ends, expiry = [end for _, end in authorities.times()], expiry_of(authorities, now)
+    if expiry is None:
+        whom = f"[certificates.{name}]" if name != GENERAL else "every table without its own"
+        return Result(Status.OK, f"{file}: {len(ends)} authorities, for {whom}")
+    status = Status.FAIL if now > max(ends) else Status.WARN
+    cure = f"put new ones into {file}; a running server takes them by itself"
+    return Result(status, f"{file}: {expiry.rstrip('.')}", cure)
+
+
 async def _policy(examined: Examined) -> Result:
     if examined.settings.opa_url is not None:
         return await _opa(examined.settings, examined.settings.opa_url)
@@ -322,6 +352,42 @@ async def _opa(settings: Settings, url: str) -> Result:
     finally:
         await policy.close()
     return Result(Status.OK, "OPA answers an empty question")
+
+
+async def _issuers(examined: Examined) -> list[Result]:
+    found = examined.settings.issuers
+    if not found:
+        return [Result(Status.OK, "there is none")]
+    from kkp.authn.jwks_client import JWKSClient, tls_context  # noqa: PLC0415  HTTP is slow to import
+
+    client = JWKSClient()
+
+    async def fetch(name: str, issuer: Issuer) -> bytes:
+        return await client.fetch(issuer, tls_context(name, issuer.ca_file))
+
+    try:
+        return [*await asyncio.gather(*(_issuer(name, issuer, fetch) for name, issuer in found.items()))]
+    finally:
+        await client.close()
+
+
+async def _issuer(name: str, issuer: Issuer, fetch: Callable[[str, Issuer], Awaitable[bytes]]) -> Result:
+    """Tell which keys an issuer has; those that are fetched, by fetching them once."""
+    title, rules = f"{name} ({issuer.who})", f"{len(issuer.rules)} rules"
+    if not issuer.jwks_url:
+        return Result(Status.OK, f"{title}: {len(of_members(issuer.keys))} keys were given; {rules}")
+    try:
+        keys = read_set(await fetch(name, issuer))
+    except ConfigError as error:
+        return Result(*problem(error.problems[0]))
+    except (KKPError, ValueError) as error:
+        cure = "see whether its jwks_url is right, and can be reached from here"
+        return Result(Status.FAIL, f"{title}: its keys can't be fetched: {error}", cure)
+    used = sum(not key.algorithms.isdisjoint(issuer.algorithms) for key in keys.values())
+    if not used:
+        cure = "see which algorithms it signs with, and name them in its algorithms"
+        return Result(Status.FAIL, f"{title}: none of its {len(keys)} keys is for its algorithms", cure)
+    return Result(Status.OK, f"{title}: {used} keys can be used; {rules}")
 
 
 async def _backends(examined: Examined) -> list[Result]:
@@ -367,6 +433,8 @@ CHECKS: tuple[Check, ...] = (
     Check("revocations", _revocations, _RESTORE, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
+    Check("client certificates", _client_certificates, "mend KKP_CLIENT_CA_FILE, or KKP_CERTIFICATES"),
     Check("policy", _policy, "mend the policy, or see whether OPA is up and has its bundle"),
+    Check("issuers", _issuers, "mend KKP_ISSUERS, or [issuers.NAME] in kkp.toml"),
     Check("backends", _backends, "mend KKP_BACKENDS"),
 )

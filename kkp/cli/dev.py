@@ -64,6 +64,8 @@ async def _serve_development(chosen: Settings) -> None:
             make_application(services),
             chosen.listen,
             observe=services.metrics.request if services.metrics is not None else None,
+            admit=services.addresses.admit,
+            connections=services.connections,
         ) as address,
         serving_metrics(services, chosen.metrics_listen) as metrics_address,
     ):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from kkp import kms
+from kkp import certificates, issuers, kms
 from kkp.app import PRODUCTION_CHECKS
 from kkp.authz.embedded import default_policy_path
 from kkp.cli.checks import examine
@@ -117,11 +117,33 @@ async def _examine(way_name: str | None, probes: Mapping[str, Sequence[str]]) ->
 def _shown(item: Given) -> str:
     if not item.text:
         return _NOT_SET
+    if item.name == "KKP_ISSUERS":
+        return _shown_issuers(item.text)
+    if item.name == "KKP_CERTIFICATES":
+        return _shown_certificates(item.text)
     if item.secret and item.name not in _URLS:
         return "set"
     if item.name == "KKP_BACKENDS":
         return _shown_backends(item.text)
     return _without_secrets(item.text)
+
+
+def _shown_issuers(text: str) -> str:
+    """Show whom each name stands for, if that can be read."""
+    try:
+        found = issuers.read(text)
+    except ValueError:
+        return "set"
+    return ",".join(f"{name}={_without_secrets(issuer.who)}" for name, issuer in found.items())
+
+
+def _shown_certificates(text: str) -> str:
+    """Show what names the callers of each kind, if that can be read."""
+    try:
+        found = certificates.read(text)
+    except ValueError:
+        return "set"
+    return ",".join(f"{name}={table.trust_domain or table.names_by}" for name, table in found.items())
 
 
 def _without_secrets(text: str) -> str:

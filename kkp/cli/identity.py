@@ -15,8 +15,9 @@ from kkp.cli.common import OK, origin, pair, seconds, settings, with_foundation
 from kkp.config import Settings
 from kkp.errors import ConfigError, PolicyLoadError
 from kkp.model import Credentials, Grant, Identity, KeyTimes
+from kkp.names import TokenOp
 from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities, RotateServiceKey
-from kkp.web.schemas import MAX_OVERLAP_SECONDS, IdentityBody, RotateKeyBody, TokenOp, explanation
+from kkp.web.schemas import MAX_OVERLAP_SECONDS, IdentityBody, RotateKeyBody, explanation
 
 _EXPIRES_HELP = "how long the service key lives, such as 3600 or 30d"
 

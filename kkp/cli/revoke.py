@@ -64,7 +64,8 @@ def _revoke(options: argparse.Namespace) -> int:
     request = _request(options)
 
     async def revoke(base: app.Foundation) -> int:
-        operation = Revoke(base.revocations(), base.directory, base.settings.backends)
+        identities = (base.directory, base.federation())
+        operation = Revoke(base.revocations(), identities, base.settings.backends)
         answer = await base.operator_pipeline().run(operation, request, Credentials(), origin())
         print(_line(answer))
         if answer.before is not None:

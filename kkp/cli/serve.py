@@ -9,8 +9,9 @@ One process serves, unless more are asked for (`--workers`, KKP_WORKERS): then t
 `--as-worker`. They take their orders from the supervisor alone, and leave signals to it: those of a terminal
 reach every process, and an order is not to count twice.
 
-SIGHUP makes a single process read its certificate again; it looks at the files by itself, too. With more,
-all are replaced, one after the other, by such as have read everything again.
+SIGHUP makes a single process read its certificate, and the authorities of client certificates, again; it
+looks at the files by itself, too. With more, all are replaced, one after the other, by such as have read
+everything again.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from kkp import __version__, app
 from kkp.cli.common import NO_OPTIONS, OK, collect_garbage_rarely, settings
 from kkp.config import Address, Settings
 from kkp.peers import Peers
 from kkp.ways import SERVE
+from kkp.web.authorities import ReloadingAuthorities, reloading_authorities, warning_of
+from kkp.web.client_certificates import ClientCertificates
 from kkp.web.metrics import render, serving_metrics, serving_rendered
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services, make_application
@@ -87,12 +90,11 @@ async def _serve_alone(chosen: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, asked_to_stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _do_nothing)  # so it stays where there is no certificate
+    loop.add_signal_handler(signal.SIGHUP, _do_nothing)  # until there is something to reload
     async with AsyncExitStack() as stack:
-        services, tls = await stack.enter_async_context(_prepared(chosen))
-        if tls is not None:
-            loop.add_signal_handler(signal.SIGHUP, tls.reload)
-        listener = await stack.enter_async_context(_listening(chosen, services, tls, chosen.listen))
+        services, secured = await stack.enter_async_context(_prepared(chosen))
+        loop.add_signal_handler(signal.SIGHUP, secured.reload)
+        listener = await stack.enter_async_context(_listening(chosen, services, secured, chosen.listen))
         metrics = await stack.enter_async_context(serving_metrics(services, chosen.metrics_listen))
         _announce(chosen, listener.address, metrics)
         await asked_to_stop.wait()
@@ -135,14 +137,14 @@ async def _work(chosen: Settings, connected: Sequence[int], *queues: Sequence[in
         stack.push_async_callback(line.close)
         await check_bound(where.own, chosen.listen)
         await stack.enter_async_context(app.running(line.run(), line.beat()))
-        services, tls = await stack.enter_async_context(_prepared(chosen))
+        services, secured = await stack.enter_async_context(_prepared(chosen))
         line.render = partial(render, services)
         line.report(Report(State.PREPARED))
         await stack.enter_async_context(app.running(_report_ready(line, services.public)))
         if await line.until(Order.LEAVE, Order.STOP, Order.SERVE) is not Order.SERVE:
             return
         stack.callback(_report_last, line, services)
-        listener = await stack.enter_async_context(_listening(chosen, services, tls, where))
+        listener = await stack.enter_async_context(_listening(chosen, services, secured, where))
         line.report(Report(State.SERVING))
         if await line.until(Order.STOP, Order.LEAVE) is Order.STOP:
             await _drain(chosen, services, listener, line.until(Order.HURRY))
@@ -150,32 +152,74 @@ async def _work(chosen: Settings, connected: Sequence[int], *queues: Sequence[in
             await _within(chosen.drain_seconds, listener.leave(), line.until(Order.HURRY))
 
 
+class _Secured(NamedTuple):
+    """What secures the listener, each None where there is none, and kept fresh."""
+
+    tls: ReloadingTLS | None
+    authorities: ReloadingAuthorities | None
+
+    def reload(self) -> None:
+        """Read the files again."""
+        if self.authorities is not None:
+            self.authorities.reload()
+        if self.tls is not None:
+            self.tls.reload()
+
+    def warnings(self) -> dict[str, Callable[[], str | None]]:
+        """Return what is to be told at /readyz."""
+        warnings: dict[str, Callable[[], str | None]] = {}
+        if self.tls is not None:
+            warnings["tls"] = self.tls.warning
+        if self.authorities is not None:
+            warnings["client_certificates"] = partial(warning_of, self.authorities)
+        return warnings
+
+
 @asynccontextmanager
-async def _prepared(chosen: Settings) -> AsyncIterator[tuple[Services, ReloadingTLS | None]]:
+async def _prepared(chosen: Settings) -> AsyncIterator[tuple[Services, _Secured]]:
     """Build and run everything that is served, but for the listener."""
     async with AsyncExitStack() as stack:
-        tls = await stack.enter_async_context(_tls(chosen))
-        warnings = {"tls": tls.warning} if tls is not None else {}
-        services = await stack.enter_async_context(app.production(chosen, warnings=warnings))
+        secured = await stack.enter_async_context(_secured(chosen))
+        services = await stack.enter_async_context(app.production(chosen, warnings=secured.warnings()))
+        tls = secured.tls
         if tls is not None and services.metrics is not None:
             services.metrics.watch_certificate(lambda: tls.certificate.not_after)
         await stack.enter_async_context(app.running(services.public.watch("policy")))
-        yield services, tls
+        yield services, secured
 
 
 def _listening(
     chosen: Settings,
     services: Services,
-    tls: ReloadingTLS | None,
+    secured: _Secured,
     where: Address | Inherited,
 ) -> AbstractAsyncContextManager[Listener]:
-    proxy_terminates_tls = tls is None and not chosen.listen.is_loopback
+    proxy_terminates_tls = secured.tls is None and not chosen.listen.is_loopback
+    peers = Peers(chosen.trusted_proxies, proxies_only=proxy_terminates_tls)
     return listening(
         make_application(services),
         where,
-        peers=Peers(chosen.trusted_proxies, proxies_only=proxy_terminates_tls),
-        tls=tls.context if tls is not None else None,
+        peers=peers,
+        certificates=_client_certificates(chosen, services, secured, peers),
+        tls=secured.tls.context if secured.tls is not None else None,
         observe=services.metrics.request if services.metrics is not None else None,
+        admit=services.addresses.admit,
+        connections=services.connections,
+    )
+
+
+def _client_certificates(
+    chosen: Settings, services: Services, secured: _Secured, peers: Peers
+) -> ClientCertificates | None:
+    if secured.authorities is None:
+        return None
+    return ClientCertificates(
+        secured.authorities,
+        peers,
+        services.clock.now,
+        services.pipeline.count_failure,
+        is_required=chosen.requires_client_certificate,
+        is_forwarded=chosen.takes_forwarded_certificates,
     )
 
 
@@ -233,11 +277,14 @@ def _log_processes() -> None:
 
 
 @asynccontextmanager
-async def _tls(chosen: Settings) -> AsyncIterator[ReloadingTLS | None]:
-    """Keep the listener's certificate fresh, where there is one."""
-    if chosen.tls_cert_file is None or chosen.tls_key_file is None:
-        yield None
-        return
-    tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file)
-    async with app.running(tls.run()):
-        yield tls
+async def _secured(chosen: Settings) -> AsyncIterator[_Secured]:
+    """Keep the listener's certificate and the authorities of its clients' fresh, where there are such."""
+    authorities = reloading_authorities(chosen.client_ca_files) if chosen.client_ca_files else None
+    tls = None
+    if chosen.tls_cert_file is not None and chosen.tls_key_file is not None:
+        tls = ReloadingTLS(chosen.tls_cert_file, chosen.tls_key_file, authorities)
+    watched = tls or authorities  # the former looks at the latter, too
+    async with AsyncExitStack() as stack:
+        if watched is not None:
+            await stack.enter_async_context(app.running(watched.run()))
+        yield _Secured(tls, authorities)

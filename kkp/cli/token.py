@@ -20,7 +20,6 @@ from pathlib import Path
 import msgspec
 
 from kkp import app, tokens
-from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.cli.common import OK, REFUSED, settings
 from kkp.cli.moments import both
@@ -28,7 +27,7 @@ from kkp.clock import Clock, SteadyClock
 from kkp.errors import AuthenticationError, ConfigError, TokenExpiredError, TokenInvalidError
 from kkp.keyring import jwks
 from kkp.ring_times import RingTimes
-from kkp.tokens import ALGORITHM, TOKEN_TYPE, Claims
+from kkp.tokens import ALGORITHM, TOKEN_TYPE, Claims, Federated
 
 _MAX_INPUT_BYTES = 1024 * 1024
 _TIMES = ("iat", "nbf", "exp")
@@ -144,28 +143,36 @@ def _local_problem(token: str, clock: Clock) -> str | None:
             try:
                 base.authenticator(keyring, revoked, people).accepted(token)
             except AuthenticationError:
-                return _refusal(claims, chosen.issuer, base.directory, revoked)
+                return _refusal(claims, base, revoked)
             return None
 
     return asyncio.run(ask())
 
 
-def _refusal(claims: Claims, issuer: str, directory: IdentityDirectory, revoked: Revocations) -> str:
+def _refusal(claims: Claims, base: app.Foundation, revoked: Revocations) -> str:
     """Say why a token that verifies is refused all the same."""
+    issuer = base.settings.issuer
     if claims.iss != issuer:
         return f"its issuer is {json.dumps(claims.iss)}, and KKP_ISSUER is {json.dumps(issuer)}"
-    known = {identity.id: identity for identity in directory.all()}
     asker = [] if claims.act is None else [("who asked for it", claims.act.sub)]
     for role, name in (("its subject", claims.sub), *asker):
-        if name not in known:
-            return f"{role}, {json.dumps(name)}, is unknown here"
-        if known[name].disabled_at is not None:
-            return f"{role}, {json.dumps(name)}, is disabled"
-        if revoked.is_held(name):
-            return f"{role}, {json.dumps(name)}, is revoked"
+        federated = claims.federated if name == claims.asked_by else None
+        wrong = "is revoked" if revoked.is_held(name) else _wrong_with(name, federated, base)
+        if wrong is not None:
+            return f"{role}, {json.dumps(name)}, {wrong}"
     if revoked.is_stopped(claims.backend, claims.key_id):
         return "the key that it is for, or that key's backend, is revoked"
     return "KKP does not accept it"
+
+
+def _wrong_with(name: str, federated: Federated | None, base: app.Foundation) -> str | None:
+    """Say why somebody is nobody now."""
+    if federated is not None:
+        is_known = base.federation().caller(name, federated) is not None
+        return None if is_known else f"came by {json.dumps(federated.mapping)}, which is no rule now"
+    if not base.directory.knows(name):
+        return "is unknown here"
+    return None if base.directory.enabled(name) is not None else "is disabled"
 
 
 def _described(kid: str, claims: Claims, now: float) -> list[str]:

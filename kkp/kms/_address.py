@@ -1,4 +1,4 @@
-"""What the URIs of remote backends have in common: options after a `?`, and where a URL may lead.
+"""What the URIs of remote backends have in common: a form without surprises, and options after a `?`.
 
 Nothing here reaches anything. A message never repeats the URI: it might hold what somebody took for a place
 to put a password.
@@ -6,14 +6,8 @@ to put a password.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from collections.abc import Collection, Mapping
 from urllib.parse import SplitResult, parse_qsl, urlsplit
-
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
-)
 
 
 def split(uri: str) -> SplitResult:
@@ -48,20 +42,3 @@ def options(parts: SplitResult, known: Collection[str]) -> Mapping[str, str]:
     if len(given) != len(pairs) or not all(given.values()) or not set(given) <= set(known):
         raise ValueError(f"its options are {', '.join(sorted(known))}, each at most once and not empty")
     return given
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is a loopback address, written as a number: no resolver is asked."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_host(host: str) -> bool:
-    """Tell whether it is an address or a host name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return _HOST_NAME.fullmatch(host) is not None
-    return True

@@ -48,6 +48,7 @@ import msgspec
 from botocore.config import Config  # type: ignore[import-untyped]  # the same
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # the same
 
+from kkp.destinations import is_host, is_loopback
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.errors import (
     ClockSkewError,
@@ -402,9 +403,9 @@ def _endpoint(given: Mapping[str, str]) -> str | None:
         return None
     parts = _address.split(url)
     host = parts.hostname or ""
-    if parts.path not in {"", "/"} or parts.query or not _address.is_host(host):
+    if parts.path not in {"", "/"} or parts.query or not is_host(host):
         raise ValueError("endpoint is a scheme, a host and a port")
-    if parts.scheme != "https" and not (parts.scheme == "http" and _address.is_loopback(host)):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise ValueError("endpoint is https, or http on a loopback address written as a number")
     return url
 

@@ -41,6 +41,7 @@ from urllib.parse import SplitResult
 
 import msgspec
 
+from kkp.destinations import is_host, is_loopback
 from kkp.envelope import DATA_KEY_BYTES
 from kkp.errors import (
     ConfigError,
@@ -280,10 +281,10 @@ def _read(uri: str) -> _Address:
 
 def _vault(parts: SplitResult, given: Mapping[str, str]) -> VaultAddress:
     host = parts.hostname or ""
-    if not _address.is_host(host):
+    if not is_host(host):
         raise ValueError("it names no host")
     is_tls = "tls" not in given
-    if not is_tls and (given["tls"] != "off" or not _address.is_loopback(host) or "ca_file" in given):
+    if not is_tls and (given["tls"] != "off" or not is_loopback(host) or "ca_file" in given):
         raise ValueError("tls=off is for a loopback address, written as a number, and without ca_file")
     namespace = given.get("namespace", "")
     if namespace and not _MOUNT.fullmatch(namespace):

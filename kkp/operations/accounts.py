@@ -25,7 +25,6 @@ from functools import partial
 from typing import ClassVar, Protocol, final
 
 from kkp import sessions, tokens
-from kkp.audit.failures import peer_name
 from kkp.authn.accounts import (
     ROLES,
     Account,
@@ -47,6 +46,7 @@ from kkp.errors import (
 from kkp.limits import GuessLimits
 from kkp.model import JSON, Action
 from kkp.operations.base import AnswerT_co, Operation, Proposal, RequestT_contra
+from kkp.peers import peer_name
 from kkp.sessions import SessionClaims
 
 _FAILED = "The e-mail address and the password are not those of an account."

@@ -26,6 +26,8 @@ RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
 AnswerT_co = TypeVar("AnswerT_co", covariant=True)
 ProposalT = TypeVar("ProposalT", bound="Proposal")
 
+BINDING_REQUIRED = "kkp.binding_required"
+
 
 class EnvelopeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What policy may know of an envelope: labels and authenticated data, no key and no ciphertext."""
@@ -86,11 +88,13 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
         action: What policy is asked about.
         scope: The op that a KKP token must carry to be used here; None: no token opens it.
         changes_state: Whether it changes the ring, an identity, a grant or what is revoked.
+        cost: How many requests it counts as against the caller's limit.
     """
 
     action: ClassVar[Action]
     scope: ClassVar[str | None] = None
     changes_state: ClassVar[bool] = False
+    cost: ClassVar[int] = 1
 
     def admit(self, request: RequestT_contra) -> None:  # noqa: ARG002  most ask nothing of it
         """Refuse what is asked too often, before anything is proposed, beside what each caller may ask.
@@ -111,11 +115,15 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
     def oblige(self, proposal: ProposalT, decision: Decision) -> tuple[ProposalT, Decision]:
         """Narrow the proposal as an allowing decision demands.
 
-        Only issuing a token knows an obligation; anywhere else one that asks for something is a denial,
-        because it can't be kept.
+        What demands a binding is met by a token that has one: whoever shows it has proven to hold its key.
+        Issuing a token alone knows another obligation; anywhere else that one can't be kept, and denies.
         """
-        if any(decision.obligations.values()):
+        demanded = {name for name, value in decision.obligations.items() if value}
+        if demanded - {"require_binding"}:
             return proposal, denied(decision, "kkp.obligation_not_applicable")
+        token = proposal.authenticated.token
+        if demanded and (token is None or token.cnf is None):
+            return proposal, denied(decision, BINDING_REQUIRED)
         return proposal, decision
 
     async def run(self, proposal: ProposalT, request: RequestT_contra) -> AnswerT_co:
@@ -196,8 +204,7 @@ def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> Deni
     named = proposal.source or proposal  # what moves is opened, and the token is for the key that opens it
     if (token.backend, token.key_id) != (named.backend, named.key_id):
         return ScopeMismatchError("The token is for another backend or key.")
-    asked_by = token.act.sub if token.act is not None else token.sub
-    if proposal.caller.id not in {token.sub, asked_by}:
+    if proposal.caller.id not in {token.sub, token.asked_by}:
         return ScopeMismatchError("The token is another caller's.")
     return None
 

@@ -1,17 +1,17 @@
 """Revoking whatever is to stop, listing what is revoked, and lifting what can go on.
 
 `kkp.revocations` says what each kind means. An identity and a backend must exist, because a slip of the pen
-in an emergency would stop nothing. Whether a backend has a key, or anybody ever had a token, is not asked.
+in an emergency would stop nothing; of a caller whom somebody else vouches for, that one must be configured.
+Whether a backend has a key, or anybody ever had a token, is not asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Protocol, final
 
 from kkp.authn.base import Authenticated
-from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
 from kkp.errors import NotFoundError, UnknownBackendError
 from kkp.model import JSON, Action
@@ -37,6 +37,13 @@ class RevocationQuery:
     limit: int
 
 
+class KnowsNames(Protocol):
+    """Some of those who may call."""
+
+    def knows(self, identity_id: str) -> bool:
+        """Tell whether there may be a caller of this name."""
+
+
 def _proposal(authenticated: Authenticated, details: dict[str, JSON]) -> Proposal:
     # Not in `backend` and `key_id`: no key is used, and one that is revoked can be lifted.
     return Proposal(authenticated=authenticated, details={"revocation": details})
@@ -48,7 +55,7 @@ class Revoke(Operation[Proposal, RevocationRequest, Revocation]):
 
     Args:
         revocations: Remembers it.
-        directory: Of the identities.
+        identities: Tell which there may be.
         backends: The names of the configured backends.
     """
 
@@ -56,10 +63,10 @@ class Revoke(Operation[Proposal, RevocationRequest, Revocation]):
     changes_state: ClassVar[bool] = True
 
     def __init__(
-        self, revocations: Revocations, directory: IdentityDirectory, backends: Collection[str]
+        self, revocations: Revocations, identities: Sequence[KnowsNames], backends: Collection[str]
     ) -> None:
         self._revocations = revocations
-        self._directory = directory
+        self._identities = identities
         self._backends = backends
 
     def propose(self, authenticated: Authenticated, request: RevocationRequest) -> Proposal:
@@ -95,7 +102,8 @@ class Revoke(Operation[Proposal, RevocationRequest, Revocation]):
         backend = request.name if request.kind is RevocationKind.BACKEND else request.backend
         if backend is not None and backend not in self._backends:
             raise UnknownBackendError("There is no such backend.")
-        if request.kind is RevocationKind.IDENTITY and not self._directory.knows(request.name):
+        is_identity = request.kind is RevocationKind.IDENTITY
+        if is_identity and not any(each.knows(request.name) for each in self._identities):
             raise NotFoundError("There is no such identity.")
 
 

@@ -93,8 +93,7 @@ class _TokenLife(Operation[TokenLifeProposal, HeldToken, AnswerT_co]):
 
 
 def _concerned(claims: Claims) -> set[str]:
-    asked_by = claims.act.sub if claims.act is not None else claims.sub
-    return {claims.sub, claims.aud, asked_by}
+    return {claims.sub, claims.aud, claims.asked_by}
 
 
 @final

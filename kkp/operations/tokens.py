@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Protocol, final
+from typing import ClassVar, Literal, Protocol, TypeAlias, final
 
 import msgspec
 
@@ -22,15 +22,20 @@ from kkp.clock import Clock
 from kkp.errors import InvalidRequestError, StaleProposalError, UnknownBackendError
 from kkp.grouping import Grouped
 from kkp.model import JSON, Action, Decision
-from kkp.operations.base import Operation, Proposal, denied
-from kkp.tokens import Actor, Claims
+from kkp.operations.base import BINDING_REQUIRED, Operation, Proposal, denied
+from kkp.tokens import Actor, Claims, Confirmation, TokenType
 
 _DELEGATED = "tokens.delegated"
 _MAX_DECISION_SECONDS = 1.0
 
+Binding: TypeAlias = Literal["dpop", "certificate"]
+
 
 class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What `POST /token` asks for; `ttl_seconds` None means the default."""
+    """What `POST /token` asks for.
+
+    `ttl_seconds` None means the default; `binding` None means to the key of the DPoP proof, if there is one.
+    """
 
     audience: str
     backend: str
@@ -41,6 +46,7 @@ class TokenRequest(msgspec.Struct, frozen=True, kw_only=True):
     policy_claims: dict[str, str] = {}
     context: dict[str, str] = {}
     request_context: dict[str, JSON] = {}
+    binding: Binding | None = None
 
 
 class TokenProposal(Proposal, frozen=True, kw_only=True):
@@ -54,11 +60,13 @@ class TokenProposal(Proposal, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class IssuedToken:
-    """A signed token; `expires_at` in Unix seconds."""
+    """A signed token; `expires_at` in Unix seconds, `lifetime_seconds` what was left of it at the signing."""
 
     token: str = field(repr=False)
     expires_at: int
     kid: str
+    token_type: TokenType
+    lifetime_seconds: int
 
 
 class TokenSigner(Protocol):
@@ -124,13 +132,17 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
         )
 
     def oblige(self, proposal: TokenProposal, decision: Decision) -> tuple[TokenProposal, Decision]:
-        """Shorten a defaulted lifetime to `max_ttl`; deny an explicit longer one.
+        """Shorten a defaulted lifetime to `max_ttl`; deny an explicit longer one, and an unbound token.
+
+        What is bound was known before policy was asked: only whoever proves to have a key can be bound to it.
 
         To speak for another the policy must say so in as many words: a policy that only says `true` was
         not written with other subjects in mind.
         """
         if proposal.claims.act is not None and _DELEGATED not in decision.reasons:
             return proposal, denied(decision, "kkp.subject_not_delegated")
+        if decision.obligations.get("require_binding") and proposal.claims.cnf is None:
+            return proposal, denied(decision, BINDING_REQUIRED)
         max_ttl = decision.obligations.get("max_ttl")
         latest = proposal.claims.iat + max_ttl if max_ttl is not None else proposal.claims.exp
         if proposal.claims.exp <= latest:
@@ -156,10 +168,12 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
         return await self._issue(proposal)
 
     def _sign(self, proposal: TokenProposal) -> IssuedToken:
-        if self._clock.now() - proposal.proposed_at > _MAX_DECISION_SECONDS:
+        now, expiry = self._clock.now(), proposal.claims.exp
+        if now - proposal.proposed_at > _MAX_DECISION_SECONDS:
             raise StaleProposalError("The decision took too long.")
         token = tokens.sign(proposal.payload, proposal.kid, partial(self._signer.sign, proposal.kid))
-        return IssuedToken(token, proposal.claims.exp, proposal.kid)
+        lifetime_seconds = max(0, math.floor(expiry - now))
+        return IssuedToken(token, expiry, proposal.kid, proposal.claims.token_type, lifetime_seconds)
 
     def _ttl_seconds(self, request: TokenRequest) -> float:
         if request.ttl_seconds is None:
@@ -187,7 +201,28 @@ class IssueToken(Operation[TokenProposal, TokenRequest, IssuedToken]):
             policy_claims=request.policy_claims,
             context=request.context,
             act=None if subject == caller_id else Actor(caller_id),
+            cnf=_confirmation(authenticated.proven, request.binding),
+            federated=authenticated.federated,
         )
+
+
+def _confirmation(proven: Confirmation, binding: Binding | None) -> Confirmation | None:
+    """Return what the token is bound to: nothing, unless the request proves to have it.
+
+    Raises:
+        InvalidRequestError: It is to be bound to what was not proven.
+    """
+    if binding == "certificate":
+        if proven.x5t_s256 is None:
+            raise InvalidRequestError(
+                "To be bound to a client certificate, the token must be asked for with it."
+            )
+        return Confirmation(x5t_s256=proven.x5t_s256)
+    if proven.jkt is not None:
+        return Confirmation(jkt=proven.jkt)
+    if binding == "dpop":
+        raise InvalidRequestError("To be bound to a key, the token must be asked for with a proof: DPoP.")
+    return None
 
 
 def _digest(payload: bytes) -> str:

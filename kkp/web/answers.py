@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
 from kkp import envelope as envelopes
 from kkp.envelope import Envelope
 from kkp.keyring.rotation import Revocation, Rotation
-from kkp.model import JSON, Identity
+from kkp.model import JSON, Explanation, Identity
 from kkp.operations.accounts import Session
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import MessageKey
@@ -24,8 +23,9 @@ from kkp.operations.revocations import RevocationQuery
 from kkp.operations.tokens import IssuedToken
 from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
-from kkp.tokens import Claims
-from kkp.web.schemas import Wire
+from kkp.tokens import Claims, Federated, TokenType
+from kkp.web.exchange import ExchangeRequest
+from kkp.web.schemas import RequestedTokenType, Wire
 
 
 class Answer(Wire, frozen=True):
@@ -33,11 +33,25 @@ class Answer(Wire, frozen=True):
 
 
 class IssuedTokenAnswer(Answer, frozen=True):
-    """Answers `POST /token`; `expires_at` in Unix seconds."""
+    """Answers `POST /token`; `expires_at` in Unix seconds.
+
+    `token_type` is how the token is presented: `DPoP` where it is bound to the key of the request's proof.
+    """
 
     token: str
     expires_at: int
     kid: str
+    token_type: TokenType
+
+
+class ExchangedTokenAnswer(Answer, frozen=True):
+    """Answers `POST /token` as a form (RFC 8693 section 2.2.1); `expires_in` in seconds, `scope` the ops."""
+
+    access_token: str
+    issued_token_type: RequestedTokenType
+    token_type: TokenType
+    expires_in: int
+    scope: str
 
 
 class EnvelopeAnswer(Answer, frozen=True):
@@ -88,7 +102,8 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     """Answers `POST /token/introspect` (RFC 7662 section 2.2); where `active` is false it stands alone."""
 
     active: bool
-    token_type: Literal["Bearer"] | msgspec.UnsetType = msgspec.UNSET
+    token_type: TokenType | msgspec.UnsetType = msgspec.UNSET
+    scope: str | msgspec.UnsetType = msgspec.UNSET
     iss: str | msgspec.UnsetType = msgspec.UNSET
     sub: str | msgspec.UnsetType = msgspec.UNSET
     aud: str | msgspec.UnsetType = msgspec.UNSET
@@ -102,6 +117,8 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
     policy_claims: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     context: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     act: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    cnf: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
+    federated: Federated | msgspec.UnsetType = msgspec.UNSET
 
 
 class EmptyAnswer(Answer, frozen=True):
@@ -175,6 +192,22 @@ class RevocationsAnswer(Answer, frozen=True):
     next: str | None
 
 
+class ExplanationAnswer(Answer, frozen=True):
+    """Answers `POST /policy/explain`: the decision as it would be, and the rules that had a value for it.
+
+    `public_reasons` are those of the reasons that the caller would be told. `policy_decision_id` is that of
+    the explanation in the policy engine's own log, if it has one.
+    """
+
+    allow: bool
+    reasons: Sequence[str]
+    public_reasons: Sequence[str]
+    obligations: Mapping[str, JSON]
+    rules: Sequence[str]
+    policy_revision: str
+    policy_decision_id: str | None
+
+
 class AuditAnswer(Answer, frozen=True):
     """Answers `GET /audit`; `next` is the `after` of the next page."""
 
@@ -184,7 +217,18 @@ class AuditAnswer(Answer, frozen=True):
 
 def issued_token(answer: IssuedToken, _request: object) -> IssuedTokenAnswer:
     """Return the body that answers `POST /token`."""
-    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid)
+    return IssuedTokenAnswer(answer.token, answer.expires_at, answer.kid, answer.token_type)
+
+
+def exchanged_token(answer: IssuedToken, request: ExchangeRequest) -> ExchangedTokenAnswer:
+    """Return the body that answers `POST /token` as a form."""
+    return ExchangedTokenAnswer(
+        access_token=answer.token,
+        issued_token_type=request.issued_token_type,
+        token_type=answer.token_type,
+        expires_in=answer.lifetime_seconds,
+        scope=" ".join(request.ops),
+    )
 
 
 def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
@@ -223,7 +267,8 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
     """Return the body that answers `POST /token/introspect`."""
     if answer is None:
         return IntrospectionAnswer(active=False)
-    return IntrospectionAnswer(active=True, token_type="Bearer", **msgspec.to_builtins(answer))  # noqa: S106  RFC 6750's name
+    told = {"token_type": answer.token_type, "scope": " ".join(answer.ops), **msgspec.to_builtins(answer)}
+    return IntrospectionAnswer(active=True, **told)
 
 
 def session(answer: Session, _request: object) -> SessionAnswer:
@@ -280,6 +325,20 @@ def revocations(answer: Sequence[Revoked], query: RevocationQuery) -> Revocation
     """Return the body that answers `GET /revocations`."""
     is_last = len(answer) < query.limit
     return RevocationsAnswer([revoked(each, None) for each in answer], None if is_last else answer[-1].id)
+
+
+def explanation(answer: Explanation, _request: object) -> ExplanationAnswer:
+    """Return the body that answers `POST /policy/explain`."""
+    decision = answer.decision
+    return ExplanationAnswer(
+        allow=decision.allow,
+        reasons=decision.reasons,
+        public_reasons=decision.public_reasons,
+        obligations=decision.obligations,
+        rules=answer.rules,
+        policy_revision=decision.revision,
+        policy_decision_id=decision.policy_decision_id,
+    )
 
 
 def audit_page(answer: Sequence[AuditRecord], query: AuditQuery) -> AuditAnswer:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias, get_type_hints
 
 import msgspec
@@ -21,9 +21,13 @@ from kkp.errors import (
     AudienceMismatchError,
     AuditUnavailableError,
     ContextMismatchError,
+    DPoPNonceError,
+    DPoPProofError,
     InvalidRequestError,
+    IssuerUnavailableError,
     KeyringUnavailableError,
     KKPError,
+    OverloadedError,
     PayloadTooLargeError,
     PolicyDeniedError,
     PolicyUnavailableError,
@@ -38,6 +42,7 @@ from kkp.errors import (
 )
 from kkp.model import JSON
 from kkp.web.answers import Answer
+from kkp.web.oauth import Form, Refusal, Refusals
 from kkp.web.problems import STATUS, Problem
 from kkp.web.public import PublicRoute
 from kkp.web.routes import BatchRoute, Route
@@ -55,7 +60,10 @@ _COMMON: Final[tuple[type[KKPError], ...]] = (
     UnauthenticatedError,
     TokenInvalidError,
     TokenExpiredError,
+    DPoPProofError,
+    DPoPNonceError,
     RateLimitedError,
+    IssuerUnavailableError,
     AuditUnavailableError,
     KeyringUnavailableError,
 )
@@ -68,7 +76,7 @@ _OF_ONE: Final[tuple[type[KKPError], ...]] = (
     AudienceMismatchError,
     PolicyUnavailableError,
 )
-_OF_A_BODY: Final = (PayloadTooLargeError, UnsupportedMediaTypeError)
+_OF_A_BODY: Final = (OverloadedError, PayloadTooLargeError, UnsupportedMediaTypeError)
 _HEADERS: Final[Mapping[str, JSON]] = {
     "X-Request-Id": {
         "description": "Names the request in the audit log and in KKP's own.",
@@ -76,21 +84,34 @@ _HEADERS: Final[Mapping[str, JSON]] = {
     },
     "ETag": {"description": "Send it as `If-None-Match`.", "schema": {"type": "string"}},
     "Retry-After": {"description": "In seconds.", "schema": {"type": "integer", "minimum": 1}},
-    "WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}},
+    "WWW-Authenticate": {
+        "description": "RFC 6750, RFC 9449; RFC 7617 to who shows a client's secret.",
+        "schema": {"type": "string"},
+    },
+    "DPoP-Nonce": {
+        "description": "The `nonce` of the next proof, beside `use_dpop_nonce`. Where KKP demands one, "
+        "it stands beside every success of a request with a proof, too.",
+        "schema": {"type": "string"},
+    },
 }
 _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A service key (`kkp_sk_…`), a session of `/login`, or a KKP token with the operation "
-        "in its `ops`.",
+        "description": "A service key (`kkp_sk_…`), a session of `/login`, a token of a configured issuer, "
+        "or a KKP token with the operation in its `ops`. A token whose `token_type` is `DPoP` has that in the "
+        "place of `Bearer`, and needs a proof in the header `DPoP` (RFC 9449). Where KKP asks for client certificates, one may "
+        "stand in the place of a credential.",
     }
 }
 _DESCRIPTION: Final = (
     "One policy-gated door in front of every key management system. Every refusal is a problem document "
-    "(RFC 9457) whose `code` is stable. Any path may also answer 400 `invalid_request` to what is not "
-    "well-formed HTTP, 403 `tls_required` to what comes past the proxy that terminates TLS, 404 `not_found` "
-    "and 405 `method_not_allowed`. Members may be added to answers."
+    "(RFC 9457) whose `code` is stable; to a form it is one of OAuth's (RFC 6749), with the same `code`. Any "
+    "path may also answer 400 `invalid_request` to what is not "
+    "well-formed HTTP, 401 `unauthenticated` to what comes with a client certificate that is not good, or "
+    "without one where it is required, 403 `tls_required` to what comes past the proxy that terminates TLS, "
+    "404 `not_found`, 405 `method_not_allowed` and, but for `/healthz` and `/readyz`, 429 `rate_limited` to "
+    "an address that asks too often. Members may be added to answers."
 )
 
 
@@ -137,7 +158,11 @@ def answer_schema(route: Row) -> type[Answer]:
     Raises:
         SchemaMissingError: It does not say.
     """
-    found = get_type_hints(route.answer).get("return")
+    return _returned(route, route.answer)
+
+
+def _returned(route: Row, answer: Callable[..., JSON]) -> type[Answer]:
+    found = get_type_hints(answer).get("return")
     if not isinstance(found, type) or not issubclass(found, Answer) or found is Answer:
         raise SchemaMissingError(
             f"{route.method} {route.path}: the function that makes its answer must be annotated to return a "
@@ -148,20 +173,38 @@ def answer_schema(route: Row) -> type[Answer]:
 
 def _types(routes: Sequence[Row], public: Sequence[PublicRoute]) -> Iterable[type]:
     yield Problem
+    yield Refusal
     for route in routes:
-        yield answer_schema(route)
-        if route.read.body is not None:
-            yield route.read.body
+        yield from _answers(route)
+        yield from _bodies(route).values()
         if isinstance(route, BatchRoute):
             yield route.read.item
     for served in public:
         yield served.answer
 
 
+def _answers(route: Row) -> Sequence[type[Answer]]:
+    form = _form(route)
+    found = [answer_schema(route), *([] if form is None else [_returned(route, form.answer)])]
+    return list(dict.fromkeys(found))
+
+
+def _bodies(route: Row) -> Mapping[str, type[Asks[JSON]]]:
+    """Return the schema of a body by what it may be sent as."""
+    form = _form(route)
+    readers = [route.read, *([] if form is None else [form.read])]
+    return {media: read.body for read in readers if read.body is not None for media in read.media_types}
+
+
+def _form(route: Row) -> Form[JSON, JSON] | None:
+    return route.form if isinstance(route, Route) else None
+
+
 def _schemas(types: Iterable[type]) -> dict[str, JSON]:
     _, components = msgspec.json.schema_components(list(types), ref_template=_REF)
     schemas: dict[str, JSON] = {name: _portable(schema) for name, schema in components.items()}
-    schemas["Problem"]["properties"]["code"] = {"enum": sorted(STATUS)}
+    for name in (Problem.__name__, Refusal.__name__):
+        schemas[name]["properties"]["code"] = {"enum": sorted(STATUS)}
     return schemas
 
 
@@ -205,37 +248,55 @@ def _operation(route: Row) -> JSON:
     name = f"{route.method} {route.path}"
     if not route.summary:
         raise SchemaMissingError(f"{name}: its row needs a summary")
-    body = route.read.body
     is_batch = isinstance(route, BatchRoute)
     common = _COMMON if is_batch else (*_COMMON, *_OF_ONE)
-    answer = _batch_name(route) if is_batch else answer_schema(route).__name__
-    operation = {
+    errors = (*common, *(() if route.read.query else _OF_A_BODY), *route.errors)
+    names = [_batch_name(route)] if is_batch else [answer.__name__ for answer in _answers(route)]
+    form = _form(route)
+    is_credential_optional = route.credential_in_body or (form is not None and form.credential_in_body)
+    operation: dict[str, JSON] = {
         "operationId": _operation_id(route.method, route.path),
         "summary": route.summary,
         "tags": [_tag(route.path)],
-        "security": _security(route),
+        "security": _security(route, is_optional=is_credential_optional),
         "parameters": [*_path_parameters(route.path), *_query_parameters(route.read.query)],
         "responses": {
-            str(route.status): _success(answer),
-            **_problems((*common, *(() if route.read.query else _OF_A_BODY), *route.errors)),
+            str(route.status): _success(*names),
+            **_problems(errors),
         },
     }
-    if body is not None:
-        operation["requestBody"] = _request_body(name, body, route.read.media_types)
+    if form is not None:
+        _add_refusals(operation["responses"], form.refusals, (*errors, *form.errors))
+    if bodies := _bodies(route):
+        content = {media_type: _media(name, body) for media_type, body in bodies.items()}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-def _security(route: Row) -> JSON:
+def _security(route: Row, *, is_optional: bool) -> JSON:
     if isinstance(route, Route) and route.is_anonymous:
         return []
-    return [{"bearer": []}, *([{}] if route.credential_in_body else [])]
+    return [{"bearer": []}, *([{}] if is_optional else [])]
 
 
-def _request_body(name: str, body: type[Asks[JSON]], media_types: Sequence[str]) -> JSON:
+def _media(name: str, body: type[Asks[JSON]]) -> JSON:
     if not body.example:
         raise SchemaMissingError(f"{name}: its schema {body.__name__} needs an example")
-    media = {"schema": {"$ref": _REF.format(name=body.__name__)}, "example": body.example}
-    return {"required": True, "content": dict.fromkeys(media_types, media)}
+    return {"schema": {"$ref": _REF.format(name=body.__name__)}, "example": body.example}
+
+
+def _add_refusals(responses: dict[str, JSON], refusals: Refusals, errors: Iterable[type[KKPError]]) -> None:
+    """Add what a form is answered in the place of problems, each of whose statuses a problem has too."""
+    told = [(error.code, *refusals.of(error)) for error in errors if error is not TLSRequiredError]
+    for status in {status for _, _, status in told}:
+        codes = sorted({code for code, _, of_code in told if of_code is status})
+        names = sorted({name for _, name, of_name in told if of_name is status})
+        narrowed = {"properties": {"error": {"enum": names}, "code": {"enum": codes}}}
+        schema = {"allOf": [{"$ref": _REF.format(name=Refusal.__name__)}, narrowed]}
+        response = responses[str(status.value)]
+        response["content"]["application/json"] = {"schema": schema}
+        if DPoPNonceError.code in codes:
+            response["headers"] = {**response["headers"], **_headers("DPoP-Nonce")}
 
 
 def _public_operation(served: PublicRoute) -> JSON:
@@ -281,11 +342,12 @@ def _without_null(schema: dict[str, JSON]) -> JSON:
     return {**members, **(choices[0] if choices else {})}
 
 
-def _success(answer: str, *, headers: Sequence[str] = ()) -> JSON:
+def _success(*answers: str, headers: Sequence[str] = ()) -> JSON:
+    refs = [{"$ref": _REF.format(name=answer)} for answer in answers]
     return {
         "description": "Success.",
         "headers": _headers(*headers),
-        "content": {"application/json": {"schema": {"$ref": _REF.format(name=answer)}}},
+        "content": {"application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}},
     }
 
 
@@ -309,10 +371,10 @@ def _problem(status: int, codes: Sequence[str]) -> JSON:
 
 
 def _problem_headers(codes: Sequence[str]) -> JSON:
-    if RateLimitedError.code in codes:
+    if RateLimitedError.code in codes or OverloadedError.code in codes:
         return _headers("Retry-After")
     if UnauthenticatedError.code in codes:
-        return _headers("WWW-Authenticate")
+        return _headers("WWW-Authenticate", "DPoP-Nonce")
     return _headers()
 
 

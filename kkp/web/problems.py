@@ -15,7 +15,17 @@ from typing import Literal, TypeGuard
 import msgspec
 from aiohttp import hdrs, web
 
-from kkp.errors import KKPError, PolicyDeniedError, RateLimitedError
+from kkp import dpop
+from kkp.errors import (
+    AuthenticationError,
+    DPoPNonceError,
+    DPoPProofError,
+    KKPError,
+    OverloadedError,
+    PolicyDeniedError,
+    ProofRequiredError,
+    RateLimitedError,
+)
 from kkp.pipeline import Origin
 
 _log = logging.getLogger(__name__)
@@ -25,6 +35,8 @@ STATUS: Mapping[str, HTTPStatus] = {
     "unauthenticated": HTTPStatus.UNAUTHORIZED,
     "token_invalid": HTTPStatus.UNAUTHORIZED,
     "token_expired": HTTPStatus.UNAUTHORIZED,
+    "invalid_dpop_proof": HTTPStatus.UNAUTHORIZED,
+    "use_dpop_nonce": HTTPStatus.UNAUTHORIZED,
     "tls_required": HTTPStatus.FORBIDDEN,
     "policy_denied": HTTPStatus.FORBIDDEN,
     "revoked": HTTPStatus.FORBIDDEN,
@@ -41,8 +53,10 @@ STATUS: Mapping[str, HTTPStatus] = {
     "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "envelope_invalid": HTTPStatus.UNPROCESSABLE_ENTITY,
     "rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "overloaded": HTTPStatus.SERVICE_UNAVAILABLE,
     "kms_denied": HTTPStatus.BAD_GATEWAY,
     "kms_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+    "issuer_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "policy_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "audit_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "keyring_unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -57,12 +71,16 @@ _DETAIL: Mapping[str, str] = {
     "invalid_request": "The request is not well-formed HTTP.",
     "internal": "Something went wrong inside KKP; the log has it under this request_id.",
 }
-# RFC 6750 section 3.1: a challenge names what is wrong with a token, and nothing where none came.
+# RFC 6750 section 3.1: a challenge names what is wrong with a token, and nothing where none came. RFC 9449
+# section 7.1: one that is about DPoP names the algorithms besides.
 _CHALLENGE: Mapping[str, str] = {
-    "unauthenticated": 'Bearer realm="kkp"',
-    "token_invalid": 'Bearer realm="kkp", error="invalid_token"',
-    "token_expired": 'Bearer realm="kkp", error="invalid_token", error_description="expired"',
+    "unauthenticated": 'realm="kkp"',
+    "token_invalid": 'realm="kkp", error="invalid_token"',
+    "token_expired": 'realm="kkp", error="invalid_token", error_description="expired"',
+    "invalid_dpop_proof": 'realm="kkp", error="invalid_dpop_proof"',
+    "use_dpop_nonce": 'realm="kkp", error="use_dpop_nonce"',
 }
+NONCE_HEADER = "DPoP-Nonce"
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,13 +100,23 @@ def of_error(error: BaseException, origin: Origin) -> web.Response:
     """Return the problem document of any exception that a request ended in."""
     if _is_expected(error):
         response = _response(document(error, origin))
-        if isinstance(error, RateLimitedError):
+        if isinstance(error, (RateLimitedError, OverloadedError)):
             response.headers[hdrs.RETRY_AFTER] = str(error.retry_after_seconds)
+        if isinstance(error, AuthenticationError):
+            response.headers[hdrs.WWW_AUTHENTICATE] = _challenge(error, origin)
+        if isinstance(error, DPoPNonceError):
+            response.headers[NONCE_HEADER] = error.nonce
         return response
     if isinstance(error, web.HTTPException) and error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return of_status(error.status, origin, allow=error.headers.get("Allow"))
     log_failure(error, origin)
     return of_status(HTTPStatus.INTERNAL_SERVER_ERROR, origin)
+
+
+def _challenge(error: AuthenticationError, origin: Origin) -> str:
+    if origin.is_dpop or isinstance(error, (DPoPProofError, ProofRequiredError)):
+        return f'DPoP {_CHALLENGE[error.code]}, algs="{" ".join(dpop.ALGORITHMS)}"'
+    return f"Bearer {_CHALLENGE[error.code]}"
 
 
 def document(error: BaseException, origin: Origin) -> Problem:
@@ -145,12 +173,9 @@ def _problem(code: str, detail: str, origin: Origin, *, reasons: tuple[str, ...]
 
 
 def _response(document: Problem) -> web.Response:
-    response = web.Response(
+    return web.Response(
         status=document.status,
         body=msgspec.json.encode(document),
         content_type="application/problem+json",
         headers={"Cache-Control": "no-store"},
     )
-    if document.code in _CHALLENGE:
-        response.headers["WWW-Authenticate"] = _CHALLENGE[document.code]
-    return response

@@ -21,11 +21,14 @@ from typing import Annotated, Literal, final
 import msgspec
 from aiohttp import web
 
+from kkp import dpop
 from kkp.errors import KeyringUnavailableError, KKPError
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
 from kkp.revocations import ListClaims
+from kkp.tokens import TOKEN_OPS
+from kkp.web.exchange import TOKEN_EXCHANGE
 
 _READY_PROBE_SECONDS = 1.0
 _UNREADY = 503
@@ -52,7 +55,13 @@ class JWKSAnswer(msgspec.Struct, frozen=True):
 
 
 class DiscoveryAnswer(msgspec.Struct, frozen=True):
-    """Authorization server metadata (RFC 8414)."""
+    """Authorization server metadata (RFC 8414).
+
+    Attributes:
+        token_endpoint_auth_methods_supported: None is wanted: the subject_token is the credential.
+        introspection_endpoint_auth_methods_supported: The caller's own credential, as at every endpoint.
+        revocation_endpoint_auth_methods_supported: The same; left out, it would mean HTTP Basic.
+    """
 
     issuer: str
     jwks_uri: str
@@ -60,11 +69,13 @@ class DiscoveryAnswer(msgspec.Struct, frozen=True):
     introspection_endpoint: str
     revocation_endpoint: str
     revocation_list_uri: str
+    scopes_supported: tuple[str, ...] = TOKEN_OPS
+    grant_types_supported: tuple[str, ...] = (TOKEN_EXCHANGE,)
+    response_types_supported: tuple[str, ...] = ()  # there is no authorization endpoint
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
     introspection_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
     revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
-    grant_types_supported: tuple[str, ...] = ()
-    response_types_supported: tuple[str, ...] = ()
+    dpop_signing_alg_values_supported: tuple[str, ...] = dpop.ALGORITHMS
 
 
 class HealthAnswer(msgspec.Struct, frozen=True):

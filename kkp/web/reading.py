@@ -18,6 +18,7 @@ from kkp.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMed
 from kkp.model import Credentials
 from kkp.pacing import Pacer
 from kkp.web import batches, schemas
+from kkp.web.bodies import BODY
 
 ItemT = TypeVar("ItemT", bound=schemas.Asks[Any])
 PartT = TypeVar("PartT")
@@ -25,6 +26,7 @@ RequestT = TypeVar("RequestT")
 RequestT_co = TypeVar("RequestT_co", covariant=True)
 
 SMALL_BODY_BYTES = 64 * 1024
+JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 _READ_SECONDS = 10.0
 
@@ -49,7 +51,7 @@ class Reader(Protocol[RequestT_co]):
     """Reads one route's requests.
 
     Attributes:
-        body: The schema of the JSON body; None where there is none.
+        body: The schema of the body; None where there is none.
         query: The schema of the query's parameters; None where they have no meaning.
         media_types: What a body may be sent as.
     """
@@ -73,6 +75,7 @@ class Reader(Protocol[RequestT_co]):
 
         Raises:
             InvalidRequestError: It is malformed.
+            OverloadedError: Other bodies leave it no room.
             PayloadTooLargeError: It is over its limit.
             UnsupportedMediaTypeError: It is not JSON, or encoded.
         """
@@ -90,7 +93,7 @@ class JSONBody(Generic[RequestT]):
     """
 
     query: ClassVar[None] = None
-    media_types: ClassVar[Sequence[str]] = ("application/json",)
+    media_types: ClassVar[Sequence[str]] = (JSON,)
 
     def __init__(
         self,
@@ -128,7 +131,7 @@ class JSONBatch(Generic[ItemT, RequestT]):
     """
 
     query: ClassVar[None] = None
-    media_types: ClassVar[Sequence[str]] = ("application/json",)
+    media_types: ClassVar[Sequence[str]] = (JSON,)
 
     def __init__(
         self,
@@ -170,31 +173,33 @@ class JSONBatch(Generic[ItemT, RequestT]):
 
 
 @final
-class JSONOrForm(Generic[RequestT]):
-    """Reads a JSON object, or the same as a form: the OAuth endpoints take either.
+class FormBody(Generic[RequestT]):
+    """Reads a form, as the clients of an OAuth endpoint send it.
 
     Args:
-        body: The schema of the JSON object.
-        read_form: Reads the form.
+        body: Its schema.
+        read: Makes one of the form's pairs.
     """
 
     query: ClassVar[None] = None
-    media_types: ClassVar[Sequence[str]] = ("application/json", FORM)
+    media_types: ClassVar[Sequence[str]] = (FORM,)
 
     def __init__(
-        self, body: type[schemas.Asks[RequestT]], read_form: Callable[[bytes], schemas.Asks[RequestT]]
+        self,
+        body: type[schemas.Asks[RequestT]],
+        read: Callable[[Sequence[tuple[str, str]]], schemas.Asks[RequestT]],
     ) -> None:
         self.body = body
-        self._read_json = JSONBody(body)
-        self._read_form = read_form
+        self._read = read
 
     async def __call__(
-        self, sizes: Sizes, request: web.Request, credentials: Credentials
+        self,
+        sizes: Sizes,  # noqa: ARG002  every reader has the same parameters
+        request: web.Request,
+        credentials: Credentials,
     ) -> tuple[RequestT, Credentials]:
         """See `Reader`."""
-        if request.content_type != FORM:
-            return await self._read_json(sizes, request, credentials)
-        body = self._read_form(await _read(request, SMALL_BODY_BYTES, media_type=FORM))
+        body = self._read(schemas.form_pairs(await _read(request, SMALL_BODY_BYTES, media_type=FORM)))
         return body.request(), body.credentials(credentials)
 
 
@@ -208,7 +213,7 @@ class PathAndJSON(Generic[PartT, RequestT]):
     """
 
     query: ClassVar[None] = None
-    media_types: ClassVar[Sequence[str]] = ("application/json",)
+    media_types: ClassVar[Sequence[str]] = (JSON,)
 
     def __init__(
         self, body: type[schemas.Asks[PartT]], combine: Callable[[web.Request, PartT], RequestT]
@@ -281,9 +286,13 @@ class Query(Generic[RequestT]):
         return schemas.parameters(request.query, self.query).request(), credentials
 
 
-async def _read(
-    request: web.Request, limit: int, *, media_type: str = "application/json", setting: str = ""
-) -> bytes:
+def is_form(request: web.Request) -> bool:
+    """Tell whether the body says that it is a form."""
+    # Most send JSON to the letter, which is told more quickly than the header is parsed.
+    return request.headers.get(hdrs.CONTENT_TYPE) != JSON and request.content_type == FORM
+
+
+async def _read(request: web.Request, limit: int, *, media_type: str = JSON, setting: str = "") -> bytes:
     """Return the body, bounded in size and time, if it says that it is of this media type."""
     # Most send it to the letter, which is told more quickly than the header is parsed.
     if request.headers.get(hdrs.CONTENT_TYPE) != media_type:
@@ -308,12 +317,16 @@ def _check_media_type(request: web.Request, media_type: str) -> None:
 
 async def _read_in_time(request: web.Request, limit: int) -> bytes:
     """Return the body, or the beginning of one that is over its limit."""
+    share = request[BODY]
     if request.content.is_eof():  # it has arrived whole, as most do: waiting would cost more than the reading
-        return request.content.read_nowait()
+        whole = request.content.read_nowait()
+        share.take(len(whole))
+        return whole
     body = bytearray()
     try:
         async with asyncio.timeout(_READ_SECONDS):
             while len(body) <= limit and (piece := await request.content.readany()):
+                share.take(len(piece))
                 body += piece
         return bytes(body)
     except TimeoutError:

@@ -1,25 +1,30 @@
 """One table: method, path, operation, body, answer.
 
-A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. On a route that
-takes no credential in its body, a request without one in its header is refused unread. A body that has not
-arrived whole is waited for only when the credential in the header, if there is one, is good; a batch is not
-even looked at before.
+A route reads its request, hands it to the pipeline and writes the answer; it holds no rule. Where it takes a
+form as well as JSON, both walk the same road, and differ in how they are read and answered (`kkp.web.oauth`).
+On a route that takes no credential in its body, a request without one in its header, and without a client
+certificate, is refused unread. A body that has not arrived whole is waited for only when the credential in
+the header, if there is one, is good; a batch is not even looked at before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast, final
 
 import msgspec
 from aiohttp import hdrs, web
 
 from kkp.batch import Result
+from kkp.clock import Clock
 from kkp.errors import (
+    ClientAuthenticationError,
     ConflictError,
     EnvelopeInvalidError,
+    InvalidScopeError,
+    InvalidTargetError,
     KeyDisabledError,
     KKPError,
     KMSDeniedError,
@@ -28,13 +33,16 @@ from kkp.errors import (
     UnauthenticatedError,
     UnknownBackendError,
     UnknownKeyError,
+    UnsupportedGrantError,
 )
+from kkp.limits import ConnectionLimit, RateLimits
 from kkp.model import Credentials
 from kkp.operations.accounts import ChangePassword, HeldSession, LogIn, LogOut, SignUp
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import BatchOperation, Operation
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
 from kkp.operations.envelopes import Decrypt, Encrypt, Rewrap
+from kkp.operations.explaining import ExplainPolicy
 from kkp.operations.identities import (
     AddIdentity,
     DisableIdentity,
@@ -47,18 +55,21 @@ from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
-from kkp.web import answers, problems, schemas
+from kkp.web import answers, exchange, problems, schemas
+from kkp.web.bodies import HeldBodies
 from kkp.web.credentials import read_credentials
+from kkp.web.oauth import AT_TOKEN_ENDPOINT, BEHIND_A_BEARER, Form, uncached
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
 from kkp.web.reading import (
     SMALL_BODY_BYTES,
+    FormBody,
     JSONBatch,
     JSONBody,
-    JSONOrForm,
     NoBody,
     PathAndJSON,
     Query,
     Reader,
+    is_form,
 )
 
 if TYPE_CHECKING:
@@ -70,10 +81,17 @@ AnswerT = TypeVar("AnswerT")
 
 _LABELS_BYTES = 256 * 1024
 _SIZED_BY = "KKP_MAX_PLAINTEXT_BYTES"
-_ANSWER_HEADERS = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
+_ANSWER_HEADERS: Mapping[str, str] = {hdrs.CACHE_CONTROL: "no-store", hdrs.CONTENT_TYPE: "application/json"}
 _encoder = msgspec.json.Encoder()
 
 ORIGIN = web.RequestKey("kkp.origin", Origin)
+
+
+class GivesNonces(Protocol):
+    """Gives the nonces that DPoP proofs must have."""
+
+    def present(self) -> str:
+        """Return the one to be used now."""
 
 
 @final
@@ -86,7 +104,10 @@ class Services:
     """
 
     pipeline: Pipeline
+    clock: Clock
     public: PublicDocuments
+    addresses: RateLimits
+    connections: ConnectionLimit
     issue_token: IssueToken
     encrypt: Encrypt
     decrypt: Decrypt
@@ -105,12 +126,15 @@ class Services:
     lift_revocation: LiftRevocation
     list_revocations: ListRevocations
     read_audit: ReadAudit
+    explain_policy: ExplainPolicy
     doorstep: Pipeline
     sign_up: SignUp
     log_in: LogIn
     log_out: LogOut
     change_password: ChangePassword
     max_plaintext_bytes: int
+    max_held_body_bytes: int
+    nonces: GivesNonces | None = None
     metrics: Metrics | None = None
 
     @property
@@ -143,6 +167,7 @@ class Route(Generic[RequestT, AnswerT]):
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
         is_anonymous: Whether it is for those who have none; one that they present is not looked at.
+        form: How it takes a form in the place of what it reads; None where it does not.
     """
 
     method: str
@@ -155,23 +180,45 @@ class Route(Generic[RequestT, AnswerT]):
     status: int = 200
     credential_in_body: bool = False
     is_anonymous: bool = False
+    form: Form[Any, AnswerT] | None = None
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
+        if self.form is not None and is_form(request):
+            return await self._handle_form(self.form, services, request)
+        present = partial(read_credentials, required=not self.credential_in_body)
+        return await self._handle(present, self.read, self.answer, services, request)
+
+    async def _handle_form(
+        self, form: Form[Any, AnswerT], services: Services, request: web.Request
+    ) -> web.Response:
+        try:
+            response = await self._handle(form.credentials, form.read, form.answer, services, request)
+        except KKPError as error:
+            return form.refusals.response(error, request[ORIGIN])
+        return uncached(response)
+
+    async def _handle(
+        self,
+        present: Callable[[web.Request], Credentials],
+        read: Reader[Any],
+        to_answer: Callable[[AnswerT, Any], answers.Answer],
+        services: Services,
+        request: web.Request,
+    ) -> web.Response:
         pipeline, credentials = services.doorstep, Credentials()
         if not self.is_anonymous:
-            pipeline = services.pipeline
-            credentials = _presented(services, request, required=not self.credential_in_body)
+            pipeline, credentials = services.pipeline, _presented(services, request, present)
         # What has arrived whole is in memory already, and the road authenticates it.
         if not request.content.is_eof() and credentials.unverified_bearer is not None:
             await pipeline.authenticate(credentials, request[ORIGIN])
-        checked, credentials = await self.read(services, request, credentials)
+        checked, credentials = await read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await pipeline.run(operation, checked, credentials, origin)
         return web.Response(
             status=self.status,
-            body=_encoder.encode(self.answer(answer, checked)),
-            headers=_ANSWER_HEADERS,
+            body=_encoder.encode(to_answer(answer, checked)),
+            headers=_answer_headers(services, credentials),
         )
 
 
@@ -204,7 +251,7 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
         """Read, run, answer."""
-        credentials = _presented(services, request, required=True)
+        credentials = _presented(services, request, partial(read_credentials, required=True))
         await services.pipeline.authenticate(credentials, request[ORIGIN])
         items, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
@@ -215,7 +262,7 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
             encoded.append(_encoder.encode(self._answer_to(item, result, origin)))
             await pacer.pause()
         body = b'{"items":[%b]}' % b",".join(encoded)
-        return web.Response(status=self.status, body=body, headers=_ANSWER_HEADERS)
+        return web.Response(status=self.status, body=body, headers=_answer_headers(services, credentials))
 
     def _answer_to(
         self, item: RequestT | Exception, result: Result[AnswerT], origin: Origin
@@ -225,12 +272,27 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
         return self.answer(cast("AnswerT", result.answer), cast("RequestT", item))
 
 
-def _presented(services: Services, request: web.Request, *, required: bool) -> Credentials:
+def _presented(
+    services: Services, request: web.Request, present: Callable[[web.Request], Credentials]
+) -> Credentials:
+    origin = request[ORIGIN]
     try:
-        return read_credentials(request, required=required)
+        credentials = present(request)
     except UnauthenticatedError as error:
-        services.pipeline.count_failure(request[ORIGIN], error)
+        services.pipeline.count_failure(origin, error)
         raise
+    origin.is_dpop = credentials.scheme == "dpop"
+    return credentials
+
+
+def _answer_headers(services: Services, credentials: Credentials) -> Mapping[str, str]:
+    """Return an answer's headers; whoever sends proofs is told the nonce of the next one.
+
+    See RFC 9449 section 8.2.
+    """
+    if services.nonces is None or not credentials.unverified_proofs:
+        return _ANSWER_HEADERS
+    return {**_ANSWER_HEADERS, problems.NONCE_HEADER: services.nonces.present()}
 
 
 def _from(request: web.Request, part: Callable[[str], RequestT]) -> RequestT:
@@ -252,8 +314,15 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         lambda s: s.issue_token,
         JSONBody(schemas.TokenBody),
         answers.issued_token,
-        "Mint a token",
+        "Mint a token; as a form, in exchange for a credential in it (RFC 8693)",
         (UnknownBackendError,),
+        form=Form(
+            FormBody(exchange.ExchangeBody, exchange.read_form),
+            answers.exchanged_token,
+            AT_TOKEN_ENDPOINT,
+            (UnsupportedGrantError, InvalidScopeError, InvalidTargetError, ClientAuthenticationError),
+            credential_in_body=True,
+        ),
     ),
     Route(
         "POST",
@@ -383,6 +452,15 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
     ),
     Route(
         "POST",
+        "/policy/explain",
+        lambda s: s.explain_policy,
+        JSONBody(schemas.ExplainBody),
+        answers.explanation,
+        "Tell what policy would decide, and why; nothing is done",
+        (NotFoundError,),
+    ),
+    Route(
+        "POST",
         "/keys/jwks/{kid}/revoke",
         lambda s: s.revoke_signing_key,
         NoBody(lambda request: request.match_info["kid"]),
@@ -394,17 +472,21 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "POST",
         "/token/introspect",
         lambda s: s.introspect_token,
-        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        JSONBody(schemas.HeldTokenBody),
         answers.introspection,
         "Ask whether a token is good (RFC 7662)",
+        form=Form(
+            FormBody(schemas.HeldTokenForm, schemas.held_token), answers.introspection, BEHIND_A_BEARER
+        ),
     ),
     Route(
         "POST",
         "/token/revoke",
         lambda s: s.revoke_token,
-        JSONOrForm(schemas.HeldTokenBody, schemas.held_token_of_form),
+        JSONBody(schemas.HeldTokenBody),
         answers.nothing,
         "Revoke a token at once (RFC 7009)",
+        form=Form(FormBody(schemas.HeldTokenForm, schemas.held_token), answers.nothing, BEHIND_A_BEARER),
     ),
     Route(
         "POST",
@@ -484,9 +566,10 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
 
 def make_application(services: Services) -> web.Application:
     """Return the application that serves the table and the public documents."""
-    app = web.Application()
+    app, bodies = web.Application(), HeldBodies(services.max_held_body_bytes)
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, partial(route.handle, services))
+        handle = bodies.held_for(partial(route.handle, services))
+        app.router.add_route(route.method, route.path, handle)
     for served in PUBLIC_ROUTES:
         app.router.add_get(served.path, partial(served.serve, services.public))
     return app

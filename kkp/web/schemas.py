@@ -19,37 +19,36 @@ import msgspec
 from kkp import emails
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
-from kkp.model import JSON, Credentials, Grant
+from kkp.model import JSON, Caller, Credentials
+from kkp.names import (
+    MAX_INTEGER,
+    Audience,
+    Backend,
+    GrantBody,
+    KeyPattern,
+    Name,
+    RoleName,
+    Subject,
+    Text,
+    TokenOp,
+)
 from kkp.operations.accounts import ChangePasswordRequest, LogInRequest, SignUpRequest
 from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, OpenRequest, RewrapRequest
+from kkp.operations.explaining import ExplainRequest, IdentityNamed
 from kkp.operations.identities import IdentityRequest, RotateKeyRequest
 from kkp.operations.revocations import RevocationQuery, RevocationRequest
 from kkp.operations.token_life import HeldToken
-from kkp.operations.tokens import TokenRequest
+from kkp.operations.tokens import Binding, TokenRequest
 from kkp.revocations import MAX_REASON_CHARACTERS, RevocationKind
 from kkp.ring_times import MAX_SECONDS
-from kkp.strict_json import refuse_duplicates
+from kkp.strict_json import refuse_deep, refuse_duplicates
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
 OpenRequestT = TypeVar("OpenRequestT", bound=OpenRequest)
 
-# A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline. Its description
-# is what a refusal says is expected.
-_VISIBLE = msgspec.Meta(
-    pattern=r"^[\x21-\x7e]{1,256}$(?!\n)",
-    description="1 to 256 visible ASCII characters, without spaces",
-)
-Backend = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)",
-        description="a backend's name: 1 to 32 of a-z, 0-9, _ and -, of which the first is a letter or a "
-        "digit",
-    ),
-]
 KeyId = Annotated[
     str,
     msgspec.Meta(
@@ -58,37 +57,17 @@ KeyId = Annotated[
         "a digit",
     ),
 ]
-KeyPattern = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?$(?!\n)",
-        min_length=1,
-        description="a key's name, or the beginning of one and an asterisk",
-    ),
-]
-Audience = Annotated[str, _VISIBLE]
-Subject = Annotated[str, _VISIBLE]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-Text = Annotated[str, msgspec.Meta(max_length=1024)]
 MAX_ITEMS = 1000  # of a batch
-_MAX_INTEGER = 2**53  # beyond it, JSON readers disagree on which number is meant (RFC 8259 section 6)
 _MAX_BODY_OF_MANY_STRINGS = 64 * 1024
+_MAX_PAIRS_OF_FORM = 32
 _MAX_QUOTES = 2048  # several times what an honest body has around its one long string
-Integer = Annotated[int, msgspec.Meta(ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
+Integer = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 Scalar: TypeAlias = Text | bool | Integer | float | None
 Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
 PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
-TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
 MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
 Overlap = Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_SECONDS)]
-RoleName = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)",
-        description="a role's name: 1 to 63 of a-z, 0-9, _ and -, of which the first is a letter",
-    ),
-]
 AuditCursor = Annotated[
     str,
     msgspec.Meta(
@@ -106,9 +85,10 @@ TokenId = Annotated[
 IdentityName = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)",
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(:[\x21-\x7e]{1,254})?$(?!\n)",
         description="an identity's name: 1 to 63 of a-z, 0-9, ., _ and -, of which the first is a letter or "
-        "a digit",
+        "a digit; of somebody whom an issuer vouches for, that is the issuer's, and a colon and the subject "
+        "follow",
     ),
 ]
 RevokedName = Annotated[
@@ -148,6 +128,53 @@ EnrolmentCode = Annotated[
         description="an enrolment code: kkp_ec_ and 43 characters of base64url",
     ),
 ]
+GrantType = Literal["urn:ietf:params:oauth:grant-type:token-exchange"]
+SubjectTokenType = Literal[
+    "urn:ietf:params:oauth:token-type:access_token",
+    "urn:ietf:params:oauth:token-type:jwt",
+    "urn:ietf:params:oauth:token-type:id_token",
+]
+RequestedTokenType = Literal[
+    "urn:ietf:params:oauth:token-type:access_token", "urn:ietf:params:oauth:token-type:jwt"
+]
+SubjectToken = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9._~+/-]+=*$(?!\n)",
+        max_length=8 * 1024,
+        description="a credential, as it would stand behind `Bearer`",
+    ),
+]
+Resource = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^urn:kkp:key:[a-z0-9][a-z0-9_-]{0,31}:([A-Za-z0-9._:/@+=-]|%[0-9A-Fa-f]{2}){1,512}$(?!\n)",
+        description="urn:kkp:key:, a backend's name, a colon, and a key's name, percent-encoded",
+    ),
+]
+Scope = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(encrypt|decrypt|rewrap)( (encrypt|decrypt|rewrap)){0,2}$(?!\n)",
+        description="one or more of encrypt, decrypt and rewrap, with one space between two",
+    ),
+]
+Word = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[a-z][a-z0-9_]{0,63}$(?!\n)",
+        description="a word: 1 to 64 of a-z, 0-9 and _, of which the first is a letter",
+    ),
+]
+Moment = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$(?!\n)",
+        description="a time such as 2026-01-01T00:00:00Z",
+    ),
+]
+Document = Annotated[dict[Name, Any], msgspec.Meta(max_length=32)]
+_MAX_DEPTH = 32  # of a member that may hold anything
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
 # Envelopes are read by `kkp.envelope`, so that their faults are one error.
@@ -189,6 +216,11 @@ _EXPECTED: Mapping[str, str] = {
         RevocationCursor,
         Email,
         EnrolmentCode,
+        SubjectToken,
+        Resource,
+        Scope,
+        Word,
+        Moment,
     )
     for meta in get_args(kind)[1:]
 }
@@ -196,7 +228,11 @@ _EXPECTED: Mapping[str, str] = {
 _CHOICES: Mapping[str, Sequence[str]] = {
     "ops": get_args(TokenOp),
     "encoding": ("utf-8", "null"),
+    "binding": (*get_args(Binding), "null"),
     "kind": [*RevocationKind],
+    "grant_type": get_args(GrantType),
+    "subject_token_type": get_args(SubjectTokenType),
+    "requested_token_type": get_args(RequestedTokenType),
 }
 _AT_PLACE = r"(?P<place> - at `\$[a-z0-9_.\[\]]*`)?\Z"
 _UNKNOWN_FIELD = re.compile(rf"Object contains unknown field `(?P<name>.*?)`{_AT_PLACE}", re.DOTALL)
@@ -260,6 +296,7 @@ class TokenBody(Asks[TokenRequest], frozen=True):
     policy_claims: Pairs = {}
     context: Pairs = {}
     request_context: PolicyContext = {}
+    binding: Binding | None = None
 
     def request(self) -> TokenRequest:
         """Return what is asked for, checked."""
@@ -277,6 +314,7 @@ class TokenBody(Asks[TokenRequest], frozen=True):
             policy_claims=self.policy_claims,
             context=self.context,
             request_context=self.request_context,
+            binding=self.binding,
         )
 
 
@@ -506,25 +544,6 @@ class RewrapBatchBody(_OpeningBatch[RewrapRequest], frozen=True, kw_only=True):
     items: Annotated[msgspec.Raw, _items(_without_token("RewrapBody"))]
 
 
-class GrantBody(_Strict, frozen=True):
-    """A grant of a new identity."""
-
-    backend: Backend
-    key_id: KeyPattern
-    ops: Annotated[list[TokenOp], msgspec.Meta(min_length=1, max_length=3)]
-    audiences: Annotated[list[Audience], msgspec.Meta(max_length=64)] = []
-    policy_claims: Annotated[
-        dict[Name, Annotated[list[Text], msgspec.Meta(min_length=1, max_length=64)]],
-        msgspec.Meta(max_length=32),
-    ] = {}
-    max_ttl: Annotated[int, msgspec.Meta(ge=1, le=_MAX_INTEGER)] | msgspec.UnsetType = msgspec.UNSET
-
-    def grant(self) -> Grant:
-        """Return the grant."""
-        claims = {name: tuple(values) for name, values in self.policy_claims.items()}
-        return Grant(self.backend, self.key_id, tuple(self.ops), tuple(self.audiences), claims, self.max_ttl)
-
-
 class IdentityBody(Asks[IdentityRequest], frozen=True):
     """`POST /identities`."""
 
@@ -566,6 +585,76 @@ class RotateKeyBody(Asks[Callable[[str], RotateKeyRequest]], frozen=True):
         return lambda identity_id: RotateKeyRequest(
             id=identity_id, overlap_seconds=self.overlap_seconds, key_ttl_seconds=self.key_ttl_seconds
         )
+
+
+class CallerBody(_Strict, frozen=True):
+    """A caller as policy sees one, written out."""
+
+    id: Subject
+    roles: Annotated[list[RoleName], msgspec.Meta(max_length=16)]
+    kind: Word = "service"
+    issuer: Audience = "kkp"
+    method: Word = "service_key"
+    attributes: Pairs = {}
+    grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
+
+    def caller(self) -> Caller:
+        """Return the caller."""
+        return Caller(
+            id=self.id,
+            kind=self.kind,
+            roles=tuple(self.roles),
+            issuer=self.issuer,
+            method=self.method,
+            attributes=self.attributes,
+            grants=tuple(grant.grant() for grant in self.grants),
+        )
+
+
+class ExplainBody(Asks[ExplainRequest], frozen=True):
+    """`POST /policy/explain`; of `identity` and `caller` there is one.
+
+    What it asks about is policy's to judge, and of a policy's own actions KKP knows nothing. So `claims` and
+    `request` may have any members; those that every question has, and that are left out, are empty.
+    """
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "action": "encrypt",
+        "identity": "orders",
+        "request": {"backend": "aws", "key_id": "alias/orders", "context": {"environment": "prod"}},
+    }
+
+    action: Word
+    identity: Subject | None = None
+    method: Word = "service_key"
+    caller: CallerBody | None = None
+    claims: Document = {}
+    request_: Document = msgspec.field(name="request", default_factory=dict)
+    time: Moment | None = None
+    client_ip: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+    def request(self) -> ExplainRequest:
+        """Return what is asked for, checked."""
+        for document in (self.claims, self.request_):
+            try:
+                refuse_deep(document, _MAX_DEPTH)
+            except ValueError:
+                raise InvalidRequestError(f"The body is nested over {_MAX_DEPTH} deep.") from None
+        return ExplainRequest(
+            action=self.action,
+            caller=self._caller(),
+            claims=self.claims,
+            request=self.request_,
+            time=self.time,
+            client_ip=self.client_ip,
+        )
+
+    def _caller(self) -> Caller | IdentityNamed:
+        if self.caller is not None and self.identity is None:
+            return self.caller.caller()
+        if self.identity is not None and self.caller is None:
+            return IdentityNamed(self.identity, self.method)
+        raise InvalidRequestError("Exactly one of identity and caller is required.")
 
 
 _NAME_OF: Mapping[RevocationKind, Any] = {
@@ -615,44 +704,63 @@ class RevocationParameters(Asks[RevocationQuery], frozen=True):
 
 
 class HeldTokenBody(Asks[HeldToken], frozen=True):
-    """`POST /token/introspect` and `/token/revoke`, as JSON or as a form."""
+    """`POST /token/introspect` and `/token/revoke`."""
 
     example: ClassVar[Mapping[str, JSON]] = {"token": "eyJhbGciOiJFZERTQSIs…"}
 
     token: Annotated[str, msgspec.Meta(min_length=1)]
-    token_type_hint: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    token_type_hint: str | None = None
 
     def request(self) -> HeldToken:
-        """Return what is asked about; there is one type of token, so the hint says nothing new."""
+        """Return what is asked about; there is one type of token, so no hint says anything."""
         return HeldToken(self.token)
 
 
-def held_token_of_form(body: bytes) -> HeldTokenBody:
-    """Read an `application/x-www-form-urlencoded` body (RFC 7662 section 2.1, RFC 7009 section 2.1).
+class HeldTokenForm(HeldTokenBody, frozen=True, forbid_unknown_fields=False):
+    """The same as a form (RFC 7662, RFC 7009), in which other parameters are ignored."""
+
+
+def held_token(pairs: Sequence[tuple[str, str]]) -> HeldTokenForm:
+    """Return what a form asks about.
 
     Raises:
-        InvalidRequestError: It is not such a form, has a member twice, or lacks the token.
+        InvalidRequestError: It has a member twice, or lacks the token.
+    """
+    try:
+        return msgspec.convert(members(pairs), HeldTokenForm)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(explanation(error)) from None
+
+
+def form_pairs(body: bytes) -> Sequence[tuple[str, str]]:
+    """Read an `application/x-www-form-urlencoded` body (RFC 6749 appendix B).
+
+    Raises:
+        InvalidRequestError: It is not such a form, or has more pairs than any honest one.
     """
     if _BROKEN_ESCAPE.search(body) is not None:
         raise InvalidRequestError("The body is not a form in UTF-8.")
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             body.decode("ascii"),
             keep_blank_values=True,
             strict_parsing=True,
             errors="strict",
-            max_num_fields=8,
+            max_num_fields=_MAX_PAIRS_OF_FORM,
         )
     except ValueError:
         raise InvalidRequestError("The body is not a form in UTF-8.") from None
-    members = dict(pairs)
-    if len(members) != len(pairs):
+
+
+def members(pairs: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    """Return the parameters of a form; one without a value counts as left out (RFC 6749 section 3.2).
+
+    Raises:
+        InvalidRequestError: There are two of one name.
+    """
+    if len({name for name, _ in pairs}) != len(pairs):
         raise InvalidRequestError("The body has two members of one name.")
-    known = {name: members[name] for name in HeldTokenBody.__struct_fields__ if name in members}
-    try:
-        return msgspec.convert(known, HeldTokenBody)  # others are ignored, as RFC 6749 section 3.2 demands
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(explanation(error)) from None
+    return {name: value for name, value in pairs if value}
 
 
 def decode(decoder: msgspec.json.Decoder[BodyT], body: bytes) -> BodyT:

@@ -5,6 +5,13 @@ aiohttp answers some requests before any middleware sees them: what its parser r
 not in a middleware. Parser errors are neither echoed nor logged with a traceback: an attacker could fill
 the log with them.
 
+What a client can cost before anybody knows who it is, is bounded here, because aiohttp leaves it open:
+- An address has so many connections and no more; each is closed unheard. A trusted proxy may have any number.
+- An address that asks too often is refused before a credential is looked at; health checks alone are not.
+- A head has its time to arrive whole, and so has a body (`kkp.web.reading`). An answer that its reader leaves
+  lying, or takes drop by drop, ends the connection.
+- A client that goes away stops nothing: what was decided is done, and what was done is on record.
+
 A listener that is told to leave takes no new connection and ends those that it has without losing a request:
 each is closed with an answer that says so (`Connection: close`), because a client that is told by an answer
 never sends its next request into a connection that just went away.
@@ -31,11 +38,15 @@ from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
 from kkp.config import Address
-from kkp.errors import ConfigError, TLSRequiredError
-from kkp.peers import Peers
+from kkp.errors import CertificateInvalidError, ConfigError, TLSRequiredError
+from kkp.limits import ConnectionLimit
+from kkp.peers import Peers, peer_name
 from kkp.pipeline import Origin
 from kkp.web import problems
+from kkp.web.client_certificates import ClientCertificates
+from kkp.web.credentials import CERTIFICATE
 from kkp.web.routes import ORIGIN
+from kkp.web.tls import shown_chain
 
 _log = logging.getLogger(__name__)
 _PREFIX = secrets.token_hex(8)
@@ -47,19 +58,98 @@ _ACCEPT_SECONDS = 0.5
 _HANDSHAKE_SECONDS = 2.0  # two or three of the client's round trips
 _SWEPT_AT_ONCE = 64
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_WRITE_SECONDS = 10.0  # in which an answer that waits for its reader must have gone on by so much
+_WRITE_BYTES = 256 * 1024
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
-# What they say is no secret and takes no credential, and who probes a machine's health is no proxy.
+# What they say is no secret and takes no credential; who probes a machine's health is no proxy, and is never
+# to be told that it asks too often.
 _HEALTH = frozenset({"/healthz", "/readyz"})
 _VERSIONS = (HttpVersion11, HttpVersion10)
 Observe = Callable[[str, str, int, float], None]
+Admit = Callable[[str], None]
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class _Edge(NamedTuple):
+    """What the connections of one listener have in common.
+
+    Attributes:
+        peers: Who requests come from.
+        certificates: Tells the clients' certificates; None where they have none.
+        observe: Told of each answer.
+        admit: Told the address of each request; refuses what is too much.
+        connections: How many an address may have open.
+        closing: Set when an answer is to be its connection's last.
+    """
+
+    peers: Peers
+    certificates: ClientCertificates | None
+    observe: Observe | None
+    admit: Admit | None
+    connections: ConnectionLimit | None
+    closing: asyncio.Event
 
 
 @final
 class _Protocol(RequestHandler):
-    """Answers what the parser refuses, and closes the connection."""
+    """Answers what the parser refuses, and closes the connection; ends one whose reader is too slow.
 
-    __slots__ = ()
+    Attributes:
+        shown: The chain of client certificates that the connection began with, in DER.
+    """
+
+    __slots__ = ("_admitted", "_edge", "_watching", "shown")
+
+    def __init__(self, manager: web.Server, edge: _Edge, **options: Any) -> None:  # noqa: ANN401  aiohttp's own
+        super().__init__(manager, **options)
+        self._edge = edge
+        self._admitted: str | None = None
+        self._watching: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  what every stream protocol is given
+        peer = str((transport.get_extra_info("peername") or ("",))[0])
+        if self._edge.connections is not None and not self._edge.peers.is_proxy(peer):
+            name = peer_name(peer)
+            if not self._edge.connections.admit(name):
+                transport.abort()
+                return
+            self._admitted = name
+        self.shown = shown_chain(transport.get_extra_info("ssl_object"))
+        transport.set_write_buffer_limits(0)  # so that we are told of whatever the kernel does not take
+        super().connection_made(transport)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:
+            self._watch_writing(self.transport)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._stop_watching()
+        if self._admitted is not None and self._edge.connections is not None:
+            self._edge.connections.release(self._admitted)
+            self._admitted = None
+
+    def _watch_writing(self, transport: asyncio.Transport) -> None:
+        left = transport.get_write_buffer_size()
+        self._watching = self._loop.call_later(_WRITE_SECONDS, self._check_writing, transport, left)
+
+    def _check_writing(self, transport: asyncio.Transport, left: int) -> None:
+        """End the connection, whether it is closing or not, if its reader took too little since."""
+        if transport.get_write_buffer_size() > left - _WRITE_BYTES:
+            transport.abort()
+        else:
+            self._watch_writing(transport)
+
+    def _stop_watching(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
 
     def handle_error(
         self,
@@ -81,8 +171,10 @@ class _Protocol(RequestHandler):
 class _Server(web.Server):
     """Makes one `_Protocol` for each connection."""
 
+    edge: _Edge
+
     def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=self._loop, **self._kwargs)
+        return _Protocol(self, self.edge, loop=self._loop, **self._kwargs)
 
 
 @final
@@ -91,38 +183,37 @@ class _Runner(web.AppRunner):
 
     Args:
         app: The application.
-        peers: Who its requests come from.
-        observe: Told of each answer.
-        closing: Set when an answer is to be its connection's last.
+        edge: What its connections have in common.
         options: aiohttp's.
     """
 
-    __slots__ = ("_closing", "_observe", "_peers")
+    __slots__ = ("_edge",)
 
     def __init__(
         self,
         app: web.Application,
-        peers: Peers,
-        observe: Observe | None,
-        closing: asyncio.Event,
+        edge: _Edge,
         **options: Any,  # noqa: ANN401  aiohttp's own
     ) -> None:
         super().__init__(app, **options)
-        self._peers = peers
-        self._observe = observe
-        self._closing = closing
+        self._edge = edge
 
     async def _make_server(self) -> web.Server:
-        plain = await super()._make_server()
-        handler = _answering_errors(plain.request_handler, self._peers, self._closing)
-        return _Server(
-            handler if self._observe is None else _observed(handler, self._observe),
+        plain, observe = await super()._make_server(), self._edge.observe
+        handler = _answering_errors(plain.request_handler, self._edge)
+        server = _Server(
+            handler if observe is None else _observed(handler, observe),
             request_factory=plain.request_factory,
+            handler_cancellation=False,  # hanging up stops nothing: what was decided is done
             **plain._kwargs,  # noqa: SLF001  aiohttp has no public way to choose the protocol class
         )
+        server.edge = self._edge
+        return server
 
 
-def _answering_errors(handler: _RequestHandler, peers: Peers, closing: asyncio.Event) -> _RequestHandler:
+def _answering_errors(handler: _RequestHandler, edge: _Edge) -> _RequestHandler:
+    peers, certificates, admit, closing = edge.peers, edge.certificates, edge.admit, edge.closing
+
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         peer = request.remote or ""
         origin = Origin(
@@ -132,9 +223,15 @@ def _answering_errors(handler: _RequestHandler, peers: Peers, closing: asyncio.E
         try:
             _check_version(request)
             _check_peer(request, peer, peers)
+            if admit is not None and request.path not in _HEALTH:
+                admit(peer_name(origin.client_ip))
+            if certificates is not None:
+                _read_certificate(request, origin, certificates)
             response = await handler(request)
         except Exception as error:  # noqa: BLE001  whatever it is, it ends here as a problem document
             response = problems.of_error(error, origin)
+            if isinstance(error, CertificateInvalidError):
+                response.force_close()
         response.headers["X-Request-Id"] = origin.request_id
         response.headers[hdrs.SERVER] = "kkp"
         if closing.is_set():
@@ -172,6 +269,15 @@ def _check_version(request: web.BaseRequest) -> None:
 def _check_peer(request: web.BaseRequest, peer: str, peers: Peers) -> None:
     if not peers.admits(peer) and request.path not in _HEALTH:
         raise TLSRequiredError("This listener is for the proxy that terminates TLS before it.")
+
+
+def _read_certificate(request: web.BaseRequest, origin: Origin, certificates: ClientCertificates) -> None:
+    if request.path in _HEALTH:
+        return
+    assert isinstance(request.protocol, _Protocol)  # noqa: S101  `_Server` makes no other
+    found = certificates.of(request, request.protocol.shown, origin)
+    if found is not None:
+        request[CERTIFICATE] = found
 
 
 def _new_request_id() -> str:
@@ -356,8 +462,11 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
     where: Address | Inherited,
     *,
     peers: Peers | None = None,
+    certificates: ClientCertificates | None = None,
     tls: ssl.SSLContext | None = None,
     observe: Observe | None = None,
+    admit: Admit | None = None,
+    connections: ConnectionLimit | None = None,
     setting: str = "KKP_LISTEN_ADDR",
 ) -> AsyncIterator[Listener]:
     """Serve the application for the duration of the block.
@@ -366,7 +475,11 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
         app: The application.
         where: Where to listen, or sockets that are bound already.
         peers: Who requests come from; by default whoever the socket says.
+        certificates: Tells the clients' certificates; by default they have none.
         tls: Listen with it; by default in the clear.
+        admit: Told what the address of each request is counted as, but for those for the machine's health;
+            raises RateLimitedError; by default anybody may ask as often as they like.
+        connections: How many an address may have open; by default as many as it likes. A trusted proxy may.
         observe: Told of each answer: its route's method and path (empty without one), status and seconds.
         setting: Where the address comes from.
 
@@ -386,7 +499,8 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
         "shutdown_timeout": 5,
     }
     closing = asyncio.Event()
-    runner = _Runner(app, peers or Peers(), observe, closing, **options)
+    edge = _Edge(peers or Peers(), certificates, observe, admit, connections, closing)
+    runner = _Runner(app, edge, **options)
     await runner.setup()
     listener = Listener(runner, tls, closing)
     try:
@@ -407,8 +521,11 @@ async def serving(  # noqa: PLR0913  likewise
     address: Address,
     *,
     peers: Peers | None = None,
+    certificates: ClientCertificates | None = None,
     tls: ssl.SSLContext | None = None,
     observe: Observe | None = None,
+    admit: Admit | None = None,
+    connections: ConnectionLimit | None = None,
     setting: str = "KKP_LISTEN_ADDR",
 ) -> AsyncIterator[Address]:
     """Serve like `listening`; yields the address alone, with its real port.
@@ -416,5 +533,15 @@ async def serving(  # noqa: PLR0913  likewise
     Raises:
         ConfigError: See `listening`.
     """
-    async with listening(app, address, peers=peers, tls=tls, observe=observe, setting=setting) as listener:
+    async with listening(
+        app,
+        address,
+        peers=peers,
+        certificates=certificates,
+        tls=tls,
+        observe=observe,
+        admit=admit,
+        connections=connections,
+        setting=setting,
+    ) as listener:
         yield listener.address

@@ -1,10 +1,12 @@
 """The listener's TLS: one certificate and key, replaced while it serves.
 
 - TLS 1.2 with forward secrecy and authenticated encryption, or 1.3.
-- A new pair is taken when either file changes or when asked to, and serves every handshake that begins
-  afterwards. Connections that stand keep theirs.
-- A pair that can't be read, does not fit together, or whose key others can read, is refused and logged; the
-  old one goes on serving. So a rotation that is half-way done harms nobody: the next look finds the rest.
+- A new pair is taken when either file changes or when asked to (`kkp.web.reloading`), and serves every
+  handshake that begins afterwards. Connections that stand keep theirs.
+- A pair that can't be read, does not fit together, or whose key others can read, is refused.
+- Where client certificates are asked for, TLS 1.3 alone is spoken: before it, they crossed the network in the
+  clear. No session is resumed, because a resumed one knows the client's certificate and not who vouched for
+  it. Whom a handshake accepts, `kkp.web.client_certificates` judges again at each request.
 
 A certificate is served to its end and beyond: clients judge its dates, and `warning` tells operators in time.
 
@@ -19,21 +21,23 @@ import asyncio
 import logging
 import ssl
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, final
+from typing import NamedTuple, final
 
 from kkp.data_dir import is_exposed
 from kkp.errors import ConfigError
+from kkp.web.authorities import ReloadingAuthorities
+from kkp.web.reloading import LOOK_SECONDS, Reloading
 
-_LOOK_SECONDS = 2.0
 _EXPIRES_SOON_SECONDS = 14 * 86400
 _REFUSED = "The new TLS certificate was refused, and the one before it is in force. The log says why."
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 # The last one is what OpenSSL says of a key of another type.
 _NOT_ITS_KEY = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+_DER = 2  # `_ssl.ENCODING_DER`
 _log = logging.getLogger(__name__)
-_Marks: TypeAlias = tuple[tuple[int, ...] | None, ...]
 
 
 class Certificate(NamedTuple):
@@ -79,62 +83,78 @@ class ReloadingTLS:
     Args:
         cert_file: PEM certificate chain, the server's own first.
         key_file: PEM private key, readable by its owner only.
+        authorities: Whose client certificates are asked for; None for nobody's.
 
     Raises:
         ConfigError: The pair can't be used.
     """
 
-    def __init__(self, cert_file: Path, key_file: Path) -> None:
+    def __init__(
+        self,
+        cert_file: Path,
+        key_file: Path,
+        authorities: ReloadingAuthorities | None = None,
+    ) -> None:
         self._cert_file = cert_file
         self._key_file = key_file
-        self._marks = self._look()
-        self._pair = _load(cert_file, key_file)
-        self._refused = False
-        self.context = _new_context()
+        self._authorities = authorities
+        self._pair = Reloading("TLS certificate", [cert_file, key_file], self._load)
+        self.context = self._new_context()
         self.context.sni_callback = self._choose
-        self._tell()
 
     @property
     def certificate(self) -> Certificate:
         """The one that new connections are shown."""
-        return self._pair.certificate
+        return self._pair.value.certificate
 
     def warning(self) -> str | None:
         """Say that the files hold another pair than is served, or that it expires; None if all is well."""
-        told = [_REFUSED if self._refused else None, self.certificate.expiry(time.time())]
+        told = [_REFUSED if self._pair.refused else None, self.certificate.expiry(time.time())]
         return " ".join(filter(None, told)) or None
 
-    async def run(self, look_seconds: float = _LOOK_SECONDS) -> None:
-        """Take a new pair whenever the files change, until cancelled; they are looked at this often."""
+    async def run(self, look_seconds: float = LOOK_SECONDS) -> None:
+        """Take a new pair and new authorities whenever the files change, until cancelled."""
         while True:
             await asyncio.sleep(look_seconds)
-            if self._look() != self._marks:
-                self.reload()
+            if self._authorities is not None and self._authorities.look():
+                self._pair.reload()  # a context has both
+            else:
+                self._pair.look()
 
     def reload(self) -> None:
-        """Read the files again; a pair that can't be used is logged, and the old one stays."""
-        self._marks = self._look()  # before they are read: what changes meanwhile is seen at the next look
-        try:
-            self._pair = _load(self._cert_file, self._key_file)
-        except ConfigError as error:
-            self._refused = True
-            _log.error("the new TLS certificate is refused, the old one stays: %s", error)
-            return
-        self._refused = False
-        self._tell()
+        """Read the pair again; one that can't be used is logged, and the old one stays."""
+        self._pair.reload()
 
-    def _tell(self) -> None:
-        _log.info("new connections get the TLS certificate in %s: %s", self._cert_file, self.certificate)
-        expiry = self.certificate.expiry(time.time())
+    def _load(self) -> _Pair:
+        pair = _load(self._new_context(), self._cert_file, self._key_file)
+        _log.info("new connections get the TLS certificate in %s: %s", self._cert_file, pair.certificate)
+        expiry = pair.certificate.expiry(time.time())
         if expiry is not None:
             _log.warning("%s Put a new one into %s.", expiry, self._cert_file)
+        return pair
+
+    def _new_context(self) -> ssl.SSLContext:
+        context = _new_context()
+        if self._authorities is not None:
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            context.verify_mode = ssl.CERT_OPTIONAL  # who probes its health has none
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an authority need not be a root
+            context.load_verify_locations(cadata=self._authorities.value.der)
+            context.options |= ssl.OP_NO_TICKET
+            context.num_tickets = 0
+        return context
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:  # noqa: ARG002  as ssl calls it
-        connection.context = self._pair.context
+        connection.context = self._pair.value.context
 
-    def _look(self) -> _Marks:
-        """Return what changes when a file does, be it rewritten, replaced, or behind a link that moved."""
-        return tuple(map(_mark, (self._cert_file, self._key_file)))
+
+def shown_chain(connection: ssl.SSLObject | None) -> Sequence[bytes]:
+    """Return the certificates that a client showed in its handshake, in DER, its own first; none if none."""
+    if connection is None or connection.getpeercert(binary_form=True) is None:
+        return ()
+    # A method of the connection itself, with what it returns in DER, from Python 3.13 on.
+    chain = connection._sslobj.get_unverified_chain()  # type: ignore[attr-defined]  # noqa: SLF001  as said
+    return tuple(each.public_bytes(_DER) for each in chain)
 
 
 def check_tls(cert_file: Path | None, key_file: Path | None) -> list[str]:
@@ -142,18 +162,10 @@ def check_tls(cert_file: Path | None, key_file: Path | None) -> list[str]:
     if cert_file is None or key_file is None:
         return []
     try:
-        _load(cert_file, key_file)
+        _load(_new_context(), cert_file, key_file)
     except ConfigError as error:
         return list(error.problems)
     return []
-
-
-def _mark(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _new_context() -> ssl.SSLContext:
@@ -179,13 +191,12 @@ def read_certificate(cert_file: Path) -> Certificate:
     return Certificate(found.not_valid_after_utc.timestamp(), found.fingerprint(SHA256()).hex())
 
 
-def _load(cert_file: Path, key_file: Path) -> _Pair:
-    """Return this pair, in a context of its own.
+def _load(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> _Pair:
+    """Return this pair, in this context, which is its own.
 
     Raises:
         ConfigError: It can't be read, does not fit together, or others can read the key.
     """
-    context = _new_context()
     try:
         if is_exposed(key_file.stat()):
             raise ConfigError([f"KKP_TLS_KEY_FILE: others can read {key_file}; run: chmod 600 {key_file}"])

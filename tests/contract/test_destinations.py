@@ -19,11 +19,15 @@ from typing import Any
 import pytest
 from azure.keyvault.keys._shared import http_challenge_cache
 
+from kkp import issuers
+from kkp.authn.jwks_client import JWKSClient, _PlacesOnly, tls_context
 from kkp.authz.opa import OPAPolicy
 from kkp.authz.opa_address import check_opa
-from kkp.errors import ConfigError, KKPError
+from kkp.errors import ConfigError, IssuerUnavailableError, KKPError
+from kkp.issuers import Issuer
 from kkp.kms import check, connect
 from kkp.kms.base import Resources
+from kkp.mappings import Rule
 from kkp.master_key import MasterKey
 from kkp.model import BackendLimits
 from tests.emulators import aws, azure, gcp, sts
@@ -142,6 +146,19 @@ async def opa(stage: Stage) -> None:
         await policy.close()
 
 
+async def fetch(issuer: Issuer) -> bytes:
+    """Fetch an issuer's keys."""
+    client = JWKSClient()
+    try:
+        return await client.fetch(issuer, tls_context("k8s", issuer.ca_file))
+    finally:
+        await client.close()
+
+
+async def issuer_keys(stage: Stage) -> None:
+    await fetch(Issuer(jwks_url=f"{stage.place.url}/keys"))
+
+
 def _name_service(stage: Stage, leads: Mapping[str, Callable[[], Listener]]) -> None:
     """Have each of these names lead to a listener, and no other name anywhere."""
     real = socket.getaddrinfo
@@ -209,6 +226,7 @@ PLACES: Mapping[str, tuple[Use, str | None]] = {
     "Vault": (vault, None),
     "Vault's login": (vault_login, None),
     "OPA": (opa, None),
+    "an issuer's keys": (issuer_keys, None),
 }
 REDIRECTS: Mapping[str, tuple[int, str]] = {
     "moves for good": (301, "http://127.0.0.1:{port}/"),
@@ -423,6 +441,134 @@ def test_an_opa_is_refused_with_a_cure_and_not_reached(url: str, record_promise:
     assert not connected
     assert len(problems) == 1
     assert "give" in problems[0] or "name" in problems[0]
+
+
+NO_KEYS = {
+    "without TLS": "http://issuer.example/keys",
+    "at the metadata service": "http://169.254.169.254/latest/meta-data/",
+    "at the metadata service, with TLS": "https://169.254.169.254/keys",
+    "at the metadata service, as IPv6": "https://[::ffff:169.254.169.254]/keys",
+    "at the metadata service, through NAT64": "https://[64:ff9b::a9fe:a9fe]/keys",
+    "at AWS's metadata service by IPv6": "https://[fd00:ec2::254]/keys",
+    "at Azure's host": "https://168.63.129.16/keys",
+    "at Alibaba's metadata service": "https://100.100.100.200/keys",
+    "at every address": "https://0.0.0.0/keys",
+    "at every address, as IPv6": "https://[::]/keys",
+    "at loopback, as IPv6 of IPv4": "http://[::ffff:127.0.0.1]/keys",
+    "at a group of hosts": "https://224.0.0.1/keys",
+    "at a name of this machine's, without TLS": "http://localhost/keys",
+    "at loopback in octal": "http://0177.0.0.1/keys",
+    "at loopback in one number": "http://2130706433/keys",
+    "at loopback in hexadecimal": "http://0x7f.0.0.1/keys",
+    "at loopback in short": "http://127.1/keys",
+    "at loopback in one number, with TLS": "https://2130706433/keys",
+    "at loopback in hexadecimal, with TLS": "https://0x7f000001/keys",
+    "in a file": "file:///etc/passwd",
+    "by FTP": "ftp://issuer.example/keys",
+    "in itself": "data:application/json,{}",
+    "at a socket": "unix:///run/keys.sock",
+    "behind a user": "https://issuer.example@evil.example/keys",
+    "behind a user and a password": "https://a:b@evil.example/keys",
+    "with a fragment": "https://evil.example/#issuer.example",
+    "with a backslash": "https://issuer.example\\@evil.example/keys",
+    "with a space": "https://issuer.example /keys",
+    "with a line break": "https://issuer.example/keys\nHost: evil.example",
+    "with a tab": "https://issuer\t.example/keys",
+    "beyond ASCII": "https://\u0456ssuer.example/keys",
+    "on port 0": "https://issuer.example:0/keys",
+    "on a port that is too high": "https://issuer.example:65536/keys",
+    "on a port that is none": "https://issuer.example:http/keys",
+    "on no port": "https://issuer.example:/keys",
+    "without a host": "https:///keys",
+    "without a scheme": "issuer.example/keys",
+    "with nothing": "https://",
+    "at a name with an underscore": "https://_dmarc.example/keys",
+    "at a name with a dot too many": "https://issuer..example/keys",
+    "in brackets that do not close": "https://[::1/keys",
+    "at an interface of its own": "https://[fe80::1%25eth0]/keys",
+}
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("url", NO_KEYS.values(), ids=NO_KEYS.keys())
+def test_a_place_for_keys_is_refused_with_a_cure_and_not_reached(url: str, record_promise: Recorder) -> None:
+    rules = {"all": Rule(match={"sub": "*"}, roles=["service"])}
+    issuer = Issuer(issuer="https://issuer.example", jwks_url=url, rules=rules)
+    with watching() as connected:
+        problems = list(issuers.problems({"k8s": issuer}, "https://kkp.example", None))
+    record_promise(34, "destinations", 1, elsewhere=len(connected))
+    assert not connected
+    assert len(problems) == 1
+    assert problems[0].startswith("[issuers.k8s]: jwks_url: ")
+    assert problems[0].endswith("give https://host/path")
+    assert "evil" not in problems[0]
+
+
+NO_PLACES = (
+    "127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "::", "169.254.169.254", "169.254.170.2", "fe80::1",  # noqa: S104  nothing is bound
+    "fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "224.0.0.1", "ff02::1", "240.0.0.1",
+    "255.255.255.255", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::", "2002:a9fe:a9fe::1",
+)  # fmt: skip
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("address", NO_PLACES)
+@pytest.mark.parametrize("scheme_and_port", ["https", "https on another port"])
+async def test_a_name_that_leads_to_this_machine_or_a_metadata_service_is_not_followed(
+    address: str, scheme_and_port: str, monkeypatch: pytest.MonkeyPatch, record_promise: Recorder
+) -> None:
+    """Whether it always did, or has been led there since it was configured (DNS rebinding)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def getaddrinfo(_host: Any, port: Any, *_: Any, **__: Any) -> Any:
+        return [(family, socket.SOCK_STREAM, 6, "", (address, port, 0, 0)[: 4 if ":" in address else 2])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    port = ":8443" if scheme_and_port != "https" else ""
+    with watching() as connected, pytest.raises(IssuerUnavailableError):
+        await fetch(Issuer(jwks_url=f"https://issuer.example{port}/keys"))
+    record_promise(34, "destinations", 1, elsewhere=len(connected))
+    assert not connected
+
+
+@pytest.mark.promise(34)
+async def test_of_the_addresses_of_a_name_only_those_are_tried_that_are_places(
+    monkeypatch: pytest.MonkeyPatch, record_promise: Recorder
+) -> None:
+    addresses = ["127.0.0.1", "192.0.2.7", "169.254.169.254"]
+
+    def getaddrinfo(_host: Any, port: Any, *_: Any, **__: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    found = await _PlacesOnly().resolve("issuer.example", 443)
+    assert [each["host"] for each in found] == ["192.0.2.7"]
+    record_promise(34, "destinations", 1)
+
+
+@pytest.mark.promise(34)
+@pytest.mark.parametrize("speaks", ["TLS with a certificate of its own making", "no TLS"])
+async def test_a_place_for_keys_that_can_not_prove_its_name_has_nothing_said_to_it(
+    speaks: str, tmp_path: Path, record_promise: Recorder
+) -> None:
+    evil, authority = tmp_path / "evil", Authority("Test")
+    evil.mkdir()
+    (tmp_path / "token").write_text("secret")
+    tls = None if speaks == "no TLS" else certified(Authority("Evil"), evil, "127.0.0.1")
+    ca_file = str(authority.write_certificate(tmp_path, "ca.crt"))
+    with Listener(always(Said(200, b"{}")), tls) as elsewhere:
+        with pytest.raises(IssuerUnavailableError):
+            await fetch(
+                Issuer(
+                    jwks_url=f"https://127.0.0.1:{elsewhere.port}/keys",
+                    jwks_ca_file=ca_file,
+                    jwks_token_file=str(tmp_path / "token"),
+                )
+            )
+        assert elsewhere.connections
+    record_promise(34, "destinations", 1, told=len(elsewhere.requests))
+    assert not elsewhere.requests
 
 
 async def named_aws(stage: Stage, host: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import unicodedata
@@ -47,12 +48,14 @@ from kkp.rows import LocalKeyRow
 from tests.emulators import aws, azure, vault
 from tests.emulators.gcp import cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
+from tests.scale import SCALE
 
 Start = Callable[[], Awaitable[KMS]]
 
 DATA_KEY = bytes(range(32))
 CONTEXT = {"table": "orders", "environment": "prod"}
 MASTER_KEY = MasterKey(b"m" * 32)
+FLIP_EVERY = 3 if SCALE == 1 else 1  # of the bits of a wrap, from a random one on
 
 
 class Emulator(Protocol):
@@ -380,7 +383,7 @@ async def test_a_wrap_with_any_bit_flipped_opens_nothing(kms: KMS, backend: Back
     wrapped = await kms.wrap(backend.key, DATA_KEY, CONTEXT)
     blob = wrapped.encrypted_data_key
 
-    for bit in range(len(blob) * 8):
+    for bit in range(random.randrange(FLIP_EVERY), len(blob) * 8, FLIP_EVERY):
         flipped = bytearray(blob)
         flipped[bit // 8] ^= 1 << bit % 8
         with pytest.raises(InvalidWrapError):

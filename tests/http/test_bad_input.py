@@ -309,7 +309,6 @@ async def test_a_value_out_of_its_bounds_is_refused(world: World, path: str, mem
 WRONG_MEDIA: Mapping[str, list[tuple[str, str]]] = {
     "no media type": [],
     "plain text": [("Content-Type", "text/plain")],
-    "a form": [("Content-Type", "application/x-www-form-urlencoded")],
     "a multipart form": [("Content-Type", "multipart/form-data; boundary=x")],
     "a type that only ends in json": [("Content-Type", "application/ld+json")],
     "Latin-1": [("Content-Type", "application/json; charset=iso-8859-1")],
@@ -328,6 +327,13 @@ async def test_only_json_in_utf8_without_a_coding_is_read(
     body = json.dumps(world.endpoints[path]).encode()
     root = world.kkp.root_key
     await world.refuses(415, "unsupported_media_type", "POST", path, body, credential=root, headers=headers)
+
+
+@pytest.mark.parametrize("path", [path for path in BODY_ENDPOINTS if path != "/token"])
+async def test_a_form_is_read_only_where_an_oauth_standard_has_one(world: World, path: str) -> None:
+    form = [("Content-Type", "application/x-www-form-urlencoded")]
+    root = world.kkp.root_key
+    await world.refuses(415, "unsupported_media_type", "POST", path, b"a=b", credential=root, headers=form)
 
 
 @pytest.mark.parametrize("media", ["application/json; charset=utf-8", "Application/JSON;charset=UTF8"])

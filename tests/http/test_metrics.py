@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -61,7 +62,13 @@ async def measured(directory: Path, **environ: str) -> AsyncIterator[Measured]:
     async with development(settings) as services:
         assert services.metrics is not None
         async with (
-            serving(make_application(services), settings.listen, observe=services.metrics.request) as address,
+            serving(
+                make_application(services),
+                settings.listen,
+                observe=services.metrics.request,
+                admit=services.addresses.admit,
+                connections=services.connections,
+            ) as address,
             serving_metrics(services, settings.metrics_listen) as metrics,
             aiohttp.ClientSession(f"http://{address}") as session,
         ):
@@ -203,11 +210,33 @@ async def test_attack_no_caller_makes_a_label(server: Measured) -> None:
         "state": {state.value for state in KeyState},
         "backend": set(kkp.settings.backends),
         "outcome": {"ok", *problems.STATUS},
+        "limit": {"address", "caller", "connections"},
     }
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             for name, value in sample.labels.items():
                 assert name == "le" or value in known[name], sample
+
+
+async def test_what_is_one_too_many_is_counted_by_the_limit_that_it_was_over(tmp_path: Path) -> None:
+    limits = {"KKP_CALLER_RATE_PER_SEC": "1", "KKP_CALLER_BURST": "5"}
+    of_address = {"KKP_ADDRESS_RATE_PER_SEC": "1", "KKP_ADDRESS_BURST": "40", "KKP_ADDRESS_CONNECTIONS": "2"}
+    async with measured(tmp_path, **limits, **of_address) as server:
+        kkp = server.kkp
+        listed = [await kkp.get("/identities", credential=kkp.root_key) for _ in range(20)]
+        strangers = [await kkp.get("/identities") for _ in range(60)]
+        opened = [await asyncio.open_connection(kkp.host, kkp.port) for _ in range(4)]
+        for reader, writer in opened[1:]:  # the client of the requests above has one, too
+            assert await reader.read() == b""
+            writer.close()
+        counted = (await server.samples())["kkp_over_limit_total"]
+        opened[0][1].close()
+    assert counted == {
+        ("caller",): sum(answer.status == 429 for answer in listed),
+        ("address",): sum(answer.status == 429 for answer in strangers),
+        ("connections",): 3,
+    }
+    assert min(counted.values()) >= 3
 
 
 async def test_calls_to_a_backend_are_counted_by_outcome_and_a_breaker_is_shown(server: Measured) -> None:

@@ -14,6 +14,7 @@ import json
 import logging
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,11 @@ from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
 from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
-from tests.harness import KKP, Answer, Client, detached, grant, running, settings_for
+from kkp.web import exchange
+from tests.harness import ISSUER, KKP, Answer, Client, detached, grant, running, settings_for
+from tests.issuer import ISSUER as VOUCHES
+from tests.issuer import FakeIssuer
+from tests.proofs import Holder
 from tests.spellings import folded_spellings, spellings
 
 pytestmark = pytest.mark.promise(31)
@@ -69,7 +74,13 @@ CLEAR: Mapping[str, set[str]] = {
     "key to move to": {"key_id"},
     "context name": {"context_names"},
     "caller": {"caller"},
+    "whom an issuer vouches for": {"caller"},
 }
+_ISSUER = FakeIssuer(now=int(time.time()))
+_RULE = {"match": {"sub": "*"}, "roles": ["service"], "attributes_from": {"team": "team"}}
+ISSUERS = json.dumps(
+    {"k8s": {"issuer": VOUCHES, "algorithms": ["ES256"], "keys": _ISSUER.jwk_list(), "rules": {"all": _RULE}}}
+)
 
 
 @dataclass(slots=True)
@@ -170,7 +181,7 @@ class Scene:
         """Send a request, and keep the answer if it is an error."""
         answer = await self.kkp.request(method, path, **arguments)
         if answer.status >= 400:
-            answer.problem()
+            (answer.refusal if "error" in answer.json else answer.problem)()
             self.errors.append(answer)
         return answer
 
@@ -243,6 +254,7 @@ def _seal_members(canaries: Canaries) -> dict[str, Any]:
 async def exercise(scene: Scene) -> None:
     """Send every kind of request, right and wrong."""
     await _mint(scene)
+    await _exchange(scene)
     await _seal(scene)
     await _open(scene)
     await _move(scene)
@@ -251,7 +263,10 @@ async def exercise(scene: Scene) -> None:
     await _administer(scene)
     await _look_after(scene)
     await _let_in(scene)
+    await _ask_why(scene)
     await _knock(scene)
+    await _prove(scene)
+    await _bring_an_identity(scene)
 
 
 async def _mint(scene: Scene) -> None:
@@ -286,6 +301,47 @@ async def _mint(scene: Scene) -> None:
             headers={"Content-Type": "application/json"},
             credential=orders,
         )
+
+
+async def _exchange(scene: Scene) -> None:
+    """Ask for tokens as OAuth's clients do."""
+    plant = scene.canaries
+    right = {
+        "grant_type": exchange.TOKEN_EXCHANGE,
+        "subject_token": scene.orders,
+        "subject_token_type": exchange.ACCESS_TOKEN,
+        "resource": f"urn:kkp:key:aws:{quote(plant.key_id(), safe='')}",
+        "audience": plant.plant("audience"),
+    }
+    for change in (
+        {},
+        {"grant_type": plant.text("grant")},
+        {"subject_token": plant.plant("subject token")},
+        {"subject_token": plant.plant("subject token like a service key", "kkp_sk_{}")},
+        {"subject_token": plant.text("malformed subject token")},
+        {"subject_token": scene.token},
+        {"subject_token_type": plant.text("type of a subject token")},
+        {"requested_token_type": plant.text("type of a token")},
+        {"resource": plant.text("malformed resource")},
+        {"resource": plant.plant("malformed key of a resource", "urn:kkp:key:aws:%00{}")},
+        {"audience": plant.text("malformed audience of a form")},
+        {"scope": plant.text("scope")},
+        {"actor_token": plant.text("actor token")},
+        {"client_id": plant.text("client")},
+        {"client_secret": plant.text("client's secret")},
+        {"client_assertion": plant.text("client's assertion")},
+        {"subject": plant.text("subject in a form")},
+        {plant.text("unknown parameter"): plant.text("value of an unknown parameter")},
+    ):
+        answer = await scene.send("POST", "/token", data={**right, **change})
+        if answer.status == 200:
+            plant.learn("an exchanged token", answer.json["access_token"].encode())
+    for pair in (plant.plant("client in a header", "{}:"), plant.plant("secret in a header", "orders:{}")):
+        headers = {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+        await scene.send("POST", "/token", data=right, headers=headers)
+    twice = f"state={plant.plant('given twice in a form')}&" * 2 + plant.plant("pair without a sign")
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    await scene.send("POST", "/token", data=twice.encode(), headers=headers)
 
 
 async def _seal(scene: Scene) -> None:
@@ -514,6 +570,28 @@ async def _let_in(scene: Scene) -> None:
         await scene.post("/logout", {}, credential)
 
 
+async def _ask_why(scene: Scene) -> None:
+    plant = scene.canaries
+    right = {
+        "action": "decrypt",
+        "identity": "orders",
+        "claims": {"policy_claims": {plant.text("explained claim name"): plant.text("explained claim")}},
+        "request": {"backend": "aws", "context": {"a": plant.text("explained context")}},
+        "client_ip": plant.text("explained address"),
+    }
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"identity": plant.plant("identity that is not there")},
+        {"identity": None, "caller": {"id": "a", "roles": [], "attributes": {"a": plant.text("fact")}}},
+        {"action": plant.text("explained action")},
+        {"request": {"x": [[plant.text("explained list")]]}},
+        {"claims": plant.text("explained claims of another type")},
+    )
+    for change in changes:
+        for credential in (scene.orders, scene.kkp.root_key):
+            await scene.post("/policy/explain", {**right, **change}, credential)
+
+
 async def _knock(scene: Scene) -> None:
     plant = scene.canaries
     for value in (
@@ -535,6 +613,70 @@ async def _knock(scene: Scene) -> None:
     await scene.send("GET", f"/{plant.plant('path')}?{plant.plant('query')}", headers=headers)
     await scene.send("DELETE", f"/token?{plant.plant('query of another method')}", headers=headers)
     await scene.send("GET", f"/identities/%0d%0a{plant.plant('encoded path')}")
+
+
+async def _prove(scene: Scene) -> None:
+    plant, holder = scene.canaries, Holder()
+    right = {"backend": "aws", "ops": ["encrypt"], **_token_members(plant)}
+    own: dict[str, Any] = {
+        "jti": plant.plant("identifier of a proof"),
+        "nonce": plant.plant("nonce"),
+        "more": plant.text("claim of a proof"),
+    }
+    used = holder.proof("/token", **own)
+    token = scene.token  # where none is minted, because something is broken
+    for number, proof in enumerate(
+        (
+            used,
+            used,
+            plant.plant("proof"),
+            plant.plant("proof in three parts", "{}.a.b"),
+            holder.proof("/token", htu=plant.plant("URL of a proof", "https://{}.test/")),
+            holder.proof("/token", htm=plant.plant("method of a proof")),
+            holder.proof("/token", header={"jwk": {**holder.jwk, "d": plant.plant("private key")}}),
+            holder.proof("/token", header={"kid": plant.plant("key id of a proof")}),
+        )
+    ):
+        plant.learn(f"proof {number}", proof.encode())
+        headers = {"DPoP": proof}
+        answer = await scene.send("POST", "/token", json=right, headers=headers, credential=scene.orders)
+        token = answer.json.get("token", token)
+    plant.learn("a bound token", token.encode())
+    for headers in (
+        holder.headers("/envelope/encrypt", token, **own),
+        {"Authorization": f"DPoP {token}"},
+        {"Authorization": plant.plant("token as DPoP", "DPoP {}")},
+    ):
+        document = {"backend": "aws", **_seal_members(plant)}
+        await scene.send("POST", "/envelope/encrypt", json=document, headers=headers)
+
+
+async def _bring_an_identity(scene: Scene) -> None:
+    """Show tokens of somebody else's; of the first of them KKP takes the word, where ISSUERS are set."""
+    plant = scene.canaries
+    right = _ISSUER.claims(
+        aud=ISSUER,
+        sub=plant.plant("whom an issuer vouches for"),
+        jti=plant.plant("an assertion's jti"),
+        team=plant.text("an attribute of an assertion's"),
+        groups=[plant.plant("a group of an assertion's")],
+    )
+    for number, (claims, header) in enumerate(
+        (
+            (right, {}),
+            ({**right, "aud": plant.plant("an assertion's audience")}, {}),
+            ({**right, "exp": plant.plant("an assertion's end")}, {}),
+            ({**right, "sub": plant.text("a subject that is no name")}, {}),
+            ({**right, "iss": plant.plant("an issuer of nobody's")}, {}),
+            (right, {"kid": plant.plant("an unknown kid")}),
+            (right, {"alg": "ES256", "jku": plant.plant("a place of keys", "https://{}.example")}),
+        )
+    ):
+        assertion = _ISSUER.sign(claims, header=header)
+        plant.learn(f"assertion {number}", assertion.encode())
+        plant.learn(f"signature of assertion {number}", assertion.rpartition(".")[2].encode())
+        await scene.post("/token", {"backend": "aws", **_token_members(plant)}, assertion)
+        await scene.send("GET", "/identities", credential=assertion)
 
 
 # What can go wrong inside, with all that is known in the exception's text.
@@ -646,7 +788,7 @@ async def test_no_canary_comes_out_when(
     fault: Callable[[pytest.MonkeyPatch], None],
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
+    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_ISSUERS=ISSUERS) as kkp:
         with pytest.MonkeyPatch.context() as patches:
             data_keys: set[bytes] = set()
             _watch_data_keys(patches, data_keys)
@@ -683,16 +825,16 @@ def _stored_records(database: Path) -> list[dict[str, Any]]:
 async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_filled(
     tmp_path: Path,
 ) -> None:
-    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096") as kkp:
+    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_ISSUERS=ISSUERS) as kkp:
         scene = await new_scene(kkp)
         await exercise(scene)
         records = await kkp.records()
     assert len(scene.item_problems) > 5
     assert {answer.json["code"] for answer in scene.errors} == {
-        "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_request",
-        "key_disabled", "method_not_allowed", "not_found", "payload_too_large", "policy_denied",
-        "scope_mismatch", "token_invalid", "unauthenticated", "unknown_backend", "unknown_key",
-        "unsupported_media_type",
+        "audience_mismatch", "conflict", "context_mismatch", "envelope_invalid", "invalid_dpop_proof",
+        "invalid_request", "key_disabled", "method_not_allowed", "not_found", "payload_too_large",
+        "policy_denied", "scope_mismatch", "token_invalid", "unauthenticated", "unknown_backend",
+        "unknown_key", "unsupported_media_type",
     }  # fmt: skip
     found = scene.canaries.found_by_field(records)
     filled: dict[str, set[str]] = {}
@@ -722,7 +864,11 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
     shown: dict[str, object] = {
         "settings": kkp.settings,
         "settings with the key itself": given,
-        "credentials": Credentials(unverified_bearer=scene.orders, unverified_token=scene.token),
+        "credentials": Credentials(
+            unverified_bearer=scene.orders,
+            unverified_token=scene.token,
+            unverified_proofs=(plant.plant("proof"),),
+        ),
         "a proposal": claims,
         "an envelope": envelope,
         "a request to seal": EncryptRequest(
@@ -736,7 +882,7 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "a request to open": DecryptRequest(envelope=envelope, expected_audience=None, policy_context={}),
         "a message key": MessageKey(envelope, secret_text.encode()),
         "a plaintext": Opened(secret_text.encode(), "utf-8", claims.claims),
-        "a token": IssuedToken(scene.token, 0, "kid"),
+        "a token": IssuedToken(scene.token, 0, "kid", "Bearer", 0),
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
         "a new identity": NewIdentity("a", scene.orders, None),
         "a new key": RotatedKey("a", scene.orders, None, 0.0, None),

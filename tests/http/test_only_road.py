@@ -16,6 +16,7 @@ import pytest
 
 from kkp.audit.log import AuditLog
 from kkp.errors import AuditUnavailableError, PolicyUnavailableError
+from kkp.web.exchange import ACCESS_TOKEN, TOKEN_EXCHANGE
 from kkp.web.routes import ROUTES, make_application
 from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.probes import PROBED, Probes, install
@@ -217,6 +218,26 @@ async def test_a_valid_request_reaches_its_probe_from_inside_the_pipeline_only(
     # What the row is there for, and nothing else.
     fired = dict.fromkeys({walk.reaches, walk.besides} - {None}, walk.times)
     assert prepared.probes.fired == fired
+
+
+async def test_a_form_travels_the_same_road(prepared: Prepared) -> None:
+    async def send(credential: str | None) -> Answer:
+        form = {
+            "grant_type": TOKEN_EXCHANGE,
+            "subject_token": credential or "",
+            "subject_token_type": ACCESS_TOKEN,
+            "resource": "urn:kkp:key:aws:alias%2Forders",
+            "audience": "orders-db",
+        }
+        prepared.probes.fired.clear()
+        return await prepared.kkp.request("POST", "/token", data=form)
+
+    assert (await send(prepared.credentials["orders"])).status == 200
+    assert (prepared.probes.fired, prepared.probes.outside) == ({"Keyring.sign": 1}, [])
+    for credential in (_no_credential, _unknown_key, _broken_token, _stranger, _disabled):
+        answer = await send(await credential(prepared))
+        assert answer.refusal()[0] in {"invalid_request", "invalid_target"}
+        assert prepared.probes.fired == {}
 
 
 async def test_every_probe_on_the_road_is_reached_by_some_row(prepared: Prepared) -> None:

@@ -19,7 +19,7 @@ from kkp.authn.accounts import new_code
 from kkp.authn.operator import LocalOperator
 from kkp.authn.passwords import MAX_WAITING, Passwords
 from kkp.authz.operator import OperatorPolicy
-from kkp.limits import ACCOUNT_BURST, ADDRESS_BURST
+from kkp.limits import ACCOUNT_GUESSES, ADDRESS_GUESSES
 from kkp.model import Credentials
 from kkp.operations.accounts import (
     DisableAccount,
@@ -497,7 +497,7 @@ async def test_an_address_that_guesses_is_refused_for_a_while_and_another_is_not
     kkp: KKP, monkeypatch: pytest.MonkeyPatch, email: str
 ) -> None:
     await add_person(kkp)
-    answers = [await tried(kkp, "192.0.2.1", email) for _ in range(ADDRESS_BURST)]
+    answers = [await tried(kkp, "192.0.2.1", email) for _ in range(ADDRESS_GUESSES)]
     assert {answer.status for answer in answers} == {401}
     hashes = Hashes(monkeypatch)
     answer = await tried(kkp, "192.0.2.1", "another@example.com")
@@ -508,7 +508,7 @@ async def test_an_address_that_guesses_is_refused_for_a_while_and_another_is_not
 
 
 async def test_an_ipv6_customer_is_one_address(kkp: KKP) -> None:
-    for number in range(ADDRESS_BURST):
+    for number in range(ADDRESS_GUESSES):
         assert (await tried(kkp, f"2001:db8:0:1::{number:x}", f"{number}@example.com")).status == 401
     assert (await tried(kkp, "2001:db8:0:1:ffff::1")).status == 429
     assert (await tried(kkp, "2001:db8:0:2::1")).status == 401
@@ -519,7 +519,7 @@ async def test_an_account_that_is_guessed_at_from_everywhere_is_closed_to_strang
     kkp: KKP, email: str
 ) -> None:
     await add_person(kkp)
-    for number in range(ACCOUNT_BURST):
+    for number in range(ACCOUNT_GUESSES):
         assert (await tried(kkp, f"192.0.2.{number}", email)).status == 401
     assert (await tried(kkp, "192.0.2.200", email, PASSWORD)).status == 429
     assert (await tried(kkp, "192.0.2.201", "another@example.com")).status == 401
@@ -528,7 +528,7 @@ async def test_an_account_that_is_guessed_at_from_everywhere_is_closed_to_strang
 async def test_who_logged_in_from_there_before_is_not_kept_out_by_strangers(kkp: KKP) -> None:
     await add_person(kkp)
     assert (await tried(kkp, "198.51.100.1", password=PASSWORD)).status == 200
-    for number in range(ACCOUNT_BURST):
+    for number in range(ACCOUNT_GUESSES):
         await tried(kkp, f"203.0.113.{number}")
     assert (await tried(kkp, "203.0.113.200", password=PASSWORD)).status == 429
     assert (await tried(kkp, "198.51.100.1", password=PASSWORD)).status == 200
@@ -536,22 +536,22 @@ async def test_who_logged_in_from_there_before_is_not_kept_out_by_strangers(kkp:
 
 async def test_what_succeeds_does_not_count(kkp: KKP) -> None:
     await add_person(kkp)
-    for _ in range(ADDRESS_BURST + 1):
+    for _ in range(ADDRESS_GUESSES + 1):
         assert (await tried(kkp, "192.0.2.1", password=PASSWORD)).status == 200
 
 
 async def test_who_has_a_session_can_not_guess_at_the_password_without_end(kkp: KKP) -> None:
     await add_person(kkp)
     value, statuses = await session(kkp), Counter[int]()
-    for _ in range(ADDRESS_BURST + 1):
+    for _ in range(ADDRESS_GUESSES + 1):
         document = {"password": "not the password", "new_password": OTHER_PASSWORD}
         statuses[(await kkp.post("/account/password", document, credential=value)).status] += 1
-    assert statuses == {401: ADDRESS_BURST, 429: 1}
+    assert statuses == {401: ADDRESS_GUESSES, 429: 1}
     assert (await kkp.get("/identities", credential=value)).problem() == "policy_denied"
 
 
 async def test_signing_up_is_limited_by_address(kkp: KKP) -> None:
-    for _ in range(ADDRESS_BURST):
+    for _ in range(ADDRESS_GUESSES):
         assert (await sign_up(kkp, new_code())).status == 401
     assert (await sign_up(kkp, await invite(kkp))).status == 429
 
@@ -581,7 +581,7 @@ async def test_what_is_refused_at_the_door_is_on_record_in_aggregate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path) as kkp:
-        for _ in range(ADDRESS_BURST + 2):
+        for _ in range(ADDRESS_GUESSES + 2):
             await log_in(kkp)
         monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", MAX_WAITING)
         await log_in(kkp)
@@ -591,11 +591,11 @@ async def test_what_is_refused_at_the_door_is_on_record_in_aggregate(
     records = [json.loads(body) for (body,) in bodies]
     (record,) = (record for record in records if record["type"] == "rate_limited")
     assert (record["caller"], record["count"]) == ("anonymous", 3)
-    assert sum(record.get("action") == "log_in" for record in records) == ADDRESS_BURST
+    assert sum(record.get("action") == "log_in" for record in records) == ADDRESS_GUESSES
 
 
 async def test_who_signs_up_with_a_good_code_has_guessed_nothing(kkp: KKP) -> None:
-    for number in range(ADDRESS_BURST + 1):
+    for number in range(ADDRESS_GUESSES + 1):
         code = await invite(kkp, f"{number}@example.com")
         assert (await sign_up(kkp, code, f"{number}@example.com")).status == 201
 

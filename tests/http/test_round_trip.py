@@ -128,15 +128,6 @@ async def test_the_jwks_is_cached_by_its_etag_and_holds_no_private_member(kkp: K
             assert (key["kty"], key["crv"], key["alg"]) == ("OKP", "Ed25519", "EdDSA")
 
 
-async def test_the_discovery_document_names_what_is_served(kkp: KKP) -> None:
-    document = (await kkp.get("/.well-known/oauth-authorization-server")).json
-    assert document["issuer"] == ISSUER
-    assert document["jwks_uri"] == f"{ISSUER}/keys/jwks"
-    assert document["token_endpoint"] == f"{ISSUER}/token"
-    assert document["introspection_endpoint"] == f"{ISSUER}/token/introspect"
-    assert document["revocation_endpoint"] == f"{ISSUER}/token/revoke"
-
-
 async def test_health_and_readiness(kkp: KKP) -> None:
     assert (await kkp.get("/healthz")).json == {"status": "ok"}
     ready = await kkp.get("/readyz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -97,6 +98,68 @@ async def test_a_body_that_drips_is_cut_off_and_told_why(impatient: KKP) -> None
     said = await dripped(impatient, HEAD + bearer(impatient) + b"\r\n", b" ")
     assert said.startswith(b"HTTP/1.1 400 ")
     assert b"did not arrive in time" in said
+
+
+# An answer that nobody reads: so many that they fit into no buffer of the kernel's.
+ANSWERS = 400
+ASKING = b"GET /openapi.json HTTP/1.1\r\nHost: kkp\r\n\r\n" * ANSWERS
+
+
+@asynccontextmanager
+async def reading_slowly(kkp: KKP) -> AsyncIterator[socket.socket]:
+    """Ask for much on a connection that takes little at a time."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as connection:
+        connection.setblocking(False)  # noqa: FBT003  its only argument
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await loop.sock_connect(connection, (kkp.host, kkp.port))
+        await loop.sock_sendall(connection, ASKING)
+        yield connection
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set when the server has ended a connection."""
+    event = asyncio.Event()
+    connection_lost = server._Protocol.connection_lost
+
+    def note(self: server._Protocol, exc: BaseException | None) -> None:
+        connection_lost(self, exc)
+        event.set()
+
+    monkeypatch.setattr(server._Protocol, "connection_lost", note)
+    return event
+
+
+async def test_an_answer_that_nobody_reads_ends_the_connection(
+    kkp: KKP, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_WRITE_SECONDS", 0.1)
+    async with reading_slowly(kkp):
+        await asyncio.wait_for(lost.wait(), HANG_SECONDS)
+
+
+async def test_an_answer_that_is_read_drop_by_drop_ends_the_connection(
+    kkp: KKP, lost: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_WRITE_SECONDS", 0.2)
+    async with reading_slowly(kkp) as connection, asyncio.timeout(HANG_SECONDS):
+        while not lost.is_set():
+            await asyncio.get_running_loop().sock_recv(connection, 100)
+            await asyncio.sleep(DRIP_SECONDS)
+
+
+async def test_an_answer_that_is_read_slowly_but_steadily_arrives_whole(
+    kkp: KKP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_WRITE_SECONDS", 0.5)
+    monkeypatch.setattr(server, "_WRITE_BYTES", 1)
+    length = len((await kkp.get("/openapi.json")).raw)
+    received = 0
+    async with reading_slowly(kkp) as connection, asyncio.timeout(6 * HANG_SECONDS):
+        while received < ANSWERS * length:
+            received += len(await asyncio.get_running_loop().sock_recv(connection, 1024 * 1024))
+            await asyncio.sleep(0)
 
 
 async def test_a_connection_without_a_next_request_is_closed(impatient: KKP) -> None:

@@ -162,11 +162,11 @@ async def test_a_key_of_another_type_leaves_nothing_of_the_old_one(
 
 async def watched(tls: ReloadingTLS, port: int, change: Callable[[], None]) -> bytes | None:
     """Change the files beside the task that watches them, and return what is shown once it has looked."""
-    before = tls._pair
+    before = tls._pair.value
     watching = asyncio.create_task(tls.run(0.01))
     try:
         change()
-        await eventually(lambda: tls._pair is not before)
+        await eventually(lambda: tls._pair.value is not before)
     finally:
         watching.cancel()
     return await shown(port)
@@ -313,9 +313,9 @@ async def test_a_bad_pair_is_told_once_and_a_good_one_after_it_is_taken(
         await eventually(lambda: len(caplog.records) > 0)
         await asyncio.sleep(0.05)
         assert len(caplog.records) == 1
-        before = tls._pair
+        before = tls._pair.value
         other_key(tmp_path)
-        await eventually(lambda: tls._pair is not before)
+        await eventually(lambda: tls._pair.value is not before)
     finally:
         watching.cancel()
     assert await shown(port) == NEW.der

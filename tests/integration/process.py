@@ -68,7 +68,12 @@ class Finished(NamedTuple):
 def environment(environ: Mapping[str, str] = NO_SETTINGS) -> dict[str, str]:
     """Return this process's environment with these settings of KKP and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("KKP_")}
-    ours = {"KKP_LISTEN_ADDR": "127.0.0.1:0", "KKP_ISSUER": ISSUER, "KKP_CALLER_RATE_PER_SEC": "0"}
+    ours = {
+        "KKP_LISTEN_ADDR": "127.0.0.1:0",
+        "KKP_ISSUER": ISSUER,
+        "KKP_CALLER_RATE_PER_SEC": "0",
+        "KKP_ADDRESS_RATE_PER_SEC": "0",
+    }
     return {**inherited, **ours, **environ}
 
 

@@ -20,6 +20,8 @@ from kkp import kms
 from kkp.cli.doctor import _doctor
 from kkp.config import _SETTINGS
 from kkp.errors import ConfigError
+from tests.client_certificates import Authority
+from tests.emulators.listener import Listener, Said, always
 from tests.http.certificates import new_pair
 from tests.integration.process import database, environment, kkp, names, serving
 from tests.integration.test_start import (
@@ -33,6 +35,7 @@ from tests.integration.test_start import (
     open_directory,
     open_master_key,
 )
+from tests.issuer import FakeIssuer
 
 Change = Callable[[Path], None]
 
@@ -116,7 +119,7 @@ def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
-        "root key", "revocations", "audit", "tls", "policy", "backends",
+        "root key", "revocations", "audit", "tls", "client certificates", "policy", "issuers", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 
@@ -256,6 +259,11 @@ def garbage_checkpoints(directory: Path) -> None:
     (directory / ".kkp/checkpoints.jsonl").write_bytes(b"garbage\n")
 
 
+UNREACHABLE = {
+    "issuer": "https://issuer.example",
+    "jwks_url": "http://127.0.0.1:1/keys",
+    "rules": {"all": {"match": {"sub": "*"}, "roles": ["service"]}},
+}
 FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
     "a setting that can't be read": (nothing, {"KKP_POLL_SECS": "soon"}, "settings", "a number of seconds"),
     "times that do not fit": (nothing, {"KKP_POLL_SECS": "30"}, "settings", ""),
@@ -326,6 +334,12 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
         "policy",
         "mend the policy",
     ),
+    "an issuer whose keys can't be fetched": (
+        nothing,
+        {"KKP_ISSUERS": json.dumps({"k8s": UNREACHABLE})},
+        "issuers",
+        "see whether its jwks_url is right",
+    ),
     "a backend that there is not": (
         nothing,
         {"KKP_BACKENDS": "aws=memory://nope,local=local://"},
@@ -343,6 +357,41 @@ def test_found_with_its_cure_is(stopped: Path, case: str, doctor: Doctor) -> Non
     failed = [found for found in report["checks"] if found["status"] == "FAIL"]
     assert {found["check"] for found in failed} >= {check}
     assert any(cure in found["cure"] for found in failed if found["check"] == check)
+
+
+def test_issuers_are_shown_and_the_keys_of_each_fetched_once(stopped: Path, doctor: Doctor) -> None:
+    issuer = FakeIssuer({"1": "P-256", "2": "Ed25519"})
+    rules = UNREACHABLE["rules"]
+    with Listener(always(Said(200, issuer.jwks(), {"Content-Type": "application/json"}))) as place:
+        fetched = {"jwks_url": f"{place.url}/keys?secret=canary", "rules": rules}
+        tables = {
+            "k8s": {**fetched, "issuer": "https://k8s.example"},
+            "github": {**fetched, "issuer": "https://github.example", "algorithms": ["RS256"]},
+            "spire": {"trust_domain": "example.org", "keys": issuer.jwk_list(), "rules": rules},
+            "far": {**fetched, "issuer": "https://far.example", "jwks_ca_file": "none.crt"},
+        }
+        report = doctor.report(stopped, KKP_ISSUERS=json.dumps(tables))
+        assert len(place.requests) == 2
+    shown = next(each["value"] for each in report["settings"] if each["name"] == "KKP_ISSUERS")
+    assert shown == (
+        "k8s=https://k8s.example,github=https://github.example,spire=spiffe://example.org,"
+        "far=https://far.example"
+    )
+    found = [(each["status"], each["detail"]) for each in report["checks"] if each["check"] == "issuers"]
+    assert found == [
+        ("ok", "k8s (https://k8s.example): 1 keys can be used; 1 rules"),
+        ("FAIL", "github (https://github.example): none of its 2 keys is for its algorithms"),
+        ("ok", "spire (spiffe://example.org): 2 keys were given; 1 rules"),
+        ("FAIL", "[issuers.far] jwks_ca_file: none.crt can't be read as certificates"),
+    ]
+    assert all(each["cure"] for each in report["checks"] if each["status"] == "FAIL")
+    assert "canary" not in json.dumps(report)
+
+
+def test_issuers_that_can_not_be_read_are_set_and_not_shown(stopped: Path, doctor: Doctor) -> None:
+    report = doctor.report(stopped, KKP_ISSUERS='{"canary"')
+    assert next(each["value"] for each in report["settings"] if each["name"] == "KKP_ISSUERS") == "set"
+    assert "canary" not in json.dumps(report)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +502,39 @@ def test_a_certificate_is_judged_that_is(
     (found,) = (check for check in report["checks"] if check["check"] == "tls")
     assert found["status"] == status
     assert ("put a new one into tls.crt" in found["cure"]) is (status != "ok")
+
+
+AUTHORITIES: dict[str, tuple[timedelta, str]] = {
+    "expired": (timedelta(minutes=-1), "FAIL"),
+    "about to expire": (timedelta(days=14, minutes=-1), "warn"),
+    "good for longer than 14 days": (timedelta(days=14, minutes=1), "ok"),
+}
+
+
+@pytest.mark.parametrize(("left", "status"), AUTHORITIES.values(), ids=AUTHORITIES.keys())
+def test_authorities_of_client_certificates_are_judged_that_are(
+    stopped: Path, doctor: Doctor, left: timedelta, status: str
+) -> None:
+    new_pair().write(stopped)
+    ago = timedelta(days=90)
+    (stopped / "ca.pem").write_bytes(Authority.new(ago=ago, lives=ago + left).pem)
+    rule = {"match": {"spiffe_id": "spiffe://example.org/*"}, "roles": ["service"]}
+    report = doctor.report(
+        stopped,
+        KKP_OPA_URL="unix:///nowhere/opa.sock",
+        KKP_BACKENDS="local=local://",
+        KKP_CHECKPOINT_SINK="command:/bin/true",
+        KKP_TLS_CERT_FILE="tls.crt",
+        KKP_TLS_KEY_FILE="tls.key",
+        KKP_CLIENT_CA_FILE="ca.pem",
+        KKP_CERTIFICATES=json.dumps({"mesh": {"trust_domain": "example.org", "rules": {"all": rule}}}),
+    )
+    how, bundle = (check for check in report["checks"] if check["check"] == "client certificates")
+    assert how["detail"] == "they are optional, in TLS; 1 rules make callers of them"
+    assert bundle["status"] == status
+    assert ("put new ones into ca.pem" in bundle["cure"]) is (status != "ok")
+    shown = {setting["name"]: setting["value"] for setting in report["settings"]}
+    assert (shown["KKP_CERTIFICATES"], shown["KKP_CLIENT_CA_FILE"]) == ("mesh=example.org", "ca.pem")
 
 
 def test_the_table_says_what_to_do(stopped: Path, doctor: Doctor) -> None:

@@ -33,6 +33,7 @@ BUSY = (
     "The state database is not available."  # a PostgreSQL that waits for a processor longer than requests do
 )
 REVOKED = 600
+PAUSE_SECONDS = 0.02
 CHANGES_EVERY = 5  # each moves the epoch, and everybody reads again
 TOKEN_OF_AWS: dict[str, Any] = {
     "audience": "orders-db",
@@ -115,6 +116,7 @@ async def asked_all_the_while(ledger: Ledger, root_key: str, *servers: Server) -
     async def ask(server: Server) -> None:
         while not ending.is_set():
             await ledger.everything(server, root_key)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async with asyncio.TaskGroup() as tasks:
         for server in servers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -109,6 +110,29 @@ async def test_opa_gives_the_whole_expected_decision(case: Mapping[str, Any], en
     assert isinstance(given, Decision)
     assert given.allow is case["expect"]["allow"]
     assert list(given.reasons) == case["expect"]["reasons"]
+
+
+# `name(`, at the start of a line: the head of a function.
+_FUNCTION = re.compile(r"^([a-z_]+)\(", re.MULTILINE)
+FUNCTIONS = {
+    f"kkp.{path.parent.name}.{name}"
+    for path in POLICY.glob("kkp/*/*.rego")
+    if not path.name.endswith("_test.rego")
+    for name in _FUNCTION.findall(path.read_text())
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+async def test_the_engines_name_the_same_rules_for_a_decision_but_for_functions(
+    case: Mapping[str, Any], engines: Engines
+) -> None:
+    in_process, opa = engines[setting_of(case)]
+    policy_input = asked(question(case))
+    async with connected(opa.url) as policy:
+        explained = await policy.explain(policy_input)
+        assert explained.decision == await policy.decide(policy_input)
+        assert explained.decision.revision == policy.revision
+    assert set(explained.rules) - FUNCTIONS == set(in_process.explain(policy_input).rules)
 
 
 @pytest.mark.parametrize("action", MUTATED_ACTIONS)

@@ -452,6 +452,7 @@ async def test_a_decision_log_says_what_an_operator_needs_and_nothing_private(
         async with connected(opa) as policy:
             await active(policy, "kkp@42-good")
             decision = await policy.decide(PolicyInput(json.dumps(PRIVATE).encode()))
+            explained = await policy.explain(PolicyInput(json.dumps(PRIVATE).encode()))
             for document in [
                 f"{CANARY}-21",
                 [f"{CANARY}-22"],
@@ -461,6 +462,8 @@ async def test_a_decision_log_says_what_an_operator_needs_and_nothing_private(
         logged = [json.loads(line) for line in opa.log.splitlines()]
     decisions = {line["decision_id"]: line for line in logged if line["msg"] == "Decision Log"}
     assert CANARY not in json.dumps(logged)
+    assert CANARY not in repr(explained)
+    assert explained.decision.policy_decision_id in decisions
     assert decision.policy_decision_id is not None
     line = decisions[decision.policy_decision_id]
     assert line["bundles"] == {"kkp": {"revision": "42-good"}}

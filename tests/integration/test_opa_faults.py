@@ -401,6 +401,58 @@ async def test_the_largest_answer_is_read(opa: FaultyOPA) -> None:
         assert await allowed(policy)
 
 
+STEPS = [
+    "query:1                          Enter data.kkp.authz.decision = _",
+    "policy/kkp/authz/authz.rego:20   | Enter data.kkp.authz.decision",
+    "policy/kkp/authz/authz.rego:27   | | Eval __local365__ = input.caller.id",
+    "policy/kkp/authz/authz.rego:30   | | | Fail data.kkp.authz.failed",
+    "policy/kkp/grants/grants.rego:11 | | | Exit data.kkp.grants.names_key early",
+    "/kkp/authz/authz.rego:20         | Exit data.kkp.authz.decision",
+    "a folder/a file.rego:5           | | Exit data.kkp.authz.is_owner",
+    'policy/x.rego:3                  | | Note "Exit data.kkp.noted"',
+    'policy/x.rego:3                  | | Note "x:1 | Exit data.kkp.noted',
+    'policy/x.rego:3                  | | Exit data.kkp.called("a secret")',
+    "policy/x.rego:3                  | | Exit x = data.kkp.assigned",
+    "query:1                          | Exit data.kkp.authz.decision = _",
+]
+
+
+async def test_of_the_steps_of_a_decision_only_the_rules_that_had_a_value_are_kept(opa: FaultyOPA) -> None:
+    async with connected(opa) as policy:
+        await policy.ping()
+        opa.answer = whole(ALLOW, explanation=STEPS, decision_id="x")
+        explained = await policy.explain(QUESTION)
+    assert explained.rules == ("kkp.authz.decision", "kkp.authz.is_owner", "kkp.grants.names_key")
+    assert (explained.decision.allow, explained.decision.policy_decision_id) == (True, "x")
+
+
+@pytest.mark.promise(19)
+async def test_no_faulty_answer_explains_anything(opa: FaultyOPA) -> None:
+    async with connected(opa) as policy:
+        await policy.ping()
+        for name, fault in ANSWERED.items():
+            opa.fault = fault
+            with pytest.raises(PolicyUnavailableError):
+                pytest.fail(f"{name}: {await policy.explain(QUESTION)}")
+        opa.fault, opa.answer = None, whole(ALLOW, explanation=STEPS)
+        assert (await policy.explain(QUESTION)).decision.allow
+
+
+@pytest.mark.parametrize(("lines", "is_read"), [(7_000, True), (9_000, False)])
+async def test_steps_of_more_than_eight_megabytes_are_not_read(
+    opa: FaultyOPA, lines: int, is_read: object
+) -> None:
+    async with connected(opa) as policy:
+        await policy.ping()
+        opa.answer = whole(ALLOW, explanation=["x" * 1000] * lines)
+        try:
+            assert (await policy.explain(QUESTION)).decision.allow is is_read
+        except PolicyUnavailableError:
+            assert not is_read
+        opa.answer = GOOD
+        assert await allowed(policy)
+
+
 async def test_the_longest_names_are_read(opa: FaultyOPA) -> None:
     revision = "7" * 18 + "-" + "x" * 109
     opa.answer = whole(ALLOW, provenance={"bundles": {"kkp": {"revision": revision}}}, decision_id="x" * 64)

@@ -99,10 +99,12 @@ async def _fuzzed(directory: Path) -> AsyncIterator[Fuzzed]:
                 "ttl_seconds": 60,
                 "token": credentials["token"],
                 "envelope": envelope,
+                "subject_token": credentials["service"],
             }
             real_members: dict[str, dict[str, Any]] = {
                 "/envelope/data-key/unwrap": {"envelope": detached(envelope)},
                 "/revocations": SPARE_KEY,
+                "/policy/explain": {"identity": "buyer"},
             }
             real_members |= await _real_people(server)
             sessions = {path: await _log_in(server, real_members["/login"]) for path in ENDS_SESSIONS}
@@ -214,21 +216,24 @@ def _fuzz(fuzzed: Fuzzed, operation: Any, mode: GenerationMode) -> None:
 def _ask_as_documented(fuzzed: Fuzzed, operation: Any) -> None:
     """Ask for what the document shows as an example, so that every operation succeeds once.
 
-    An admin asks, whoever holds a token, which is what opens a batch of envelopes, and a person.
+    An admin asks, whoever holds a token, which is what opens a batch of envelopes, a person, and nobody, who
+    is somebody by what stands in a form.
     """
     content = operation.definition.raw.get("requestBody", {}).get("content", {})
-    for kind in ("admin", "token", "person"):
-        case = operation.Case()
-        if content:
-            case = operation.Case(body=_example(case), media_type="application/json")
-        _ground(case, fuzzed)
-        _ask(fuzzed, case, kind, is_grounded=True)
+    for media_type in content or [None]:
+        for kind in ("admin", "token", "none", "person"):
+            case = operation.Case()
+            if media_type is not None:
+                case = operation.Case(body=deepcopy(content[media_type]["example"]), media_type=media_type)
+            _ground(case, fuzzed)
+            _ask(fuzzed, case, kind, is_grounded=True)
 
 
 def _example(case: schemathesis.Case[Any]) -> Any:
     """Return the document's own example of a body, or the body itself where there is none."""
     content = case.operation.definition.raw.get("requestBody", {}).get("content", {})
-    return deepcopy(content["application/json"]["example"]) if content else case.body
+    described_as = content.get(case.media_type, content.get("application/json"))
+    return deepcopy(described_as["example"]) if described_as is not None else case.body
 
 
 def _ground(case: schemathesis.Case[Any], fuzzed: Fuzzed) -> None:

@@ -14,7 +14,6 @@ from kkp.audit.failures import (
     MAX_ROWS,
     FailedAuthentications,
     RateLimitedRequests,
-    peer_name,
 )
 from kkp.audit.log import AuditLog
 from kkp.errors import AuditUnavailableError
@@ -57,25 +56,6 @@ def failures(log: RecordingLog) -> FailedAuthentications:
 
 def address(number: int) -> str:
     return f"10.0.{number // 256}.{number % 256}"
-
-
-@pytest.mark.parametrize(
-    ("peer", "name"),
-    [
-        ("10.0.0.7", "10.0.0.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
-        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:10.0.0.7", "10.0.0.7"),
-        ("::1", "::/64"),
-        ("", "other"),
-        ("10.0.0.7:443", "other"),
-        ("\x1b[2J", "other"),
-    ],
-)
-def test_a_peer_is_counted_as(peer: str, name: str) -> None:
-    assert peer_name(peer) == name
 
 
 async def test_failures_are_counted_by_peer_and_reason(

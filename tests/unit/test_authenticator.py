@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import pwd
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from nacl.signing import SigningKey
 
 from kkp.authn.authenticator import Authenticator
-from kkp.authn.base import Authenticated
+from kkp.authn.base import Authenticated, Method, Once, Proven
+from kkp.authn.dpop import Proofs
+from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.operator import LocalOperator
 from kkp.authn.service_keys import ServiceKeys
 from kkp.errors import (
     AuthenticationError,
+    DPoPProofError,
     InvalidRequestError,
+    ProofRequiredError,
     StateUntrustedError,
     TokenExpiredError,
     TokenInvalidError,
     UnauthenticatedError,
 )
+from kkp.mappings import Rule, Source
 from kkp.master_key import MasterKey
-from kkp.model import Caller, Credentials, Grant, Identity
+from kkp.model import Caller, Credentials, Grant, Identity, PresentedCertificate
 from kkp.store.identities import IdentityStore
 from kkp.store.sqlite import SQLiteDatabase
-from kkp.tokens import Actor, Claims, encode_claims, sign
+from kkp.tokens import Actor, Claims, Confirmation, Federated, encode_claims, sign
 from tests.fakes.clock import FakeClock
 from tests.promises import Recorder
+from tests.proofs import Holder, base64url
 
 NOW = 1_750_000_000
 CLOCK_ERROR = 5
@@ -104,7 +112,8 @@ class World:
 def authenticator_of(
     directory: IdentityDirectory, verifier: TokenVerifier, revoked: RevokedIds
 ) -> Authenticator:
-    return Authenticator(directory, verifier, revoked, (ServiceKeys(directory),))
+    proofs = Proofs(FakeClock(NOW), issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    return Authenticator(directory, verifier, revoked, Federation(()), proofs, (ServiceKeys(directory),))
 
 
 @pytest.fixture
@@ -318,6 +327,117 @@ async def test_credentials_and_claims_show_in_no_repr(world: World) -> None:
     assert "orders-db" not in repr(authenticated)
 
 
+# Other ways to prove who is calling.
+
+
+class Knocking:
+    """A method that knows one bearer, or whoever asks."""
+
+    def __init__(self, proven: Proven, bearer: str | None) -> None:
+        self.proven = proven
+        self.bearer = bearer
+        self.asked = 0
+
+    async def prove(self, credentials: Credentials) -> Proven | None:
+        self.asked += 1
+        return self.proven if credentials.unverified_bearer == self.bearer or self.bearer is None else None
+
+
+def another_way(world: World, *methods: Method, federation: Federation | None = None) -> Authenticator:
+    keys = ServiceKeys(world.directory)
+    verifier = verifier_of(world.ring, world.clock, world.revoked)
+    federation = federation or Federation(())
+    proofs = Proofs(FakeClock(NOW), issuer=ISSUER, clock_error_seconds=CLOCK_ERROR)
+    return Authenticator(world.directory, verifier, world.revoked, federation, proofs, (keys, *methods))
+
+
+ANN = Caller("k8s:ann", "service", ("service",), "k8s", "jwt")
+
+
+async def test_the_methods_are_asked_in_their_order_and_the_first_that_knows_answers(world: World) -> None:
+    first, second = Knocking(Proven(ANN), "ann"), Knocking(Proven(ANN), None)
+    authenticator = another_way(world, first, second)
+    authenticated = await authenticator.authenticate(Credentials("ann"), epoch=7)
+    assert (authenticated.caller, first.asked, second.asked) == (ANN, 1, 0)
+    assert (await authenticator.authenticate(Credentials(ORDERS_KEY), epoch=7)).caller.id == "orders"
+    assert (first.asked, second.asked) == (1, 0)
+    assert (await authenticator.authenticate(Credentials("bob"), epoch=7)).caller == ANN
+    assert (first.asked, second.asked) == (2, 1)
+
+
+async def test_what_a_method_proves_goes_with_the_caller(world: World) -> None:
+    proven = Proven(ANN, once=(Once("a", b"1", 2.0),), federated=Federated("k8s/all", {}))
+    authenticated = await another_way(world, Knocking(proven, "ann")).authenticate(
+        Credentials("ann"), epoch=7
+    )
+    assert (authenticated.once, authenticated.federated) == (proven.once, proven.federated)
+    assert authenticated.token is None
+
+
+async def test_beside_a_credential_that_is_no_bearer_the_bearer_is_a_token(world: World) -> None:
+    authenticator = another_way(world, Knocking(Proven(ANN, by_bearer=False), None))
+    for credentials in (Credentials(GOOD), Credentials(None, GOOD), Credentials(GOOD, GOOD)):
+        authenticated = await authenticator.authenticate(credentials, epoch=7)
+        assert authenticated.caller == ANN
+        assert authenticated.token == CLAIMS
+    assert (await authenticator.authenticate(Credentials(), epoch=7)).token is None
+    with pytest.raises(TokenInvalidError):
+        await authenticator.authenticate(Credentials(FORGED), epoch=7)
+    with pytest.raises(InvalidRequestError):
+        await authenticator.authenticate(Credentials(GOOD, OTHER_GOOD), epoch=7)
+
+
+async def test_beside_a_credential_that_is_the_bearer_a_token_stands_in_the_body(world: World) -> None:
+    authenticator = another_way(world, Knocking(Proven(ANN), "ann"))
+    authenticated = await authenticator.authenticate(Credentials("ann", GOOD), epoch=7)
+    assert (authenticated.caller, authenticated.token) == (ANN, CLAIMS)
+
+
+async def test_whoever_is_revoked_is_nobody_by_whatever_method(world: World) -> None:
+    authenticator = another_way(world, Knocking(Proven(ANN), "ann"))
+    world.revoked.add("k8s:ann")
+    with pytest.raises(UnauthenticatedError, match="not known"):
+        await authenticator.authenticate(Credentials("ann"), epoch=7)
+
+
+RULE = Rule(match={"sub": "*"}, roles=["auditor"])
+OF_ANN = {"sub": "k8s:ann", "federated": Federated("k8s/all", {"team": "shop"})}
+FOR_ORDERS_BY_ANN = {**OF_ANN, "sub": "orders", "act": Actor("k8s:ann")}
+FEDERATED: dict[str, tuple[dict[str, object], str | None]] = {
+    "a caller's whom an issuer vouches for": (OF_ANN, "k8s:ann"),
+    "one that such a caller asked for": (FOR_ORDERS_BY_ANN, "orders"),
+    "one without a rule": ({"sub": "k8s:ann"}, None),
+    "one of a rule that is gone": ({**OF_ANN, "federated": Federated("k8s/gone")}, None),
+    "one of another issuer's rule": ({**OF_ANN, "federated": Federated("github/all")}, None),
+    "one of a rule for a local identity": ({**OF_ANN, "sub": "orders"}, None),
+    "one for an unknown subject": ({**FOR_ORDERS_BY_ANN, "sub": "nobody"}, None),
+    "one for a disabled subject": ({**FOR_ORDERS_BY_ANN, "sub": "gone"}, None),
+    "one for another whom an issuer vouches for": ({**FOR_ORDERS_BY_ANN, "sub": "k8s:bob"}, None),
+    "one asked for by a rule that is gone": ({**FOR_ORDERS_BY_ANN, "federated": Federated("k8s/gone")}, None),
+    "one asked for by a local identity's rule": ({**FOR_ORDERS_BY_ANN, "act": Actor("billing")}, None),
+}
+
+
+@pytest.mark.parametrize(("changes", "caller"), FEDERATED.values(), ids=FEDERATED.keys())
+async def test_a_token_speaks_for_whom_its_rule_vouches_now(
+    world: World, changes: dict[str, object], caller: str | None
+) -> None:
+    federation = Federation([Source("k8s", "jwt", {"all": RULE}), Source("github", "jwt", {"all": RULE})])
+    authenticator, token = another_way(world, federation=federation), mint("key-1", **changes)
+    if caller is None:
+        with pytest.raises(TokenInvalidError):
+            await authenticator.authenticate(Credentials(token), epoch=7)
+        with pytest.raises(TokenInvalidError):
+            authenticator.accepted(token)
+        return
+    authenticated = await authenticator.authenticate(Credentials(token), epoch=7)
+    assert (authenticated.caller.id, authenticated.caller.method) == (caller, "kkp_token")
+    assert authenticator.accepted(token).asked_by == "k8s:ann"
+    world.revoked.add("k8s:ann")
+    with pytest.raises(TokenInvalidError):
+        await authenticator.authenticate(Credentials(token), epoch=7)
+
+
 # What is accepted, whoever shows it.
 
 
@@ -348,6 +468,105 @@ async def test_a_token_is_accepted(world: World, token: str, *, accepted: bool) 
 
 
 # What is revoked for the time being.
+
+
+# Tokens that are bound to a key. What stands for the proof is verified elsewhere; here it is what it opens.
+
+HOLDER, THIEF = Holder(), Holder()
+CERTIFICATE, ANOTHERS = (PresentedCertificate(hashlib.sha256(der).digest()) for der in (b"one", b"another"))
+BOUND = mint(cnf=Confirmation(jkt=HOLDER.jkt))
+OF_CERTIFICATE = mint(cnf=Confirmation(x5t_s256=base64url(CERTIFICATE.sha256)))
+PATH = "/envelope/decrypt"
+
+
+def shows(token: str, holder: Holder | None = HOLDER, **changes: Any) -> Credentials:
+    """Return the credentials of a request that shows a token in its header, with a proof."""
+    proofs = () if holder is None else (holder.proof(PATH, token, iat=NOW),)
+    presented = Credentials(token, None, "dpop", proofs, "POST", PATH)
+    return dataclasses.replace(presented, **changes)
+
+
+PROVEN: dict[str, tuple[Credentials, str, Confirmation]] = {
+    "its holder": (shows(BOUND), "kkp_token", Confirmation(jkt=HOLDER.jkt)),
+    "its holder, in the body": (
+        shows(BOUND, unverified_bearer=None, unverified_token=BOUND, scheme="bearer"),
+        "kkp_token",
+        Confirmation(jkt=HOLDER.jkt),
+    ),
+    "its holder, in the body beside a key": (
+        shows(BOUND, unverified_bearer=ORDERS_KEY, unverified_token=BOUND, scheme="bearer"),
+        "service_key",
+        Confirmation(jkt=HOLDER.jkt),
+    ),
+    "whoever has the certificate": (
+        Credentials(OF_CERTIFICATE, certificate=CERTIFICATE),
+        "kkp_token",
+        Confirmation(x5t_s256=base64url(CERTIFICATE.sha256)),
+    ),
+    "its holder, with a certificate besides": (
+        shows(BOUND, certificate=CERTIFICATE),
+        "kkp_token",
+        Confirmation(jkt=HOLDER.jkt, x5t_s256=base64url(CERTIFICATE.sha256)),
+    ),
+}
+UNPROVEN: dict[str, tuple[Credentials, type[Exception]]] = {
+    "a bearer": (Credentials(BOUND), ProofRequiredError),
+    "a bearer with a proof": (shows(BOUND, scheme="bearer"), ProofRequiredError),
+    "the body alone": (Credentials(None, BOUND), ProofRequiredError),
+    "the body beside a key": (Credentials(ORDERS_KEY, BOUND), ProofRequiredError),
+    "the body beside a bearer of its own": (Credentials(BOUND, BOUND), ProofRequiredError),
+    "no proof": (shows(BOUND, None), ProofRequiredError),
+    "another's proof": (shows(BOUND, THIEF), ProofRequiredError),
+    "a certificate instead of the proof": (shows(BOUND, None, certificate=CERTIFICATE), ProofRequiredError),
+    "a proof for another token": (
+        shows(BOUND, unverified_proofs=(HOLDER.proof(PATH, GOOD, iat=NOW),)),
+        DPoPProofError,
+    ),
+    "an expired token with a proof": (
+        shows(mint(exp=NOW, cnf=Confirmation(jkt=HOLDER.jkt))),
+        TokenExpiredError,
+    ),
+    "an unbound token as DPoP": (shows(GOOD), TokenInvalidError),
+    "an unbound token as DPoP without a proof": (shows(GOOD, None), TokenInvalidError),
+    "a service key as DPoP": (shows(ORDERS_KEY, None), UnauthenticatedError),
+    "no certificate": (Credentials(OF_CERTIFICATE), TokenInvalidError),
+    "another's certificate": (Credentials(OF_CERTIFICATE, certificate=ANOTHERS), TokenInvalidError),
+    "a proof instead of the certificate": (shows(OF_CERTIFICATE, scheme="bearer"), TokenInvalidError),
+    "the certificate's token as DPoP": (shows(OF_CERTIFICATE, certificate=CERTIFICATE), TokenInvalidError),
+    "the certificate's token in the body": (Credentials(ORDERS_KEY, OF_CERTIFICATE), TokenInvalidError),
+}
+
+
+@pytest.mark.parametrize(("credentials", "method", "proven"), PROVEN.values(), ids=PROVEN)
+async def test_a_bound_token_speaks_for_its_subject_when_shown_by(
+    world: World, credentials: Credentials, method: str, proven: Confirmation
+) -> None:
+    authenticated = await world.authenticator.authenticate(credentials, epoch=7)
+    assert (authenticated.caller.id, authenticated.caller.method) == ("orders", method)
+    assert authenticated.proven == proven
+    assert [once.kind for once in authenticated.once] == ["dpop"] * len(credentials.unverified_proofs)
+
+
+@pytest.mark.parametrize(("credentials", "error"), UNPROVEN.values(), ids=UNPROVEN)
+async def test_a_bound_token_is_nothing_when_shown_by(
+    world: World, credentials: Credentials, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as refusal:
+        await world.authenticator.authenticate(credentials, epoch=7)
+    assert type(refusal.value) is error
+
+
+async def test_a_service_key_with_a_proof_has_proven_the_key(world: World) -> None:
+    """A token that it asks for can be bound; which token the proof names is looked at where one is shown."""
+    for proof in (HOLDER.proof(PATH, iat=NOW), HOLDER.proof(PATH, BOUND, iat=NOW)):
+        credentials = Credentials(ORDERS_KEY, unverified_proofs=(proof,), method="POST", path=PATH)
+        authenticated = await world.authenticator.authenticate(credentials, epoch=7)
+        assert authenticated.proven == Confirmation(jkt=HOLDER.jkt)
+
+
+async def test_what_needs_no_proof_to_be_asked_about_is_told_of_all_the_same(world: World) -> None:
+    assert world.authenticator.accepted(BOUND).cnf == Confirmation(jkt=HOLDER.jkt)
+    assert world.authenticator.revocable(BOUND).cnf == Confirmation(jkt=HOLDER.jkt)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         listen=Address("127.0.0.1", 8080),
         tls_cert_file=None,
         tls_key_file=None,
+        client_ca_file=None,
+        requires_client_certificate=False,
+        takes_forwarded_certificates=False,
         trusted_proxies=(),
         metrics_listen=None,
         drain_seconds=5,
@@ -70,6 +73,7 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         master_key_kms=None,
         master_key_checks=(),
         issuer="http://127.0.0.1:8080",
+        dpop_nonce=False,
         policy_path=None,
         opa_url=None,
         opa_timeout_seconds=0.5,
@@ -82,6 +86,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         checkpoint_interval_seconds=10,
         audit_min_free_bytes=67_108_864,
         accept_rollback="",
+        issuers={},
+        certificates={},
         backends={
             "aws": "memory://aws",
             "gcp": "memory://gcp",
@@ -94,6 +100,10 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         max_plaintext_bytes=1024 * 1024,
         caller_rate_per_second=500,
         caller_burst=1000,
+        address_rate_per_second=1000,
+        address_burst=2000,
+        address_connections=1000,
+        max_held_body_bytes=64 * 1024 * 1024,
         data_key_cache=None,
         ring_times=RingTimes(
             token_ttl=300,
@@ -1219,8 +1229,9 @@ def test_known_variables_are_not_warned_of() -> None:
 
 
 @pytest.mark.parametrize(("text", "rate"), [("0", 0), ("1", 1), ("100000", 100_000)])
-def test_a_caller_has_a_rate_or_with_zero_none(text: str, rate: int) -> None:
+def test_a_caller_and_an_address_have_a_rate_or_with_zero_none(text: str, rate: int) -> None:
     assert settings(KKP_CALLER_RATE_PER_SEC=text).caller_rate_per_second == rate
+    assert settings(KKP_ADDRESS_RATE_PER_SEC=text).address_rate_per_second == rate
 
 
 @pytest.mark.parametrize(
@@ -1231,11 +1242,35 @@ def test_a_caller_has_a_rate_or_with_zero_none(text: str, rate: int) -> None:
         ("KKP_CALLER_RATE_PER_SEC", "many"),
         ("KKP_CALLER_BURST", "0"),
         ("KKP_CALLER_BURST", "-1"),
+        ("KKP_ADDRESS_RATE_PER_SEC", "-1"),
+        ("KKP_ADDRESS_RATE_PER_SEC", "0.5"),
+        ("KKP_ADDRESS_BURST", "0"),
+        ("KKP_ADDRESS_CONNECTIONS", "-1"),
+        ("KKP_MAX_HELD_BODY_BYTES", "0"),
+        ("KKP_MAX_HELD_BODY_BYTES", "64M"),
     ],
 )
 def test_a_limit_that_is_no_whole_number_is_refused(name: str, text: str) -> None:
     (problem,) = problems(**{name: text})
     assert problem.startswith(f"{name}: {text!r} can't be used")
+
+
+@pytest.mark.parametrize(
+    ("plaintext", "held"),
+    [("1", 64 << 20), (str(9 << 20), 64 << 20), (str(10 << 20), 68 << 20), (str(64 << 20), 392 << 20)],
+)
+def test_the_room_for_bodies_grows_with_the_largest_plaintext(plaintext: str, held: int) -> None:
+    assert settings(KKP_MAX_PLAINTEXT_BYTES=plaintext).max_held_body_bytes == held
+
+
+def test_less_room_for_bodies_than_the_largest_ones_need_is_refused_and_just_enough_is_not() -> None:
+    least = 6 * 1_048_576 + (8 << 20)
+    assert settings(KKP_MAX_HELD_BODY_BYTES=str(least)).max_held_body_bytes == least
+    (problem,) = problems(KKP_MAX_HELD_BODY_BYTES=str(least - 1))
+    assert problem == (
+        f"KKP_MAX_HELD_BODY_BYTES: {least - 1} is too little for the bodies that KKP_MAX_PLAINTEXT_BYTES, "
+        f"1048576, allows; give {least} at least"
+    )
 
 
 # People.

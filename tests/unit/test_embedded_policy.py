@@ -170,9 +170,9 @@ def test_an_allow_with_an_obligation_that_kkp_cannot_read_is_a_denial(obligation
     )
 
 
-def test_an_allow_that_demands_a_binding_is_a_denial() -> None:
+def test_an_allow_can_demand_a_binding() -> None:
     assert interpret("decision", DOCUMENT | {"obligations": {"require_binding": True}}, "r1") == Decision(
-        allow=False, reasons=("test.granted", "kkp.binding_unavailable"), revision="r1"
+        allow=True, reasons=("test.granted",), obligations={"require_binding": True}, revision="r1"
     )
 
 
@@ -1046,3 +1046,71 @@ def test_the_bundled_policy_does_not_depend_on_where_it_lies(tmp_path: Path) -> 
     copy = tmp_path / "_policy"
     shutil.copytree(default_policy_path(), copy)
     assert load(copy).revision == load(default_policy_path()).revision
+
+
+# Explaining: what a decision came by.
+
+EXPLAINED = """package kkp.authz
+
+default allow := false
+
+# Not looked at where the first one holds.
+allow if first
+else := true if second
+
+first if input.caller == "orders"
+
+second if input.caller == "billing"
+
+unused := "never looked at"
+
+names contains "empty" if input.caller == "nobody"
+
+allow if count(names) > 0
+"""
+
+
+@pytest.fixture
+def explained(tmp_path: Path) -> EmbeddedPolicy:
+    (tmp_path / "authz.rego").write_text(EXPLAINED)
+    return EmbeddedPolicy.load(tmp_path / "authz.rego", {})
+
+
+@pytest.mark.parametrize(
+    ("caller", "allow", "rules"),
+    [
+        ("orders", True, ("kkp.authz.allow", "kkp.authz.first")),
+        ("billing", True, ("kkp.authz.allow", "kkp.authz.second")),
+        ("nobody", True, ("kkp.authz.allow", "kkp.authz.names")),
+        ("other", False, ("kkp.authz.allow",)),
+    ],
+)
+def test_a_rule_is_named_that_was_looked_at_and_has_a_value(
+    explained: EmbeddedPolicy, caller: str, allow: object, rules: tuple[str, ...]
+) -> None:
+    found = explained.explain(PolicyInput(json.dumps({"caller": caller}).encode()))
+    assert (found.decision.allow, found.rules) == (allow, rules)
+    assert found.decision.revision == explained.revision
+
+
+def test_explaining_changes_no_later_decision_and_leaves_no_input_behind(explained: EmbeddedPolicy) -> None:
+    orders, other = (PolicyInput(json.dumps({"caller": name}).encode()) for name in ("orders", "other"))
+    assert explained.explain(orders).decision.allow
+    assert not explained.answer(other).allow
+    assert not explained.answer(PolicyInput(b"{}")).allow
+    assert explained.answer(orders).allow
+
+
+@pytest.mark.parametrize("poison", [b"", b"{", b'{"caller": NaN}', b"\xff", b"[" * 100_000])
+def test_a_question_that_cannot_be_put_is_not_explained_and_harms_no_other(
+    explained: EmbeddedPolicy, poison: bytes
+) -> None:
+    with pytest.raises(PolicyUnavailableError):
+        explained.explain(PolicyInput(poison))
+    assert explained.explain(PolicyInput(b'{"caller": "orders"}')).decision.allow
+
+
+async def test_a_closed_policy_explains_nothing(explained: EmbeddedPolicy) -> None:
+    await explained.close()
+    with pytest.raises(PolicyUnavailableError):
+        explained.explain(PolicyInput(b"{}"))

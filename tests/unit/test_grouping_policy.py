@@ -14,7 +14,7 @@ from kkp.authz.embedded import EmbeddedPolicy
 from kkp.authz.grouping import GroupingPolicy
 from kkp.errors import PolicyUnavailableError
 from kkp.grouping import MAX_GROUP
-from kkp.model import Decision, PolicyInput
+from kkp.model import Decision, Explanation, PolicyInput
 
 POLICY = """package kkp.authz
 
@@ -49,6 +49,9 @@ class Engine:
         if policy_input in self.failures:
             raise self.failures[policy_input]
         return Decision(allow=True, reasons=("test.granted",), revision=policy_input.encoded.decode())
+
+    def explain(self, policy_input: PolicyInput) -> Explanation:
+        return Explanation(self.answer(policy_input), ("kkp.authz.allow",))
 
     async def ping(self) -> None:
         self.asked.append(question())

@@ -10,17 +10,14 @@ import base64
 import json
 import time
 import tracemalloc
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import msgspec
 import pytest
 
 from kkp import envelope, tokens
 from kkp.errors import KKPError
-from kkp.kms import _parts
-from kkp.kms.base import WrappedKey
 from kkp.web import schemas
+from tests.parsing import Read, read_body, read_token, read_wrap
 from tests.promises import Recorder
 
 pytestmark = pytest.mark.promise(18)
@@ -31,26 +28,6 @@ ENVELOPE_BYTES = 4 * MIB // 3 + 256 * 1024
 PLAINTEXT_BYTES = 3 * MIB + 64 * 1024
 SMALL_BYTES = 64 * 1024
 WRAP_BYTES = envelope.MAX_ENCRYPTED_DATA_KEY_BYTES
-
-Read = Callable[[bytes], object]
-
-
-def read_token(raw: bytes) -> None:
-    tokens.verify(raw.decode("latin-1"), {"kid": bytes(32)}, issuer="https://kkp.test")
-
-
-def read_body(body: type[schemas.Asks[Any]]) -> Read:
-    decoder = msgspec.json.Decoder(body)
-
-    def read(raw: bytes) -> None:
-        schemas.decode(decoder, raw).request()
-        schemas.check_unique(raw)
-
-    return read
-
-
-def read_wrap(raw: bytes) -> None:
-    _parts.read("any-of", WrappedKey(raw, "1"))
 
 
 def b64(raw: bytes) -> bytes:
@@ -148,6 +125,21 @@ IDENTITIES: Mapping[str, bytes] = {
         SMALL_BYTES,
     ),
 }
+A_QUESTION = b'{"action":"a","identity":"a",'
+EXPLANATIONS: Mapping[str, bytes] = {
+    "lists in lists": filled(A_QUESTION + b'"claims":{"a":', b"[", b"", SMALL_BYTES),
+    "33 lists in one another": A_QUESTION + b'"claims":{"a":' + b"[" * 32 + b"]" * 32 + b"}}",
+    "objects in objects": filled(A_QUESTION + b'"request":', b'{"a":', b"", SMALL_BYTES),
+    "very many short lists behind a deep one": filled(
+        A_QUESTION + b'"claims":{"a":[' + b"[" * 32 + b"]" * 32 + b",", b"[],", b"[]]}}", SMALL_BYTES
+    ),
+    "members without end": filled(A_QUESTION + b'"request":{', b'"a":1,', b'"b":1}}}', SMALL_BYTES),
+    "one very long number": filled(A_QUESTION + b'"claims":{"a":', b"9", b"}", SMALL_BYTES),
+    "a very large exponent": A_QUESTION + b'"claims":{"a":1e999999999}}',
+    "roles without end": filled(
+        b'{"action":"a","caller":{"id":"a","roles":[', b'"a",', b'"a"]}}', SMALL_BYTES
+    ),
+}
 A_PART = b'{"backend":"aws","encrypted_data_key":"AAAA","key_id":"a","key_version":"1"}'
 WRAPS: Mapping[str, bytes] = {
     "lists in lists": b"[" * WRAP_BYTES,
@@ -171,6 +163,7 @@ SHAPES: Mapping[str, tuple[Read, bytes]] = {
     **{f"sealing: {name}": (read_body(schemas.EncryptBody), raw) for name, raw in SEALINGS.items()},
     **{f"minting: {name}": (read_body(schemas.TokenBody), raw) for name, raw in MINTINGS.items()},
     **{f"identity: {name}": (read_body(schemas.IdentityBody), raw) for name, raw in IDENTITIES.items()},
+    **{f"explaining: {name}": (read_body(schemas.ExplainBody), raw) for name, raw in EXPLANATIONS.items()},
     **{f"composite: {name}": (read_wrap, raw) for name, raw in WRAPS.items()},
 }  # fmt: skip
 

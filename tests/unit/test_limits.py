@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp.errors import RateLimitedError
-from kkp.limits import ACCOUNT_BURST, ADDRESS_BURST, MAX_CALLERS, CallerLimits, GuessLimits
+from kkp.limits import (
+    ACCOUNT_GUESSES,
+    ADDRESS_GUESSES,
+    MAX_BUCKETS,
+    ConnectionLimit,
+    GuessLimits,
+    RateLimits,
+)
 from tests.fakes.clock import FakeClock
 
 
@@ -19,7 +26,7 @@ class Door:
     def __init__(self, rate: float = 10, burst: int = 5) -> None:
         self.clock = FakeClock(1000.0)
         self.refused: Counter[str] = Counter()
-        self.limits = CallerLimits(rate, burst, self.clock.now, lambda caller: self.refused.update([caller]))
+        self.limits = RateLimits(rate, burst, self.clock.now, lambda caller: self.refused.update([caller]))
 
     def admitted(self, caller: str, times: int = 1) -> int:
         """Return how many of so many requests come in."""
@@ -91,7 +98,7 @@ def test_a_batch_costs_as_much_as_its_items() -> None:
     ("cost", "told"),
     [
         (1, "Too many requests of this caller; try again later."),
-        (2, "Too many requests of this caller, and this batch counts as its 2 items; try again later."),
+        (2, "Too many requests of this caller, and this one counts as 2; try again later."),
     ],
 )
 def test_who_sends_a_batch_is_told_what_it_counts_as(cost: int, told: str) -> None:
@@ -157,15 +164,15 @@ def test_a_rate_of_zero_limits_nobody_and_remembers_nobody() -> None:
 def test_a_flood_of_callers_resets_no_bucket_and_fills_no_memory() -> None:
     door = Door()
     door.admitted("orders", 5)
-    for number in range(2 * MAX_CALLERS):
+    for number in range(2 * MAX_BUCKETS):
         door.admitted(f"caller-{number}")
     assert door.admitted("orders") == 0
-    assert len(door.limits._full_at) <= MAX_CALLERS + 1
+    assert len(door.limits._full_at) <= MAX_BUCKETS + 1
 
 
 def test_callers_beyond_the_limit_share_one_bucket_until_another_is_full() -> None:
     door = Door()
-    for number in range(MAX_CALLERS):
+    for number in range(MAX_BUCKETS):
         door.admitted(f"caller-{number}", 2)
     assert sum(door.admitted(f"late-{number}") for number in range(10)) == 5
     door.clock.advance(0.2)
@@ -175,7 +182,7 @@ def test_callers_beyond_the_limit_share_one_bucket_until_another_is_full() -> No
 
 def test_the_last_caller_that_fits_has_a_bucket_of_its_own_and_the_next_has_not() -> None:
     door = Door()
-    for number in range(MAX_CALLERS - 1):
+    for number in range(MAX_BUCKETS - 1):
         door.admitted(f"caller-{number}")
     assert door.admitted("last", 6) == 5
     assert door.admitted("shared", 5) == 5
@@ -191,6 +198,29 @@ def test_nobody_gets_more_than_the_burst_and_the_rate(steps: list[tuple[str, flo
         admitted[caller] += door.admitted(caller)
     elapsed = door.clock.now() - 1000.0
     assert all(count <= 5 + 10 * elapsed + 0.001 for count in admitted.values())
+
+
+def test_a_connection_within_the_limit_is_admitted_and_the_next_is_not_until_one_is_gone() -> None:
+    refused: list[None] = []
+    limit = ConnectionLimit(2, lambda: refused.append(None))
+    assert [limit.admit("10.0.0.7") for _ in range(3)] == [True, True, False]
+    assert limit.admit("10.0.0.8")
+    limit.release("10.0.0.7")
+    assert [limit.admit("10.0.0.7") for _ in range(2)] == [True, False]
+    assert len(refused) == 2
+
+
+def test_an_address_without_a_connection_is_forgotten() -> None:
+    limit = ConnectionLimit(2, lambda: None)
+    for number in range(100):
+        limit.admit(f"10.0.0.{number}")
+        limit.release(f"10.0.0.{number}")
+    assert not limit._open
+
+
+def test_a_limit_of_zero_connections_is_none() -> None:
+    limit = ConnectionLimit(0, pytest.fail)
+    assert all(limit.admit("10.0.0.7") for _ in range(10_000))
 
 
 def test_what_is_given_back_was_not_taken() -> None:
@@ -226,8 +256,8 @@ class Guesses:
 
 def test_an_address_has_so_many_guesses_whatever_they_are_at() -> None:
     guesses = Guesses()
-    told = [guesses.tried("192.0.2.1", f"{number}@example.com") for number in range(ADDRESS_BURST + 2)]
-    assert told == [True] * ADDRESS_BURST + [False] * 2
+    told = [guesses.tried("192.0.2.1", f"{number}@example.com") for number in range(ADDRESS_GUESSES + 2)]
+    assert told == [True] * ADDRESS_GUESSES + [False] * 2
     assert not guesses.tried("192.0.2.1", None)
     guesses.clock.advance(119.9)
     assert not guesses.tried("192.0.2.1")
@@ -237,8 +267,8 @@ def test_an_address_has_so_many_guesses_whatever_they_are_at() -> None:
 
 def test_an_account_has_so_many_wherever_they_come_from() -> None:
     guesses = Guesses()
-    told = [guesses.tried(f"192.0.2.{number}") for number in range(ACCOUNT_BURST + 2)]
-    assert told == [True] * ACCOUNT_BURST + [False] * 2
+    told = [guesses.tried(f"192.0.2.{number}") for number in range(ACCOUNT_GUESSES + 2)]
+    assert told == [True] * ACCOUNT_GUESSES + [False] * 2
     assert guesses.tried("192.0.2.200", "bob@example.com")
     guesses.clock.advance(59.9)
     assert not guesses.tried("192.0.2.201")
@@ -275,7 +305,7 @@ def test_who_succeeded_is_at_home_there_and_strangers_do_not_keep_them_out() -> 
 def test_who_is_at_home_may_not_guess_without_end_either() -> None:
     guesses = Guesses()
     guesses.limits.succeeded("198.51.100.1", "ann@example.com")
-    assert sum(guesses.tried("198.51.100.1") for _ in range(100)) == ADDRESS_BURST
+    assert sum(guesses.tried("198.51.100.1") for _ in range(100)) == ADDRESS_GUESSES
 
 
 def test_success_costs_nothing() -> None:
@@ -287,6 +317,6 @@ def test_success_costs_nothing() -> None:
 
 def test_no_more_homes_are_remembered_than_may_be() -> None:
     guesses = Guesses()
-    for number in range(MAX_CALLERS + 10):
+    for number in range(MAX_BUCKETS + 10):
         guesses.limits.succeeded("198.51.100.1", f"{number}@example.com")
-    assert len(guesses.limits._at_home) == MAX_CALLERS
+    assert len(guesses.limits._at_home) == MAX_BUCKETS

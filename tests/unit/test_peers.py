@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kkp.peers import Peers, parse_networks
+from kkp.peers import Peers, parse_networks, peer_name
 
 PROXY = "10.0.0.1"
 TRUSTED = parse_networks("10.0.0.0/24, 2001:db8:1::/48")
@@ -119,3 +119,22 @@ def test_networks_are_read(text: str, names: list[str]) -> None:
 def test_everybody_and_nobody_are_no_proxies(text: str) -> None:
     with pytest.raises(ValueError, match="named by their addresses"):
         parse_networks(text)
+
+
+@pytest.mark.parametrize(
+    ("peer", "name"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("::1", "::/64"),
+        ("", "other"),
+        ("10.0.0.7:443", "other"),
+        ("\x1b[2J", "other"),
+    ],
+)
+def test_a_peer_is_counted_as(peer: str, name: str) -> None:
+    assert peer_name(peer) == name

@@ -28,7 +28,7 @@ from kkp.errors import (
 from kkp.live_state import LiveState
 from kkp.model import Credentials, Decision
 from kkp.operations.base import Proposal
-from kkp.tokens import Claims
+from kkp.tokens import Claims, Confirmation
 from tests.fakes.audit_store import Failure
 from tests.fakes.used_once import FakeUsedOnce
 from tests.road import ALLOW, CALLER, DENY, RevokedKeys, Road, Work, built_road, limit
@@ -38,6 +38,14 @@ from tests.road import ALLOW, CALLER, DENY, RevokedKeys, Road, Work, built_road,
 async def road() -> AsyncIterator[Road]:
     async with built_road() as road:
         yield road
+
+
+def presented(op: str, cnf: Confirmation | None = None) -> Claims:
+    """Return the claims of a token of the caller's."""
+    return Claims(
+        iss="i", sub="orders", aud="a", iat=0, nbf=0, exp=1, jti="j", backend="aws", key_id="alias/orders",
+        ops=[op], policy_claims={}, cnf=cnf,
+    )  # fmt: skip
 
 
 async def test_an_allowed_operation_runs_once_and_leaves_one_record(road: Road) -> None:
@@ -123,6 +131,22 @@ async def test_an_obligation_that_the_operation_does_not_know_denies(road: Road)
         await road.walk()
     assert road.work.runs == 0
     assert road.records()[0]["reasons"] == ["test.allowed", "kkp.obligation_not_applicable"]
+
+
+async def test_what_must_be_bound_is_done_with_a_token_that_is_and_with_no_other(road: Road) -> None:
+    road.policy.answer = Decision(
+        allow=True, reasons=("test.allowed",), obligations={"require_binding": True}
+    )
+    for token in (None, presented("encrypt"), presented("encrypt", Confirmation(jkt="thumbprint"))):
+        road.work.token = token
+        with suppress(PolicyDeniedError):
+            await road.walk()
+    assert road.work.runs == 1
+    assert [record["reasons"] for record in road.records()] == [
+        ["test.allowed", "kkp.binding_required"],
+        ["test.allowed", "kkp.binding_required"],
+        ["test.allowed"],
+    ]
 
 
 async def test_a_request_that_can_not_be_meant_is_refused_before_policy(road: Road) -> None:
@@ -282,10 +306,7 @@ async def test_a_flood_of_unknown_credentials_costs_one_read_at_a_time(road: Roa
 
 
 async def test_code_refuses_a_token_of_another_scope_without_asking_policy(road: Road) -> None:
-    road.work.token = Claims(
-        iss="i", sub="orders", aud="a", iat=0, nbf=0, exp=1, jti="j", backend="aws", key_id="alias/orders",
-        ops=["decrypt"], policy_claims={},
-    )  # fmt: skip
+    road.work.token = presented("decrypt")
     with pytest.raises(ScopeMismatchError):
         await road.walk()
     assert road.policy.questions == []

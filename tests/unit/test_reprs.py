@@ -52,6 +52,7 @@ HARMLESS = {
     "kkp.authn.revocations:_View.keys": "names of keys",
     "kkp.cli.doctor:_Setting.value": "what the doctor prints, a secret already left out",
     "kkp.config:_BackendTable.keys": "names of keys and of members",
+    "kkp.dpop:_JWK.key_ops": "what a key may be used for",
     "kkp.keyring.rotation:_Published.public_keys": "public halves",
     "kkp.kms._members:Composition.keys": "names of keys and of members",
     "kkp.kms.aws:_Metadata.key_state": "what AWS says of a key",

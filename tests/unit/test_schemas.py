@@ -33,6 +33,7 @@ from kkp.web.schemas import (
     TokenBody,
     decode,
 )
+from tests import described
 
 Document: TypeAlias = dict[str, Any]
 LIMIT = 1000
@@ -842,7 +843,8 @@ def _members(schema: JSON, name: str = "") -> Iterator[tuple[str, dict[str, JSON
 
 def test_every_pattern_and_every_choice_of_a_request_has_words() -> None:
     """Without them, whoever breaks one would be told of a failure of KKP's own."""
-    read = [shape for route in ROUTES for shape in (route.read.body, route.read.query) if shape is not None]
+    readers = [reader for route in ROUTES for reader in described.readers(route)]
+    read = [shape for reader in readers for shape in (reader.body, reader.query) if shape is not None]
     _, schemas_of = msgspec.json.schema_components(read)
     found = [each for schema in schemas_of.values() for each in _members(schema)]
     patterns = {
@@ -965,10 +967,11 @@ def test_what_is_answered_can_be_sent_back() -> None:
 
 
 def test_tokens_identities_and_rotations_are_answered_as_documented() -> None:
-    assert answered(answers.issued_token(IssuedToken("t", 2, "kid"), None)) == {
+    assert answered(answers.issued_token(IssuedToken("t", 2, "kid", "DPoP", 1), None)) == {
         "token": "t",
         "expires_at": 2,
         "kid": "kid",
+        "token_type": "DPoP",
     }
     assert answered(answers.new_identity(NewIdentity("orders", "kkp_sk_x", None), None)) == {
         "id": "orders",
@@ -1018,7 +1021,7 @@ def test_nothing_that_goes_over_the_wire_shows_itself_in_a_repr() -> None:
     shown = [
         decode(_encrypt, body(ENCRYPT, plaintext="s3cret")),
         answers.opened(Opened(b"s3cret", "utf-8", CLAIMS), None),
-        answers.issued_token(IssuedToken("s3cret", 2, "kid"), None),
+        answers.issued_token(IssuedToken("s3cret", 2, "kid", "Bearer", 1), None),
         answers.new_identity(NewIdentity("orders", "s3cret", None), None),
     ]
     assert all("s3cret" not in repr(each) for each in shown)

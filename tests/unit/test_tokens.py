@@ -24,6 +24,7 @@ from kkp.tokens import (
     MAX_TOKEN_BYTES,
     Actor,
     Claims,
+    Confirmation,
     check_times,
     encode_claims,
     new_token_id,
@@ -105,6 +106,8 @@ VALID = {
     "32 context pairs": replace(CLAIMS, context={f"name {n}": "" for n in range(32)}),
     "a context": replace(CLAIMS, context={"table": "orders"}),
     "an actor": replace(CLAIMS, act=Actor("root")),
+    "a key that signs proofs": replace(CLAIMS, cnf=Confirmation(jkt=KID)),
+    "a client certificate": replace(CLAIMS, cnf=Confirmation(x5t_s256=KID)),
     "a federated subject": replace(CLAIMS, sub="k8s:system:serviceaccount:default:orders"),
     "claims beyond ASCII": replace(CLAIMS, policy_claims={"名前": "\U0001f512\u00e9"}),
     "claims with quotes, backslashes and control characters": replace(CLAIMS, context={'"\\': "\0\n\x7f"}),
@@ -693,6 +696,16 @@ ACTORS = {
     "an actor of the actor": '{"sub":"root","act":{"sub":"x"}}',
     "a list": "[]",
 }
+CONFIRMATIONS = {
+    "a string": '"x"',
+    "nothing": "{}",
+    "a key in null": '{"jkt":null}',
+    "a key that is not a string": '{"jkt":1}',
+    "a key and a certificate": '{"jkt":"x","x5t#S256":"x"}',
+    "something beside the key": '{"jkt":"x","jku":"x"}',
+    "the key itself": '{"jwk":{"kty":"OKP"}}',
+    "a list": '[{"jkt":"x"}]',
+}
 MATRIX = [
     *(("iat", name, text) for name, text in NUMERIC_DATES.items()),
     *(("nbf", name, text) for name, text in NUMERIC_DATES.items()),
@@ -705,7 +718,8 @@ MATRIX = [
     *(("policy_claims", name, text) for name, text in PAIRS.items()),
     *(("context", name, text) for name, text in PAIRS.items()),
     *(("act", name, text) for name, text in ACTORS.items()),
-    *((claim, "unknown", '"x"') for claim in ("scope", "cnf", "azp", "nonce", "Aud", "exp ", "")),
+    *(("cnf", name, text) for name, text in CONFIRMATIONS.items()),
+    *((claim, "unknown", '"x"') for claim in ("scope", "azp", "nonce", "Aud", "exp ", "")),
 ]
 
 

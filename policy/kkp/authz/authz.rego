@@ -32,7 +32,7 @@ decision := {
 
 	# The caller is of a kind, and was proven in a way, that the policy knows.
 	input.caller.kind in {"anonymous", "operator", "service", "user"}
-	input.caller.method in {"kkp_token", "local_operator", "none", "service_key", "session"}
+	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "none", "service_key", "session"}
 
 	# The operation's package permits the request.
 	permit := _permit(input.action)

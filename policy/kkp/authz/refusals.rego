@@ -43,5 +43,5 @@ _known_action if {
 
 _known_caller if {
 	input.caller.kind in {"anonymous", "operator", "service", "user"}
-	input.caller.method in {"kkp_token", "local_operator", "none", "service_key", "session"}
+	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "none", "service_key", "session"}
 }

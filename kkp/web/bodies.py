@@ -1,0 +1,84 @@
+"""How much of requests' bodies is in memory at once, of all requests together.
+
+Each body is bounded, but hundreds may arrive side by side, and each is kept until its request is answered, in
+some copies. So what has arrived of all of them is counted, and a request whose next piece would go beyond the
+budget is refused with 503: it holds nothing any more, and may come back a second later. Nobody is made to
+wait for memory, so no two wait for each other's.
+
+A request that shows no credential in its header gets no further than a quarter of the budget: strangers who
+send bodies and then fall silent can't keep out those whose credential was found good before their body was
+waited for. What aiohttp has read ahead of a reader (some 128 KiB for a connection) is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, final
+
+from aiohttp import hdrs, web
+
+from kkp.errors import OverloadedError
+
+_STRANGERS_PART: Final = 4
+_Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@final
+class HeldBodies:
+    """The budget of one application.
+
+    Args:
+        max_bytes: Of all bodies together.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.held_bytes = 0
+
+    def held_for(self, handle: _Handler) -> _Handler:
+        """Return the handler of a route, with what it reads counted until it has answered."""
+
+        async def holding(request: web.Request) -> web.StreamResponse:
+            share = request[BODY] = BodyShare(self, is_known=hdrs.AUTHORIZATION in request.headers)
+            try:
+                return await handle(request)
+            finally:
+                self.held_bytes -= share.held_bytes
+
+        return holding
+
+    def room(self, *, is_known: bool) -> int:
+        """Return how many bytes more there may be."""
+        limit = self._max_bytes if is_known else self._max_bytes // _STRANGERS_PART
+        return limit - self.held_bytes
+
+
+@final
+class BodyShare:
+    """What one request holds of the budget.
+
+    Args:
+        bodies: The budget.
+        is_known: Whether the request shows a credential in its header.
+    """
+
+    __slots__ = ("_bodies", "_is_known", "held_bytes")
+
+    def __init__(self, bodies: HeldBodies, *, is_known: bool) -> None:
+        self._bodies = bodies
+        self._is_known = is_known
+        self.held_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Hold so many bytes more.
+
+        Raises:
+            OverloadedError: There is no room for them.
+        """
+        if count > self._bodies.room(is_known=self._is_known):
+            raise OverloadedError("Other requests' bodies take all the room there is; try again later.")
+        self.held_bytes += count
+        self._bodies.held_bytes += count
+
+
+BODY: Final = web.RequestKey("kkp.body", BodyShare)
