@@ -99,9 +99,9 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
         "type": "http",
         "scheme": "bearer",
         "description": "A service key (`kkp_sk_…`), a session of `/login`, a token of a configured issuer, "
-        "or a KKP token with the operation in its `ops`. A token whose `token_type` is `DPoP` has that in the "
-        "place of `Bearer`, and needs a proof in the header `DPoP` (RFC 9449). Where KKP asks for client certificates, one may "
-        "stand in the place of a credential.",
+        "or a KKP token with the operation in its `ops`. A token whose `token_type` is `DPoP` has that in "
+        "the place of `Bearer`, and needs a proof in the header `DPoP` (RFC 9449). Where KKP asks for client "
+        "certificates, one may stand in the place of a credential.",
     }
 }
 _DESCRIPTION: Final = (
