@@ -40,6 +40,7 @@ bench: $(READY)
 bench-smoke: $(READY)
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python benchmarks/isolation.py --smoke
+	$(BIN)/python benchmarks/guessing.py --smoke
 	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:

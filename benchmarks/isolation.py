@@ -15,12 +15,13 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import ClientSession, TCPConnector
 
@@ -114,14 +115,14 @@ async def _recover(session: ClientSession) -> None:
 
 
 async def _round(session: ClientSession, seconds: int) -> Round:
-    beside = asyncio.create_task(_steadily(session, _OTHER, _BESIDE_PER_SECOND, seconds))
-    answers = await _steadily(session, _MEASURED, _MEASURED_PER_SECOND, seconds)
+    beside = asyncio.create_task(steadily(partial(_seal, session, _OTHER), _BESIDE_PER_SECOND, seconds))
+    answers = await steadily(partial(_seal, session, _MEASURED), _MEASURED_PER_SECOND, seconds)
     assert {status for status, _ in answers} == {_OK}, "the backend that is well did not answer"
     return Round(sorted(latency for _, latency in answers), {status for status, _ in await beside})
 
 
-async def _steadily(
-    session: ClientSession, document: Mapping[str, str], per_second: int, seconds: int
+async def steadily(
+    send: Callable[[float], Coroutine[Any, Any, tuple[int, float]]], per_second: int, seconds: int
 ) -> Sequence[tuple[int, float]]:
     """Send requests when they are due, answered or not; return each status and latency."""
     start = time.perf_counter()
@@ -129,7 +130,7 @@ async def _steadily(
     for number in range(per_second * seconds):
         due = start + number / per_second
         await asyncio.sleep(max(0, due - time.perf_counter()))
-        requests.append(asyncio.create_task(_seal(session, document, due)))
+        requests.append(asyncio.create_task(send(due)))
     return await asyncio.gather(*requests)
 
 
@@ -142,6 +143,11 @@ async def _seal(session: ClientSession, document: Mapping[str, str], due: float)
 def _table(pairs: Sequence[Pair]) -> Iterator[str]:
     yield f"\nPOST /envelope/encrypt on memory://aws, {_MEASURED_PER_SECOND} a second, in milliseconds;"
     yield f"beside it {_BESIDE_PER_SECOND} a second on another backend, which answers (A, A') or hangs (B)\n"
+    yield from table(pairs)
+
+
+def table(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a row for each pair, their medians, and how far B moves the p99 beyond what A' does."""
     yield "| pair | p50 A | p50 B | p50 A' | p99 A | p99 B | p99 A' | p99 B/A | p99 A'/A |"
     yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
     rows = [_figures(pair) for pair in pairs]

@@ -26,19 +26,24 @@ from kkp.audit.failures import FailedAuthentications, RateLimitedRequests
 from kkp.audit.log import AuditLog
 from kkp.audit.reserve import SpaceReserve
 from kkp.audit.sinks import CheckpointSink, open_sink
-from kkp.authn import identities, revocations
+from kkp.authn import accounts, identities, revocations
+from kkp.authn.accounts import AccountDirectory
+from kkp.authn.anonymous import ANONYMOUS, Anonymous
 from kkp.authn.assertions import Assertions, Trusted
 from kkp.authn.authenticator import Authenticator
 from kkp.authn.base import Method
 from kkp.authn.dpop import Nonces, Proofs
+from kkp.authn.everybody import Everybody
 from kkp.authn.federation import Federation
 from kkp.authn.identities import IdentityDirectory, is_service_key, new_service_key
 from kkp.authn.jwks import FetchedKeys, GivenKeys
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.authn.mtls import CertificateCallers
 from kkp.authn.operator import LocalOperator
+from kkp.authn.passwords import Passwords
 from kkp.authn.revocations import Revocations
 from kkp.authn.service_keys import ServiceKeys
+from kkp.authn.sessions import Sessions
 from kkp.authz import approvals
 from kkp.authz.approvals import Approvals
 from kkp.authz.base import ExplainingEngine, PolicyEngine
@@ -60,11 +65,12 @@ from kkp.kms import KMSRegistry, local
 from kkp.kms.base import Resources
 from kkp.kms.caching import DataKeyCache
 from kkp.kms.local import ensure_default_key
-from kkp.limits import ConnectionLimit, RateLimits
+from kkp.limits import ConnectionLimit, GuessLimits, RateLimits
 from kkp.live_state import LiveState, Loads
 from kkp.mappings import Source
 from kkp.master_key import MasterKey
 from kkp.model import Credentials
+from kkp.operations.accounts import ChangePassword, LogIn, LogOut, SignUp
 from kkp.operations.approvals import DecideApproval, ListApprovals
 from kkp.operations.audit import ReadAudit
 from kkp.operations.data_keys import GenerateDataKey, ReleaseDataKey
@@ -82,8 +88,9 @@ from kkp.operations.revocations import LiftRevocation, ListRevocations, Revoke
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
-from kkp.pipeline import Origin, Pipeline
+from kkp.pipeline import Authenticates, Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
+from kkp.store.accounts import AccountStore
 from kkp.store.approvals import ApprovalStore, forget_approvals
 from kkp.store.audit import AuditStore
 from kkp.store.base import Database, TellsOfChanges, raise_epoch
@@ -114,6 +121,7 @@ UNDER_THE_MASTER_KEY: tuple[Renewable, ...] = (
     rotation.ROWS,
     rotation.PRIVATE_KEYS,
     identities.ROWS,
+    accounts.ROWS,
     revocations.TOKEN_ROWS,
     revocations.ROWS,
     approvals.ROWS,
@@ -209,6 +217,21 @@ class Foundation:
         # A backend that was taken out of the configuration may be revoked still.
         return kms.canonical(self.settings.backends.get(backend, ""), key_id)
 
+    def accounts(self) -> AccountDirectory:
+        """Return the people, not read yet."""
+        return AccountDirectory(AccountStore(self.database, self.master_keys), self.master_key)
+
+    def sessions(self, keyring: Keyring, revoked: Revocations, people: AccountDirectory) -> Sessions:
+        """Return what tells good sessions from others."""
+        return Sessions(
+            keyring,
+            people,
+            revoked,
+            self.clock,
+            issuer=self.settings.issuer,
+            clock_error_seconds=self.settings.ring_times.clock_error,
+        )
+
     def federation(self) -> Federation:
         """Return the callers that no identity stands for."""
         issuers, certificates = self.settings.issuers.items(), self.settings.certificates.items()
@@ -216,14 +239,19 @@ class Foundation:
         return Federation([*of_tokens, *(Source(name, "mtls", table.rules) for name, table in certificates)])
 
     def authenticator(
-        self, keyring: Keyring, revoked: Revocations, further: Sequence[Method] = ()
+        self,
+        keyring: Keyring,
+        revoked: Revocations,
+        people: AccountDirectory,
+        further: Sequence[Method] = (),
     ) -> Authenticator:
         """Return what tells callers, and good tokens, from others.
 
         Args:
             keyring: Of our own tokens.
             revoked: What is revoked.
-            further: The ways to prove who is calling besides service keys.
+            people: Those who may have a session.
+            further: The ways to prove who is calling besides service keys and sessions.
         """
         verifier = TokenVerifier(
             keyring,
@@ -233,10 +261,14 @@ class Foundation:
             clock_error_seconds=self.settings.ring_times.clock_error,
         )
         federation = self.federation()
-        methods: list[Method] = [ServiceKeys(self.directory), *further]
+        methods: list[Method] = [
+            ServiceKeys(self.directory),
+            self.sessions(keyring, revoked, people),
+            *further,
+        ]
         if self.settings.client_ca_files:
             methods.append(CertificateCallers(self.settings.certificates, federation))  # last, as it says
-        return Authenticator(self.directory, verifier, revoked, federation, self._proofs(), methods)
+        return Authenticator(self.directory, verifier, revoked, federation, self._proofs(), methods, people)
 
     def nonces(self) -> Nonces | None:
         """Return the nonces that DPoP proofs must have; None where they need none."""
@@ -388,11 +420,12 @@ async def _running_services(
         stack.push_async_callback(registry.close)
         keyring = base.keyring()
         await _start_keyring(keyring)
-        revoked = base.revocations()
+        revoked, people = base.revocations(), base.accounts()
         await revoked.load()
+        await people.load()
         waiting = base.approvals(keyring)
         await waiting.load()
-        parts: list[Loads] = [keyring, base.directory, revoked, waiting]
+        parts: list[Loads] = [keyring, base.directory, revoked, people, waiting]
         if data_keys is not None:
             parts.append(data_keys)
         state = LiveState(base.database.epoch, parts)
@@ -401,12 +434,14 @@ async def _running_services(
         stack.push_async_callback(failures.flush)
         limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
+        passwords = Passwords(partial(limited.count, ANONYMOUS.id))
+        stack.push_async_callback(passwords.aclose)
         names = KnownNames(backends=base.settings.backends, roles=roles)
         trusted, fetched = await stack.enter_async_context(_trusting(base))
         assertions = Assertions(
             trusted, base.federation(), base.clock, clock_error_seconds=base.settings.ring_times.clock_error
         )
-        authenticator = base.authenticator(keyring, revoked, [assertions] if trusted else [])
+        authenticator = base.authenticator(keyring, revoked, people, [assertions] if trusted else [])
         warnings = {**warnings, "issuers": partial(_first_warning, fetched)}
         services = _services(
             base,
@@ -415,6 +450,8 @@ async def _running_services(
             registry,
             keyring,
             revoked,
+            people,
+            passwords,
             waiting,
             authenticator,
             failures,
@@ -493,6 +530,8 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    people: AccountDirectory,
+    passwords: Passwords,
     waiting: Approvals,
     authenticator: Authenticator,
     failures: FailedAuthentications,
@@ -504,13 +543,36 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
 
     settings, clock, directory = base.settings, base.clock, base.directory
     metrics = _metrics(base, keyring, registry)
-    pipeline = _road(base, state, authenticator, policy, failures, limited, metrics, revoked, waiting)
+
+    def count_refusal(caller: str) -> None:
+        limited.count(caller)
+        if metrics is not None:
+            metrics.over_limit("caller")
+
+    road = partial(_road, base, state, policy, failures, metrics, revoked, waiting)
+    rate, burst = settings.caller_rate_per_second, settings.caller_burst
+    guesses = GuessLimits(time.monotonic, partial(count_refusal, ANONYMOUS.id))
     return Services(
-        pipeline=pipeline,
+        pipeline=road(authenticator, RateLimits(rate, burst, time.monotonic, count_refusal)),
+        # Nobody has a limit in common with all the others who are nobody: see `GuessLimits`.
+        doorstep=road(Anonymous(), None),
+        sign_up=SignUp(people, passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
+        log_in=LogIn(
+            people,
+            passwords,
+            limits=guesses,
+            signer=keyring,
+            revoked=revoked,
+            clock=clock,
+            issuer=settings.issuer,
+            ttl_seconds=settings.session_ttl_seconds,
+        ),
+        log_out=LogOut(base.sessions(keyring, revoked, people), revoked),
+        change_password=ChangePassword(people, passwords, guesses),
         clock=clock,
         addresses=_address_limits(settings, failures, metrics),
         connections=_connection_limit(settings, metrics),
-        public=_public_documents(base, state, policy, registry, keyring, revoked, waiting, warnings),
+        public=_public_documents(base, state, policy, registry, keyring, revoked, people, waiting, warnings),
         issue_token=IssueToken(
             keyring,
             clock,
@@ -552,6 +614,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
     registry: KMSRegistry,
     keyring: Keyring,
     revoked: Revocations,
+    people: AccountDirectory,
     waiting: Approvals,
     warnings: Mapping[str, Callable[[], str | None]],
 ) -> PublicDocuments:
@@ -565,7 +628,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
         revocation_list=RevocationList(
             keyring,
             revoked,
-            base.directory,
+            Everybody(base.directory, people),
             base.clock,
             lambda: state.epoch,
             issuer=settings.issuer,
@@ -575,7 +638,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
         issuer=settings.issuer,
         jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
         openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
-        checks=_readiness(base, policy, keyring, revoked, waiting),
+        checks=_readiness(base, policy, keyring, revoked, people, waiting),
         refresh=state.refresh,
         warnings={
             **warnings,
@@ -589,22 +652,15 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
 def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the foundation's
     base: Foundation,
     state: LiveState,
-    authenticator: Authenticator,
     policy: PolicyEngine,
     failures: FailedAuthentications,
-    limited: RateLimitedRequests,
     metrics: Metrics | None,
     revoked: Revocations,
     waiting: Approvals,
+    authenticator: Authenticates,
+    limits: RateLimits | None,
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
-
-    def count_refusal(caller: str) -> None:
-        limited.count(caller)
-        if metrics is not None:
-            metrics.over_limit("caller")
-
-    rate, burst = base.settings.caller_rate_per_second, base.settings.caller_burst
     return Pipeline(
         state=state,
         authenticator=authenticator,
@@ -612,7 +668,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
         audit=base.reserve.guard(base.audit if metrics is None else metrics.records(base.audit)),
         failures=failures if metrics is None else metrics.failures(failures),
         clock=base.clock,
-        limits=RateLimits(rate, burst, time.monotonic, count_refusal),
+        limits=limits,
         revocations=revoked,
         used_once=ReplayStore(base.database, base.clock),
         approvals=waiting,
@@ -654,8 +710,13 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
     return metrics
 
 
-def _readiness(
-    base: Foundation, policy: PolicyEngine, keyring: Keyring, revoked: Revocations, waiting: Approvals
+def _readiness(  # noqa: PLR0913, PLR0917  whatever must be right
+    base: Foundation,
+    policy: PolicyEngine,
+    keyring: Keyring,
+    revoked: Revocations,
+    people: AccountDirectory,
+    waiting: Approvals,
 ) -> dict[str, Callable[[], Awaitable[None]]]:
     async def keyring_is_ready() -> None:
         keyring.check_ready(base.clock.now())
@@ -669,6 +730,9 @@ def _readiness(
     async def revocations_are_trusted() -> None:
         revoked.check_trusted()
 
+    async def accounts_are_trusted() -> None:
+        people.check_trusted()
+
     async def approvals_are_trusted() -> None:
         waiting.check_trusted()
 
@@ -677,6 +741,7 @@ def _readiness(
         "database": database_answers,
         "identities": identities_are_trusted,
         "revocations": revocations_are_trusted,
+        "accounts": accounts_are_trusted,
         "approvals": approvals_are_trusted,
         "policy": policy.ping,
         "audit": base.audit.check_ready,

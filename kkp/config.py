@@ -58,6 +58,7 @@ _MAX_OPA_TIMEOUT_MS = 1_000  # a decision that took longer is stale
 _MAX_KMS_TIMEOUT_MS = 60_000
 _MAX_DRAIN_SECONDS = 600
 _MAX_WORKERS = 64
+_MAX_SESSION_SECONDS = 86_400
 _MAX_MASTER_KEY_CHECKS = 2  # the present key's, and its successor's while one follows the other
 _NOT_FOR_MASTER_KEYS = frozenset({"memory", "local", *backend_tables.COMPOSITES})
 _ENVIRONMENT = "the environment"
@@ -178,6 +179,8 @@ class Settings:
         data_key_cache: How data keys are cached; None for not at all.
         caller_rate_per_second: How fast a caller's allowance refills; 0 for no limit.
         caller_burst: How many requests a caller may send at once.
+        open_signup: Whether anybody may have an account, and not only whoever was invited.
+        session_ttl_seconds: How long a person's session lasts at the most.
         address_rate_per_second: How fast an address's allowance refills; 0 for no limit.
         address_burst: How many requests may come from an address at once.
         address_connections: How many connections an address may have open; 0 for no limit.
@@ -225,6 +228,8 @@ class Settings:
     data_key_cache: DataKeyCacheLimits | None
     caller_rate_per_second: int
     caller_burst: int
+    open_signup: bool
+    session_ttl_seconds: int
     address_rate_per_second: int
     address_burst: int
     address_connections: int
@@ -458,6 +463,10 @@ def _interval(text: str) -> float:
     return seconds
 
 
+def _signup(text: str) -> bool:
+    return {"code": False, "open": True}[text]
+
+
 def _revocation_list_seconds(text: str) -> int:
     seconds = _count(text)
     if not _MIN_LIST_SECONDS <= seconds <= _MAX_LIST_SECONDS:
@@ -559,6 +568,10 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_DATA_KEY_CACHE_ENCRYPT": _Setting("0", _flag, "1 or 0"),
     "KKP_CALLER_RATE_PER_SEC": _Setting("500", _count_or_none, "requests per second, or 0 for no limit"),
     "KKP_CALLER_BURST": _Setting("1000", _count, "a positive whole number"),
+    "KKP_SIGNUP": _Setting("code", _signup, "code, for those who were invited, or open, for everybody"),
+    "KKP_SESSION_TTL_SECS": _Setting(
+        "900", _count_up_to(_MAX_SESSION_SECONDS), f"whole seconds, from 1 to {_MAX_SESSION_SECONDS}"
+    ),
     "KKP_CERTIFICATES": _Setting("", certificates.read, certificates.GOOD, secret=True),
     "KKP_ISSUERS": _Setting("", issuers.read, issuers.GOOD, secret=True),
     "KKP_ADDRESS_RATE_PER_SEC": _Setting("1000", _count_or_none, "requests per second, or 0 for no limit"),
@@ -1082,6 +1095,8 @@ def _settings(draft: Draft, ring_times: RingTimes, warnings: tuple[str, ...]) ->
         data_key_cache=_data_key_cache(values),
         caller_rate_per_second=values["KKP_CALLER_RATE_PER_SEC"],
         caller_burst=values["KKP_CALLER_BURST"],
+        open_signup=values["KKP_SIGNUP"],
+        session_ttl_seconds=values["KKP_SESSION_TTL_SECS"],
         address_rate_per_second=values["KKP_ADDRESS_RATE_PER_SEC"],
         address_burst=values["KKP_ADDRESS_BURST"],
         address_connections=values["KKP_ADDRESS_CONNECTIONS"],

@@ -40,6 +40,7 @@ KKPError
 │   └── KeyDisabledError              key_disabled
 ├── EnvelopeInvalidError              envelope_invalid
 ├── RateLimitedError                  rate_limited
+│   └── PasswordsBusyError            rate_limited
 ├── OverloadedError                   overloaded
 ├── KMSError
 │   ├── KMSDeniedError                kms_denied
@@ -316,6 +317,14 @@ class RateLimitedError(KKPError):
         counted = f", and this one counts as {cost}" if cost > 1 else ""
         super().__init__(f"Too many requests of this {whose}{counted}; try again later.")
         self.retry_after_seconds = retry_after_seconds
+
+
+class PasswordsBusyError(RateLimitedError):
+    """More passwords wait to be checked than may, whoever sent them; nothing was done."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(retry_after_seconds)
+        self.args = ("Too many passwords wait to be checked; try again later.",)
 
 
 class OverloadedError(KKPError):

@@ -17,12 +17,17 @@ Rules that hold here:
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, final
 
 from kkp.errors import RateLimitedError
 
 MAX_BUCKETS: Final = 4096
+ADDRESS_GUESSES: Final = 10
+ADDRESS_GUESSES_PER_SECOND: Final = 1 / 120
+ACCOUNT_GUESSES: Final = 20
+ACCOUNT_GUESSES_PER_SECOND: Final = 1 / 60
 _OTHERS: Final = ""  # no caller, and no address, has an empty name
 _ROUNDING_SECONDS: Final = 1e-6  # sums of fractions of a second are not exact
 
@@ -72,6 +77,11 @@ class RateLimits:
         self._full_at.pop(bucket, None)  # so that it moves to the end
         self._full_at[bucket] = full_at
 
+    def give_back(self, name: str) -> None:
+        """Put one request back into the bucket of this name, where it turned out not to count."""
+        if name in self._full_at:
+            self._full_at[name] -= self._seconds_each
+
     def _bucket(self, name: str, now: float) -> str:
         """Return the bucket of a name, making room for a new one by dropping one that is full."""
         if name in self._full_at or len(self._full_at) < MAX_BUCKETS:
@@ -111,3 +121,56 @@ class ConnectionLimit:
         self._open[name] -= 1
         if not self._open[name]:
             del self._open[name]
+
+
+@final
+class GuessLimits:
+    """How often somebody may try what could be guessed: from one address, and at one account.
+
+    What succeeds is put back, so that only failures count. The address is asked first, so that who is refused
+    there takes nothing from an account. And whoever succeeded once from an address is counted apart there, so
+    that strangers don't keep the owner of an account out.
+
+    Args:
+        monotonic: Seconds on a clock that never runs backwards.
+        count_refusal: Told of each refusal; it is nobody's in particular.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], count_refusal: Callable[[], None]) -> None:
+        def refused(_name: str) -> None:
+            count_refusal()
+
+        self._addresses = RateLimits(
+            ADDRESS_GUESSES_PER_SECOND, ADDRESS_GUESSES, monotonic, refused, "address"
+        )
+        self._accounts = RateLimits(
+            ACCOUNT_GUESSES_PER_SECOND, ACCOUNT_GUESSES, monotonic, refused, "account"
+        )
+        self._at_home: OrderedDict[str, None] = OrderedDict()
+
+    def admit(self, address: str, account: str | None = None) -> None:
+        """Take note of one try.
+
+        Raises:
+            RateLimitedError: There were too many.
+        """
+        self._addresses.admit(address)
+        if account is not None:
+            self._accounts.admit(self._bucket(address, account))
+
+    def succeeded(self, address: str, account: str) -> None:
+        """Forget one try: it was no guess."""
+        self._addresses.give_back(address)
+        self._accounts.give_back(self._bucket(address, account))
+        self._at_home[_home(address, account)] = None
+        self._at_home.move_to_end(_home(address, account))
+        if len(self._at_home) > MAX_BUCKETS:
+            self._at_home.popitem(last=False)
+
+    def _bucket(self, address: str, account: str) -> str:
+        home = _home(address, account)
+        return home if home in self._at_home else account
+
+
+def _home(address: str, account: str) -> str:
+    return f"{account} {address}"  # neither has a space in it

@@ -36,6 +36,11 @@ class Action(StrEnum):
     LIFT_REVOCATION = "lift_revocation"
     READ_REVOCATIONS = "read_revocations"
     MANAGE_IDENTITY = "manage_identity"
+    MANAGE_ACCOUNT = "manage_account"
+    SIGN_UP = "sign_up"
+    LOG_IN = "log_in"
+    LOG_OUT = "log_out"
+    CHANGE_PASSWORD = "change_password"  # noqa: S105  the name of an action
     READ_AUDIT = "read_audit"
     EXPLAIN_POLICY = "explain_policy"
     IMPORT_AUDIT = "import_audit"
@@ -132,10 +137,10 @@ class Caller(msgspec.Struct, frozen=True):
 
     Attributes:
         id: Qualified name: `orders`, `k8s:system:serviceaccount:…`, `user:…`.
-        kind: `service`, `user` or `operator`.
+        kind: `service`, `user`, `operator`, or `anonymous` for whoever signs up or logs in.
         roles: Role names, looked up now.
         issuer: Who vouches for the identity; `kkp` for local services.
-        method: How it was proven: `service_key`, `kkp_token`, `local_operator`.
+        method: How it was proven: `service_key`, `session`, `kkp_token`, `local_operator`, or `none`.
         attributes: Facts about the identity that policy may use.
         grants: What it may do, looked up now.
     """

@@ -183,6 +183,7 @@ class _Request(msgspec.Struct, frozen=True):
     ttl_seconds: JSON = msgspec.UNSET
     subject: JSON = msgspec.UNSET
     identity: JSON = msgspec.UNSET
+    account: JSON = msgspec.UNSET
     kid: JSON = msgspec.UNSET
     revocation: JSON = msgspec.UNSET
     approval: JSON = msgspec.UNSET
@@ -270,6 +271,7 @@ class Pipeline:
             authenticated = await self.authenticate(credentials, origin)
             if walk == 0:
                 await self._admit(authenticated, origin, operation.cost)
+                operation.admit(request)
             proposal = operation.propose(authenticated, request)
             question = self._question(operation, proposal, origin, self._clock.now())
             decision_id = f"{origin.request_id}-{walk}"
@@ -729,8 +731,8 @@ def _entry(  # noqa: PLR0913, PLR0917  the record is about all of these
     decision_id: str,
     traces: Sequence[Sequence[JSON]] | None,
 ) -> AuditEntry:
-    claims, source = proposal.claims, proposal.source
-    private = {"sub": claims.sub} if claims is not None else {}
+    claims, source = proposal.claims or proposal.session, proposal.source
+    private = {**proposal.private, **({"sub": claims.sub} if claims is not None else {})}
     if traces is not None:
         private["items"] = msgspec.json.encode(traces).decode()
     return AuditEntry(

@@ -51,6 +51,25 @@ class IdentitySnapshot(NamedTuple):
     identities: tuple[IdentityRow, ...]
 
 
+class AccountRow(NamedTuple):
+    """A person's account: everything but its id is sealed.
+
+    Attributes:
+        epoch: The one that its last change brought about; nothing protects it.
+    """
+
+    id: str
+    epoch: int
+    sealed: bytes
+
+
+class AccountSnapshot(NamedTuple):
+    """The accounts changed since an epoch, as one transaction read them."""
+
+    epoch: int
+    accounts: tuple[AccountRow, ...]
+
+
 class RevokedTokenRow(NamedTuple):
     """The id of a token that was revoked before its `exp`, and until when it must be remembered."""
 

@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias, final
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, final
 
 import msgspec
 from jwt.algorithms import Algorithm
@@ -247,6 +247,14 @@ def read_payload(token: str, typ: str) -> tuple[str, bytes]:
     return header.kid, payload
 
 
+def type_of(unverified_header: str) -> str | None:
+    """Return the `typ` that the first segment of a JWS names; None if that is not of KKP's form."""
+    try:
+        return _header_decoder.decode(decode_segment(unverified_header)).typ
+    except (TokenInvalidError, msgspec.DecodeError, ValueError):
+        return None
+
+
 def decode_segments(token: str) -> tuple[bytes, bytes, bytes]:
     """Return header, payload and signature of any JWS in compact form, none of which has been looked at.
 
@@ -335,7 +343,23 @@ def verify_signature(token: str, key: PublicKey, algorithm: str) -> None:
         raise _invalid() from None
 
 
-def check_times(claims: Claims, *, now: float, clock_error_seconds: float) -> None:
+class Timed(Protocol):
+    """Claims that are good for some time."""
+
+    @property
+    def iat(self) -> int:
+        """From when on, by whoever signed them."""
+
+    @property
+    def nbf(self) -> int:
+        """The same."""
+
+    @property
+    def exp(self) -> int:
+        """From when on they are no good any more."""
+
+
+def check_times(claims: Timed, *, now: float, clock_error_seconds: float) -> None:
     """Refuse a token that is not valid now.
 
     Raises:

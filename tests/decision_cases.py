@@ -23,6 +23,8 @@ MUTATED_ACTIONS = (
     "issue_token",
     "manage_identity",
     "introspect_token",
+    "log_in",
+    "log_out",
 )
 
 # Allowed, and among them every member that the input can have.
@@ -43,6 +45,8 @@ MUTATED = [
     "an admin names another subject",
     "an admin manages identities",
     "a token is to ask about for whoever asked for it",
+    "whoever is nobody may log in",
+    "a person logs out",
 ]
 
 

@@ -17,9 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, final
 
+from kkp.authn import accounts, identities
+from kkp.authn.accounts import AccountDirectory
 from kkp.authn.base import Authenticated, Method, Once, Proven
 from kkp.authn.dpop import Proofs
-from kkp.authn.identities import IdentityDirectory, caller_of
+from kkp.authn.identities import IdentityDirectory
 from kkp.authn.kkp_tokens import TokenVerifier
 from kkp.dpop import base64url
 from kkp.errors import InvalidRequestError, ProofRequiredError, TokenInvalidError, UnauthenticatedError
@@ -55,6 +57,7 @@ class Authenticator:
         federation: The callers that no identity of KKP's stands for.
         proofs: Verifies proofs of having a key.
         methods: Every other way to prove who is calling, those that are cheap to rule out first.
+        people: Those whom a KKP token may speak for; None where there are none.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  what tells good credentials from others meets here
@@ -65,6 +68,7 @@ class Authenticator:
         federation: KnowsFederated,
         proofs: Proofs,
         methods: Sequence[Method],
+        people: AccountDirectory | None = None,
     ) -> None:
         self._directory = directory
         self._verifier = verifier
@@ -72,6 +76,7 @@ class Authenticator:
         self._federation = federation
         self._proofs = proofs
         self._methods = methods
+        self._people = people
 
     async def authenticate(self, credentials: Credentials, *, epoch: int) -> Authenticated:
         """Return who is calling.
@@ -164,7 +169,10 @@ class Authenticator:
         if federated is not None:
             return self._federation.caller(name, federated)
         identity = self._directory.enabled(name)
-        return caller_of(identity, "kkp_token") if identity is not None else None
+        if identity is not None:
+            return identities.caller_of(identity, "kkp_token")
+        person = None if self._people is None else self._people.enabled(name)
+        return None if person is None else accounts.caller_of(person, "kkp_token")
 
 
 def _check_binding(

@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol, final
 import msgspec
 import rfc8785
 
+from kkp.authn.anonymous import NAME as NOBODY
 from kkp.clock import Clock
 from kkp.errors import (
     ConflictError,
@@ -354,6 +355,8 @@ def check_name(identity_id: str) -> None:
     """
     if not _NAME.match(identity_id):
         raise InvalidRequestError("An identity's name is [a-z0-9][a-z0-9._-]{0,62}.")
+    if identity_id == NOBODY:
+        raise InvalidRequestError(f"No identity is called {NOBODY}: whoever has none is.")
 
 
 def caller_of(identity: Identity, method: str) -> Caller:

@@ -47,6 +47,7 @@ from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
 from kkp.rollback import refuse_rollback
 from kkp.rows import NewRevokedToken, RevocationRow, RevocationSnapshot, RevokedTokenRow
+from kkp.sessions import SessionClaims
 from kkp.tokens import Claims
 
 MAX_TOKENS: Final = 65_536
@@ -240,8 +241,8 @@ class Revocations:
         if self._view.untrusted:
             raise StateUntrustedError(_UNTRUSTED)
 
-    def is_void(self, claims: Claims) -> bool:
-        """Tell whether a token was revoked, or its subject since it was issued; that is for good.
+    def is_void(self, claims: Claims | SessionClaims) -> bool:
+        """Tell whether a token or a session was revoked, or its subject since; that is for good.
 
         Raises:
             StateUntrustedError: It can't be told.

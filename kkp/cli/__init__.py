@@ -1,8 +1,8 @@
 """The `kkp` command.
 
 `kkp dev` and `kkp serve` serve; the rest are for the person at the machine. What they do to identities,
-signing keys and revocations travels the same pipeline as a request, is recorded in a chain of its own, and a
-running server notices by the epoch.
+people, signing keys and revocations travels the same pipeline as a request, is recorded in a chain of its
+own, and a running server notices by the epoch.
 
 Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token inspect` did not verify, or
 `migrate --check` found an older layout; 2 wrong usage, a configuration that can't be used, or an audit log
@@ -37,6 +37,7 @@ _COMMANDS = (
     "init",
     "migrate",
     "identity",
+    "account",
     "keys",
     "revoke",
     "token",

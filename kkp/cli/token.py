@@ -126,9 +126,10 @@ def _local_problem(token: str, clock: Clock) -> str | None:
 
     async def ask() -> str | None:
         async with app.foundation(chosen, clock=clock, create=False) as base:
-            keyring, revoked = base.keyring(), base.revocations()
+            keyring, revoked, people = base.keyring(), base.revocations(), base.accounts()
             await keyring.load()
             await revoked.load()
+            await people.load()
             keys = keyring.public_keys(clock.now())
             unverified_kid, claims = tokens.read_unverified(token)
             named = keyring.view.ring.find(unverified_kid)
@@ -140,7 +141,7 @@ def _local_problem(token: str, clock: Clock) -> str | None:
             if revoked.is_void(claims):
                 return "it was revoked, or its subject was since it was issued"
             try:
-                base.authenticator(keyring, revoked).accepted(token)
+                base.authenticator(keyring, revoked, people).accepted(token)
             except AuthenticationError:
                 return _refusal(claims, base, revoked)
             return None

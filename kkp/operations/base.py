@@ -20,6 +20,7 @@ from kkp.approvals import Wanted, decisive, names_of
 from kkp.authn.base import Authenticated
 from kkp.errors import ContextMismatchError, DeniedError, KKPError, RevokedError, ScopeMismatchError
 from kkp.model import JSON, Action, ApprovalDemand, Caller, Decision
+from kkp.sessions import SessionClaims
 from kkp.tokens import Claims
 
 RequestT_contra = TypeVar("RequestT_contra", contravariant=True)
@@ -56,6 +57,8 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
         approval: The id of the approval that it is about, or takes.
         wanted: What that is to be for, where policy demands one.
         remarks: Reasons of code's own, which the record has besides the policy's.
+        session: The session that would be signed.
+        private: Values of which the audit keeps a keyed digest, and nothing else.
     """
 
     authenticated: Authenticated
@@ -72,6 +75,12 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     approval: str | None = None
     wanted: Wanted | None = None
     remarks: tuple[str, ...] = ()
+    session: SessionClaims | None = None
+    private: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        """Name the caller, and nothing of what they want."""
+        return f"{type(self).__name__}({self.authenticated!r})"
 
     @property
     def caller(self) -> Caller:
@@ -93,6 +102,14 @@ class Operation(Protocol[ProposalT, RequestT_contra, AnswerT_co]):
     scope: ClassVar[str | None] = None
     changes_state: ClassVar[bool] = False
     cost: ClassVar[int] = 1
+
+    def admit(self, request: RequestT_contra) -> None:  # noqa: ARG002  most ask nothing of it
+        """Refuse what is asked too often, before anything is proposed, beside what each caller may ask.
+
+        Raises:
+            RateLimitedError: It is.
+        """
+        return
 
     def propose(self, authenticated: Authenticated, request: RequestT_contra) -> ProposalT:
         """Say what would be done. Pure: nothing happens, nothing is looked up outside memory.

@@ -27,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 FIRST_LAYOUT = 3  # the oldest that can be migrated: what the first revision makes
 EPOCH_CHANNEL = "kkp_epoch"  # where PostgreSQL tells each new epoch
 
@@ -95,6 +95,16 @@ identities = Table(
     Column("created_at", Double, nullable=False),
     Column("disabled_at", Double),
     Column("mac", Bytes, nullable=False),
+)
+
+# People. `epoch` is the one that a row's last change brought about, so that replicas read only what is new to
+# them, and that of two changes at a time the second one is noticed.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("epoch", Count, nullable=False, index=True),
+    Column("sealed", Bytes, nullable=False),
 )
 
 local_keys = Table(

@@ -15,6 +15,7 @@ from kkp.approvals import Approval
 from kkp.envelope import Envelope
 from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Decision, Explanation, Identity
+from kkp.operations.accounts import Session
 from kkp.operations.approvals import ApprovalQuery, Decided
 from kkp.operations.audit import AuditQuery, AuditRecord
 from kkp.operations.data_keys import MessageKey
@@ -123,7 +124,15 @@ class IntrospectionAnswer(Answer, frozen=True, kw_only=True):
 
 
 class EmptyAnswer(Answer, frozen=True):
-    """Answers `POST /token/revoke` with `{}`, whatever became of the token (RFC 7009 section 2.2)."""
+    """Answers with `{}`, such as `POST /token/revoke` whatever became of the token (RFC 7009 section 2.2)."""
+
+
+class SessionAnswer(Answer, frozen=True):
+    """Answers `POST /login`: `session` is the bearer credential of `account` until `expires_at`."""
+
+    account: str
+    session: str
+    expires_at: int
 
 
 class NewIdentityAnswer(Answer, frozen=True):
@@ -296,6 +305,11 @@ def introspection(answer: Claims | None, _request: object) -> IntrospectionAnswe
         return IntrospectionAnswer(active=False)
     told = {"token_type": answer.token_type, "scope": " ".join(answer.ops), **msgspec.to_builtins(answer)}
     return IntrospectionAnswer(active=True, **told)
+
+
+def session(answer: Session, _request: object) -> SessionAnswer:
+    """Return the body that answers `POST /login`."""
+    return SessionAnswer(answer.account, answer.session, answer.expires_at)
 
 
 def nothing(_answer: None, _request: object) -> EmptyAnswer:

@@ -111,10 +111,10 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "A service key (`kkp_sk_…`), a token of a configured issuer, or a KKP token with the "
-        "operation in its `ops`. A token whose `token_type` is `DPoP` has that in the place of `Bearer`, and "
-        "needs a proof in the header `DPoP` (RFC 9449). Where KKP asks for client certificates, one may "
-        "stand in the place of a credential.",
+        "description": "A service key (`kkp_sk_…`), a session of `/login`, a token of a configured issuer, "
+        "or a KKP token with the operation in its `ops`. A token whose `token_type` is `DPoP` has that in "
+        "the place of `Bearer`, and needs a proof in the header `DPoP` (RFC 9449). Where KKP asks for client "
+        "certificates, one may stand in the place of a credential.",
     }
 }
 _DESCRIPTION: Final = (
@@ -271,11 +271,11 @@ def _operation(route: Row) -> JSON:
         "operationId": _operation_id(route.method, route.path),
         "summary": route.summary,
         "tags": [_tag(route.path)],
-        "security": [{"bearer": []}, *([{}] if is_credential_optional else [])],
+        "security": _security(route, is_optional=is_credential_optional),
         "parameters": [
             *_path_parameters(route.path),
             *_query_parameters(route.read.query),
-            *([] if is_batch else [_RELEASE]),
+            *([_RELEASE] if isinstance(route, Route) and not route.is_anonymous else []),
         ],
         "responses": {
             str(route.status): _success(*names),
@@ -288,6 +288,12 @@ def _operation(route: Row) -> JSON:
         content = {media_type: _media(name, body) for media_type, body in bodies.items()}
         operation["requestBody"] = {"required": True, "content": content}
     return operation
+
+
+def _security(route: Row, *, is_optional: bool) -> JSON:
+    if isinstance(route, Route) and route.is_anonymous:
+        return []
+    return [{"bearer": []}, *([{}] if is_optional else [])]
 
 
 def _media(name: str, body: type[Asks[JSON]]) -> JSON:

@@ -39,6 +39,7 @@ from kkp.errors import (
 )
 from kkp.limits import ConnectionLimit, RateLimits
 from kkp.model import Credentials
+from kkp.operations.accounts import ChangePassword, HeldSession, LogIn, LogOut, SignUp
 from kkp.operations.approvals import DecideApproval, ListApprovals
 from kkp.operations.audit import ReadAudit
 from kkp.operations.base import BatchOperation, Operation
@@ -99,7 +100,11 @@ class GivesNonces(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the routes use, built by the composition root."""
+    """Everything that the routes use, built by the composition root.
+
+    Attributes:
+        doorstep: The road of those who are nobody yet.
+    """
 
     pipeline: Pipeline
     clock: Clock
@@ -127,6 +132,11 @@ class Services:
     decide_approval: DecideApproval
     list_approvals: ListApprovals
     explain_policy: ExplainPolicy
+    doorstep: Pipeline
+    sign_up: SignUp
+    log_in: LogIn
+    log_out: LogOut
+    change_password: ChangePassword
     max_plaintext_bytes: int
     max_held_body_bytes: int
     nonces: GivesNonces | None = None
@@ -161,6 +171,7 @@ class Route(Generic[RequestT, AnswerT]):
         errors: What it may answer beside what every operation may.
         status: The status of success.
         credential_in_body: Whether the body may carry the credential.
+        is_anonymous: Whether it is for those who have none; one that they present is not looked at.
         form: How it takes a form in the place of what it reads; None where it does not.
     """
 
@@ -173,6 +184,7 @@ class Route(Generic[RequestT, AnswerT]):
     errors: tuple[type[KKPError], ...] = ()
     status: int = 200
     credential_in_body: bool = False
+    is_anonymous: bool = False
     form: Form[Any, AnswerT] | None = None
 
     async def handle(self, services: Services, request: web.Request) -> web.Response:
@@ -199,13 +211,15 @@ class Route(Generic[RequestT, AnswerT]):
         services: Services,
         request: web.Request,
     ) -> web.Response:
-        credentials = _presented(services, request, present)
+        pipeline, credentials = services.doorstep, Credentials()
+        if not self.is_anonymous:
+            pipeline, credentials = services.pipeline, _presented(services, request, present)
         # What has arrived whole is in memory already, and the road authenticates it.
         if not request.content.is_eof() and credentials.unverified_bearer is not None:
-            await services.pipeline.authenticate(credentials, request[ORIGIN])
+            await pipeline.authenticate(credentials, request[ORIGIN])
         checked, credentials = await read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
-        answer = await services.pipeline.run(operation, checked, credentials, origin)
+        answer = await pipeline.run(operation, checked, credentials, origin)
         return web.Response(
             status=self.status,
             body=_encoder.encode(to_answer(answer, checked)),
@@ -286,6 +300,10 @@ def _answer_headers(services: Services, credentials: Credentials) -> Mapping[str
     if services.nonces is None or not credentials.unverified_proofs:
         return _ANSWER_HEADERS
     return {**_ANSWER_HEADERS, problems.NONCE_HEADER: services.nonces.present()}
+
+
+def _from(request: web.Request, part: Callable[[str], RequestT]) -> RequestT:
+    return part(request[ORIGIN].client_ip)
 
 
 _BACKEND_ERRORS = (
@@ -529,6 +547,43 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         Query(schemas.ApprovalParameters),
         answers.approvals,
         "List what waits for approval, by id",
+    ),
+    Route(
+        "POST",
+        "/signup",
+        lambda s: s.sign_up,
+        PathAndJSON(schemas.SignUpBody, _from),
+        answers.nothing,
+        "Get an account, with an enrolment code or where anybody may have one",
+        (ConflictError,),
+        201,
+        is_anonymous=True,
+    ),
+    Route(
+        "POST",
+        "/login",
+        lambda s: s.log_in,
+        PathAndJSON(schemas.LogInBody, _from),
+        answers.session,
+        "Get a session, by e-mail address and password",
+        is_anonymous=True,
+    ),
+    Route(
+        "POST",
+        "/logout",
+        lambda s: s.log_out,
+        NoBody(lambda request: HeldSession(read_credentials(request, required=True).unverified_bearer or "")),
+        answers.nothing,
+        "End the session that is the credential",
+    ),
+    Route(
+        "POST",
+        "/account/password",
+        lambda s: s.change_password,
+        PathAndJSON(schemas.ChangePasswordBody, _from),
+        answers.nothing,
+        "Change one's own password, and end every session of the account",
+        (ConflictError,),
     ),
 )
 

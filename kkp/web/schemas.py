@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from kkp import emails
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
 from kkp.model import JSON, Caller, Credentials
@@ -31,6 +32,7 @@ from kkp.names import (
     Text,
     TokenOp,
 )
+from kkp.operations.accounts import ChangePasswordRequest, LogInRequest, SignUpRequest
 from kkp.operations.approvals import ApprovalQuery, Verdict
 from kkp.operations.audit import AuditQuery
 from kkp.operations.data_keys import DataKeyRequest
@@ -116,6 +118,22 @@ ApprovalId = Annotated[
     msgspec.Meta(
         pattern=r"^[A-Za-z0-9_-]{21}[AQgw]$(?!\n)",
         description="an approval_id: 128 bits in base64url",
+    ),
+]
+Email = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=emails.PATTERN,
+        max_length=emails.MAX_CHARACTERS,
+        description=f"an e-mail address of up to {emails.MAX_CHARACTERS} ASCII characters",
+    ),
+]
+Password = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+EnrolmentCode = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^kkp_ec_[A-Za-z0-9_-]{43}$(?!\n)",
+        description="an enrolment code: kkp_ec_ and 43 characters of base64url",
     ),
 ]
 GrantType = Literal["urn:ietf:params:oauth:grant-type:token-exchange"]
@@ -205,6 +223,8 @@ _EXPECTED: Mapping[str, str] = {
         Reason,
         RevocationCursor,
         ApprovalId,
+        Email,
+        EnrolmentCode,
         SubjectToken,
         Resource,
         Scope,
@@ -902,3 +922,63 @@ def _strict_base64(text: str) -> bytes:
     if base64.b64encode(decoded).decode() != text:
         raise InvalidRequestError("Not padded standard base64 (RFC 4648 section 4) - at `$.plaintext_b64`")
     return decoded
+
+
+class SignUpBody(Asks[Callable[[str], SignUpRequest]], frozen=True):
+    """`POST /signup`; asks for what the address completes that it comes from."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "email": "ann@example.com",
+        "password": "seven green lamps hum",
+        "code": "kkp_ec_0000000000000000000000000000000000000000000",
+    }
+
+    email: Email
+    password: Password
+    code: EnrolmentCode | None = None
+
+    def request(self) -> Callable[[str], SignUpRequest]:
+        """Return what is asked for, checked."""
+        return lambda client_ip: SignUpRequest(
+            email=emails.key(self.email),
+            password=self.password,
+            code=self.code,
+            client_ip=client_ip,
+        )
+
+
+class LogInBody(Asks[Callable[[str], LogInRequest]], frozen=True):
+    """`POST /login`; asks for what the address completes that it comes from."""
+
+    example: ClassVar[Mapping[str, JSON]] = {"email": "ann@example.com", "password": "seven green lamps hum"}
+
+    email: Email
+    password: Password
+
+    def request(self) -> Callable[[str], LogInRequest]:
+        """Return what is asked for, checked."""
+        return lambda client_ip: LogInRequest(
+            email=emails.key(self.email),
+            unverified_password=self.password,
+            client_ip=client_ip,
+        )
+
+
+class ChangePasswordBody(Asks[Callable[[str], ChangePasswordRequest]], frozen=True):
+    """`POST /account/password`; asks for what the address completes that it comes from."""
+
+    example: ClassVar[Mapping[str, JSON]] = {
+        "password": "seven green lamps hum",
+        "new_password": "nine blue kettles sing",
+    }
+
+    password: Password
+    new_password: Password
+
+    def request(self) -> Callable[[str], ChangePasswordRequest]:
+        """Return what is asked for, checked."""
+        return lambda client_ip: ChangePasswordRequest(
+            unverified_password=self.password,
+            new_password=self.new_password,
+            client_ip=client_ip,
+        )

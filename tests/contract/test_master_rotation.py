@@ -23,6 +23,7 @@ from kkp import app, data_dir
 from kkp.approvals import Wanted
 from kkp.audit.sealing import InputKeys, PrivateDigests
 from kkp.authn import identities, revocations
+from kkp.authn.accounts import Account
 from kkp.authn.base import Authenticated
 from kkp.authn.operator import LocalOperator
 from kkp.errors import (
@@ -93,6 +94,9 @@ async def fill(base: app.Foundation) -> None:
     """Make a row of every kind."""
     await base.keyring().start()
     await base.directory.add(identity("orders"))
+    await base.accounts().add(
+        Account(id="user:1", email="ann@example.com", roles=("user",), created_at=NOW, password="kept")
+    )
     revoked = base.revocations()
     await revoked.revoke_token("a-token", int(base.clock.now()) + 300, by="orders")
     await revoked.revoke(RevocationKind.BACKEND, "gcp", by="boss", reason="")
@@ -530,8 +534,11 @@ async def started_with(directory: Path, name: str) -> None:
 
 async def everything_is_read(base: app.Foundation) -> None:
     revoked, keyring = base.revocations(), base.keyring()
+    people = base.accounts()
     await keyring.load()
     await revoked.load()
+    await people.load()
+    assert people.enabled("user:1") is not None
     assert "a-token" in {each.id for each in revoked.page("", 9)}
     assert revoked.is_stopped("gcp", None)
     waiting = base.approvals(keyring)
@@ -547,6 +554,7 @@ async def everything_is_read(base: app.Foundation) -> None:
 FORGERIES: dict[str, str] = {
     "identities": "UPDATE identities SET document = replace(document, 'service', 'admin')",
     "a planted identity": "INSERT INTO identities SELECT 'me', document, 0, NULL, mac FROM identities",
+    "accounts": "UPDATE accounts SET id = 'user:2'",
     "ring_keys": "UPDATE ring_keys SET activate_at = activate_at - 1",
     "ring_private_keys": "UPDATE ring_private_keys SET sealed = randomblob(length(sealed))",
     "revoked_tokens": "UPDATE revoked_tokens SET exp = exp - 1",

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from kkp.authn.accounts import AccountDirectory
 from kkp.authn.identities import IdentityDirectory
+from kkp.authn.passwords import Passwords
 from kkp.authn.revocations import Revocations
 from kkp.authz.approvals import Approvals
 from kkp.authz.grouping import GroupingPolicy
@@ -40,6 +42,9 @@ PROBED: tuple[tuple[type, str], ...] = (
     (IdentityDirectory, "disable"),
     (IdentityDirectory, "rotate_key"),
     (IdentityDirectory, "all"),
+    (AccountDirectory, "enrol"),
+    (AccountDirectory, "change"),
+    (Passwords, "matches"),
     (AuditStore, "read"),
     (GroupingPolicy, "explain"),
 )

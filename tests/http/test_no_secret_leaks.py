@@ -23,8 +23,10 @@ from urllib.parse import quote
 
 import pytest
 
+from kkp.authn.accounts import Account
 from kkp.authn.base import Authenticated
 from kkp.authn.identities import IdentityDirectory
+from kkp.authn.passwords import Passwords
 from kkp.authz.embedded import EmbeddedPolicy
 from kkp.envelope import parse
 from kkp.errors import AuditUnavailableError, PolicyUnavailableError
@@ -33,6 +35,16 @@ from kkp.kms.base import Resources, WrappedKey
 from kkp.kms.memory import MemoryKMS
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Credentials, PolicyInput
+from kkp.operations.accounts import (
+    ChangePasswordRequest,
+    HeldSession,
+    Invitation,
+    LogInRequest,
+    NewAccountRequest,
+    Session,
+    SetPasswordRequest,
+    SignUpRequest,
+)
 from kkp.operations.data_keys import MessageKey
 from kkp.operations.envelopes import DecryptRequest, EncryptRequest, Opened, OpenRequest
 from kkp.operations.identities import IdentityRequest, NewIdentity, RotatedKey
@@ -251,6 +263,7 @@ async def exercise(scene: Scene) -> None:
     await _administer(scene)
     await _look_after(scene)
     await _approve(scene)
+    await _let_in(scene)
     await _ask_why(scene)
     await _knock(scene)
     await _prove(scene)
@@ -553,6 +566,31 @@ async def _approve(scene: Scene) -> None:
         await scene.send("POST", "/keys/rotate", credential=scene.orders, headers=headers)
 
 
+async def _let_in(scene: Scene) -> None:
+    """Try to sign up and to log in; whoever may is the business of another test."""
+    plant = scene.canaries
+    code = "kkp_ec_" + secrets.token_urlsafe(32)
+    plant.learn("a code that is unknown", code.encode())
+    right = {"email": plant.lower("person") + "@example.com", "password": plant.text("password")}
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"email": plant.text("malformed address")},
+        {"email": plant.plant("address in another case", "{}@EXAMPLE.com")},
+        {"password": [plant.text("password of another type")]},
+        {"password": plant.text("long password") * 60},
+        {"password": plant.plant("surrogate in a password") + "\ud800"},
+        {"code": plant.plant("malformed code")},
+        {plant.text("unknown member at the door"): 1},
+    )
+    changed = {"password": plant.text("password"), "new_password": plant.text("new password")}
+    for change in changes:
+        await scene.post("/login", {**right, **change})
+        await scene.post("/signup", {**right, "code": code, **change})
+    for credential in (scene.orders, scene.token):
+        await scene.post("/account/password", changed, credential)
+        await scene.post("/logout", {}, credential)
+
+
 async def _ask_why(scene: Scene) -> None:
     plant = scene.canaries
     right = {
@@ -700,6 +738,8 @@ def _operations_fail(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(IssueToken, "run", _raising("mint"))
     patches.setattr(Keyring, "rotate", _raising("rotate"))
     patches.setattr(IdentityDirectory, "add", _raising("add"))
+    patches.setattr(Passwords, "matches", _raising("compare"))
+    patches.setattr(Passwords, "hash", _raising("hash"))
 
 
 def _outcomes_fail(patches: pytest.MonkeyPatch) -> None:
@@ -867,6 +907,21 @@ async def test_no_repr_shows_a_secret(kkp: KKP, tmp_path: Path) -> None:
         "an identity's request": IdentityRequest(id="a", roles=(), service_key=scene.orders),
         "a new identity": NewIdentity("a", scene.orders, None),
         "a new key": RotatedKey("a", scene.orders, None, 0.0, None),
+        "a request to sign up": SignUpRequest(
+            email=secret_text, password=secret_text, code=secret_text, client_ip=""
+        ),
+        "a request to log in": LogInRequest(email=secret_text, unverified_password=secret_text, client_ip=""),
+        "a request for another password": ChangePasswordRequest(
+            unverified_password=secret_text, new_password=secret_text, client_ip=""
+        ),
+        "a new account": NewAccountRequest(email=secret_text, password=secret_text, roles=()),
+        "a password that is set": SetPasswordRequest("user:1", secret_text),
+        "an account": Account(
+            id="user:1", email=secret_text, roles=(), created_at=0, password=secret_text, code=secret_text
+        ),
+        "an invitation": Invitation("user:1", secret_text, 0),
+        "a session": Session("user:1", scene.token, 0),
+        "a session that ends": HeldSession(scene.token),
         "the keyring": kkp.services.public.keyring,
         "the master key": MasterKey(master),
         "an adaptor's resources": Resources(MasterKey(master), None),  # type: ignore[arg-type]  # not used

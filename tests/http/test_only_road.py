@@ -20,8 +20,10 @@ from kkp.web.exchange import ACCESS_TOKEN, TOKEN_EXCHANGE
 from kkp.web.routes import ROUTES, make_application
 from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.probes import PROBED, Probes, install
+from tests.people import EMAIL, OTHER_PASSWORD, PASSWORD, add_person, invite, session
 
 DENY = "package kkp.authz\n\ndefault allow := false\n"
+AT_THE_DOOR = {"/signup", "/login"}
 EVERY_OP = ["encrypt", "decrypt", "rewrap"]
 PUBLIC = (
     "/keys/jwks",
@@ -40,7 +42,8 @@ class Walk(NamedTuple):
     Attributes:
         path: The row's path, filled in.
         body: The body; None for none.
-        credential: Whose: `root`, `orders` or `token`; None where the body carries it.
+        credential: Whose: `root`, `orders`, `token` or `person`; None where the body carries it, or none is
+            looked at.
         reaches: The probe that the request is there to fire; None where it reaches nothing but memory.
         status: What it answers.
         besides: Another probe that it fires as well.
@@ -64,6 +67,7 @@ class Prepared(NamedTuple):
     credentials: dict[str | None, str | None]
     envelope: dict[str, Any]
     token: str
+    code: str
 
     def walks(self) -> dict[tuple[str, str], Walk]:
         """Return the walk of every row."""
@@ -150,6 +154,29 @@ class Prepared(NamedTuple):
                 times=3,
                 besides="MemoryKMS.wrap",
             ),
+            ("POST", "/signup"): Walk(
+                "/signup",
+                {"email": "new@example.com", "password": PASSWORD, "code": self.code},
+                None,
+                "AccountDirectory.enrol",
+                201,
+                besides="AccountDirectory.change",
+            ),
+            ("POST", "/login"): Walk(
+                "/login",
+                {"email": EMAIL, "password": PASSWORD},
+                None,
+                "Passwords.matches",
+                besides="Keyring.sign",
+            ),
+            ("POST", "/logout"): Walk("/logout", None, "person", "Revocations.revoke_token"),
+            ("POST", "/account/password"): Walk(
+                "/account/password",
+                {"password": PASSWORD, "new_password": OTHER_PASSWORD},
+                "person",
+                "AccountDirectory.change",
+                besides="Passwords.matches",
+            ),
         }
 
     async def send(self, method: str, walk: Walk, credential: str | None) -> Answer:
@@ -163,8 +190,11 @@ async def prepare(kkp: KKP, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     await kkp.add_identity("leaver")
     token = await kkp.token(orders, ops=EVERY_OP)
     envelope = await kkp.seal(token)
-    credentials = {"root": kkp.root_key, "orders": orders, "token": token, None: None}
-    return Prepared(kkp, install(monkeypatch), credentials, envelope, token)
+    await add_person(kkp)
+    code = await invite(kkp, "new@example.com")
+    person = await session(kkp)
+    credentials = {"root": kkp.root_key, "orders": orders, "token": token, "person": person, None: None}
+    return Prepared(kkp, install(monkeypatch), credentials, envelope, token, code)
 
 
 @pytest.fixture
@@ -279,6 +309,8 @@ async def test_a_bad_credential_reaches_nothing(
     presented = await credential(prepared)
     prepared.probes.fired.clear()
     for (method, path), walk in prepared.walks().items():
+        if path in AT_THE_DOOR:
+            continue  # it is for those who have none
         body = walk.body
         if body is not None and walk.credential is None:
             body = {name: value for name, value in body.items() if name != "token"}
@@ -300,11 +332,14 @@ async def denying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         await kkp.add_identity("leaver")
         token = await kkp.token(orders, ops=EVERY_OP)
         envelope = await kkp.seal(token)
+        await add_person(kkp)
+        code = await invite(kkp, "new@example.com")
+        person = await session(kkp)
     policy = tmp_path / "deny.rego"
     policy.write_text(DENY)
     async with running(tmp_path, KKP_POLICY_PATH=str(policy)) as kkp:
-        credentials = {"root": kkp.root_key, "orders": orders, "token": token, None: None}
-        yield Prepared(kkp, install(monkeypatch), credentials, envelope, token)
+        credentials = {"root": kkp.root_key, "orders": orders, "token": token, "person": person, None: None}
+        yield Prepared(kkp, install(monkeypatch), credentials, envelope, token, code)
 
 
 async def test_a_policy_that_denies_is_asked_on_every_row_and_nothing_is_reached(denying: Prepared) -> None:

@@ -138,7 +138,10 @@ BAD_FLAGS = {
     "an attribute without a value": (["orders", "--role", "service", "--attribute", "team"], "team"),
     "a lifetime that is no number": (["orders", "--role", "service", "--max-ttl", "soon"], "--max-ttl"),
     "a role with a space": (["orders", "--role", "two words"], "$.roles[0]"),
-    "a role that the policy does not have": (["orders", "--role", "servce"], "admin, auditor, service, user"),
+    "a role that the policy does not have": (
+        ["orders", "--role", "servce"],
+        "admin, anonymous, auditor",
+    ),
     "an expiry that is no time": (["orders", "--role", "service", "--expires-in", "soon"], "soon"),
     "an expiry of nothing": (["orders", "--role", "service", "--expires-in", "0"], "$.key_ttl_seconds"),
     "a flag that there is not": (["orders", "--role", "service", "--grants", ORDERS], "--grants"),

@@ -79,6 +79,8 @@ def test_with_nothing_set_the_documented_defaults_hold() -> None:
         opa_timeout_seconds=0.5,
         opa_ca_file=None,
         policy_rule=None,
+        open_signup=False,
+        session_ttl_seconds=900,
         revocation_list_seconds=300,
         checkpoint_sink=SinkAddress("file", Path.cwd() / ".kkp/checkpoints.jsonl", is_default=True),
         checkpoint_interval_seconds=10,
@@ -1269,6 +1271,35 @@ def test_less_room_for_bodies_than_the_largest_ones_need_is_refused_and_just_eno
         f"KKP_MAX_HELD_BODY_BYTES: {least - 1} is too little for the bodies that KKP_MAX_PLAINTEXT_BYTES, "
         f"1048576, allows; give {least} at least"
     )
+
+
+# People.
+
+
+@pytest.mark.parametrize(("text", "is_open"), [("code", False), ("open", True)])
+def test_who_was_invited_may_sign_up_or_whoever_wants_to(text: str, is_open: bool) -> None:  # noqa: FBT001  a column of the table
+    assert settings(KKP_SIGNUP=text).open_signup is is_open
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1", 1), ("86400", 86_400)])
+def test_a_session_lasts_from_a_second_to_a_day(text: str, seconds: int) -> None:
+    assert settings(KKP_SESSION_TTL_SECS=text).session_ttl_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KKP_SIGNUP", "1"),
+        ("KKP_SIGNUP", "Open"),
+        ("KKP_SESSION_TTL_SECS", "0"),
+        ("KKP_SESSION_TTL_SECS", "86401"),
+        ("KKP_SESSION_TTL_SECS", "60.5"),
+        ("KKP_SESSION_TTL_SECS", "1h"),
+    ],
+)
+def test_anything_else_about_people_is_refused(name: str, text: str) -> None:
+    (problem,) = problems(**{name: text})
+    assert problem.startswith(f"{name}: {text!r} can't be used")
 
 
 # Cached data keys.

@@ -765,7 +765,7 @@ def test_the_roles_of_a_policy_are(tmp_path: Path, case: str) -> None:
 
 def test_the_bundled_policy_has_the_roles_that_are_documented() -> None:
     roles = PolicySource.read(default_policy_path()).roles
-    assert roles == {"admin", "approver", "auditor", "service", "user"}
+    assert roles == {"admin", "anonymous", "approver", "auditor", "service", "user"}
 
 
 def test_an_empty_directory_is_refused(tmp_path: Path) -> None:

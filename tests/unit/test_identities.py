@@ -150,7 +150,7 @@ async def test_a_good_name_is_taken(directory: IdentityDirectory, name: str) -> 
     "name",
     [
         "", "a" * 64, "Orders", "-a", ".a", "_a", "a b", "a\n", "\na", "a/b", "a:b", "user:1", "k8s:x", "a\0",
-        "\u00e9", "\u0430", "a\u0661", "../a",
+        "\u00e9", "\u0430", "a\u0661", "../a", "anonymous",
     ],
 )  # fmt: skip
 async def test_a_bad_name_is_refused_and_nothing_is_written(directory: IdentityDirectory, name: str) -> None:

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp.errors import RateLimitedError
-from kkp.limits import MAX_BUCKETS, ConnectionLimit, RateLimits
+from kkp.limits import (
+    ACCOUNT_GUESSES,
+    ADDRESS_GUESSES,
+    MAX_BUCKETS,
+    ConnectionLimit,
+    GuessLimits,
+    RateLimits,
+)
 from tests.fakes.clock import FakeClock
 
 
@@ -214,3 +221,102 @@ def test_an_address_without_a_connection_is_forgotten() -> None:
 def test_a_limit_of_zero_connections_is_none() -> None:
     limit = ConnectionLimit(0, pytest.fail)
     assert all(limit.admit("10.0.0.7") for _ in range(10_000))
+
+
+def test_what_is_given_back_was_not_taken() -> None:
+    door = Door()
+    for _ in range(20):
+        door.limits.admit("orders")
+        door.limits.give_back("orders")
+    assert door.admitted("orders", 6) == 5
+    door.limits.give_back("a stranger")  # who has taken nothing
+
+
+class Guesses:
+    """Limits on guesses, on a clock that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock(1000.0)
+        self.refused = 0
+        self.limits = GuessLimits(self.clock.now, self._count)
+
+    def _count(self) -> None:
+        self.refused += 1
+
+    def tried(self, address: str, account: str | None = "ann@example.com") -> bool:
+        """Tell whether a guess comes in."""
+        before = self.refused
+        try:
+            self.limits.admit(address, account)
+        except RateLimitedError:
+            assert self.refused == before + 1
+            return False
+        return True
+
+
+def test_an_address_has_so_many_guesses_whatever_they_are_at() -> None:
+    guesses = Guesses()
+    told = [guesses.tried("192.0.2.1", f"{number}@example.com") for number in range(ADDRESS_GUESSES + 2)]
+    assert told == [True] * ADDRESS_GUESSES + [False] * 2
+    assert not guesses.tried("192.0.2.1", None)
+    guesses.clock.advance(119.9)
+    assert not guesses.tried("192.0.2.1")
+    guesses.clock.advance(0.1)
+    assert guesses.tried("192.0.2.1")
+
+
+def test_an_account_has_so_many_wherever_they_come_from() -> None:
+    guesses = Guesses()
+    told = [guesses.tried(f"192.0.2.{number}") for number in range(ACCOUNT_GUESSES + 2)]
+    assert told == [True] * ACCOUNT_GUESSES + [False] * 2
+    assert guesses.tried("192.0.2.200", "bob@example.com")
+    guesses.clock.advance(59.9)
+    assert not guesses.tried("192.0.2.201")
+    guesses.clock.advance(0.1)
+    assert guesses.tried("192.0.2.202")
+
+
+def test_who_is_refused_for_their_address_takes_nothing_from_an_account() -> None:
+    guesses = Guesses()
+    for _ in range(100):
+        guesses.tried("192.0.2.1")
+    assert [guesses.tried(f"198.51.100.{number}") for number in range(11)] == [True] * 10 + [False]
+
+
+def test_one_address_alone_never_closes_an_account() -> None:
+    guesses = Guesses()
+    for _ in range(1000):
+        guesses.tried("192.0.2.1")
+        guesses.clock.advance(10)
+    assert guesses.tried("198.51.100.1")
+
+
+def test_who_succeeded_is_at_home_there_and_strangers_do_not_keep_them_out() -> None:
+    guesses = Guesses()
+    assert guesses.tried("198.51.100.1")
+    guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+    for number in range(100):
+        guesses.tried(f"192.0.2.{number}")
+    assert not guesses.tried("203.0.113.1")
+    assert guesses.tried("198.51.100.1")
+    assert not guesses.tried("198.51.100.2")
+
+
+def test_who_is_at_home_may_not_guess_without_end_either() -> None:
+    guesses = Guesses()
+    guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+    assert sum(guesses.tried("198.51.100.1") for _ in range(100)) == ADDRESS_GUESSES
+
+
+def test_success_costs_nothing() -> None:
+    guesses = Guesses()
+    for _ in range(1000):
+        assert guesses.tried("198.51.100.1")
+        guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+
+
+def test_no_more_homes_are_remembered_than_may_be() -> None:
+    guesses = Guesses()
+    for number in range(MAX_BUCKETS + 10):
+        guesses.limits.succeeded("198.51.100.1", f"{number}@example.com")
+    assert len(guesses.limits._at_home) == MAX_BUCKETS

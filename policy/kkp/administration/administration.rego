@@ -9,6 +9,7 @@ actions := {
 	"approve",
 	"explain_policy",
 	"lift_revocation",
+	"manage_account",
 	"manage_identity",
 	"read_audit",
 	"read_revocations",

@@ -31,8 +31,8 @@ decision := {
 	is_object(input.request.context)
 
 	# The caller is of a kind, and was proven in a way, that the policy knows.
-	input.caller.kind in {"operator", "service", "user"}
-	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "service_key"}
+	input.caller.kind in {"anonymous", "operator", "service", "user"}
+	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "none", "service_key", "session"}
 
 	# The operation's package permits the request.
 	permit := _permit(input.action)
@@ -63,4 +63,7 @@ _permit(action) := permit if {
 } else := permit if {
 	action in {"introspect_token", "revoke_token"}
 	permit := data.kkp.lifecycle.permit
+} else := permit if {
+	action in data.kkp.people.actions
+	permit := data.kkp.people.permit
 }

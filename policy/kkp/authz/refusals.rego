@@ -21,6 +21,8 @@ _denials := [code | some code in data.kkp.envelopes.denials] if {
 	input.action in data.kkp.administration.actions
 } else := [code | some code in data.kkp.lifecycle.denials] if {
 	input.action in {"introspect_token", "revoke_token"}
+} else := [code | some code in data.kkp.people.denials] if {
+	input.action in data.kkp.people.actions
 }
 
 # What the decision demands, one rule for each kind of refusal.
@@ -40,6 +42,6 @@ _known_action if {
 }
 
 _known_caller if {
-	input.caller.kind in {"operator", "service", "user"}
-	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "service_key"}
+	input.caller.kind in {"anonymous", "operator", "service", "user"}
+	input.caller.method in {"jwt", "kkp_token", "local_operator", "mtls", "none", "service_key", "session"}
 }

@@ -1,4 +1,4 @@
-"""Layout 9: operations that wait for somebody's approval, or for the use of one."""
+"""Layout 10: operations that wait for somebody's approval, or for the use of one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from sqlalchemy import Column, Double, Text
 
 from kkp.store.schema import Bytes, Count
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 
 def upgrade() -> None:
