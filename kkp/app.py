@@ -549,13 +549,14 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         if metrics is not None:
             metrics.over_limit("caller")
 
-    road = partial(_road, base, state, policy, failures, metrics, revoked, waiting)
+    road = partial(_road, base, state, policy, failures, metrics, revoked)
     rate, burst = settings.caller_rate_per_second, settings.caller_burst
     guesses = GuessLimits(time.monotonic, partial(count_refusal, ANONYMOUS.id))
     return Services(
-        pipeline=road(authenticator, RateLimits(rate, burst, time.monotonic, count_refusal)),
-        # Nobody has a limit in common with all the others who are nobody: see `GuessLimits`.
-        doorstep=road(Anonymous(), None),
+        pipeline=road(waiting, authenticator, RateLimits(rate, burst, time.monotonic, count_refusal)),
+        # Nobody has a limit in common with all the others who are nobody (see `GuessLimits`), and there is
+        # nobody who could be given what somebody else approves.
+        doorstep=road(None, Anonymous(), None),
         sign_up=SignUp(people, passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
         log_in=LogIn(
             people,
@@ -593,7 +594,7 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
-        revoke=Revoke(revoked, (directory, base.federation()), settings.backends),
+        revoke=Revoke(revoked, (directory, base.federation(), people), settings.backends),
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
@@ -656,7 +657,7 @@ def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the
     failures: FailedAuthentications,
     metrics: Metrics | None,
     revoked: Revocations,
-    waiting: Approvals,
+    waiting: Approvals | None,
     authenticator: Authenticates,
     limits: RateLimits | None,
 ) -> Pipeline:

@@ -64,7 +64,9 @@ def _revoke(options: argparse.Namespace) -> int:
     request = _request(options)
 
     async def revoke(base: app.Foundation) -> int:
-        identities = (base.directory, base.federation())
+        people = base.accounts()
+        await people.load()
+        identities = (base.directory, base.federation(), people)
         operation = Revoke(base.revocations(), identities, base.settings.backends)
         answer = await base.operator_pipeline().run(operation, request, Credentials(), origin())
         print(_line(answer))

@@ -5,9 +5,10 @@ some copies. So what has arrived of all of them is counted, and a request whose 
 budget is refused with 503: it holds nothing any more, and may come back a second later. Nobody is made to
 wait for memory, so no two wait for each other's.
 
-A request that shows no credential in its header gets no further than a quarter of the budget: strangers who
-send bodies and then fall silent can't keep out those whose credential was found good before their body was
-waited for. What aiohttp has read ahead of a reader (some 128 KiB for a connection) is not counted.
+A request gets no further than a quarter of the budget until it is known, which its route says: its body is
+there and need not be waited for, or the credential in its header was found good. So strangers who send a part
+of a body and then fall silent can't keep out anybody else. What aiohttp has read ahead of a reader (some 128
+KiB for a connection) is not counted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias, final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from kkp.errors import OverloadedError
 
@@ -39,7 +40,7 @@ class HeldBodies:
         """Return the handler of a route, with what it reads counted until it has answered."""
 
         async def holding(request: web.Request) -> web.StreamResponse:
-            share = request[BODY] = BodyShare(self, is_known=hdrs.AUTHORIZATION in request.headers)
+            share = request[BODY] = BodyShare(self)
             try:
                 return await handle(request)
             finally:
@@ -59,14 +60,17 @@ class BodyShare:
 
     Args:
         bodies: The budget.
-        is_known: Whether the request shows a credential in its header.
+
+    Attributes:
+        is_known: Whether there is nothing to wait for, or somebody known to wait for.
+        held_bytes: How much that is.
     """
 
-    __slots__ = ("_bodies", "_is_known", "held_bytes")
+    __slots__ = ("_bodies", "held_bytes", "is_known")
 
-    def __init__(self, bodies: HeldBodies, *, is_known: bool) -> None:
+    def __init__(self, bodies: HeldBodies) -> None:
         self._bodies = bodies
-        self._is_known = is_known
+        self.is_known = False
         self.held_bytes = 0
 
     def take(self, count: int) -> None:
@@ -75,7 +79,7 @@ class BodyShare:
         Raises:
             OverloadedError: There is no room for them.
         """
-        if count > self._bodies.room(is_known=self._is_known):
+        if count > self._bodies.room(is_known=self.is_known):
             raise OverloadedError("Other requests' bodies take all the room there is; try again later.")
         self.held_bytes += count
         self._bodies.held_bytes += count

@@ -21,6 +21,8 @@ _PROOF = "DPoP"
 APPROVAL = "KKP-Approval"
 RELEASE_PATTERN = r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"
 _RELEASE = re.compile(RELEASE_PATTERN + r"(?!\n)")
+_SITE = "Sec-Fetch-Site"  # the W3C's Fetch Metadata, sent by every browser
+_OWN_SITES = frozenset({"none", "same-origin"})
 _MAX_CREDENTIAL_CHARACTERS = 8 * 1024
 
 CERTIFICATE = web.RequestKey("kkp.certificate", PresentedCertificate)
@@ -35,12 +37,14 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
 
     Raises:
         InvalidRequestError: There are two `Authorization` headers, or no single release in `KKP-Approval`.
-        UnauthenticatedError: It is missing though required, or no credential that is shown as it is.
+        UnauthenticatedError: It is missing though required, or no credential that is shown as it is; or there
+            is a client certificate alone, and a page of another site has a browser show it.
     """
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
     if not values and required and CERTIFICATE not in request:
         raise UnauthenticatedError("A credential is required: Authorization: Bearer.")
     if not values:
+        _check_is_no_browser_of_another_site(request)
         return _presented(request)
     if len(values) > 1:
         raise _ambiguous()
@@ -73,6 +77,17 @@ def read_beside_form(request: web.Request) -> Credentials:
             "The subject_token is the credential: no Authorization header, or a client id without a secret."
         )
     return _presented(request)
+
+
+def _check_is_no_browser_of_another_site(request: web.Request) -> None:
+    """Refuse what a page has a browser send, which shows its user's certificate unasked.
+
+    Raises:
+        UnauthenticatedError: A certificate is all that there is, and a page sends the request.
+    """
+    by_page = hdrs.ORIGIN in request.headers or request.headers.get(_SITE, "none") not in _OWN_SITES
+    if CERTIFICATE in request and by_page:
+        raise UnauthenticatedError("A page's request needs more than a client certificate.")
 
 
 def _presented(

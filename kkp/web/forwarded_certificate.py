@@ -25,7 +25,8 @@ from kkp.errors import InvalidRequestError
 CERTIFICATE: Final = "Client-Cert"
 CHAIN: Final = "Client-Cert-Chain"
 _BYTES = re.compile(r":([A-Za-z0-9+/]+={0,2}):\Z")
-_BETWEEN = re.compile(r"[ \t]*,[ \t]*")
+
+_BLANK = " \t"
 
 
 def read_forwarded(certificate: Sequence[str], chain: Sequence[str]) -> Sequence[bytes]:
@@ -42,7 +43,10 @@ def read_forwarded(certificate: Sequence[str], chain: Sequence[str]) -> Sequence
         return ()
     if len(certificate) != 1 or len(chain) > 1:
         raise InvalidRequestError(f"There must be one {CERTIFICATE}, and one {CHAIN} at the most.")
-    others = _BETWEEN.split(chain[0]) if chain else ()
+    others = chain[0].split(",") if chain else []
+    if others and chain[0].strip(_BLANK) != chain[0]:
+        raise InvalidRequestError(f"The {CHAIN} header is not a list as RFC 9440 writes it.")
+    others = [each.strip(_BLANK) for each in others]
     return [_read(CERTIFICATE, certificate[0]), *(_read(CHAIN, each) for each in others)]
 
 

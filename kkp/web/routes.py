@@ -59,7 +59,7 @@ from kkp.operations.tokens import IssueToken
 from kkp.pacing import Pacer
 from kkp.pipeline import Origin, Pipeline
 from kkp.web import answers, exchange, problems, schemas
-from kkp.web.bodies import HeldBodies
+from kkp.web.bodies import BODY, HeldBodies
 from kkp.web.credentials import APPROVAL, read_credentials
 from kkp.web.oauth import AT_TOKEN_ENDPOINT, BEHIND_A_BEARER, Form, uncached
 from kkp.web.public import PUBLIC_ROUTES, PublicDocuments
@@ -215,8 +215,10 @@ class Route(Generic[RequestT, AnswerT]):
         if not self.is_anonymous:
             pipeline, credentials = services.pipeline, _presented(services, request, present)
         # What has arrived whole is in memory already, and the road authenticates it.
-        if not request.content.is_eof() and credentials.unverified_bearer is not None:
+        is_there = request.content.is_eof()
+        if not is_there and credentials.unverified_bearer is not None:
             await pipeline.authenticate(credentials, request[ORIGIN])
+        request[BODY].is_known = is_there or credentials.unverified_bearer is not None
         checked, credentials = await read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await pipeline.run(operation, checked, credentials, origin)
@@ -260,6 +262,7 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
         if credentials.unverified_release is not None:
             raise InvalidRequestError(f"{APPROVAL} is for one request, which is sent alone, not in a batch.")
         await services.pipeline.authenticate(credentials, request[ORIGIN])
+        request[BODY].is_known = True
         items, credentials = await self.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         results = await services.pipeline.run_batch(operation, items, credentials, origin)

@@ -181,6 +181,9 @@ Moment = Annotated[
         description="a time such as 2026-01-01T00:00:00Z",
     ),
 ]
+IPAddress = Annotated[
+    str, msgspec.Meta(pattern=r"^[0-9A-Fa-f:.]{2,45}$(?!\n)", description="an IP address such as 10.0.0.7")
+]
 Document = Annotated[dict[Name, Any], msgspec.Meta(max_length=32)]
 _MAX_DEPTH = 32  # of a member that may hold anything
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -230,6 +233,7 @@ _EXPECTED: Mapping[str, str] = {
         Scope,
         Word,
         Moment,
+        IPAddress,
     )
     for meta in get_args(kind)[1:]
 }
@@ -641,7 +645,7 @@ class ExplainBody(Asks[ExplainRequest], frozen=True):
     claims: Document = {}
     request_: Document = msgspec.field(name="request", default_factory=dict)
     time: Moment | None = None
-    client_ip: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    client_ip: IPAddress = ""
 
     def request(self) -> ExplainRequest:
         """Return what is asked for, checked."""

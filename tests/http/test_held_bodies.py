@@ -24,7 +24,8 @@ SEALING = {"backend": "aws", "key_id": "alias/orders", "plaintext": "a" * 900}
 
 def test_what_fits_exactly_is_held_and_one_byte_more_is_not() -> None:
     bodies = HeldBodies(100)
-    share, other = BodyShare(bodies, is_known=True), BodyShare(bodies, is_known=True)
+    share, other = BodyShare(bodies), BodyShare(bodies)
+    share.is_known = other.is_known = True
     share.take(60)
     other.take(40)
     for each in (share, other):
@@ -35,11 +36,12 @@ def test_what_fits_exactly_is_held_and_one_byte_more_is_not() -> None:
 
 def test_a_stranger_gets_no_further_than_a_quarter_and_who_is_known_goes_on() -> None:
     bodies = HeldBodies(100)
-    stranger = BodyShare(bodies, is_known=False)
+    stranger, known = BodyShare(bodies), BodyShare(bodies)
     stranger.take(25)
     with pytest.raises(OverloadedError):
         stranger.take(1)
-    BodyShare(bodies, is_known=True).take(75)
+    known.is_known = True
+    known.take(75)
     assert bodies.room(is_known=True) == 0
 
 
@@ -88,13 +90,36 @@ async def test_a_body_without_room_is_refused_and_has_room_when_the_others_are_g
         assert (await until(kkp, "", kkp.root_key)).status == 200
 
 
-async def test_strangers_who_fall_silent_keep_out_one_another_and_nobody_who_is_known(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "header", "sent", "count"),
+    [
+        ("/envelope/decrypt", "", 233_150, 9),
+        ("/login", "", 65_000, 32),
+        ("/login", "Authorization: Bearer nobody\r\n", 65_000, 32),
+    ],
+    ids=["without a credential", "at the door", "with one that nobody looks at"],
+)
+async def test_strangers_who_fall_silent_keep_out_one_another_and_nobody_else(
+    tmp_path: Path, path: str, header: str, sent: int, count: int
+) -> None:
     async with small_room(tmp_path) as kkp, AsyncExitStack() as stack:
-        for _ in range(9):
-            await stack.enter_async_context(silent(kkp, "/envelope/decrypt", "", 233_150))
-        assert (await until(kkp, "overloaded", None)).status == 503
+        for _ in range(count):
+            await stack.enter_async_context(silent(kkp, path, header, sent))
+        async with asyncio.timeout(HANG_SECONDS):
+            assert (await answer_to_silence(kkp, path, header, sent)).startswith(b"HTTP/1.1 503 ")
         for _ in range(20):
             await kkp.seal(kkp.root_key)
+        assert (await kkp.post("/envelope/decrypt", SEALING)).problem() != "overloaded"
+
+
+async def answer_to_silence(kkp: KKP, path: str, header: str, sent: int) -> bytes:
+    """Do the same once more, and return the line that it is answered with: 408 where there is room."""
+    reader, writer = await asyncio.open_connection(kkp.host, kkp.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: kkp\r\nContent-Type: application/json\r\n{header}"
+    writer.write(f"{head}Content-Length: {sent + 1}\r\n\r\n".encode() + b" " * sent)
+    line = await reader.readline()
+    writer.close()
+    return line
 
 
 async def test_what_was_refused_or_answered_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -125,6 +125,32 @@ async def test_a_service_key_is_enough_beside(server: Server, holder: Holder | N
         assert (await client.post("/token", TOKEN, credential=client.root_key)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Origin", "https://evil.example"),
+        ("Origin", "null"),
+        ("Sec-Fetch-Site", "cross-site"),
+        ("Sec-Fetch-Site", "same-site"),
+    ],
+)
+async def test_attack_a_page_of_another_site_does_nothing_with_the_certificate_of_a_browser(
+    client: Client, header: str, value: str
+) -> None:
+    answer = await client.request("POST", "/token", json=TOKEN, headers={header: value})
+    assert (answer.status, answer.problem()) == (401, "unauthenticated")
+    with_key = {header: value, "Authorization": f"Bearer {client.root_key}"}
+    assert (await client.request("POST", "/token", json=TOKEN, headers=with_key)).status == 200
+
+
+@pytest.mark.parametrize("value", ["none", "same-origin"])
+async def test_a_browser_that_is_asked_by_its_user_is_a_client_like_others(
+    client: Client, value: str
+) -> None:
+    answer = await client.request("POST", "/token", json=TOKEN, headers={"Sec-Fetch-Site": value})
+    assert answer.status == 200
+
+
 async def test_a_token_of_somebody_else_beside_a_certificate_is_refused(
     server: Server, client: Client
 ) -> None:

@@ -12,8 +12,8 @@ package kkp.approvals
 obligations(permitted, rules) := permitted if {
 	rules == []
 } else := permitted if {
-	# Nobody could ever be the last to approve.
-	input.action in {"approve", "log_in", "log_out"}
+	# Nobody could ever be the last to approve, and who has yet to log in could not be given what is approved.
+	input.action in {"approve", "sign_up", "log_in", "log_out"}
 	is_array(rules)
 } else := object.union(permitted, {"require_approval": demand}) if {
 	is_array(rules)

@@ -123,6 +123,14 @@ test_approving_needs_no_approval if {
 	data.kkp.approvals.obligations({}, rules) == _none with input as asked
 }
 
+test_whoever_is_at_the_door_needs_no_approval if {
+	rules := [{"valid_minutes": 5}]
+	every action in ["sign_up", "log_in", "log_out"] {
+		asked := object.union(_input, {"action": action})
+		data.kkp.approvals.obligations({}, rules) == _none with input as asked
+	}
+}
+
 test_what_is_no_list_permits_nothing if {
 	not data.kkp.approvals.obligations({}, {}) with input as _input
 	not data.kkp.approvals.obligations({}, "all") with input as _input
