@@ -5,7 +5,6 @@ from __future__ import annotations
 import compileall
 import os
 import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -18,15 +17,8 @@ from tests.databases import Place, PostgreSQLPlace, SQLitePlace
 from tests.harness import KKP, running
 from tests.promises import PROMISES, Recorder
 
-# They do over and over what others do once. To trace that takes minutes, and shows no further line.
+# They do over and over what others do once, by processes of their own: to trace them shows no further line.
 UNMEASURED = {
-    "contract/test_destinations.py",
-    "contract/test_kms.py",
-    "http/test_backend_faults.py",
-    "http/test_kill_switch.py",
-    "http/test_no_secret_in_postgresql.py",
-    "http/test_no_secret_leaks.py",
-    "integration/test_break_glass.py",
     "integration/test_kill.py",
     "integration/test_master_rotation.py",
     "integration/test_openapi_fuzz.py",
@@ -34,8 +26,6 @@ UNMEASURED = {
     "integration/test_rotation_under_load.py",
     "integration/test_stays_flat.py",
 }
-
-TRACED_CASES = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,20 +56,11 @@ def pytest_collection_finish() -> None:
     collect_garbage_rarely()
 
 
-def _measure_less(items: list[pytest.Item]) -> None:
-    """Trace the first cases of each function only, but all of the unit tests: there, cases are branches."""
-    cases = Counter[tuple[Path, str]]()
-    for item in items:
-        path = item.path.relative_to(Path(__file__).parent).as_posix()
-        function = (item.path, item.nodeid.partition("[")[0])
-        cases[function] += 1
-        if path in UNMEASURED or (not path.startswith("unit/") and cases[function] > TRACED_CASES):
-            item.add_marker("no_cover")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that prove a promise asked for; a number that promises nothing is a mistake."""
-    _measure_less(items)
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix() in UNMEASURED:
+            item.add_marker("no_cover")
     wanted = set(config.getoption("promise") or ())
     proven = [{number for mark in item.iter_markers("promise") for number in mark.args} for item in items]
     unknown = set().union(wanted, *proven) - PROMISES.keys()

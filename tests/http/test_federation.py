@@ -303,7 +303,8 @@ async def test_keys_are_fetched_once_and_a_new_one_is_found_when_it_is_used(
         refused = await server.post("/token", WISH, credential=renewed)
         assert refused.problem() == "unauthenticated"  # it was fetched a moment ago
         monkeypatch.setattr(jwks, "PAUSE_SECONDS", 0.0)
-        keys = server.services.pipeline._authenticator._methods[1]._by_issuer  # type: ignore[attr-defined]
+        methods = server.services.pipeline._authenticator._methods  # type: ignore[attr-defined]
+        (keys,) = (method._by_issuer for method in methods if hasattr(method, "_by_issuer"))
         keys["https://issuer.example"].keys._may_ask_at = 0.0
         assert (await server.post("/token", WISH, credential=renewed)).status == 200
         assert len(place.requests) == 2

@@ -44,7 +44,10 @@ def grants_on(*backends: str) -> list[dict[str, Any]]:
         ),
         (
             {"roles": ["service", "servcie"]},
-            "No role has this name - at `$.roles[1]`; there are admin, anonymous, auditor, service, user",
+            (
+                "No role has this name - at `$.roles[1]`; "
+                "there are admin, anonymous, approver, auditor, service, user"
+            ),
         ),
     ],
 )

@@ -140,7 +140,7 @@ BAD_FLAGS = {
     "a role with a space": (["orders", "--role", "two words"], "$.roles[0]"),
     "a role that the policy does not have": (
         ["orders", "--role", "servce"],
-        "admin, anonymous, auditor",
+        "admin, anonymous, approver, auditor",
     ),
     "an expiry that is no time": (["orders", "--role", "service", "--expires-in", "soon"], "soon"),
     "an expiry of nothing": (["orders", "--role", "service", "--expires-in", "0"], "$.key_ttl_seconds"),
