@@ -182,7 +182,7 @@ Moment = Annotated[
     ),
 ]
 IPAddress = Annotated[
-    str, msgspec.Meta(pattern=r"^[0-9A-Fa-f:.]{2,45}$(?!\n)", description="an IP address such as 10.0.0.7")
+    str, msgspec.Meta(pattern=r"^([0-9A-Fa-f:.]{2,45})?$(?!\n)", description="an IP address such as 10.0.0.7")
 ]
 Document = Annotated[dict[Name, Any], msgspec.Meta(max_length=32)]
 _MAX_DEPTH = 32  # of a member that may hold anything
