@@ -73,7 +73,7 @@ class JWKSClient:
             trust_env=False,
         )
         # Else aiohttp asks twice where a connection ends without an answer, and offers no way to say not to.
-        self._session._retry_connection = False  # noqa: SLF001
+        self._session._retry_connection = False  # noqa: SLF001  see above
 
     async def fetch(self, issuer: Issuer, tls: ssl.SSLContext) -> bytes:
         """Return an issuer's JWKS, undecoded.
