@@ -60,7 +60,7 @@ async def test_an_emergency_goes_as_the_runbook_has_it(tmp_path: Path) -> None:
         orders = await server.add_identity("orders", grant())
         alice = await server.add_identity("alice", roles=("approver",))
         (tmp_path / "sealed.json").write_text(json.dumps({"envelope": await server.seal(orders)}))
-        known = environ(server, TOKEN=await server.token(orders), ALICE=alice)
+        known = environ(server, KEY=orders, TOKEN=await server.token(orders), ALICE=alice)
         printed = [
             await shell(tmp_path, "\n".join(commands(marker, RUNBOOK)), environ=known)
             for marker in ("ask", "approve", "use", "afterwards")
