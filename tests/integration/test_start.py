@@ -221,6 +221,17 @@ async def test_a_start_is_refused_on(stopped: Path, case: str) -> None:
     assert "Traceback" not in finished.err
 
 
+async def test_a_start_on_a_planted_row_is_refused_and_says_who_knows_more(stopped: Path) -> None:
+    with database(stopped / ".kkp/kkp.db", "rw") as connection:
+        connection.execute(
+            "INSERT INTO accounts (id, epoch, sealed) VALUES ('user:0000000000000000', 1, x'00')"
+        )
+    finished = await kkp(stopped, "dev")
+    assert (finished.code, finished.out) == (1, "")
+    assert "A stored account failed its authentication.\nkkp: somebody else wrote" in finished.err
+    assert "`kkp doctor`" in finished.err
+
+
 async def test_every_bad_setting_is_named_at_once(tmp_path: Path) -> None:
     wrong = {
         "KKP_TOKEN_TTL_SECS": "soon",
