@@ -12,7 +12,7 @@ Who calls out where, and what becomes of a failure, is each client's own.
 from __future__ import annotations
 
 import select
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import aiohttp
@@ -48,6 +48,26 @@ async def read_json(
         if len(body) > MAX_ANSWER_BYTES:
             raise NotPlainJSONError(f"is larger than {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
+
+
+def session(connector: aiohttp.BaseConnector, headers: Mapping[str, str]) -> aiohttp.ClientSession:
+    """Return a session that keeps the rules above; whoever asks sets a deadline, and allows no redirect.
+
+    Args:
+        connector: Makes the connections; closed with the session.
+        headers: Of every request.
+    """
+    made = aiohttp.ClientSession(
+        connector=connector,
+        headers={"Accept-Encoding": "identity", **headers},
+        skip_auto_headers=("User-Agent",),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+        trust_env=False,
+    )
+    made._retry_connection = False  # noqa: SLF001  aiohttp offers no way to say so
+    return made
 
 
 class QuietTCPConnector(aiohttp.TCPConnector):

@@ -65,7 +65,7 @@ from kkp.errors import (
 from kkp.kms._aead import invalid_wrap, label
 from kkp.kms._names import AZURE_KEY_ID
 from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
-from kkp.outbound import QuietTCPConnector
+from kkp.outbound import QuietTCPConnector, session
 
 _URI = re.compile(
     r"""
@@ -255,15 +255,11 @@ class AzureKeyVaultKMS:
         # At INFO, the SDK writes some twenty lines about every request, the key's name among them.
         logging.getLogger("azure").setLevel(logging.WARNING)
         call_seconds = resources.limits.timeout_seconds
-        # The context is made once: given a path, the transport would make one for each request. Without
-        # `trust_env`, no proxy of the environment is asked.
+        # The context is made once: given a path, the transport would make one for each request.
         connector = QuietTCPConnector(ssl=ssl.create_default_context())
-        session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-        )
         # The client closes the transport, which is all that the credentials hold open.
         transport = AioHttpTransport(
-            session=session, connection_timeout=_CONNECT_SECONDS, read_timeout=call_seconds
+            session=session(connector, {}), connection_timeout=_CONNECT_SECONDS, read_timeout=call_seconds
         )
         credential = DefaultAzureCredential(transport=transport, retry_total=0, permit_redirects=False)
         client = KeyClient(

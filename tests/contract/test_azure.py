@@ -439,6 +439,17 @@ async def test_nothing_is_tried_twice(azure: Azure, kms: AzureKeyVaultKMS) -> No
     assert len(azure.requests) == 1
 
 
+async def test_a_question_whose_kept_connection_drops_is_asked_once(
+    azure: Azure, kms: AzureKeyVaultKMS
+) -> None:
+    await kms.describe("orders")
+    azure.requests.clear()
+    azure.fault = emulator.dropped
+
+    assert type(await error_of(kms.describe("orders"))) is KMSUnavailableError
+    assert len(azure.requests) == 1
+
+
 async def test_a_vault_that_hangs_is_unavailable_within_the_deadline(
     azure: Azure, kms: AzureKeyVaultKMS
 ) -> None:

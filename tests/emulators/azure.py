@@ -300,6 +300,13 @@ async def hanging(_request: web.Request, _handler: Handler) -> web.StreamRespons
     raise AssertionError
 
 
+async def dropped(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Hang up without a word."""
+    assert request.transport is not None
+    request.transport.close()
+    return await handler(request)
+
+
 async def cut_short(request: web.Request, _handler: Handler) -> web.StreamResponse:
     """Promise more than is sent, and hang up."""
     response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
