@@ -20,7 +20,8 @@ Rules:
 - A wrap first asks for the key. It must be RSA, enabled, and allow `unwrapKey` too, for what is sealed must
   open again; Key Vault itself has been seen to wrap with a disabled key. The version that was found is named
   in every request and in the wrap, so a rotation changes nothing that is sealed.
-- An answer that names another key or version, or has another length, is no answer.
+- An answer that names another key or version, or has another length, is no answer, and neither is one that is
+  encoded or has more than 64 KiB. It is asked for once (`kkp.outbound`).
 - A refusal is believed only if Key Vault's own error document says it; anything else is an outage.
 
 Least permissions: the data actions `keys/read`, `keys/wrap/action` and `keys/unwrap/action` of
@@ -65,7 +66,7 @@ from kkp.errors import (
 from kkp.kms._aead import invalid_wrap, label
 from kkp.kms._names import AZURE_KEY_ID
 from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
-from kkp.outbound import QuietTCPConnector, session
+from kkp.outbound import BoundedResponse, QuietTCPConnector, session
 
 _URI = re.compile(
     r"""
@@ -259,7 +260,9 @@ class AzureKeyVaultKMS:
         connector = QuietTCPConnector(ssl=ssl.create_default_context())
         # The client closes the transport, which is all that the credentials hold open.
         transport = AioHttpTransport(
-            session=session(connector, {}), connection_timeout=_CONNECT_SECONDS, read_timeout=call_seconds
+            session=session(connector, {}, BoundedResponse),
+            connection_timeout=_CONNECT_SECONDS,
+            read_timeout=call_seconds,
         )
         credential = DefaultAzureCredential(transport=transport, retry_total=0, permit_redirects=False)
         client = KeyClient(
