@@ -639,6 +639,7 @@ def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something 
             lifetime_seconds=settings.revocation_list_seconds,
         ),
         issuer=settings.issuer,
+        takes_certificates=bool(settings.client_ca_files),
         jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
         openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
         checks=_readiness(base, policy, keyring, revoked, people, waiting),

@@ -402,6 +402,14 @@ class Pipeline:
             self.count_failure(origin, error)
             raise
 
+    async def knows(self, credentials: Credentials) -> bool:
+        """Tell whether somebody's are shown, as far as memory tells; nothing is counted or used up."""
+        try:
+            await self._authenticator.authenticate(credentials, epoch=self._state.epoch)
+        except AuthenticationError:
+            return False
+        return True
+
     def count_failure(self, origin: Origin, error: AuthenticationError) -> None:
         """Count a failed authentication, also one that was refused before the road began."""
         self._failures.count(origin.client_ip, error.code)
