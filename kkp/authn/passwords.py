@@ -15,6 +15,8 @@ Rules that hold here:
 - One password is hashed at a time, in a process of its own (`kkp.authn.hashing`) that takes the processor
   only when nothing else wants it: who guesses passwords slows down nothing but logins. It is started with the
   first password, and anew if it ends.
+- After whatever of a stranger's is no right password it takes none of a stranger's for REST_SECONDS. Hashing
+  fills a core and the memory's bandwidth, which no priority gives back: so guessing takes a small part of both.
 - At most MAX_WAITING wait for it, and the next is refused at once: memory and waiting are bounded. Of one
   address MAX_OF_ADDRESS do, right passwords or wrong ones, and MAX_STRANGERS fill no more than their part, so
   that neither one address nor many of them keep out who is known.
@@ -44,6 +46,7 @@ MAX_BYTES: Final = 1024
 MAX_WAITING: Final = 8
 MAX_STRANGERS: Final = 6
 MAX_OF_ADDRESS: Final = 2
+REST_SECONDS: Final = 0.4  # several times what a hash takes
 _RETRY_SECONDS: Final = 1
 _PATIENCE_SECONDS: Final = 10.0  # of one that nobody gives the processor, or that has ended
 _UNAVAILABLE: Final = "The password can't be checked at the moment."
@@ -154,6 +157,8 @@ class Passwords:
         self._count_refusal = count_refusal
         self._waiting = Counter[str]()
         self._turn = asyncio.Lock()
+        self._turn_of_strangers = asyncio.Lock()
+        self._rested_at = 0.0
         self._process: Process | None = None
 
     def check_room(self, waiter: Waiter = AT_THE_MACHINE) -> None:
@@ -200,10 +205,24 @@ class Passwords:
         self.check_room(waiter)
         self._waiting[waiter.address] += 1
         try:
-            async with self._turn:
-                return await self._ask({"password": password.decode(), "kept": kept})
+            question = {"password": password.decode(), "kept": kept}
+            return await (self._ask_alone if waiter.is_known else self._ask_as_stranger)(question)
         finally:
             self._waiting -= Counter((waiter.address,))  # who has none waiting is forgotten
+
+    async def _ask_as_stranger(self, question: Mapping[str, str | None]) -> _Answer:
+        """Ask behind all other strangers; who is known has one of them ahead at the most."""
+        time = asyncio.get_running_loop().time
+        async with self._turn_of_strangers:
+            await asyncio.sleep(self._rested_at - time())
+            answer = await self._ask_alone(question)
+            if not answer.matches:
+                self._rested_at = time() + REST_SECONDS
+            return answer
+
+    async def _ask_alone(self, question: Mapping[str, str | None]) -> _Answer:
+        async with self._turn:
+            return await self._ask(question)
 
     async def _ask(self, question: Mapping[str, str | None]) -> _Answer:
         process = self._process = self._process or await _start()

@@ -15,6 +15,7 @@ from typing import Any
 import jwt
 import pytest
 
+from kkp.authn import passwords
 from kkp.authn.accounts import new_code
 from kkp.authn.operator import LocalOperator
 from kkp.authn.passwords import MAX_OF_ADDRESS, MAX_STRANGERS, MAX_WAITING, Passwords, Waiter
@@ -50,6 +51,12 @@ from tests.spellings import spellings
 async def kkp(tmp_path: Path) -> AsyncIterator[KKP]:
     async with running(tmp_path, peers=Peers(parse_networks("127.0.0.1"))) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def unrested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no guess make the next one wait."""
+    monkeypatch.setattr(passwords, "REST_SECONDS", 0)
 
 
 async def operate(kkp: KKP, operation: Operation[Any, Any, Any], request: Any) -> None:

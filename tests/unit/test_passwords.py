@@ -91,6 +91,12 @@ def test_a_password_is_normalised_to_nfkc_and_is_utf_8() -> None:
         normalised("\ud800")
 
 
+@pytest.fixture(autouse=True)
+def unrested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody wait but where that is what a test is about."""
+    monkeypatch.setattr(passwords, "REST_SECONDS", 0)
+
+
 @pytest.fixture
 async def hasher() -> AsyncIterator[Passwords]:
     async with aclosing(Passwords()) as hasher:
@@ -199,6 +205,44 @@ async def test_an_address_that_is_done_waiting_may_wait_again(line: Line) -> Non
     assert all(await line.takes(*[known(1)] * MAX_OF_ADDRESS))
     await asyncio.gather(*line._waiting)
     assert all(await line.takes(*[known(1)] * MAX_OF_ADDRESS))
+
+
+@pytest.mark.parametrize("is_sign_up", [True, False])
+async def test_after_a_guess_no_stranger_is_taken_for_a_while_and_who_is_known_is(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch, *, is_sign_up: bool
+) -> None:
+    kept = await hasher.hash("seven777")
+    monkeypatch.setattr(passwords, "REST_SECONDS", 3600)
+    if is_sign_up:  # which may come with a code that is a guess
+        await hasher.hash("seven777", stranger(1))
+    else:
+        assert not await hasher.matches(kept, "seven778", stranger(1))
+    second = asyncio.ensure_future(hasher.matches(kept, "seven777", stranger(2)))
+    assert await hasher.matches(kept, "seven777", known(1))
+    assert not await hasher.matches(kept, "seven778", known(1))
+    assert await hasher.matches(kept, "seven777", known(1))
+    assert not second.done()
+    second.cancel()
+    await asyncio.wait([second])
+    assert not hasher._waiting
+
+
+async def test_after_a_right_password_the_next_stranger_is_taken_at_once(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = await hasher.hash("seven777")
+    monkeypatch.setattr(passwords, "REST_SECONDS", 3600)
+    for number in range(3):
+        assert await hasher.matches(kept, "seven777", stranger(number))
+
+
+async def test_after_the_rest_a_stranger_is_taken_again(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "REST_SECONDS", 0.05)
+    kept = await hasher.hash("seven777")
+    told = [await hasher.matches(kept, f"seven77{number}", stranger(number)) for number in (6, 7, 8, 7)]
+    assert told == [False, True, False, True]
 
 
 async def test_however_many_strangers_wait_there_is_room_for_who_is_known(line: Line) -> None:
