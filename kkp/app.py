@@ -598,7 +598,9 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
-        decide_approval=DecideApproval(waiting, keyring, clock, issuer=settings.issuer),
+        decide_approval=DecideApproval(
+            waiting, keyring, clock, Everybody(directory, people), issuer=settings.issuer
+        ),
         list_approvals=ListApprovals(waiting),
         explain_policy=ExplainPolicy(policy, directory.look_up, clock),
         max_plaintext_bytes=settings.max_plaintext_bytes,

@@ -188,6 +188,7 @@ class _Request(msgspec.Struct, frozen=True):
     revocation: JSON = msgspec.UNSET
     approval: JSON = msgspec.UNSET
     explain: JSON = msgspec.UNSET
+    audit: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):

@@ -51,6 +51,7 @@ from kkp.rows import AccountSnapshot
 MAX_ACCOUNTS: Final = 10_000
 ROLES: Final = ("admin", "user")
 CODE_PREFIX: Final = "kkp_ec_"
+_PREFIX: Final = "user:"
 _PURPOSE: Final = "kkp/accounts/v1"
 _CHANGE_ATTEMPTS: Final = 5
 _UNTRUSTED: Final = "A stored account failed its authentication."
@@ -178,6 +179,18 @@ class AccountDirectory(Loaded[AccountSnapshot, _View]):
     def knows(self, account_id: str) -> bool:
         """Tell whether there is an account of this name."""
         return account_id in self._view.by_id
+
+    def person_of(self, name: str) -> str | None:
+        """Return the address of whose an account is, in whatever state that is; see `kkp.approvals`.
+
+        Raises:
+            StateUntrustedError: It may be an account's name, and the stored accounts can't be believed.
+        """
+        if not name.startswith(_PREFIX):
+            return None  # what services do goes on whatever becomes of the accounts
+        self.check_trusted()
+        account = self._view.by_id.get(name)
+        return None if account is None else account.email
 
     def disabled_since(self, moment: float) -> list[str]:
         """Return the names of the accounts that were disabled at this moment or later."""
@@ -309,7 +322,7 @@ class AccountDirectory(Loaded[AccountSnapshot, _View]):
 
 def new_account_id() -> str:
     """Return a name for an account, which nobody has had: 64 random bits."""
-    return f"user:{secrets.token_hex(8)}"
+    return _PREFIX + secrets.token_hex(8)
 
 
 def new_code() -> str:

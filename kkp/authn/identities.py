@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol, final
 import msgspec
 import rfc8785
 
+from kkp.approvals import PERSON
 from kkp.authn.anonymous import NAME as NOBODY
 from kkp.clock import Clock
 from kkp.errors import (
@@ -153,6 +154,16 @@ class IdentityDirectory(Loaded[IdentitySnapshot, _View]):
     def knows(self, identity_id: str) -> bool:
         """Tell whether there is, or was, an identity of this name."""
         return identity_id in self._view.by_id
+
+    def person_of(self, name: str) -> str | None:
+        """Return whose an identity is, disabled or not; see `kkp.approvals`.
+
+        Raises:
+            StateUntrustedError: The stored identities can't be believed.
+        """
+        self.check_trusted()
+        identity = self._view.by_id.get(name)
+        return None if identity is None else identity.attributes.get(PERSON)
 
     def disabled_since(self, moment: float) -> list[str]:
         """Return the names of the identities that were disabled at this moment or later."""

@@ -18,7 +18,7 @@ import pytest
 from kkp.cli.dev import _banner
 from kkp.config import Address
 from tests.harness import settings_for
-from tests.integration.process import Server, database, kkp, names, refuses_connections, serving, show
+from tests.integration.process import KKP, Server, database, kkp, names, refuses_connections, serving, show
 
 MAX_RESIDENT_KIB = 120 * 1024
 
@@ -48,7 +48,7 @@ def status_of(server: Server, name: str) -> str:
 
 
 async def test_it_becomes_ready_and_stays_small(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
+    async with serving(tmp_path, executable=KKP) as server:
         found = re.search(r"VmRSS:\s+(\d+) kB", status_of(server, "status"))
         assert found is not None
         resident = int(found[1])
