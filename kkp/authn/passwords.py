@@ -16,7 +16,7 @@ Rules that hold here:
   only when nothing else wants it: who guesses passwords slows down nothing but logins. It is started with the
   first password, and anew if it ends.
 - After whatever of a stranger's is no right password it takes none of a stranger's for REST_SECONDS. Hashing
-  fills a core and the memory's bandwidth, which no priority gives back: so guessing takes a small part of both.
+  fills a core and the memory's bandwidth, and no priority gives that back: so guessing takes little of both.
 - At most MAX_WAITING wait for it, and the next is refused at once: memory and waiting are bounded. Of one
   address MAX_OF_ADDRESS do, right passwords or wrong ones, and MAX_STRANGERS fill no more than their part, so
   that neither one address nor many of them keep out who is known.
