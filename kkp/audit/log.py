@@ -10,7 +10,7 @@
   the store before the next append, and (chain, seq) is unique there: a commit that was given up on, and lands
   late, makes a later one fail but never forks the chain. A head that is not its own is not gone on from.
 - A store that fails is tried again with the next record: the log closes and heals by itself. It is ready
-  again once it took a record no smaller than those that failed: on a full disk smaller ones may still find room.
+  again once it took a record no smaller than those that failed: a full disk may still have room for less.
 - A waiter that is cancelled harms nobody, and its record is still written: hanging up hides no denial.
 
 The format is `kkp.audit.chain`'s and `kkp.audit.sealing`'s. This module does not retry: a request that was

@@ -53,7 +53,7 @@ def files(place: PostgreSQLPlace) -> bytes:
 
 
 async def exercise_until_a_row_is_quoted(scene: Scene, place: PostgreSQLPlace, tables: Sequence[str]) -> None:
-    """Have the tables refuse rows; where KKP sees first that the layout was altered it does not try, so again."""
+    """Have the tables refuse rows, again where KKP saw first that the layout was altered, and did not try."""
     quoted = [QUOTED.format(table) for table in tables]
     async with asyncio.timeout(240):
         while True:
@@ -61,7 +61,7 @@ async def exercise_until_a_row_is_quoted(scene: Scene, place: PostgreSQLPlace, t
             await exercise(scene)
             place.by_hand(";".join(map(TAKING.format, tables)))
             # What waits to be recorded is, once the layout is seen to be right.
-            while (await scene.kkp.request("GET", "/readyz")).status != 200:
+            while (await scene.kkp.request("GET", "/readyz")).status != 200:  # noqa: ASYNC110  a database sets no event
                 await asyncio.sleep(0.1)
             if any(text in place.server.log for text in quoted):
                 return
