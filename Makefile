@@ -4,12 +4,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PYTEST := $(BIN)/pytest -n auto --dist worksteal -q
+# Tests of tests/integration that run what they test in their own process.
+IN_PROCESS := $(patsubst %,tests/integration/test_%.py,break_glass doctor doctor_backends opa supervisor)
 
 run: $(READY)
 	@exec $(BIN)/kkp dev
 
+# Coverage counts what runs in the tests' own process. The others start processes, and would be slower for nothing.
 test: $(READY)
-	$(BIN)/pytest -n auto --dist worksteal -q --cov --cov-report=term:skip-covered
+	$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/properties tests/contract tests/http $(IN_PROCESS)
+	$(PYTEST) $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
 
 # Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone; REPORT= keeps a table.
 soak: $(READY)

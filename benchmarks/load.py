@@ -1,7 +1,11 @@
-"""A small HTTP/1.1 load generator: fixed requests over keep-alive connections, as fast as they are answered.
+"""Two kinds of load: as fast as it is answered, and as often as it is told.
 
-It parses no more of an answer than its status and its length, so that it stays cheaper than any server that
-it measures. One process, no threads; the server is another process.
+- `drive` sends fixed requests over keep-alive connections, each as soon as the one before it is answered. It
+  parses no more of an answer than its status and its length, so that it stays cheaper than any server that it
+  measures.
+- `steadily` sends when a request is due, answered or not: a server that stands still can't hide it.
+
+One process, no threads; the server is another process.
 """
 
 from __future__ import annotations
@@ -9,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import final
+from random import Random
+from typing import Any, final
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
-def post(host: str, path: str, body: bytes, *, bearer: str | None = None) -> bytes:
+def post(host: str, path: str, body: bytes, *, bearer: str | None = None, keep_alive: bool = True) -> bytes:
     """Return the bytes of one POST of a JSON body."""
     lines = [
         f"POST {path} HTTP/1.1",
@@ -26,7 +31,30 @@ def post(host: str, path: str, body: bytes, *, bearer: str | None = None) -> byt
     ]
     if bearer is not None:
         lines.append(f"Authorization: Bearer {bearer}")
+    if not keep_alive:
+        lines.append("Connection: close")
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def steadily(
+    send: Callable[[float], Coroutine[Any, Any, tuple[int, float]]], per_second: int, seconds: int
+) -> Sequence[tuple[int, float]]:
+    """Send requests when they are due, answered or not; return each status and latency.
+
+    They come at random, as those of many callers do (a Poisson process), so that two loads beside one another
+    neither always meet nor never. A rate has the same moments each time.
+
+    Args:
+        send: Sends one that is due at this moment of `perf_counter`; a latency counts from there.
+        per_second: How many there are on average.
+        seconds: For how long, about.
+    """
+    moments, due, requests = Random(per_second), time.perf_counter(), []  # noqa: S311  no secret
+    for _ in range(per_second * seconds):
+        due += moments.expovariate(per_second)
+        await asyncio.sleep(max(0, due - time.perf_counter()))
+        requests.append(asyncio.create_task(send(due)))
+    return await asyncio.gather(*requests)
 
 
 @final

@@ -420,6 +420,7 @@ class _Parts:
         keyring: Signs.
         revoked: What is revoked.
         people: Those who have an account.
+        everybody: These and the identities.
         waiting: What waits for approval.
         state: Has all that decisions rest on as of the database's epoch.
         passwords: Compares people's.
@@ -438,6 +439,7 @@ class _Parts:
     keyring: Keyring
     revoked: Revocations
     people: AccountDirectory
+    everybody: Everybody
     waiting: Approvals
     state: LiveState
     passwords: Passwords
@@ -502,6 +504,7 @@ async def _parts(
             keyring=keyring,
             revoked=revoked,
             people=people,
+            everybody=Everybody(base.directory, people),
             waiting=waiting,
             state=state,
             passwords=passwords,
@@ -617,7 +620,9 @@ def _services(parts: _Parts) -> Services:
         lift_revocation=LiftRevocation(revoked),
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
-        decide_approval=DecideApproval(parts.waiting, keyring, clock, issuer=settings.issuer),
+        decide_approval=DecideApproval(
+            parts.waiting, keyring, clock, parts.everybody, issuer=settings.issuer
+        ),
         list_approvals=ListApprovals(parts.waiting),
         explain_policy=ExplainPolicy(parts.policy, directory.look_up, clock),
         sign_up=SignUp(people, parts.passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
@@ -666,6 +671,7 @@ def _public_documents(parts: _Parts) -> PublicDocuments:
         keyring=parts.keyring,
         revocation_list=_revocation_list(parts),
         issuer=settings.issuer,
+        takes_certificates=bool(settings.client_ca_files),
         jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
         openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
         checks=_readiness(parts),
@@ -684,7 +690,7 @@ def _revocation_list(parts: _Parts) -> RevocationList:
     return RevocationList(
         parts.keyring,
         parts.revoked,
-        Everybody(base.directory, parts.people),
+        parts.everybody,
         base.clock,
         lambda: state.epoch,
         issuer=base.settings.issuer,

@@ -16,6 +16,13 @@ when it is introspected or revoked, they stay. The rest of the input is what pol
 approval is used: roles, grants, attributes, the time and the address. No plaintext, token, key or ciphertext
 is in a policy input, so none is in the document.
 
+Nobody approves what they are behind, and callers that share a name are one person. A caller's names are its
+own, that of its attribute `person` and, of an account, the address; and where one of these is an identity's
+or an account's, the names of that too. A row has those that a credential says; whose an identity or an
+account is, is looked up when somebody approves: no name is used again, and whose it is does not change.
+Names are compared as `one_spelling` writes them: where that takes two persons for one, one of them can't
+approve; where it took one for two, they could alone.
+
 A release is a JWS in compact form with the `typ` of RELEASE_TYPE, over `ReleaseClaims`. It is no token, and
 no token is a release. Evolution: members are added to neither; another meaning comes with another `typ`.
 """
@@ -23,9 +30,10 @@ no token is a release. Evolution: members are added to neither; another meaning 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -36,6 +44,8 @@ MAX_REASON_CHARACTERS: Final = 256
 # Whoever has this attribute is the person of that name, by whatever name it calls.
 PERSON: Final = "person"
 
+# Neither is seen: controls, and what only formats; and the spaces.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})
 _OF_CALLER: Final = ("id", "issuer", "kind", "method")
 _OF_ONE_TOKEN: Final = frozenset({"iat", "nbf", "exp", "jti"})
 _BY_SCOPE: Final = frozenset(
@@ -77,7 +87,7 @@ class Wanted:
 
     Attributes:
         caller: Who asks.
-        behind: The names of everybody who is behind the request.
+        behind: The names of everybody who is behind the request, but for those that are looked up.
         document: See above.
         demand: What policy demands for it.
     """
@@ -100,7 +110,7 @@ class Approval:
     Attributes:
         id: Names it.
         caller: Who asked.
-        behind: The names of everybody who is behind the request.
+        behind: The names of everybody who is behind the request, but for those that are looked up.
         digest: What is approved.
         operation: What exactly would be done: the decisive members of the policy input.
         is_break_glass: Whether it is for emergencies.
@@ -157,12 +167,64 @@ def digest_of(document: bytes) -> str:
     return hashlib.sha256(document).hexdigest()
 
 
-def names_of(caller: Caller) -> frozenset[str]:
-    """Return every name that is known to be this caller's, in one spelling."""
-    names = (caller.id, caller.attributes.get(PERSON))
-    return frozenset(name.casefold() for name in names if name is not None)
+class KnowsPersons(Protocol):
+    """Knows whose an identity or an account is."""
+
+    def person_of(self, name: str) -> str | None:
+        """Return whose it is, whether or not it is disabled; None where that is not known, or nothing is."""
 
 
-def is_behind(approver: Caller, behind: Collection[str]) -> bool:
-    """Tell whether whoever would approve is, by any name that is known, behind the request."""
-    return not names_of(approver).isdisjoint(name.casefold() for name in behind)
+def names_of(caller_id: str, attributes: Mapping[str, str]) -> frozenset[str]:
+    """Return the names that a caller is known by without looking anything up."""
+    return frozenset({caller_id, attributes.get(PERSON, caller_id)})
+
+
+def is_behind(approver: Caller, behind: Collection[str], known: KnowsPersons) -> bool:
+    """Tell whether whoever would approve is, by any name that is known, behind the request.
+
+    Raises:
+        StateUntrustedError: It can't be told.
+    """
+    return not _all_names(names_of(approver.id, approver.attributes), known).isdisjoint(
+        _all_names(behind, known)
+    )
+
+
+def _all_names(names: Iterable[str], known: KnowsPersons) -> set[str]:
+    """Return these names and those that they stand for, each in its one spelling."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = one_spelling(left.pop())
+        person = None if name in found else known.person_of(name)
+        found.add(name)
+        left.extend(() if person is None else (person,))
+    return found
+
+
+def one_spelling(name: str) -> str:
+    """Return a name as it is compared.
+
+    Small or capital letters, the forms that Unicode has for one character, what is not seen, and a domain's
+    two spellings in an address (RFC 5890) make no difference. An identity's or account's name stays as it is.
+    Letters that only look alike differ, and so do two addresses of one mailbox.
+    """
+    before, at, domain = _folded(name).rpartition("@")
+    return before + at + ".".join(map(_readable, domain.split("."))) if at else domain
+
+
+def _folded(text: str) -> str:
+    """Return a text so that what matches it without regard to case is equal (Unicode, section 3.13, D146)."""
+    folded = unicodedata.normalize("NFD", text).casefold()
+    folded = unicodedata.normalize("NFKD", folded).casefold()
+    folded = unicodedata.normalize("NFKD", folded)
+    return "".join(each for each in folded if unicodedata.category(each) not in _UNSEEN)
+
+
+def _readable(label: str) -> str:
+    """Return a label of a domain in the letters that `xn--…` stands for."""
+    encoded = label.removeprefix("xn--")
+    try:
+        return label if encoded == label else _folded(encoded.encode("ascii").decode("punycode"))
+    except UnicodeError:  # it stands for none
+        return label

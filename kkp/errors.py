@@ -320,7 +320,7 @@ class RateLimitedError(KKPError):
 
 
 class PasswordsBusyError(RateLimitedError):
-    """More passwords wait to be checked than may, whoever sent them; nothing was done."""
+    """More passwords wait to be checked than may, of all or of one address; nothing was done."""
 
     def __init__(self, retry_after_seconds: int) -> None:
         super().__init__(retry_after_seconds)

@@ -17,7 +17,6 @@ Rules that hold here:
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, final
 
@@ -28,6 +27,7 @@ ADDRESS_GUESSES: Final = 10
 ADDRESS_GUESSES_PER_SECOND: Final = 1 / 120
 ACCOUNT_GUESSES: Final = 20
 ACCOUNT_GUESSES_PER_SECOND: Final = 1 / 60
+HOMES: Final = 8
 _OTHERS: Final = ""  # no caller, and no address, has an empty name
 _ROUNDING_SECONDS: Final = 1e-6  # sums of fractions of a second are not exact
 
@@ -128,8 +128,11 @@ class GuessLimits:
     """How often somebody may try what could be guessed: from one address, and at one account.
 
     What succeeds is put back, so that only failures count. The address is asked first, so that who is refused
-    there takes nothing from an account. And whoever succeeded once from an address is counted apart there, so
-    that strangers don't keep the owner of an account out.
+    there takes nothing from an account.
+
+    Whoever succeeded once from an address is at home there. Their tries are counted in buckets of their own,
+    and in no others: however many addresses strangers have, and whatever they try, they use up none of these,
+    nor the memory for them. An account has the HOMES latest; only accounts that exist have any.
 
     Args:
         monotonic: Seconds on a clock that never runs backwards.
@@ -146,7 +149,8 @@ class GuessLimits:
         self._accounts = RateLimits(
             ACCOUNT_GUESSES_PER_SECOND, ACCOUNT_GUESSES, monotonic, refused, "account"
         )
-        self._at_home: OrderedDict[str, None] = OrderedDict()
+        self._at_home = RateLimits(ADDRESS_GUESSES_PER_SECOND, ADDRESS_GUESSES, monotonic, refused, "address")
+        self._homes: dict[str, tuple[str, ...]] = {}
 
     def admit(self, address: str, account: str | None = None) -> None:
         """Take note of one try.
@@ -154,22 +158,26 @@ class GuessLimits:
         Raises:
             RateLimitedError: There were too many.
         """
+        if account is not None and self.is_at_home(address, account):
+            self._at_home.admit(_home(address, account))
+            return
         self._addresses.admit(address)
         if account is not None:
-            self._accounts.admit(self._bucket(address, account))
+            self._accounts.admit(account)
+
+    def is_at_home(self, address: str, account: str) -> bool:
+        """Tell whether somebody succeeded at this account from there."""
+        return address in self._homes.get(account, ())
 
     def succeeded(self, address: str, account: str) -> None:
         """Forget one try: it was no guess."""
-        self._addresses.give_back(address)
-        self._accounts.give_back(self._bucket(address, account))
-        self._at_home[_home(address, account)] = None
-        self._at_home.move_to_end(_home(address, account))
-        if len(self._at_home) > MAX_BUCKETS:
-            self._at_home.popitem(last=False)
-
-    def _bucket(self, address: str, account: str) -> str:
-        home = _home(address, account)
-        return home if home in self._at_home else account
+        if self.is_at_home(address, account):
+            self._at_home.give_back(_home(address, account))
+        else:
+            self._addresses.give_back(address)
+            self._accounts.give_back(account)
+        others = [home for home in self._homes.get(account, ()) if home != address]
+        self._homes[account] = (*others, address)[-HOMES:]
 
 
 def _home(address: str, account: str) -> str:

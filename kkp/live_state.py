@@ -7,18 +7,22 @@ Rules that hold here:
 - It is looked at with every poll, always. What tells of a change sooner, where the database can, only makes
   the next look come at once; however often it tells, there is a pause between two.
 - An epoch lower than one that was known before ends the process (`kkp.rollback`).
+- Once a row fails its authentication, nothing of that part is believed until all of it has been read again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from operator import attrgetter
-from typing import Final, Protocol, final
+from typing import Final, Generic, Protocol, TypeVar, final
 
-from kkp.errors import KeyringUnavailableError, described
+import msgspec
+
+from kkp.errors import KeyringUnavailableError, StateUntrustedError, described
 from kkp.rollback import refuse_rollback
 
 PAUSE_SECONDS: Final = 0.05
@@ -36,6 +40,93 @@ class Loads(Protocol):
 
     async def load(self) -> None:
         """Read it again."""
+
+
+class AsOfEpoch(Protocol):
+    """What was read of the database in one transaction."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it is of."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """Everything that a part knows as of an epoch; replaced as a whole.
+
+    Attributes:
+        epoch: See above.
+        untrusted: Whether a row failed its authentication; nothing else is known then.
+    """
+
+    epoch: int = 0
+    untrusted: bool = False
+
+
+SnapshotT = TypeVar("SnapshotT", bound=AsOfEpoch)
+ViewT = TypeVar("ViewT", bound=View)
+
+
+class Loaded(ABC, Generic[SnapshotT, ViewT]):
+    """A part whose rows are authenticated as they are read, and what is known of it.
+
+    Args:
+        nothing: What is known before anything was read.
+        untrusted: What is said once a row failed its authentication.
+    """
+
+    def __init__(self, nothing: ViewT, untrusted: str) -> None:
+        self._nothing = self._view = nothing
+        self._untrusted = untrusted
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that this was loaded at."""
+        return self._view.epoch
+
+    async def load(self) -> None:
+        """Read it again, or what has changed since.
+
+        Of two reads at a time the older one counts for nothing, whichever ends last: whoever was let in at
+        an epoch is judged by all that was disabled or revoked up to it.
+
+        Raises:
+            StateUntrustedError: A row failed its authentication; nothing is told from then on.
+            KeyringUnavailableError: The database can't be read.
+        """
+        seen, known = self._view.epoch, self._nothing if self._view.untrusted else self._view
+        snapshot = await self._read(known.epoch)
+        refuse_rollback(seen, snapshot.epoch)
+        if snapshot.epoch < self._view.epoch:
+            return
+        try:
+            self._view = self._trusted_view(snapshot, known)
+        except StateUntrustedError:
+            self._view = msgspec.structs.replace(self._nothing, epoch=snapshot.epoch, untrusted=True)
+            raise
+
+    async def load_what_was_written(self) -> None:
+        """Load; what was committed is done even if this fails, and the epoch makes the next request try."""
+        try:
+            await self.load()
+        except KeyringUnavailableError as error:
+            _log.warning("what was just written could not be read again: %s", error)
+
+    def check_trusted(self) -> None:
+        """Refuse to go on after a row failed its authentication.
+
+        Raises:
+            StateUntrustedError: It did.
+        """
+        if self._view.untrusted:
+            raise StateUntrustedError(self._untrusted)
+
+    @abstractmethod
+    async def _read(self, since_epoch: int) -> SnapshotT:
+        """Return everything, or what has changed since this epoch, 0 for everything."""
+
+    @abstractmethod
+    def _trusted_view(self, snapshot: SnapshotT, known: ViewT) -> ViewT:
+        """Return what is known now; StateUntrustedError if a row fails its authentication."""
 
 
 @final

@@ -11,8 +11,9 @@ Who calls out where, and what becomes of a failure, is each client's own.
 
 from __future__ import annotations
 
+import asyncio
 import select
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import aiohttp
@@ -40,7 +41,13 @@ async def read_json(
         NotPlainJSONError: It is not to be read.
         aiohttp.ClientError: It did not arrive whole.
     """
-    if response.content_type not in media_types or "Content-Encoding" in response.headers:
+    if response.content_type not in media_types:
+        raise NotPlainJSONError("is not plain JSON")
+    return await _read(response)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    if "Content-Encoding" in response.headers:
         raise NotPlainJSONError("is not plain JSON")
     body = bytearray()
     async for part in response.content.iter_any():
@@ -48,6 +55,53 @@ async def read_json(
         if len(body) > MAX_ANSWER_BYTES:
             raise NotPlainJSONError(f"is larger than {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
+
+
+class BoundedResponse(aiohttp.ClientResponse):
+    """An answer that is read as soon as its head is there, for a library that would read it without bounds.
+
+    Where it is encoded or too large, the request ends with an aiohttp.ClientPayloadError.
+    """
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        """Read head and body."""
+        protocol = connection.protocol
+        await super().start(connection)
+        try:
+            body = await _read(self)
+        except NotPlainJSONError as error:
+            raise aiohttp.ClientPayloadError(f"the answer {error}") from None
+        assert protocol is not None  # noqa: S101  a head came from it
+        self.content = aiohttp.StreamReader(protocol, MAX_ANSWER_BYTES, loop=asyncio.get_running_loop())
+        self.content.feed_data(body)
+        self.content.feed_eof()
+        return self
+
+
+def session(
+    connector: aiohttp.BaseConnector,
+    headers: Mapping[str, str],
+    response_class: type[aiohttp.ClientResponse] = aiohttp.ClientResponse,
+) -> aiohttp.ClientSession:
+    """Return a session that keeps the rules above; whoever asks sets a deadline, and allows no redirect.
+
+    Args:
+        connector: Makes the connections; closed with the session.
+        headers: Of every request.
+        response_class: How answers are read, where a library does that.
+    """
+    made = aiohttp.ClientSession(
+        connector=connector,
+        response_class=response_class,
+        headers={"Accept-Encoding": "identity", **headers},
+        skip_auto_headers=("User-Agent",),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+        trust_env=False,
+    )
+    made._retry_connection = False  # noqa: SLF001  aiohttp offers no way to say so
+    return made
 
 
 class QuietTCPConnector(aiohttp.TCPConnector):

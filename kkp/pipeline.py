@@ -188,6 +188,7 @@ class _Request(msgspec.Struct, frozen=True):
     revocation: JSON = msgspec.UNSET
     approval: JSON = msgspec.UNSET
     explain: JSON = msgspec.UNSET
+    audit: JSON = msgspec.UNSET
 
 
 class _Environment(msgspec.Struct, frozen=True):
@@ -400,6 +401,14 @@ class Pipeline:
         except AuthenticationError as error:
             self.count_failure(origin, error)
             raise
+
+    async def knows(self, credentials: Credentials) -> bool:
+        """Tell whether somebody's are shown, as far as memory tells; nothing is counted or used up."""
+        try:
+            await self._authenticator.authenticate(credentials, epoch=self._state.epoch)
+        except AuthenticationError:
+            return False
+        return True
 
     def count_failure(self, origin: Origin, error: AuthenticationError) -> None:
         """Count a failed authentication, also one that was refused before the road began."""

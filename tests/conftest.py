@@ -17,16 +17,6 @@ from tests.databases import Place, PostgreSQLPlace, SQLitePlace
 from tests.harness import KKP, running
 from tests.promises import PROMISES, Recorder
 
-# They do over and over what others do once, by processes of their own: to trace them shows no further line.
-UNMEASURED = {
-    "integration/test_kill.py",
-    "integration/test_master_rotation.py",
-    "integration/test_openapi_fuzz.py",
-    "integration/test_replicas_under_load.py",
-    "integration/test_rotation_under_load.py",
-    "integration/test_stays_flat.py",
-}
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests of a promise be run alone, and their figures be kept."""
@@ -58,9 +48,6 @@ def pytest_collection_finish() -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that prove a promise asked for; a number that promises nothing is a mistake."""
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).as_posix() in UNMEASURED:
-            item.add_marker("no_cover")
     wanted = set(config.getoption("promise") or ())
     proven = [{number for mark in item.iter_markers("promise") for number in mark.args} for item in items]
     unknown = set().union(wanted, *proven) - PROMISES.keys()

@@ -177,7 +177,9 @@ class ApprovalExpired:
 
 
 class Probe(NamedTuple):
-    """That the log could be written again after a failure; it has no members of its own."""
+    """That the log could be written again after a failure, by a record of at least so many bytes."""
+
+    size_bytes: int
 
 
 class Receipt(NamedTuple):

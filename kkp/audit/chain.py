@@ -52,7 +52,7 @@ DECISION_FIELDS: Final = (
 """The fields of a decision that are recorded as they are."""
 
 CLEAR_FIELDS: Final = frozenset(DECISION_FIELDS) | {
-    "checkpoint", "heads", "imported", "imported_hash", "prunings", "reason", "ref", "version",
+    "checkpoint", "heads", "imported", "imported_hash", "padding", "prunings", "reason", "ref", "version",
 }  # fmt: skip
 """All that a record of any type may say in clear. A field that is missing here can't be written at all."""
 

@@ -9,7 +9,8 @@
 - The chain's head moves only after a commit that is known to have happened. After any other it is read from
   the store before the next append, and (chain, seq) is unique there: a commit that was given up on, and lands
   late, makes a later one fail but never forks the chain. A head that is not its own is not gone on from.
-- A store that fails is tried again with the next record: the log closes and heals by itself.
+- A store that fails is tried again with the next record: the log closes and heals by itself. It is ready
+  again once it took a record no smaller than those that failed: a full disk may still have room for less.
 - A waiter that is cancelled harms nobody, and its record is still written: hanging up hides no denial.
 
 The format is `kkp.audit.chain`'s and `kkp.audit.sealing`'s. This module does not retry: a request that was
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -115,6 +117,7 @@ class AuditLog:
         self._deadline_seconds = deadline_seconds
         self._accepting = False
         self._failing = False
+        self._failed_bytes = 0  # of the largest record that failed in this outage
         self._head: ChainHead | None = None  # None: unknown, to be read from the store
         self._durable: ChainHead | None = None  # the last one known to be so
         self._given_up: deque[bytes] = deque(maxlen=_MAX_GIVEN_UP)  # heads that may have become durable since
@@ -213,7 +216,7 @@ class AuditLog:
         await self._enqueue(expired)
 
     async def check_ready(self) -> None:
-        """Tell whether records can be made durable; after a failure, by making one.
+        """Tell whether records can be made durable; after a failure, by making one as large as what failed.
 
         Whoever asks within a second of another shares its record: anybody may ask, at any rate.
 
@@ -226,8 +229,10 @@ class AuditLog:
             return
         now = asyncio.get_running_loop().time()
         if self._probe is None or now - self._probed_at >= PROBE_SECONDS:
-            self._probe, self._probed_at = self._enqueue(Probe()), now
+            self._probe, self._probed_at = self._enqueue(Probe(self._failed_bytes)), now
         await asyncio.shield(self._probe)
+        if self._failing:  # what failed was larger, or failed since
+            raise AuditUnavailableError("The audit record could not be made durable.")
 
     async def close(self) -> None:
         """Accept no more records, and write or refuse those that are queued."""
@@ -279,6 +284,7 @@ class AuditLog:
             self._writer = None
 
     async def _write(self, batch: Sequence[_Pending]) -> None:
+        written: Sequence[tuple[_Pending, ChainedRow]] = ()
         try:
             head, self._head = self._head or await self._stored_head(), None
             now = self._clock.now()
@@ -293,14 +299,14 @@ class AuditLog:
             async with self._limit():
                 epoch = await self._store.append(self._chain, rows) if rows else 0
         except Exception as error:  # noqa: BLE001  whatever the store raises, the answer is no
-            self._note_failure(error)
+            self._note_failure(error, written)
             for pending in batch:
                 pending.refuse("The audit record could not be made durable.")
             return
         self._head = ChainHead(self._chain, rows[-1].seq, rows[-1].hash) if rows else head
         self._durable = self._head
         self._given_up.clear()
-        self._note_success()
+        self._note_success(rows)
         if self._on_commit is not None:
             self._on_commit(len(rows), time.perf_counter() - began)
         for pending, row in written:
@@ -357,7 +363,7 @@ class AuditLog:
             case ApprovalExpired():
                 return link(head, now, RecordType.APPROVAL_EXPIRED, asdict(record))
             case Probe():
-                return link(head, now, RecordType.PROBE, {})
+                return link(head, now, RecordType.PROBE, _probe_members(record))
 
     def _decision_members(self, entry: AuditEntry, head: ChainHead, day: DayCipher) -> dict[str, JSON]:
         values = zip(DECISION_FIELDS, _decision_fields(entry), strict=True)
@@ -368,16 +374,32 @@ class AuditLog:
             members["input_sealed"] = day.seal(entry.policy_input, head.chain, head.seq + 1)
         return members
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception, written: Sequence[tuple[_Pending, ChainedRow]]) -> None:
         if not self._failing:  # once per outage: a failing disk is not to be filled with log lines
             _log.error("the audit store fails, no operation is possible: %s", described(error))
             self._probe = None  # one that succeeded says nothing of this outage
         self._failing = True
+        # But for probes, each of which would make the next one larger.
+        asked = [row for pending, row in written if not isinstance(pending.record, Probe)]
+        self._failed_bytes = max(self._failed_bytes, _largest_bytes(asked))
 
-    def _note_success(self) -> None:
-        if self._failing:
-            _log.warning("the audit store works again")
+    def _note_success(self, rows: Sequence[ChainedRow]) -> None:
+        if not self._failing or _largest_bytes(rows) < self._failed_bytes:
+            return
+        _log.warning("the audit store works again")
         self._failing = False
+        self._failed_bytes = 0
+
+
+def _largest_bytes(rows: Sequence[ChainedRow]) -> int:
+    return max((len(row.body) for row in rows), default=0)
+
+
+def _probe_members(probe: Probe) -> dict[str, JSON]:
+    # At random, because PostgreSQL compresses what is large.
+    return (
+        {"padding": secrets.token_urlsafe(probe.size_bytes)[: probe.size_bytes]} if probe.size_bytes else {}
+    )
 
 
 def _outcome_members(outcome: Outcome) -> dict[str, JSON]:

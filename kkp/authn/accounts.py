@@ -38,20 +38,20 @@ import rfc8785
 
 from kkp.errors import (
     ConflictError,
-    KeyringUnavailableError,
     NotFoundError,
     StateUntrustedError,
     UnauthenticatedError,
 )
+from kkp.live_state import Loaded, View
 from kkp.master_key import MasterKey
 from kkp.model import Caller
 from kkp.renewal import Sealed
-from kkp.rollback import refuse_rollback
 from kkp.rows import AccountSnapshot
 
 MAX_ACCOUNTS: Final = 10_000
 ROLES: Final = ("admin", "user")
 CODE_PREFIX: Final = "kkp_ec_"
+_PREFIX: Final = "user:"
 _PURPOSE: Final = "kkp/accounts/v1"
 _CHANGE_ATTEMPTS: Final = 5
 _UNTRUSTED: Final = "A stored account failed its authentication."
@@ -125,17 +125,13 @@ class Account:
         return replace(self, password=kept, generation=generation, code=None, code_expires_at=None)
 
 
-class _View(msgspec.Struct, frozen=True):
-    """Everything that is known as of an epoch; replaced as a whole."""
-
-    epoch: int = 0
+class _View(View, frozen=True):
     by_id: Mapping[str, Account] = {}
     by_email: Mapping[str, Account] = {}
-    untrusted: bool = False
 
 
 @final
-class AccountDirectory:
+class AccountDirectory(Loaded[AccountSnapshot, _View]):
     """Every account, in memory.
 
     Args:
@@ -144,46 +140,22 @@ class AccountDirectory:
     """
 
     def __init__(self, store: AccountStore, master_key: MasterKey) -> None:
+        super().__init__(_View(), _UNTRUSTED)
         self._store = store
         self._master_key = master_key
-        self._view = _View()
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that the directory was loaded at."""
-        return self._view.epoch
+    async def _read(self, since_epoch: int) -> AccountSnapshot:
+        return await self._store.load_accounts(since_epoch=since_epoch)
 
-    async def load(self) -> None:
-        """Read what was changed since the last time; of two reads at a time the older counts for nothing.
-
-        Raises:
-            StateUntrustedError: A row failed its authentication; nobody is known from then on.
-            KeyringUnavailableError: The database can't be read.
-        """
-        seen, known = self._view.epoch, _View() if self._view.untrusted else self._view
-        snapshot = await self._store.load_accounts(since_epoch=known.epoch)
-        refuse_rollback(seen, snapshot.epoch)
-        if snapshot.epoch < self._view.epoch:
-            return
-        try:
-            changed = {row.id: self._opened(row.id, row.epoch, row.sealed) for row in snapshot.accounts}
-        except StateUntrustedError:
-            self._view = _View(epoch=snapshot.epoch, untrusted=True)
-            raise
-        by_id = {**known.by_id, **changed} if changed else known.by_id
-        by_email = {account.email: account for account in by_id.values()} if changed else known.by_email
-        self._view = _View(snapshot.epoch, by_id, by_email)
+    def _trusted_view(self, snapshot: AccountSnapshot, known: _View) -> _View:
+        changed = {row.id: self._opened(row.id, row.epoch, row.sealed) for row in snapshot.accounts}
+        if not changed:
+            return msgspec.structs.replace(known, epoch=snapshot.epoch)
+        by_id = {**known.by_id, **changed}
+        by_email = {account.email: account for account in by_id.values()}
+        return _View(epoch=snapshot.epoch, by_id=by_id, by_email=by_email)
 
     # What requests ask.
-
-    def check_trusted(self) -> None:
-        """Refuse to go on after a row failed its authentication.
-
-        Raises:
-            StateUntrustedError: It did.
-        """
-        if self._view.untrusted:
-            raise StateUntrustedError(_UNTRUSTED)
 
     def by_email(self, email: str) -> Account | None:
         """Return the account of an address, in whatever state it is.
@@ -207,6 +179,18 @@ class AccountDirectory:
     def knows(self, account_id: str) -> bool:
         """Tell whether there is an account of this name."""
         return account_id in self._view.by_id
+
+    def person_of(self, name: str) -> str | None:
+        """Return the address of whose an account is, in whatever state that is; see `kkp.approvals`.
+
+        Raises:
+            StateUntrustedError: It may be an account's name, and the stored accounts can't be believed.
+        """
+        if not name.startswith(_PREFIX):
+            return None  # what services do goes on whatever becomes of the accounts
+        self.check_trusted()
+        account = self._view.by_id.get(name)
+        return None if account is None else account.email
 
     def disabled_since(self, moment: float) -> list[str]:
         """Return the names of the accounts that were disabled at this moment or later."""
@@ -251,7 +235,7 @@ class AccountDirectory:
                 raise ConflictError("There is an account of this e-mail address.")
             sealed = self._seal(account)
             if await self._store.insert_account(account.id, sealed, known_epoch=self._view.epoch):
-                await self._load_what_was_written()
+                await self.load_what_was_written()
                 return
             await self.load()
         raise ConflictError("The accounts keep changing; try again.")
@@ -270,7 +254,7 @@ class AccountDirectory:
                 raise NotFoundError("There is no such account.")
             sealed = self._seal(change(account))
             if await self._store.replace_account(account.id, sealed, former_epoch=account.epoch):
-                await self._load_what_was_written()
+                await self.load_what_was_written()
                 return
             await self.load()
         raise ConflictError("The account keeps changing; try again.")
@@ -313,13 +297,6 @@ class AccountDirectory:
             if self.by_email(account.email) is None:
                 raise
 
-    async def _load_what_was_written(self) -> None:
-        """Load; what was committed is done even if this fails, and the epoch makes the next request try."""
-        try:
-            await self.load()
-        except KeyringUnavailableError as error:
-            _log.warning("accounts could not be read again: %s", error)
-
     def _seal(self, account: Account) -> bytes:
         document = _Document(
             email=account.email,
@@ -345,7 +322,7 @@ class AccountDirectory:
 
 def new_account_id() -> str:
     """Return a name for an account, which nobody has had: 64 random bits."""
-    return f"user:{secrets.token_hex(8)}"
+    return _PREFIX + secrets.token_hex(8)
 
 
 def new_code() -> str:

@@ -30,6 +30,7 @@ import msgspec
 from kkp import mappings, tokens
 from kkp.authn.base import Once, Proven
 from kkp.authn.federation import Federation
+from kkp.certificates import is_workload
 from kkp.clock import Clock
 from kkp.errors import TokenExpiredError, TokenInvalidError, UnauthenticatedError
 from kkp.issuers import Issuer
@@ -141,10 +142,10 @@ class Assertions:
         issuer, subject = claims.get("iss"), claims.get("sub")
         if isinstance(issuer, str) and issuer in self._by_issuer:
             return self._by_issuer[issuer]
-        if not isinstance(subject, str) or not subject.startswith("spiffe://"):
+        # One rule for both kinds of SVID: a path with dots would fit the pattern of another's beginning.
+        if not isinstance(subject, str) or not is_workload(subject):
             return None
-        trust_domain, separator, path = subject.removeprefix("spiffe://").partition("/")
-        return self._by_trust_domain.get(trust_domain) if separator and path else None
+        return self._by_trust_domain.get(subject.removeprefix("spiffe://").partition("/")[0])
 
     async def _verify(self, token: str, unverified: _Unverified, trusted: Trusted) -> _Verified:
         header, issuer = unverified.header, trusted.issuer

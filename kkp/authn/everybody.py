@@ -15,6 +15,9 @@ class Directory(Protocol):
     def check_trusted(self) -> None:
         """Raise StateUntrustedError if they can't be believed."""
 
+    def person_of(self, name: str) -> str | None:
+        """Return whose one of them is; None where that is not known, or none is called so."""
+
 
 @final
 class Everybody:
@@ -35,3 +38,8 @@ class Everybody:
         """See `Directory`."""
         for each in self._directories:
             each.check_trusted()
+
+    def person_of(self, name: str) -> str | None:
+        """See `Directory`."""
+        found = (each.person_of(name) for each in self._directories)
+        return next((person for person in found if person is not None), None)

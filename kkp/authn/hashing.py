@@ -3,7 +3,9 @@
 `kkp.authn.passwords` runs this file as a program. It is a process of its own, and not a thread, because a
 thread shares the interpreter's lock with everything else: one of low priority holds it while it waits for the
 processor, and one of normal priority takes the processor from the event loop. Here the lowest of priorities
-harms nobody. It needs nothing of KKP, has no file and no environment, and ends when its input does.
+harms nobody. It is the lowest that still gets on (not SCHED_IDLE): where all processors are busy for good,
+people log in late, and not never. It needs nothing of KKP, has no file and no environment, and ends when its
+input does.
 
 ```
 {"password": TEXT, "kept": null}    ->  {"kept": "$argon2id$…"}

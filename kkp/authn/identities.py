@@ -26,25 +26,26 @@ from typing import NamedTuple, Protocol, final
 import msgspec
 import rfc8785
 
+from kkp.approvals import PERSON
 from kkp.authn.anonymous import NAME as NOBODY
 from kkp.clock import Clock
 from kkp.errors import (
     ConflictError,
     InvalidRequestError,
-    KeyringUnavailableError,
     NotFoundError,
     StateUntrustedError,
     described,
 )
+from kkp.live_state import Loaded, View
 from kkp.master_key import MasterKey
 from kkp.model import Caller, Grant, Identity, KeyTimes
 from kkp.renewal import Signed
-from kkp.rollback import refuse_rollback
 from kkp.rows import IdentityRow, IdentitySnapshot
 
 SERVICE_KEY_PREFIX = "kkp_sk_"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z")
 _PURPOSE = "kkp/identities/v2"
+_UNTRUSTED = "A stored identity failed its authentication."
 _CHANGE_ATTEMPTS = 3
 _encoder = msgspec.json.Encoder(order="deterministic")
 _log = logging.getLogger(__name__)
@@ -106,18 +107,14 @@ class KeyChange(NamedTuple):
     dropped: KeyTimes | None
 
 
-class _View(msgspec.Struct, frozen=True):
-    """Everything that was loaded in one transaction; replaced as a whole."""
-
-    epoch: int = 0
+class _View(View, frozen=True):
     by_id: Mapping[str, Identity] = {}
     rows: Mapping[str, IdentityRow] = {}
     by_digest: Mapping[str, _Holder] = {}
-    untrusted: bool = False
 
 
 @final
-class IdentityDirectory:
+class IdentityDirectory(Loaded[IdentitySnapshot, _View]):
     """Every local identity, in memory, as of an epoch.
 
     Args:
@@ -127,44 +124,10 @@ class IdentityDirectory:
     """
 
     def __init__(self, store: IdentityStore, master_key: MasterKey, clock: Clock) -> None:
+        super().__init__(_View(), _UNTRUSTED)
         self._store = store
         self._master_key = master_key
         self._clock = clock
-        self._view = _View()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the directory was loaded at."""
-        return self._view.epoch
-
-    async def load(self) -> None:
-        """Read everything again.
-
-        Of two reads at a time the older one counts for nothing, whichever ends last: whoever was disabled
-        stays so.
-
-        Raises:
-            StateUntrustedError: A row failed its authentication; nobody is known from then on.
-        """
-        known = self._view.epoch
-        snapshot = await self._store.load_identities()
-        refuse_rollback(known, snapshot.epoch)
-        if snapshot.epoch < self._view.epoch:
-            return
-        try:
-            self._view = self._trusted_view(snapshot)
-        except StateUntrustedError:
-            self._view = _View(epoch=snapshot.epoch, untrusted=True)
-            raise
-
-    def check_trusted(self) -> None:
-        """Refuse to go on after a row failed its authentication.
-
-        Raises:
-            StateUntrustedError: It did.
-        """
-        if self._view.untrusted:
-            raise StateUntrustedError("A stored identity failed its authentication.")
 
     def by_service_key(self, unverified_key: str) -> Identity | None:
         """Return the enabled identity that holds this key, or None; an expired key is nobody's."""
@@ -191,6 +154,16 @@ class IdentityDirectory:
     def knows(self, identity_id: str) -> bool:
         """Tell whether there is, or was, an identity of this name."""
         return identity_id in self._view.by_id
+
+    def person_of(self, name: str) -> str | None:
+        """Return whose an identity is, disabled or not; see `kkp.approvals`.
+
+        Raises:
+            StateUntrustedError: The stored identities can't be believed.
+        """
+        self.check_trusted()
+        identity = self._view.by_id.get(name)
+        return None if identity is None else identity.attributes.get(PERSON)
 
     def disabled_since(self, moment: float) -> list[str]:
         """Return the names of the identities that were disabled at this moment or later."""
@@ -226,7 +199,7 @@ class IdentityDirectory:
         document = _Document(identity.roles, identity.grants, dict(identity.attributes), (stored,))
         row = IdentityRow(identity.id, _text(document), identity.created_at, identity.disabled_at, b"")
         await self._store.insert_identity(self._sign(row))
-        await self._load_what_was_written()
+        await self.load_what_was_written()
         return service_key
 
     async def rotate_key(
@@ -299,25 +272,20 @@ class IdentityDirectory:
                 raise ConflictError("The identity is disabled already.")
             changed = self._sign(change(row))
             if await self._store.replace_identity(changed, former_mac=row.mac):
-                await self._load_what_was_written()
+                await self.load_what_was_written()
                 return row, changed
             await self.load()
         raise ConflictError("The identity keeps changing; try again.")
 
-    async def _load_what_was_written(self) -> None:
-        """Load; what was committed is done even if this fails, and the epoch makes the next request try."""
-        try:
-            await self.load()
-        except KeyringUnavailableError as error:
-            _log.warning("identities could not be read again: %s", error)
-
     def _sign(self, row: IdentityRow) -> IdentityRow:
         return row._replace(mac=self._master_key.mac(_PURPOSE, _identity_bytes(row)))
 
-    def _trusted_view(self, snapshot: IdentitySnapshot) -> _View:
-        view = self._view
-        if not view.untrusted and snapshot.identities == tuple(view.rows.values()):
-            return msgspec.structs.replace(view, epoch=snapshot.epoch)
+    async def _read(self, since_epoch: int) -> IdentitySnapshot:  # noqa: ARG002  there are few, and all are read
+        return await self._store.load_identities()
+
+    def _trusted_view(self, snapshot: IdentitySnapshot, known: _View) -> _View:
+        if snapshot.identities == tuple(known.rows.values()):
+            return msgspec.structs.replace(known, epoch=snapshot.epoch)
         for row in snapshot.identities:
             self._check(row)
         by_id = {row.id: _identity(row) for row in snapshot.identities}
@@ -339,7 +307,7 @@ class IdentityDirectory:
             genuine = False
         if not genuine:
             _log.critical("identity row %r failed its authentication: nobody is let in", row.id)
-            raise StateUntrustedError("A stored identity failed its authentication.")
+            raise StateUntrustedError(_UNTRUSTED)
 
 
 def new_service_key() -> str:

@@ -2,7 +2,7 @@
 
 - The URL is the configuration's own and was checked there; nothing of a request or a token becomes part of
   it. There is no discovery.
-- No redirect, proxy, cookie, content coding or second try. A connection serves one request.
+- No redirect, proxy, cookie, content coding or second try (`kkp.outbound`). A connection serves one request.
 - TLS 1.2 or newer, and the host proves its name: by the authorities of the system, or by those of a file and
   no others.
 - Whatever a name leads to is looked at as it is connected to, so a name that leads elsewhere at the next
@@ -26,7 +26,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from kkp.destinations import is_no_place
 from kkp.errors import ConfigError, IssuerUnavailableError
 from kkp.issuers import Issuer
-from kkp.outbound import NotPlainJSONError, read_json
+from kkp.outbound import NotPlainJSONError, read_json, session
 
 FETCH_SECONDS: Final = 5.0
 MAX_CONNECTIONS: Final = 16
@@ -61,19 +61,10 @@ class JWKSClient:
     """Fetches the keys of all issuers."""
 
     def __init__(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=_PlacesOnly(), use_dns_cache=False, force_close=True, limit=MAX_CONNECTIONS
-            ),
-            headers={"Accept": "application/json, application/jwk-set+json", "Accept-Encoding": "identity"},
-            skip_auto_headers=("User-Agent",),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # that of `fetch` is over all
-            auto_decompress=False,
-            trust_env=False,
+        connector = aiohttp.TCPConnector(
+            resolver=_PlacesOnly(), use_dns_cache=False, force_close=True, limit=MAX_CONNECTIONS
         )
-        # Else aiohttp asks twice where a connection ends without an answer, and offers no way to say not to.
-        self._session._retry_connection = False  # noqa: SLF001  see above
+        self._session = session(connector, {"Accept": "application/json, application/jwk-set+json"})
 
     async def fetch(self, issuer: Issuer, tls: ssl.SSLContext) -> bytes:
         """Return an issuer's JWKS, undecoded.

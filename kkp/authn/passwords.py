@@ -15,7 +15,11 @@ Rules that hold here:
 - One password is hashed at a time, in a process of its own (`kkp.authn.hashing`) that takes the processor
   only when nothing else wants it: who guesses passwords slows down nothing but logins. It is started with the
   first password, and anew if it ends.
-- At most MAX_WAITING wait for it, and the next is refused at once: memory and waiting are bounded.
+- After whatever of a stranger's is no right password it takes none of a stranger's for REST_SECONDS. Hashing
+  fills a core and the memory's bandwidth, and no priority gives that back: so guessing takes little of both.
+- At most MAX_WAITING wait for it, and the next is refused at once: memory and waiting are bounded. Of one
+  address MAX_OF_ADDRESS do, right passwords or wrong ones, and MAX_STRANGERS fill no more than their part, so
+  that neither one address nor many of them keep out who is known.
 - Where there is no password to compare with, a decoy is hashed, which nothing matches: it costs the same.
 """
 
@@ -27,9 +31,10 @@ import subprocess
 import sys
 import unicodedata
 from asyncio.subprocess import Process
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 import msgspec
 
@@ -39,6 +44,9 @@ from kkp.errors import InvalidRequestError, KeyringUnavailableError, PasswordsBu
 MIN_CHARACTERS: Final = 8
 MAX_BYTES: Final = 1024
 MAX_WAITING: Final = 8
+MAX_STRANGERS: Final = 6
+MAX_OF_ADDRESS: Final = 2
+REST_SECONDS: Final = 0.4  # several times what a hash takes
 _RETRY_SECONDS: Final = 1
 _PATIENCE_SECONDS: Final = 10.0  # of one that nobody gives the processor, or that has ended
 _UNAVAILABLE: Final = "The password can't be checked at the moment."
@@ -122,6 +130,21 @@ def _is_obvious(text: str, email: str) -> bool:
     )
 
 
+class Waiter(NamedTuple):
+    """Who waits for a password to be hashed.
+
+    Attributes:
+        address: Where they come from, as `kkp.peers` counts it.
+        is_known: Whether they have shown a right password before, there or for the session that they have.
+    """
+
+    address: str
+    is_known: bool = False
+
+
+AT_THE_MACHINE: Final = Waiter("", is_known=True)
+
+
 @final
 class Passwords:
     """Hashes and compares passwords, one at a time.
@@ -132,54 +155,74 @@ class Passwords:
 
     def __init__(self, count_refusal: Callable[[], None] = lambda: None) -> None:
         self._count_refusal = count_refusal
-        self._waiting = 0
+        self._waiting = Counter[str]()
         self._turn = asyncio.Lock()
+        self._turn_of_strangers = asyncio.Lock()
+        self._rested_at = 0.0
         self._process: Process | None = None
 
-    def check_room(self) -> None:
+    def check_room(self, waiter: Waiter = AT_THE_MACHINE) -> None:
         """Refuse to begin what would have to wait for too many others.
 
         Raises:
-            PasswordsBusyError: As many passwords wait as may.
+            PasswordsBusyError: As many passwords wait as may, or as many of this address.
         """
-        if self._waiting >= MAX_WAITING:
+        most = MAX_WAITING if waiter.is_known else MAX_STRANGERS
+        if self._waiting.total() >= most or self._waiting[waiter.address] >= MAX_OF_ADDRESS:
             self._count_refusal()
             raise PasswordsBusyError(_RETRY_SECONDS)
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, waiter: Waiter = AT_THE_MACHINE) -> str:
         """Return what is to be kept of a password.
 
         Raises:
             InvalidRequestError: It is too long, or no Unicode text.
-            PasswordsBusyError: As many passwords wait as may.
+            PasswordsBusyError: As many passwords wait as may, or as many of this address.
             KeyringUnavailableError: It can't be hashed at the moment.
         """
-        answer = await self._in_turn(normalised(password), None)
+        answer = await self._in_turn(normalised(password), None, waiter)
         if answer.kept is None:
             raise KeyringUnavailableError(_UNAVAILABLE)
         return answer.kept
 
-    async def matches(self, kept: str | None, unverified_password: str) -> bool:
+    async def matches(
+        self, kept: str | None, unverified_password: str, waiter: Waiter = AT_THE_MACHINE
+    ) -> bool:
         """Tell whether a password is the one that was kept; None: there is none, which takes as long to tell.
 
         Raises:
             InvalidRequestError: It is too long, or no Unicode text.
-            PasswordsBusyError: As many passwords wait as may.
+            PasswordsBusyError: As many passwords wait as may, or as many of this address.
             KeyringUnavailableError: It can't be compared at the moment.
         """
-        answer = await self._in_turn(normalised(unverified_password), _DECOY if kept is None else kept)
+        password = normalised(unverified_password)
+        answer = await self._in_turn(password, _DECOY if kept is None else kept, waiter)
         if answer.matches is None:
             raise KeyringUnavailableError(_UNAVAILABLE)
         return answer.matches and kept is not None
 
-    async def _in_turn(self, password: bytes, kept: str | None) -> _Answer:
-        self.check_room()
-        self._waiting += 1
+    async def _in_turn(self, password: bytes, kept: str | None, waiter: Waiter) -> _Answer:
+        self.check_room(waiter)
+        self._waiting[waiter.address] += 1
         try:
-            async with self._turn:
-                return await self._ask({"password": password.decode(), "kept": kept})
+            question = {"password": password.decode(), "kept": kept}
+            return await (self._ask_alone if waiter.is_known else self._ask_as_stranger)(question)
         finally:
-            self._waiting -= 1
+            self._waiting -= Counter((waiter.address,))  # who has none waiting is forgotten
+
+    async def _ask_as_stranger(self, question: Mapping[str, str | None]) -> _Answer:
+        """Ask behind all other strangers; who is known has one of them ahead at the most."""
+        time = asyncio.get_running_loop().time
+        async with self._turn_of_strangers:
+            await asyncio.sleep(self._rested_at - time())
+            answer = await self._ask_alone(question)
+            if not answer.matches:
+                self._rested_at = time() + REST_SECONDS
+            return answer
+
+    async def _ask_alone(self, question: Mapping[str, str | None]) -> _Answer:
+        async with self._turn:
+            return await self._ask(question)
 
     async def _ask(self, question: Mapping[str, str | None]) -> _Answer:
         process = self._process = self._process or await _start()

@@ -36,16 +36,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol, final
 
-import msgspec
 import rfc8785
 
 from kkp.clock import Clock
 from kkp.errors import ConflictError, KKPError, NotFoundError, StateUntrustedError
+from kkp.live_state import Loaded, View
 from kkp.master_key import MasterKey
 from kkp.renewal import Signed
 from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
-from kkp.rollback import refuse_rollback
 from kkp.rows import NewRevokedToken, RevocationRow, RevocationSnapshot, RevokedTokenRow
 from kkp.sessions import SessionClaims
 from kkp.tokens import Claims
@@ -111,14 +110,13 @@ class _Asked(NamedTuple):
     done: asyncio.Future[None]
 
 
-class _View(msgspec.Struct, frozen=True):
-    """Everything that is known as of an epoch; replaced as a whole.
+class _View(View, frozen=True):
+    """What is revoked.
 
     Attributes:
         tidied_at: When tokens that have expired were last left out.
     """
 
-    epoch: int = 0
     clock_high_water: float = 0.0
     tidied_at: float = 0.0
     tokens: Mapping[str, RevokedTokenRow] = {}
@@ -128,11 +126,10 @@ class _View(msgspec.Struct, frozen=True):
     keys: frozenset[tuple[str, str]] = frozenset()
     as_written: frozenset[tuple[str, str]] = frozenset()
     backends: frozenset[str] = frozenset()
-    untrusted: bool = False
 
 
 @final
-class Revocations:
+class Revocations(Loaded[RevocationSnapshot, _View]):
     """Remembers what is revoked.
 
     Args:
@@ -153,6 +150,7 @@ class Revocations:
         members: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = _NO_MEMBERS,
         canonical: Callable[[str, str], str] = _as_written,
     ) -> None:
+        super().__init__(_View(), _UNTRUSTED)
         self._store = store
         self._master_key = master_key
         self._clock = clock
@@ -161,35 +159,11 @@ class Revocations:
         self._canonical = canonical
         self._margin_seconds = 2 * times.clock_error + times.verifier_leeway + 1
         self._lasting_seconds = self._margin_seconds + times.key_ttl
-        self._view = _View()
         self._asked: deque[_Asked] = deque()
         self._writer: asyncio.Task[None] | None = None
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that this was loaded at."""
-        return self._view.epoch
-
-    async def load(self) -> None:
-        """Read what was revoked since the last time, and what is not any more.
-
-        Of two reads at a time the older one counts for nothing, whichever ends last: whoever was let in at
-        an epoch is judged by all that was revoked up to it.
-
-        Raises:
-            StateUntrustedError: A row failed its authentication; nothing is told from then on.
-            KeyringUnavailableError: The database can't be read.
-        """
-        seen, known = self._view.epoch, _View() if self._view.untrusted else self._view
-        snapshot = await self._store.load_revocations(since_epoch=known.epoch)
-        refuse_rollback(seen, snapshot.epoch)
-        if snapshot.epoch < self._view.epoch:
-            return
-        try:
-            self._view = self._trusted_view(snapshot, known)
-        except StateUntrustedError:
-            self._view = _View(epoch=snapshot.epoch, untrusted=True)
-            raise
+    async def _read(self, since_epoch: int) -> RevocationSnapshot:
+        return await self._store.load_revocations(since_epoch=since_epoch)
 
     def _trusted_view(self, snapshot: RevocationSnapshot, known: _View) -> _View:
         added = {row.jti: self._genuine_token(row) for row in snapshot.tokens}
@@ -231,15 +205,6 @@ class Revocations:
         return backend, self._canonical(backend, key_id)
 
     # What the road asks.
-
-    def check_trusted(self) -> None:
-        """Refuse to go on after a row failed its authentication.
-
-        Raises:
-            StateUntrustedError: It did.
-        """
-        if self._view.untrusted:
-            raise StateUntrustedError(_UNTRUSTED)
 
     def is_void(self, claims: Claims | SessionClaims) -> bool:
         """Tell whether a token or a session was revoked, or its subject since; that is for good.

@@ -8,10 +8,9 @@ Rules that hold here:
   right before the operation: what fails afterwards takes another approval, so that nothing is done twice.
 - Whoever has used one knows an epoch that a database restored to before then does not have, and ends
   (`kkp.rollback`). A restored database that is accepted forgets all approvals.
-- Nobody approves what they are behind, by any name of theirs that is known: their own, that of the token that
-  they show, of who asked for it, of whom a token would speak for, and that of the attribute `person`.
-- One request waits for each thing that a caller wants, however often it asks; at most SHARE of each caller
-  and MAX_ROWS in all.
+- One request waits for each thing that a caller wants, however often it asks; at most SHARE of each caller,
+  and as many of its emergencies. There are at most MAX_ROWS in all, of which the last EMERGENCY_ROWS are for
+  emergencies: whoever can be many callers can't keep those from being asked for by having others wait.
 - What nobody approved or used in time is recorded, and then deleted. Several processes may do so at the same
   moment: it may be recorded twice, never not at all.
 
@@ -56,6 +55,7 @@ from kkp.rollback import refuse_rollback
 from kkp.rows import ApprovalRow, ApprovalSnapshot
 
 MAX_ROWS: Final = 1024
+EMERGENCY_ROWS: Final = 128
 SHARE: Final = 8
 SWEEP_SECONDS: Final = 10.0
 _PURPOSE: Final = "kkp/approvals/v1"
@@ -210,8 +210,9 @@ class Approvals:
         """
         if required.approval_id in self._trusted():
             return
-        self._check_share(wanted.caller)
         demand = wanted.demand
+        at_most = MAX_ROWS if demand.is_break_glass else MAX_ROWS - EMERGENCY_ROWS
+        self._check_space(wanted, at_most)
         row = ApprovalRow(
             id=required.approval_id,
             caller=wanted.caller,
@@ -227,16 +228,19 @@ class Approvals:
             reason="",
             mac=b"",
         )
-        await self._store.insert_approval(self._signed(row), now=row.asked_at, share=SHARE, at_most=MAX_ROWS)
+        await self._store.insert_approval(self._signed(row), now=row.asked_at, share=SHARE, at_most=at_most)
         self._tell("asked", row.id, is_break_glass=demand.is_break_glass)
         with suppress(KeyringUnavailableError):  # it waits, and the epoch makes the next request try
             await self.load()
 
-    def _check_share(self, caller: str) -> None:
+    def _check_space(self, wanted: Wanted, at_most: int) -> None:
         """Refuse here what the database would refuse as well, so that a flood writes nothing."""
-        own = [each.expires_at for each in self._all_waiting() if each.caller == caller]
-        if len(own) >= SHARE:
-            raise RateLimitedError(max(1, math.ceil(min(own) - self._clock.now())))
+        kind = wanted.caller, wanted.demand.is_break_glass
+        rows = [known.approval.expires_at for known in self._trusted().values()]
+        own = [each.expires_at for each in self._all_waiting() if (each.caller, each.is_break_glass) == kind]
+        for ends, most in ((own, SHARE), (rows, at_most)):
+            if len(ends) >= most:
+                raise RateLimitedError(max(1, math.ceil(min(ends) - self._clock.now())))
 
     def released(self, unverified_release: str, wanted: Wanted, *, used: str | None) -> str:
         """Return the id of the approval that a release is for, if it is good for what is wanted.

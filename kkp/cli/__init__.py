@@ -28,9 +28,10 @@ from typing import NoReturn
 
 from kkp import __version__
 from kkp.cli.common import REFUSED, UNREAD, UNUSABLE
-from kkp.errors import ConfigError, KKPError
+from kkp.errors import ConfigError, KKPError, StateUntrustedError
 
 _KEY_OPTION = "--public-key"
+_UNTRUSTED = "kkp: somebody else wrote to the database; `kkp doctor` says where, and what to do"
 _COMMANDS = (
     "dev",
     "serve",
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
     except KKPError as error:
         print(f"kkp: {error.code}: {error}", file=sys.stderr)
+        if isinstance(error, StateUntrustedError):
+            print(_UNTRUSTED, file=sys.stderr)
         return REFUSED
     return code
 

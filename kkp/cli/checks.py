@@ -20,8 +20,10 @@ from kkp.audit.checkpoint_files import CheckpointFile
 from kkp.audit.sinks import is_gone
 from kkp.audit.verify import UnreadableError
 from kkp.audit.verify_log import verify_log
+from kkp.authn.accounts import AccountDirectory
 from kkp.authn.identities import IdentityDirectory
 from kkp.authn.revocations import Revocations
+from kkp.authz.approvals import Approvals
 from kkp.authz.embedded import EmbeddedPolicy, default_policy_path
 from kkp.authz.opa import OPAPolicy
 from kkp.certificates import GENERAL
@@ -38,6 +40,8 @@ from kkp.kms.base import Resources
 from kkp.kms.stateless import without_state
 from kkp.master_key import MasterKey
 from kkp.model import Grant, Identity
+from kkp.store.accounts import AccountStore
+from kkp.store.approvals import ApprovalStore
 from kkp.store.base import Database
 from kkp.store.identities import IdentityStore
 from kkp.store.local_keys import LocalKeyStore
@@ -62,6 +66,7 @@ _BEHIND = (
     "if not, run: kkp audit verify; treat it as an intrusion"
 )
 _RESTORE = "restore a backup taken before that; the audit log names what was done since"
+_ASK_ANEW = "stop every KKP and empty the table `approvals`; what waited is asked for anew"
 
 
 @final
@@ -265,6 +270,30 @@ async def _revocations(examined: Examined) -> Result:
     return Result(Status.OK, "all rows are genuine")
 
 
+async def _accounts(examined: Examined) -> Result:
+    await AccountDirectory(AccountStore(_database_of(examined)), _master_key_of(examined)).load()
+    return Result(Status.OK, "all rows are genuine")
+
+
+async def _approvals(examined: Examined) -> Result:
+    settings, clock, master_key = examined.settings, SteadyClock(), _master_key_of(examined)
+    approvals = Approvals(
+        ApprovalStore(_database_of(examined)),
+        master_key,
+        Keyring(RingStore(_database_of(examined)), master_key, settings.ring_times, clock),
+        clock,
+        issuer=settings.issuer,
+        clock_error_seconds=settings.ring_times.clock_error,
+        expired=_leave_expired,
+    )
+    await approvals.load()
+    return Result(Status.OK, "all rows are genuine")
+
+
+async def _leave_expired(_approval_id: str, _state: str) -> None:
+    """Record nothing: what is over is swept by who serves."""
+
+
 async def _audit(examined: Examined) -> Result:
     sink = examined.settings.checkpoint_sink
     try:
@@ -431,6 +460,8 @@ CHECKS: tuple[Check, ...] = (
     Check("identities", _identities, _RESTORE, needs_database=True),
     Check("root key", _root_key, "give the file back its mode 0600 and its content", needs_database=True),
     Check("revocations", _revocations, _RESTORE, needs_database=True),
+    Check("accounts", _accounts, _RESTORE, needs_database=True),
+    Check("approvals", _approvals, _ASK_ANEW, needs_database=True),
     Check("audit", _audit, _RESTORE, needs_database=True),
     Check("tls", _tls, "give KKP_TLS_CERT_FILE and KKP_TLS_KEY_FILE of one pair"),
     Check("client certificates", _client_certificates, "mend KKP_CLIENT_CA_FILE, or KKP_CERTIFICATES"),

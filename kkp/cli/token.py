@@ -4,6 +4,9 @@ The token is read from standard input, never from the arguments, which every acc
 and is not printed. Nothing is contacted: the keys come from `--jwks`, or from a SQLite file, where it is
 also known which tokens were revoked and whose subjects are disabled.
 
+A token that is bound to a key of its holder's is verified without that, because nobody proves here to have
+it; a second line says so, and to what.
+
 Exit codes: 0 it verifies and is good now; 1 it is not verified, and the first line says so; 2 what was
 given can't be used.
 """
@@ -66,8 +69,8 @@ def _inspect(options: argparse.Namespace) -> int:
         problem = _local_problem(token, clock)
     else:
         problem = _problem(token, _keys(options.jwks, rest), clock, RingTimes().clock_error)
-    verdict = f"NOT VERIFIED: {problem}" if problem is not None else f"verified with the key {kid}"
-    print("\n".join([verdict, *_described(kid, claims, clock.now())]))
+    verdict = [f"NOT VERIFIED: {problem}"] if problem is not None else _verified(kid, claims)
+    print("\n".join([*verdict, *_described(kid, claims, clock.now())]))
     return OK if problem is None else REFUSED
 
 
@@ -173,6 +176,19 @@ def _wrong_with(name: str, federated: Federated | None, base: app.Foundation) ->
     if not base.directory.knows(name):
         return "is unknown here"
     return None if base.directory.enabled(name) is not None else "is disabled"
+
+
+def _verified(kid: str, claims: Claims) -> list[str]:
+    """Say that a token verifies, and what else is demanded of who shows it."""
+    lines, bound = [f"verified with the key {kid}"], claims.cnf
+    if bound is not None and bound.jkt is not None:
+        lines.append(
+            f"bound to the key {json.dumps(bound.jkt)}: refused without its DPoP proof, not seen here"
+        )
+    if bound is not None and bound.x5t_s256 is not None:
+        certificate = json.dumps(bound.x5t_s256)
+        lines.append(f"bound to the client certificate {certificate}: refused without it, not seen here")
+    return lines
 
 
 def _described(kid: str, claims: Claims, now: float) -> list[str]:

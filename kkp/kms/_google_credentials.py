@@ -6,9 +6,8 @@ gRPC's own plug-in for this is not used: it takes a thread for each call, and tu
 the token into UNAVAILABLE and a line in the log.
 
 Rules: a refusal is KMSDeniedError only where the token's issuer says so with an OAuth code (RFC 6749 section
-5.2); everything else is an outage. No proxy of the environment is used, and no
-redirect followed. Nothing of what an issuer answered
-gets into an error.
+5.2); everything else is an outage. No proxy of the environment is used and no redirect followed. An answer is
+read to 64 KiB and no further, and nothing of it gets into an error.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import Any, Protocol, final
 
 import google.auth
+import requests
 from google.auth.credentials import TokenState
 from google.auth.exceptions import GoogleAuthError
 from google.auth.transport import requests as google_requests
@@ -32,6 +33,7 @@ from kkp.errors import (
     KMSUnavailableError,
 )
 from kkp.kms._futures import look_at
+from kkp.outbound import MAX_ANSWER_BYTES
 
 _REQUEST_SECONDS = 5.0
 # What google-auth's errors begin with where the issuer said that it is us.
@@ -57,12 +59,29 @@ class Credentials(Protocol):
     def apply(self, headers: dict[str, str]) -> None: ...
 
 
-class _Transport(google_requests.Request):
-    """google-auth's way to an issuer: no proxy of the environment, no redirect, and it gives up in time."""
+class _Session(requests.Session):
+    """Takes no answer that is encoded or larger than MAX_ANSWER_BYTES; asks no proxy of the environment."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.session.trust_env = False
+        self.trust_env = False
+        self.headers["Accept-Encoding"] = "identity"
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:  # noqa: ANN401  as inherited
+        response = super().send(request, **{**options, "stream": True})
+        body = response.raw.read(MAX_ANSWER_BYTES + 1, decode_content=False)
+        if len(body) > MAX_ANSWER_BYTES or "Content-Encoding" in response.headers:
+            response.close()
+            raise requests.exceptions.ContentDecodingError
+        response.raw = BytesIO(body)
+        return response
+
+
+class _Transport(google_requests.Request):
+    """google-auth's way to an issuer: bounded answers, no redirect, and it gives up in time."""
+
+    def __init__(self) -> None:
+        super().__init__(_Session())
 
     def __call__(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401  as inherited
         options.setdefault("timeout", _REQUEST_SECONDS)

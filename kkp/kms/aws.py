@@ -17,8 +17,9 @@ Rules:
   answer of AWS that refuses the credentials is KMSDeniedError; to have none is not an answer. A request that
   KMS does not take, for a reason that is not known here, is KeyNotReadyError: a caller may have brought it
   about.
-- One try for each call. No proxy of the environment, and no endpoint from it or from AWS's configuration
-  files: calls go to AWS's own address of the region, or to the URI's `endpoint`.
+- One try for each call, and no more than 64 KiB of an answer. No proxy of the environment, and no endpoint
+  from it or from AWS's configuration files: calls go to AWS's own address of the region, or to the URI's
+  `endpoint`.
 - boto3 blocks, so its calls run in a few threads of their own, and a hanging AWS holds on to no more than
   these. A call lasts as long as its thread, cancelled or not, so that whoever counts calls counts threads.
 
@@ -36,17 +37,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, final
 from urllib.parse import SplitResult
 
 import boto3  # type: ignore[import-untyped]  # the wheel carries no types
 import msgspec
+from botocore.awsrequest import AWSResponse  # type: ignore[import-untyped]  # the same
 from botocore.config import Config  # type: ignore[import-untyped]  # the same
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # the same
+from botocore.exceptions import (  # type: ignore[import-untyped]  # the same
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+)
+from botocore.httpsession import URLLib3Session  # type: ignore[import-untyped]  # the same
 
 from kkp.destinations import is_host, is_loopback
 from kkp.envelope import DATA_KEY_BYTES
@@ -70,6 +77,7 @@ from kkp.kms._aws_credentials import AWSCredentials, find_credentials, session_w
 from kkp.kms._futures import look_at
 from kkp.kms.base import DataKey, KeyDescription, Resources, WrappedKey
 from kkp.model import BackendLimits
+from kkp.outbound import MAX_ANSWER_BYTES
 
 _T = TypeVar("_T")
 
@@ -418,12 +426,46 @@ def _new_client(address: _Address, limits: BackendLimits) -> tuple[_Client, AWSC
         if credentials is None:
             raise ConfigError(["aws-kms://: AWS's chain found no credentials; give the process a role"])
         boto = boto3.session.Session(botocore_session=session)
-        client: _Client = boto.client("kms", endpoint_url=address.endpoint, config=config)
+        client: Any = boto.client("kms", endpoint_url=address.endpoint, config=config)
     except (BotoCoreError, ClientError, ValueError) as error:
         # The text may tell what stands in a file of credentials.
         problem = f"aws-kms://: AWS's credentials or configuration can't be used ({type(error).__name__})"
         raise ConfigError([f"{problem}; see whether `aws kms` works for this user"]) from None
+    endpoint = client._endpoint  # noqa: SLF001  botocore offers no way to choose how answers are read
+    endpoint.http_session = _BoundedSession(endpoint.http_session)
     return client, credentials
+
+
+class _BoundedSession:
+    """botocore's way to AWS, with answers that are read to MAX_ANSWER_BYTES and no further.
+
+    Its methods have the names that botocore calls.
+    """
+
+    def __init__(self, session: URLLib3Session) -> None:
+        self._session = session
+
+    def send(self, request: Any) -> AWSResponse:  # noqa: ANN401  of botocore, which has no types
+        request.stream_output = True  # it is read here
+        answer = self._session.send(request)
+        body = answer.raw.read(MAX_ANSWER_BYTES + 1)
+        if len(body) > MAX_ANSWER_BYTES:
+            answer.raw.close()
+            raise HTTPClientError(error="the answer is too large")
+        return AWSResponse(answer.url, answer.status_code, answer.headers, _Whole(body))
+
+    def close(self) -> None:
+        self._session.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """An answer's body, in the place of the connection that botocore expects."""
+
+    body: bytes = field(repr=False)
+
+    def stream(self) -> Iterator[bytes]:
+        yield self.body
 
 
 def _translated(error: ClientError) -> KKPError:

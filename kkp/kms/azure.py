@@ -20,7 +20,8 @@ Rules:
 - A wrap first asks for the key. It must be RSA, enabled, and allow `unwrapKey` too, for what is sealed must
   open again; Key Vault itself has been seen to wrap with a disabled key. The version that was found is named
   in every request and in the wrap, so a rotation changes nothing that is sealed.
-- An answer that names another key or version, or has another length, is no answer.
+- An answer that names another key or version, or has another length, is no answer, and neither is one that is
+  encoded or has more than 64 KiB. It is asked for once (`kkp.outbound`).
 - A refusal is believed only if Key Vault's own error document says it; anything else is an outage.
 
 Least permissions: the data actions `keys/read`, `keys/wrap/action` and `keys/unwrap/action` of
@@ -65,7 +66,7 @@ from kkp.errors import (
 from kkp.kms._aead import invalid_wrap, label
 from kkp.kms._names import AZURE_KEY_ID
 from kkp.kms.base import KeyDescription, Resources, WrappedKey, context_bytes
-from kkp.outbound import QuietTCPConnector
+from kkp.outbound import BoundedResponse, QuietTCPConnector, session
 
 _URI = re.compile(
     r"""
@@ -255,15 +256,13 @@ class AzureKeyVaultKMS:
         # At INFO, the SDK writes some twenty lines about every request, the key's name among them.
         logging.getLogger("azure").setLevel(logging.WARNING)
         call_seconds = resources.limits.timeout_seconds
-        # The context is made once: given a path, the transport would make one for each request. Without
-        # `trust_env`, no proxy of the environment is asked.
+        # The context is made once: given a path, the transport would make one for each request.
         connector = QuietTCPConnector(ssl=ssl.create_default_context())
-        session = aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
-        )
         # The client closes the transport, which is all that the credentials hold open.
         transport = AioHttpTransport(
-            session=session, connection_timeout=_CONNECT_SECONDS, read_timeout=call_seconds
+            session=session(connector, {}, BoundedResponse),
+            connection_timeout=_CONNECT_SECONDS,
+            read_timeout=call_seconds,
         )
         credential = DefaultAzureCredential(transport=transport, retry_total=0, permit_redirects=False)
         client = KeyClient(

@@ -23,13 +23,13 @@ import aiohttp
 import msgspec
 
 from kkp.errors import ConfigError, KMSThrottledError, KMSUnavailableError
-from kkp.outbound import NotPlainJSONError, QuietTCPConnector, read_json
+from kkp.outbound import NotPlainJSONError, QuietTCPConnector, read_json, session
 from kkp.strict_json import refuse_duplicates
 
 OK, BAD_REQUEST, FORBIDDEN, NOT_FOUND = 200, 400, 403, 404
 
 _TOO_MANY = 429
-_HEADERS = {"Accept-Encoding": "identity", "Content-Type": "application/json", "X-Vault-Request": "true"}
+_HEADERS = {"Content-Type": "application/json", "X-Vault-Request": "true"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +97,7 @@ class VaultClient:
     def __init__(self, address: VaultAddress) -> None:
         headers = {**_HEADERS, "X-Vault-Namespace": address.namespace} if address.namespace else _HEADERS
         self._url = f"{'https' if address.is_tls else 'http'}://{address.host}/v1/"
-        self._session = aiohttp.ClientSession(
-            connector=QuietTCPConnector(ssl=_tls_context(address.ca_file)),
-            headers=headers,
-            skip_auto_headers=("User-Agent",),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        self._session = session(QuietTCPConnector(ssl=_tls_context(address.ca_file)), headers)
 
     async def get(self, path: str, token: str) -> VaultAnswer:
         """Read a path.

@@ -7,7 +7,8 @@ recorded like everything else. What anybody may ask must not tell who has an acc
   disabled, not signed up yet, or another password. A sign-up costs one, too; where it needs no code it also
   takes one transaction and has one answer, whether there was an account of that address already or not.
 - How often one may try is counted by where it comes from and by account, whether that exists or not, and
-  whoever comes when too many wait is refused before anything else: neither is recorded one by one.
+  whoever comes when too many wait, of all or of that address, is refused before anything else: neither is
+  recorded one by one.
 - Policy is asked about a login by nobody in particular: what it said of an account before the password was
   checked, anybody could ask. The record has the session's id, and keyed digests of address and account.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +36,7 @@ from kkp.authn.accounts import (
     new_code,
 )
 from kkp.authn.base import Authenticated
-from kkp.authn.passwords import Passwords, check_new
+from kkp.authn.passwords import Passwords, Waiter, check_new
 from kkp.clock import Clock
 from kkp.errors import (
     ConflictError,
@@ -169,10 +171,13 @@ class SessionSigner(Protocol):
 
 
 class EndsSessions(Protocol):
-    """What ended before its time."""
+    """What ended before its time, and who may have none for now."""
 
     def is_void(self, claims: SessionClaims) -> bool:
         """Tell whether a session did."""
+
+    def is_held(self, *identities: str) -> bool:
+        """Tell whether one of these identities is revoked, until that is lifted."""
 
     async def revoke_token(self, jti: str, exp: int, *, by: str) -> None:
         """End what has this id for good; `by` may be limited in how many it ends at a time."""
@@ -217,8 +222,9 @@ class SignUp(Operation[Proposal, SignUpRequest, None]):
 
     def admit(self, request: SignUpRequest) -> None:
         """Refuse what comes too often from one address, or while too many passwords wait."""
-        self._passwords.check_room()
-        self._limits.admit(peer_name(request.client_ip))
+        address = peer_name(request.client_ip)
+        self._passwords.check_room(Waiter(address))
+        self._limits.admit(address)
 
     def propose(self, authenticated: Authenticated, request: SignUpRequest) -> Proposal:
         """Say whether there is a code; by whom it is asked for, a keyed digest alone tells."""
@@ -236,10 +242,11 @@ class SignUp(Operation[Proposal, SignUpRequest, None]):
             ConflictError: There are as many accounts as may be.
             PasswordsBusyError: Too many passwords wait.
         """
-        kept, now = await self._passwords.hash(request.password), self._clock.now()
+        address = peer_name(request.client_ip)
+        kept, now = await self._passwords.hash(request.password, Waiter(address)), self._clock.now()
         if request.code is not None:
             await self._accounts.enrol(request.email, request.code, kept, now=now)
-            self._limits.succeeded(peer_name(request.client_ip), request.email)
+            self._limits.succeeded(address, request.email)
             return
         account = Account(
             id=new_account_id(), email=request.email, roles=("user",), created_at=now, password=kept
@@ -287,8 +294,9 @@ class LogIn(Operation[LogInProposal, LogInRequest, Session]):
 
     def admit(self, request: LogInRequest) -> None:
         """Refuse what is tried too often, or while too many passwords wait."""
-        self._passwords.check_room()
-        self._limits.admit(peer_name(request.client_ip), request.email)
+        waiter = self._waiter(request)
+        self._passwords.check_room(waiter)
+        self._limits.admit(waiter.address, request.email)
 
     def propose(self, authenticated: Authenticated, request: LogInRequest) -> LogInProposal:
         """Build the session whole, of somebody who does not exist where there is no such account."""
@@ -315,7 +323,7 @@ class LogIn(Operation[LogInProposal, LogInRequest, Session]):
             kid=kid,
             claims_digest=hashlib.sha256(payload).hexdigest(),
             payload=payload,
-            kept=account.password if account is not None and account.may_log_in else None,
+            kept=self._kept(account),
         )
 
     async def run(self, proposal: LogInProposal, request: LogInRequest) -> Session:
@@ -327,15 +335,26 @@ class LogIn(Operation[LogInProposal, LogInRequest, Session]):
             PasswordsBusyError: Too many passwords wait.
             StaleProposalError: The key is not the active one any more.
         """
-        if not await self._passwords.matches(proposal.kept, request.unverified_password):
+        waiter = self._waiter(request)
+        if not await self._passwords.matches(proposal.kept, request.unverified_password, waiter):
             raise UnauthenticatedError(_FAILED)
-        self._limits.succeeded(peer_name(request.client_ip), request.email)
+        self._limits.succeeded(waiter.address, request.email)
         claims = proposal.session
         if self._revoked.is_void(claims):
             raise RevokedError("The account was revoked: what is issued for it now is void. Ask again later.")
         signer = partial(self._signer.sign, proposal.kid)
         session = tokens.sign(proposal.payload, proposal.kid, signer, sessions.SESSION_TYPE)
         return Session(claims.sub, session, claims.exp)
+
+    def _waiter(self, request: LogInRequest) -> Waiter:
+        address = peer_name(request.client_ip)
+        return Waiter(address, self._limits.is_at_home(address, request.email))
+
+    def _kept(self, account: Account | None) -> str | None:
+        """Return what is kept of the password of an account that may log in now."""
+        if account is None or not account.may_log_in or self._revoked.is_held(account.id):
+            return None
+        return account.password
 
 
 @final
@@ -393,9 +412,9 @@ class ChangePassword(Operation[Proposal, ChangePasswordRequest, None]):
         self._passwords = passwords
         self._limits = limits
 
-    def admit(self, request: ChangePasswordRequest) -> None:  # noqa: ARG002  everybody's wait in one line
+    def admit(self, request: ChangePasswordRequest) -> None:
         """Refuse it while too many passwords wait."""
-        self._passwords.check_room()
+        self._passwords.check_room(_in_person(request))
 
     def propose(self, authenticated: Authenticated, request: ChangePasswordRequest) -> Proposal:
         """Name whose password it is."""
@@ -415,17 +434,18 @@ class ChangePassword(Operation[Proposal, ChangePasswordRequest, None]):
             PasswordsBusyError: Too many passwords wait.
         """
         account = self._account(proposal.authenticated)
-        self._limits.admit(peer_name(request.client_ip), account.email)
-        if not await self._passwords.matches(account.password, request.unverified_password):
+        waiter = _in_person(request)
+        self._limits.admit(waiter.address, account.email)
+        if not await self._passwords.matches(account.password, request.unverified_password, waiter):
             raise UnauthenticatedError("The present password is another one.")
-        kept = await self._passwords.hash(request.new_password)
+        kept = await self._passwords.hash(request.new_password, waiter)
 
         def change(present: Account) -> Account:
             if present.generation != account.generation:
                 raise ConflictError("The account was changed meanwhile; log in again.")
             return present.with_password(kept)
 
-        self._limits.succeeded(peer_name(request.client_ip), account.email)
+        self._limits.succeeded(waiter.address, account.email)
         await self._accounts.change(account.id, change)
 
     def _account(self, authenticated: Authenticated) -> Account:
@@ -433,6 +453,10 @@ class ChangePassword(Operation[Proposal, ChangePasswordRequest, None]):
         if account is None:
             raise UnauthenticatedError("The session is not valid.")
         return account
+
+
+def _in_person(request: ChangePasswordRequest) -> Waiter:
+    return Waiter(peer_name(request.client_ip), is_known=True)  # by the session, without which nothing waits
 
 
 def _unless_person(authenticated: Authenticated) -> PolicyDeniedError | None:
@@ -450,9 +474,11 @@ def _proposal(
 # What the person at the machine does.
 
 
-def _check_roles(roles: tuple[str, ...]) -> None:
+def _giving_roles(operation: str, account_id: str, roles: tuple[str, ...]) -> dict[str, JSON]:
+    """Say what is done to which account, and what it could do then."""
     if not roles or not set(roles) <= set(ROLES):
         raise InvalidRequestError(f"A person's roles are of: {', '.join(ROLES)}.")
+    return {"operation": operation, "id": account_id, "roles": roles}
 
 
 class _ManageAccounts(Operation[Proposal, RequestT_contra, AnswerT_co]):
@@ -486,9 +512,8 @@ class AddAccount(_ManageAccounts[NewAccountRequest, str]):
 
     def propose(self, authenticated: Authenticated, request: NewAccountRequest) -> Proposal:
         """Name the account and what it could do."""
-        _check_roles(request.roles)
+        details = _giving_roles("add", new_account_id(), request.roles)
         check_new(request.password, request.email)
-        details = {"operation": "add", "id": new_account_id(), "roles": request.roles}
         return _proposal(authenticated, details, request.email)
 
     async def run(self, proposal: Proposal, request: NewAccountRequest) -> str:
@@ -527,14 +552,10 @@ class InviteAccount(_ManageAccounts[InviteRequest, Invitation]):
 
     def propose(self, authenticated: Authenticated, request: InviteRequest) -> Proposal:
         """Name the account and what it could do."""
-        _check_roles(request.roles)
         known = self._accounts.by_email(request.email)
-        details = {
-            "operation": "invite",
-            "id": new_account_id() if known is None else known.id,
-            "roles": request.roles,
-            "code_ttl_seconds": request.code_ttl_seconds,
-        }
+        account_id = new_account_id() if known is None else known.id
+        details = _giving_roles("invite", account_id, request.roles)
+        details["code_ttl_seconds"] = request.code_ttl_seconds
         return _proposal(authenticated, details, request.email)
 
     async def run(self, proposal: Proposal, request: InviteRequest) -> Invitation:
@@ -576,62 +597,64 @@ class ListAccounts(_ManageAccounts[None, Sequence[Account]]):
         return self._accounts.all()
 
 
+class _SwitchAccount(_ManageAccounts[str, None]):
+    """What is done to an account that is named, and takes nothing else.
+
+    Args:
+        accounts: People.
+    """
+
+    _operation: ClassVar[str]
+
+    def propose(self, authenticated: Authenticated, request: str) -> Proposal:
+        """Name the account."""
+        return _proposal(authenticated, {"operation": self._operation, "id": request})
+
+    async def run(self, proposal: Proposal, request: str) -> None:  # noqa: ARG002  all is in the request
+        """Do it.
+
+        Raises:
+            NotFoundError: There is no such account.
+            ConflictError: It is as it should be already.
+        """
+        await self._accounts.change(request, self._switched)
+
+    @abstractmethod
+    def _switched(self, account: Account) -> Account:
+        """Return the account as it is to be, or raise ConflictError if it is so already."""
+
+
 @final
-class DisableAccount(_ManageAccounts[str, None]):
-    """`kkp account disable`: its sessions and tokens stop at the next request, until it is enabled.
+class DisableAccount(_SwitchAccount):
+    """`kkp account disable`: its sessions are over for good; its tokens stop until it is enabled.
 
     Args:
         accounts: People.
         clock: What time it is.
     """
 
+    _operation: ClassVar[str] = "disable"
+
     def __init__(self, accounts: AccountDirectory, clock: Clock) -> None:
         super().__init__(accounts)
         self._clock = clock
 
-    def propose(self, authenticated: Authenticated, request: str) -> Proposal:
-        """Name the account."""
-        return _proposal(authenticated, {"operation": "disable", "id": request})
-
-    async def run(self, proposal: Proposal, request: str) -> None:  # noqa: ARG002  all is in the request
-        """Disable it; the sessions that it has are over for good.
-
-        Raises:
-            NotFoundError: There is no such account.
-            ConflictError: It is disabled already.
-        """
-        now = self._clock.now()
-
-        def disable(account: Account) -> Account:
-            if account.disabled_at is not None:
-                raise ConflictError("The account is disabled already.")
-            return replace(account, disabled_at=now, generation=account.generation + 1)
-
-        await self._accounts.change(request, disable)
+    def _switched(self, account: Account) -> Account:
+        if account.disabled_at is not None:
+            raise ConflictError("The account is disabled already.")
+        return replace(account, disabled_at=self._clock.now(), generation=account.generation + 1)
 
 
 @final
-class EnableAccount(_ManageAccounts[str, None]):
+class EnableAccount(_SwitchAccount):
     """`kkp account enable`: a disabled account is good again, under the password that it had."""
 
-    def propose(self, authenticated: Authenticated, request: str) -> Proposal:
-        """Name the account."""
-        return _proposal(authenticated, {"operation": "enable", "id": request})
+    _operation: ClassVar[str] = "enable"
 
-    async def run(self, proposal: Proposal, request: str) -> None:  # noqa: ARG002  all is in the request
-        """Enable it.
-
-        Raises:
-            NotFoundError: There is no such account.
-            ConflictError: It is not disabled.
-        """
-
-        def enable(account: Account) -> Account:
-            if account.disabled_at is None:
-                raise ConflictError("The account is not disabled.")
-            return replace(account, disabled_at=None)
-
-        await self._accounts.change(request, enable)
+    def _switched(self, account: Account) -> Account:
+        if account.disabled_at is None:
+            raise ConflictError("The account is not disabled.")
+        return replace(account, disabled_at=None)
 
 
 @final
@@ -673,9 +696,7 @@ class SetRoles(_ManageAccounts[SetRolesRequest, None]):
 
     def propose(self, authenticated: Authenticated, request: SetRolesRequest) -> Proposal:
         """Name the account and what it could do."""
-        _check_roles(request.roles)
-        details = {"operation": "set_roles", "id": request.account, "roles": request.roles}
-        return _proposal(authenticated, details)
+        return _proposal(authenticated, _giving_roles("set_roles", request.account, request.roles))
 
     async def run(self, proposal: Proposal, request: SetRolesRequest) -> None:  # noqa: ARG002  all is in the request
         """Replace them.

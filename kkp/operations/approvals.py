@@ -17,10 +17,10 @@ from typing import ClassVar, Literal, Protocol, final
 import msgspec
 
 from kkp import tokens
-from kkp.approvals import RELEASE_TYPE, Approval, ReleaseClaims, is_behind
+from kkp.approvals import RELEASE_TYPE, Approval, KnowsPersons, ReleaseClaims, is_behind
 from kkp.authn.base import Authenticated
 from kkp.clock import Clock
-from kkp.errors import InvalidRequestError, SelfApprovalError
+from kkp.errors import InvalidRequestError, SelfApprovalError, StaleProposalError
 from kkp.model import JSON, Action
 from kkp.operations.base import Operation, Proposal
 from kkp.operations.tokens import TokenSigner
@@ -81,16 +81,26 @@ class DecideApproval(Operation[Proposal, Verdict, Decided]):
         approvals: What waits.
         signer: The keyring.
         clock: What time it is.
+        persons: Whose identities and accounts are.
         issuer: `iss`.
     """
 
     action: ClassVar[Action] = Action.APPROVE
     changes_state: ClassVar[bool] = True
 
-    def __init__(self, approvals: Remembers, signer: TokenSigner, clock: Clock, *, issuer: str) -> None:
+    def __init__(
+        self,
+        approvals: Remembers,
+        signer: TokenSigner,
+        clock: Clock,
+        persons: KnowsPersons,
+        *,
+        issuer: str,
+    ) -> None:
         self._approvals = approvals
         self._signer = signer
         self._clock = clock
+        self._persons = persons
         self._issuer = issuer
 
     def propose(self, authenticated: Authenticated, request: Verdict) -> Proposal:
@@ -103,7 +113,9 @@ class DecideApproval(Operation[Proposal, Verdict, Decided]):
         }
         if approval is None:
             return Proposal(authenticated=authenticated, details={"approval": details})
-        is_own = request.decision == "approve" and is_behind(authenticated.caller, approval.behind)
+        is_own = request.decision == "approve" and is_behind(
+            authenticated.caller, approval.behind, self._persons
+        )
         own = SelfApprovalError("Nobody approves what they asked for themselves.")
         return Proposal(
             authenticated=authenticated,
@@ -120,8 +132,11 @@ class DecideApproval(Operation[Proposal, Verdict, Decided]):
             NotFoundError: Nothing of this id waits; told only now, so that ids can't be probed.
             ConflictError: It was approved meanwhile, or its time is over.
             InvalidRequestError: It is for an emergency, and no reason is given.
-            StaleProposalError: The key is not the active one any more.
+            StaleProposalError: The key is not the active one any more; or the request came to wait meanwhile,
+                and neither policy nor code has seen whose it is.
         """
+        if proposal.approval is None and self._approvals.find(request.id) is not None:
+            raise StaleProposalError("The request was not waiting yet; decide again.")
         if request.decision == "deny":
             await self._approvals.deny(request.id)
             return Decided(request.id)

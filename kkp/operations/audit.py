@@ -52,9 +52,11 @@ class ReadAudit(Operation[Proposal, AuditQuery, Sequence[AuditRecord]]):
     def __init__(self, store: AuditStore) -> None:
         self._store = store
 
-    def propose(self, authenticated: Authenticated, request: AuditQuery) -> Proposal:  # noqa: ARG002  any page is alike
-        """Nothing but who asks."""
-        return Proposal(authenticated=authenticated)
+    def propose(self, authenticated: Authenticated, request: AuditQuery) -> Proposal:
+        """Name the page: an approval is for that one."""
+        after = None if request.after is None else "{}:{}".format(*request.after)
+        details = {"audit": {"after": after, "limit": request.limit}}
+        return Proposal(authenticated=authenticated, details=details)
 
     async def run(self, proposal: Proposal, request: AuditQuery) -> Sequence[AuditRecord]:  # noqa: ARG002  all is in the request
         """Return one page. A tampered record is shown as such, and hides none of the others."""

@@ -211,15 +211,17 @@ def wanted(proposal: Proposal, question: bytes, demand: ApprovalDemand) -> Wante
         proposal.authenticated.token,
         None if proposal.claims_digest is None else proposal.claims,  # what would be signed
     )
-    of_tokens = {
-        name
-        for token in tokens
-        if token is not None
-        for name in (token.sub, None if token.act is None else token.act.sub)
-        if name is not None
-    }
-    behind = tuple(sorted(names_of(proposal.caller) | of_tokens))
-    return Wanted(proposal.caller.id, behind, decisive(question), demand)
+    caller = proposal.caller
+    names = names_of(caller.id, caller.attributes).union(*map(_names_behind, tokens))
+    return Wanted(caller.id, tuple(sorted(names)), decisive(question), demand)
+
+
+def _names_behind(token: Claims | None) -> frozenset[str]:
+    """Return the names of whoever a token speaks for, and of whoever asked for it."""
+    if token is None:
+        return frozenset()
+    federated = {} if token.federated is None else token.federated.attributes
+    return names_of(token.asked_by, federated) | {token.sub}
 
 
 def _scope_refusal(proposal: Proposal, token: Claims, scope: str | None) -> DeniedError | None:

@@ -140,9 +140,10 @@ class ListRevocations(Operation[Proposal, RevocationQuery, Sequence[Revocation]]
     def __init__(self, revocations: Revocations) -> None:
         self._revocations = revocations
 
-    def propose(self, authenticated: Authenticated, request: RevocationQuery) -> Proposal:  # noqa: ARG002  it says nothing about whose
-        """Nothing but who asks."""
-        return _proposal(authenticated, {"operation": "list"})
+    def propose(self, authenticated: Authenticated, request: RevocationQuery) -> Proposal:
+        """Name the page: an approval is for that one."""
+        details = {"operation": "list", "after": request.after or None, "limit": request.limit}
+        return _proposal(authenticated, details)
 
     async def run(self, proposal: Proposal, request: RevocationQuery) -> Sequence[Revocation]:  # noqa: ARG002  all is in the request
         """Return the page."""

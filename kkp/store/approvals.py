@@ -39,7 +39,7 @@ class ApprovalStore:
         Args:
             row: The request.
             now: What time it is: what waited until before that is not counted.
-            share: How many of the caller's may wait at a time.
+            share: How many of the caller's may wait at a time, as urgent as this.
             at_most: How many rows there may be.
 
         Raises:
@@ -47,17 +47,16 @@ class ApprovalStore:
             RateLimitedError: As many wait as may.
         """
         is_waiting = _approvals.c.decided_by.is_(None) & (_approvals.c.expires_at > now)
-        own = select(_approvals.c.digest, _approvals.c.break_glass, _approvals.c.expires_at).where(
-            is_waiting & (_approvals.c.caller == row.caller)
-        )
+        is_own = (_approvals.c.caller == row.caller) & (_approvals.c.break_glass == row.break_glass)
+        own = select(_approvals.c.digest, _approvals.c.expires_at).where(is_waiting & is_own)
         everything = select(func.count(), func.min(_approvals.c.expires_at))
 
         def work(connection: Connection) -> None:
             waiting = connection.execute(own).all()
-            if any((digest, urgent) == (row.digest, row.break_glass) for digest, urgent, _ in waiting):
+            if any(digest == row.digest for digest, _ in waiting):
                 raise StaleProposalError("The same request waits already; ask again.")
             if len(waiting) >= share:
-                raise _full(min(expires_at for *_, expires_at in waiting), now)
+                raise _full(min(expires_at for _, expires_at in waiting), now)
             count, first_over = connection.execute(everything).one()
             if count >= at_most:
                 raise _full(first_over, now)

@@ -6,9 +6,10 @@ budget is refused with 503: it holds nothing any more, and may come back a secon
 wait for memory, so no two wait for each other's.
 
 A request gets no further than a quarter of the budget until it is known, which its route says: its body is
-there and need not be waited for, or the credential in its header was found good. So strangers who send a part
-of a body and then fall silent can't keep out anybody else. What aiohttp has read ahead of a reader (some 128
-KiB for a connection) is not counted.
+there and need not be waited for, or the credential in its header was found good, or it has none there and its
+client certificate is that of a caller of now. So strangers who send a part of a body and then fall silent
+keep out nobody else. Whose certificate is good and makes nobody a caller is a stranger, whatever the body may
+turn out to hold. What aiohttp has read ahead of a reader (some 128 KiB for a connection) is not counted.
 """
 
 from __future__ import annotations

@@ -112,11 +112,24 @@ _SECURITY_SCHEMES: Final[Mapping[str, JSON]] = {
         "type": "http",
         "scheme": "bearer",
         "description": "A service key (`kkp_sk_…`), a session of `/login`, a token of a configured issuer, "
-        "or a KKP token with the operation in its `ops`. A token whose `token_type` is `DPoP` has that in "
-        "the place of `Bearer`, and needs a proof in the header `DPoP` (RFC 9449). Where KKP asks for client "
-        "certificates, one may stand in the place of a credential.",
-    }
+        "or a KKP token that is bound to no key that signs proofs, with the operation in its `ops`. A token "
+        "that is bound to a client certificate is good on a connection with that one only (RFC 8705).",
+    },
+    "dpop": {
+        "type": "http",
+        "scheme": "dpop",
+        "description": "A KKP token whose `token_type` is `DPoP`, with the operation in its `ops`. It is "
+        "worth nothing without a proof in the header `DPoP`, which the client signs for this one request "
+        "(RFC 9449); this holds for such a token in a body, too. A proof beside another credential at "
+        "`/token` binds the new token to its key. OpenAPI has no words for a proof.",
+    },
+    "mutualTLS": {
+        "type": "mutualTLS",
+        "description": "A client certificate that a rule makes a caller of, where the deployment takes such: "
+        "`tls_client_certificate_bound_access_tokens` in its metadata (RFC 8414) says whether it does.",
+    },
 }
+_CREDENTIAL: Final[JSON] = [{name: []} for name in _SECURITY_SCHEMES]  # any one of them
 _DESCRIPTION: Final = (
     "One policy-gated door in front of every key management system. Every refusal is a problem document "
     "(RFC 9457) whose `code` is stable; to a form it is one of OAuth's (RFC 6749), with the same `code`. Any "
@@ -293,7 +306,7 @@ def _operation(route: Row) -> JSON:
 def _security(route: Row, *, is_optional: bool) -> JSON:
     if isinstance(route, Route) and route.is_anonymous:
         return []
-    return [{"bearer": []}, *([{}] if is_optional else [])]
+    return [*_CREDENTIAL, *([{}] if is_optional else [])]
 
 
 def _media(name: str, body: type[Asks[JSON]]) -> JSON:

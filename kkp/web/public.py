@@ -55,12 +55,17 @@ class JWKSAnswer(msgspec.Struct, frozen=True):
 
 
 class DiscoveryAnswer(msgspec.Struct, frozen=True):
-    """Authorization server metadata (RFC 8414).
+    """Authorization server metadata (RFC 8414, RFC 8705 section 3.3, RFC 9449 section 5.1).
 
     Attributes:
+        tls_client_certificate_bound_access_tokens: Whether client certificates can arrive, for tokens to be
+            bound to.
+        response_types_supported: Required, and empty: there is no authorization endpoint.
         token_endpoint_auth_methods_supported: None is wanted: the subject_token is the credential.
-        introspection_endpoint_auth_methods_supported: The caller's own credential, as at every endpoint.
-        revocation_endpoint_auth_methods_supported: The same; left out, it would mean HTTP Basic.
+        introspection_endpoint_auth_methods_supported: How the caller's own credential is shown. It is no KKP
+            token, so none is shown as DPoP.
+        revocation_endpoint_auth_methods_supported: The same, though the standard has no such names here: left
+            out, it would mean HTTP Basic.
     """
 
     issuer: str
@@ -69,9 +74,10 @@ class DiscoveryAnswer(msgspec.Struct, frozen=True):
     introspection_endpoint: str
     revocation_endpoint: str
     revocation_list_uri: str
+    tls_client_certificate_bound_access_tokens: bool
     scopes_supported: tuple[str, ...] = TOKEN_OPS
     grant_types_supported: tuple[str, ...] = (TOKEN_EXCHANGE,)
-    response_types_supported: tuple[str, ...] = ()  # there is no authorization endpoint
+    response_types_supported: tuple[str, ...] = ()
     token_endpoint_auth_methods_supported: tuple[str, ...] = ("none",)
     introspection_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
     revocation_endpoint_auth_methods_supported: tuple[str, ...] = ("Bearer",)
@@ -115,6 +121,7 @@ class PublicDocuments:
         keyring: Its public half is served.
         revocation_list: What is revoked, signed.
         issuer: Every URL in the discovery document starts with it.
+        takes_certificates: Whether client certificates can arrive.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         openapi: The API's description.
         checks: What must work for KKP to be ready, by name; a check raises a KKPError.
@@ -127,6 +134,7 @@ class PublicDocuments:
     keyring: Keyring
     revocation_list: RevocationList
     issuer: str
+    takes_certificates: bool
     jwks_max_age_seconds: int
     openapi: bytes = field(repr=False)
     checks: dict[str, Callable[[], Awaitable[None]]]
@@ -163,6 +171,7 @@ class PublicDocuments:
             introspection_endpoint=f"{self.issuer}/token/introspect",
             revocation_endpoint=f"{self.issuer}/token/revoke",
             revocation_list_uri=f"{self.issuer}/revocations/list",
+            tls_client_certificate_bound_access_tokens=self.takes_certificates,
         )
         headers = {"Cache-Control": f"private, max-age={self.jwks_max_age_seconds}"}
         return _json(document, headers=headers)

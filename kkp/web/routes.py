@@ -192,33 +192,38 @@ class Route(Generic[RequestT, AnswerT]):
         if self.form is not None and is_form(request):
             return await self._handle_form(self.form, services, request)
         present = partial(read_credentials, required=not self.credential_in_body)
-        return await self._handle(present, self.read, self.answer, services, request)
+        in_body = self.credential_in_body
+        return await self._handle(present, self.read, self.answer, services, request, in_body=in_body)
 
     async def _handle_form(
         self, form: Form[Any, AnswerT], services: Services, request: web.Request
     ) -> web.Response:
+        in_body = form.credential_in_body
         try:
-            response = await self._handle(form.credentials, form.read, form.answer, services, request)
+            response = await self._handle(
+                form.credentials, form.read, form.answer, services, request, in_body=in_body
+            )
         except KKPError as error:
             return form.refusals.response(error, request[ORIGIN])
         return uncached(response)
 
-    async def _handle(
+    async def _handle(  # noqa: PLR0913  what a row and its form differ in
         self,
         present: Callable[[web.Request], Credentials],
         read: Reader[Any],
         to_answer: Callable[[AnswerT, Any], answers.Answer],
         services: Services,
         request: web.Request,
+        *,
+        in_body: bool,
     ) -> web.Response:
         pipeline, credentials = services.doorstep, Credentials()
         if not self.is_anonymous:
             pipeline, credentials = services.pipeline, _presented(services, request, present)
         # What has arrived whole is in memory already, and the road authenticates it.
-        is_there = request.content.is_eof()
-        if not is_there and credentials.unverified_bearer is not None:
-            await pipeline.authenticate(credentials, request[ORIGIN])
-        request[BODY].is_known = is_there or credentials.unverified_bearer is not None
+        request[BODY].is_known = request.content.is_eof() or await _is_known(
+            pipeline, credentials, request[ORIGIN], in_body=in_body
+        )
         checked, credentials = await read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await pipeline.run(operation, checked, credentials, origin)
@@ -293,6 +298,24 @@ def _presented(
         raise
     origin.is_dpop = credentials.scheme == "dpop"
     return credentials
+
+
+async def _is_known(pipeline: Pipeline, credentials: Credentials, origin: Origin, *, in_body: bool) -> bool:
+    """Tell whether somebody known is calling, before the rest of the body is waited for.
+
+    Args:
+        pipeline: Tells who they are.
+        credentials: What the request presents beside the body.
+        origin: Where it came from.
+        in_body: Whether the body may hold a credential, so that another's certificate is nothing to refuse.
+
+    Raises:
+        AuthenticationError: What it presents is no good, whatever the body holds.
+    """
+    if credentials.unverified_bearer is None and (in_body or credentials.certificate is None):
+        return credentials.certificate is not None and await pipeline.knows(credentials)
+    await pipeline.authenticate(credentials, origin)
+    return True
 
 
 def _answer_headers(services: Services, credentials: Credentials) -> Mapping[str, str]:

@@ -53,6 +53,24 @@ async def test_what_one_replica_adds_another_knows_when_it_has_read_it_again(
     assert second.epoch == first.epoch == await databases[0].epoch()
 
 
+async def test_whose_an_account_is_stays_known_whatever_its_state(
+    databases: Sequence[Database], place: Place
+) -> None:
+    first, second, _ = await directories(databases)
+    invited, disabled = account("bob@example.com"), account(disabled_at=NOW)
+    for each in (invited, disabled):
+        await first.add(each)
+    await second.load()
+    names = (invited.id, disabled.id, "user:0", "orders", "k8s:user:0")
+    assert [second.person_of(name) for name in names] == ["bob@example.com", EMAIL, None, None, None]
+    place.by_hand("UPDATE accounts SET id = id || '0', epoch = epoch + 1000")
+    with pytest.raises(StateUntrustedError):
+        await first.load()
+    assert first.person_of("orders") is None  # it is no account, whatever they say
+    with pytest.raises(StateUntrustedError):
+        first.person_of("user:0")
+
+
 async def test_only_what_was_changed_is_read_again(databases: Sequence[Database], place: Place) -> None:
     first, second, _ = await directories(databases)
     for number in range(3):

@@ -11,10 +11,12 @@ from nacl.signing import SigningKey
 
 from kkp import tokens
 from kkp.approvals import RELEASE_TYPE, ReleaseClaims, Wanted
+from kkp.authz import approvals
 from kkp.authz.approvals import SHARE, Approvals
 from kkp.errors import (
     ApprovalInvalidError,
     ConflictError,
+    KeyringUnavailableError,
     KKPError,
     NotFoundError,
     RateLimitedError,
@@ -23,6 +25,7 @@ from kkp.errors import (
 )
 from kkp.master_key import MasterKey
 from kkp.model import ApprovalDemand
+from kkp.rows import ApprovalRow
 from kkp.store.approvals import ApprovalStore, forget_approvals
 from kkp.store.base import Database
 from tests.databases import Place
@@ -213,6 +216,72 @@ async def test_the_table_is_bounded(databases: Sequence[Database], replicas: Seq
     with pytest.raises(RateLimitedError):
         await store.insert_approval(other, now=NOW, share=SHARE, at_most=1)
     await store.insert_approval(other, now=NOW, share=SHARE, at_most=2)
+
+
+async def test_what_an_emergency_takes_is_no_share_of_what_is_none(
+    databases: Sequence[Database], replicas: Sequence[Replica]
+) -> None:
+    await replicas[0].ask(wanted())
+    store = ApprovalStore(databases[1])
+    (row,) = (await store.load_approvals()).rows
+    with pytest.raises(StaleProposalError):
+        await store.insert_approval(row._replace(id="same"), now=NOW, share=9, at_most=9)
+    with pytest.raises(RateLimitedError):
+        await store.insert_approval(row._replace(id="more", digest="2"), now=NOW, share=1, at_most=9)
+    urgent = row._replace(id="urgent", break_glass=1)
+    await store.insert_approval(urgent, now=NOW, share=1, at_most=9)
+    with pytest.raises(RateLimitedError):
+        await store.insert_approval(urgent._replace(id="urgent-2", digest="2"), now=NOW, share=1, at_most=9)
+
+
+async def test_a_full_table_is_known_of_before_anything_is_written(
+    replicas: Sequence[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = replicas
+    monkeypatch.setattr(approvals, "MAX_ROWS", 3)
+    monkeypatch.setattr(approvals, "EMERGENCY_ROWS", 1)
+    approved = await first.ask(wanted())
+    await first.approve(approved, wanted())  # what nobody has used yet takes its place as well
+    await first.ask(wanted(1))
+    urgent = [wanted(number, demand=ApprovalDemand(600, 60, is_break_glass=True)) for number in (0, 1)]
+    with pytest.raises(RateLimitedError) as by_database:
+        await second.ask(wanted(caller="billing"))  # it has not heard of them
+    writes: list[object] = []
+    monkeypatch.setattr(first.approvals._store, "insert_approval", lambda row, **_: writes.append(row))
+    with pytest.raises(RateLimitedError) as by_memory:
+        await first.ask(wanted(caller="billing"))
+    assert writes == []
+    assert by_database.value.retry_after_seconds == by_memory.value.retry_after_seconds == 600
+    await second.ask(urgent[0])
+    with pytest.raises(RateLimitedError):
+        await second.ask(urgent[1])
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["committed", "not committed"])
+async def test_a_use_whose_answer_is_lost_is_lost_or_not_and_never_two(
+    replicas: Sequence[Replica], monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
+) -> None:
+    asked = wanted()
+    approval_id = await replicas[0].ask(asked)
+    await replicas[0].approve(approval_id, asked)
+    for replica in replicas:
+        await replica.approvals.load()
+    real = ApprovalStore.take_approval
+
+    async def answering_too_late(store: ApprovalStore, row: ApprovalRow) -> bool:
+        if is_kept:
+            assert await real(store, row)
+        raise KeyringUnavailableError("the answer was lost")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(ApprovalStore, "take_approval", answering_too_late)
+        with pytest.raises(KeyringUnavailableError):
+            await replicas[0].approvals.use(approval_id)
+    told = await asyncio.gather(
+        *(replica.approvals.use(approval_id) for replica in replicas), return_exceptions=True
+    )
+    assert told.count(None) == (0 if is_kept else 1)
+    assert sum(isinstance(each, ApprovalInvalidError) for each in told) == (3 if is_kept else 2)
 
 
 async def test_of_two_who_approve_at_a_time_one_does(replicas: Sequence[Replica]) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,11 +40,13 @@ from kkp.kms.aws import AWSKMS
 from kkp.kms.base import Resources, WrappedKey
 from kkp.master_key import MasterKey
 from kkp.model import BackendLimits
+from kkp.outbound import MAX_ANSWER_BYTES
 from tests.emulators.aws import (
     CREDENTIALS,
     REGION,
     AWSEmulator,
     Document,
+    Fault,
     Reply,
     altering,
     emulated,
@@ -213,6 +216,25 @@ async def test_what_is_no_answer_of_aws_is_an_outage(aws: AWSEmulator, kms: AWSK
     wrapped = await kms.wrap("alias/orders", DATA_KEY, CONTEXT)
     aws.fault = saying(reply)
 
+    await every_use(kms, wrapped, KMSUnavailableError)
+
+
+def padded(size: int) -> Fault:
+    """Answer faithfully, and at this length."""
+
+    def fault(_operation: str, answer: Callable[[], Reply]) -> Reply:
+        reply = answer()
+        return replace(reply, body=reply.body.ljust(size))
+
+    return fault
+
+
+async def test_an_answer_is_read_to_its_bound_and_no_further(aws: AWSEmulator, kms: AWSKMS) -> None:
+    aws.fault = padded(MAX_ANSWER_BYTES)
+    wrapped = await kms.wrap("alias/orders", DATA_KEY, CONTEXT)
+    assert await kms.unwrap("alias/orders", wrapped, CONTEXT) == DATA_KEY
+
+    aws.fault = padded(MAX_ANSWER_BYTES + 1)
     await every_use(kms, wrapped, KMSUnavailableError)
 
 

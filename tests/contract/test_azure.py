@@ -31,6 +31,7 @@ from kkp.kms import connect
 from kkp.kms.azure import AzureKeyVaultKMS
 from kkp.kms.base import Resources, WrappedKey
 from kkp.master_key import MasterKey
+from kkp.outbound import MAX_ANSWER_BYTES
 from tests.emulators import azure as emulator
 from tests.emulators.azure import Azure, Version, rsa_key
 from tests.fakes.local_keys import LocalKeysInMemory
@@ -437,6 +438,35 @@ async def test_nothing_is_tried_twice(azure: Azure, kms: AzureKeyVaultKMS) -> No
 
     assert type(await error_of(kms.describe("orders"))) is KMSThrottledError
     assert len(azure.requests) == 1
+
+
+async def test_a_question_whose_kept_connection_drops_is_asked_once(
+    azure: Azure, kms: AzureKeyVaultKMS
+) -> None:
+    await kms.describe("orders")
+    azure.requests.clear()
+    azure.fault = emulator.dropped
+
+    assert type(await error_of(kms.describe("orders"))) is KMSUnavailableError
+    assert len(azure.requests) == 1
+
+
+async def test_an_answer_is_read_to_its_bound_and_no_further(azure: Azure, kms: AzureKeyVaultKMS) -> None:
+    azure.fault = azure.login_fault = emulator.padded(MAX_ANSWER_BYTES)
+    wrapped = await kms.wrap("orders", DATA_KEY, CONTEXT)
+    assert await kms.unwrap("orders", wrapped, CONTEXT) == DATA_KEY
+
+    for fault in (
+        emulator.padded(MAX_ANSWER_BYTES + 1),
+        emulator.padded(0, **{"Content-Encoding": "identity"}),
+    ):
+        azure.fault = fault
+        await assert_every_use_raises(kms, wrapped, KMSUnavailableError)
+
+
+async def test_a_token_is_read_to_its_bound_and_no_further(azure: Azure, kms: AzureKeyVaultKMS) -> None:
+    azure.login_fault = emulator.padded(MAX_ANSWER_BYTES + 1)
+    assert type(await error_of(kms.ping())) is KMSUnavailableError
 
 
 async def test_a_vault_that_hangs_is_unavailable_within_the_deadline(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from kkp.kms import check, connect
 from kkp.kms.base import KMS, Resources, WrappedKey
 from kkp.kms.gcp import GCPKMS
 from kkp.master_key import MasterKey
+from kkp.outbound import MAX_ANSWER_BYTES
 from tests.emulators.gcp import RING, CloudKMS, Purpose, Refused, State, cloud_kms
 from tests.fakes.local_keys import LocalKeysInMemory
 from tests.tls import Authority
@@ -660,6 +662,33 @@ async def test_an_issuer_that_gives_no_token_denies_only_if_it_says_so(
         await impatient.ping()
     assert type(caught.value) is fault.error
     assert google.calls == []
+
+
+@pytest.mark.parametrize(
+    ("size", "headers", "is_taken"),
+    [
+        (MAX_ANSWER_BYTES, {}, True),
+        (MAX_ANSWER_BYTES + 1, {}, False),
+        (0, {"Content-Encoding": "identity"}, False),
+    ],
+    ids=["to its bound", "no further", "encoded"],
+)
+async def test_what_an_issuer_answers_is_read(
+    kms: GCPKMS, google: CloudKMS, size: int, headers: dict[str, str], *, is_taken: bool
+) -> None:
+    token = json.dumps({"access_token": "ya29.padded", "expires_in": 3600, "token_type": "Bearer"})
+    google.issuer.valid.add("ya29.padded")
+
+    async def answer() -> web.Response:
+        return web.Response(text=token.ljust(size), headers=headers, content_type="application/json")
+
+    google.issuer.fault = answer
+    if is_taken:
+        await kms.ping()
+    else:
+        with pytest.raises(KMSUnavailableError):
+            await kms.ping()
+    assert google.calls == (["GetKeyRing"] if is_taken else [])
 
 
 async def test_an_issuer_that_fails_has_not_refused_whatever_it_says(kms: GCPKMS, google: CloudKMS) -> None:

@@ -221,6 +221,23 @@ async def test_a_failing_request_is_sent_once(vault: VaultEmulator, kms: VaultKM
     assert vault.paths == ["/v1/transit/encrypt/orders"]
 
 
+async def test_a_question_whose_kept_connection_drops_is_asked_once(
+    vault: VaultEmulator, kms: VaultKMS
+) -> None:
+    # A question that changes nothing is one that aiohttp would ask again, unasked.
+    for use, path in (
+        (kms.ping, "auth/token/lookup-self"),
+        (lambda: kms.describe("orders"), "transit/keys/orders"),
+    ):
+        await use()
+        vault.paths.clear()
+        vault.fault = close
+        with pytest.raises(KMSUnavailableError):
+            await use()
+        assert vault.paths == [f"/v1/{path}"]
+        vault.fault = None
+
+
 def text_of(text: str) -> Callable[[Document], None]:
     def change(data: Document) -> None:
         data["ciphertext"] = text

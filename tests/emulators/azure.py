@@ -300,6 +300,26 @@ async def hanging(_request: web.Request, _handler: Handler) -> web.StreamRespons
     raise AssertionError
 
 
+def padded(size: int, **headers: str) -> Fault:
+    """Answer faithfully, at this length and with these headers."""
+
+    async def fault(request: web.Request, handler: Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        assert isinstance(answer, web.Response)
+        assert isinstance(answer.body, bytes)
+        body, status = answer.body.ljust(size), answer.status
+        return web.Response(body=body, status=status, headers=headers, content_type="application/json")
+
+    return fault
+
+
+async def dropped(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Hang up without a word."""
+    assert request.transport is not None
+    request.transport.close()
+    return await handler(request)
+
+
 async def cut_short(request: web.Request, _handler: Handler) -> web.StreamResponse:
     """Promise more than is sent, and hang up."""
     response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})

@@ -27,6 +27,7 @@ class FakeAuditStore:
     def __init__(self) -> None:
         self.epoch = 1
         self.failure: Failure | None = None
+        self.room_bytes: int | None = None  # for each record; smaller ones fit into what others left
         self.records: list[tuple[str, ChainedRow]] = []
         self.batches: list[int] = []
         self.head_was_read = asyncio.Event()
@@ -86,6 +87,8 @@ class FakeAuditStore:
             self._late.append((chain, rows))
             await asyncio.Event().wait()
         await self._answer()
+        if self.room_bytes is not None and any(len(row.body) > self.room_bytes for row in rows):
+            raise StoreFailedError("database or disk is full")
         if self._taken(chain, rows):
             raise StoreFailedError("UNIQUE constraint failed")
         self._insert(chain, rows)

@@ -112,13 +112,14 @@ class Server:
 
 
 @asynccontextmanager
-async def running(
+async def running(  # noqa: PLR0913  each with a default
     directory: Path,
     *,
     has_tls: bool = True,
     is_required: bool = False,
     is_forwarded: bool = False,
     proxies: str = "",
+    environ: Mapping[str, str] = {},
 ) -> AsyncIterator[Server]:
     """Run KKP for the duration of the block."""
     SERVER.write(directory)
@@ -127,7 +128,7 @@ async def running(
     tables = json.loads(json.dumps(TABLES))
     tables["partner"]["ca_file"] = str(directory / "partner.pem")
     settings = replace(
-        settings_for(directory),
+        settings_for(directory, **environ),
         certificates=certificates.read(json.dumps(tables)),
         client_ca_file=directory / "ca.pem",
     )

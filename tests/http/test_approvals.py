@@ -10,7 +10,7 @@ import logging
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import jwt
 import pytest
 
 from kkp.authz import approvals
-from kkp.authz.approvals import MAX_ROWS, SHARE
+from kkp.authz.approvals import EMERGENCY_ROWS, MAX_ROWS, SHARE
 from kkp.errors import ConfigError, InvalidRequestError
 from kkp.kms.memory import MemoryKMS
 from kkp.model import Credentials
@@ -453,6 +453,32 @@ async def test_callers_of_an_issuer_ask_and_approve_under_their_whole_names(tmp_
         assert (await shown(kkp, "/token", wish, assertion("orders"), release)).status == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "after"),
+    [("/audit", "A" * 22 + ":1"), ("/revocations", "0" * 32)],
+    ids=["the audit", "the revocations"],
+)
+async def test_a_release_for_one_page_of_a_list_is_good_for_no_other(
+    tmp_path: Path, path: str, after: str
+) -> None:
+    bundle = policy_with(tmp_path, [{"actions": ["read_audit", "read_revocations"], "valid_minutes": 10}])
+    async with running(tmp_path, KKP_POLICY_PATH=str(bundle)) as kkp:
+        alice = await kkp.add_identity("alice", roles=("approver",))
+
+        async def read(parameters: str, **headers: str) -> Answer:
+            return await kkp.request("GET", path + parameters, credential=kkp.root_key, headers=headers)
+
+        for page in ("", "?limit=1", f"?after={after}", f"?limit=1&after={after}"):
+            approval_id = (await read(page)).json["approval_id"]
+            (waits,) = await waiting(kkp, alice)
+            assert waits["id"] == approval_id
+            release = {RELEASE: await released(kkp, approval_id, alice)}
+            for other in {"?limit=100", "?limit=1", "?limit=2", f"?after={after}", f"?after={after[:-1]}2"}:
+                if other not in {page, page or "?limit=100"}:
+                    assert (await read(other, **release)).problem() == "approval_invalid", other
+            assert (await read(page or "?limit=100", **release)).status == 200  # written out it is the same
+
+
 async def test_one_bit_of_a_release_makes_it_worthless(scene: Scene) -> None:
     release = await scene.release()
     for place in range(0, len(release), 7):
@@ -637,11 +663,44 @@ async def test_so_many_of_a_caller_s_requests_wait_and_no_more(scene: Scene, clo
     assert (await scene.open(context={"purpose": "more"})).problem() == "approval_required"
 
 
-async def test_there_are_so_many_rows_and_no_more(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_ROWS == 1024
-    monkeypatch.setattr(approvals, "MAX_ROWS", 1)
-    assert (await scene.open()).problem() == "approval_required"
-    assert (await scene.kkp.post("/keys/rotate", {}, credential=scene.kkp.root_key)).status == 429
+async def urgent(scene: Scene) -> Callable[..., Awaitable[Answer]]:
+    """Return what asks for an emergency, each purpose another one."""
+    envelope = await scene.kkp.seal(scene.orders, backend="gcp", key_id="orders")
+    token = await scene.kkp.token(scene.orders, backend="gcp", key_id="orders")
+
+    async def ask(purpose: str) -> Answer:
+        document = {"envelope": envelope, "token": token, "context": {"purpose": purpose}}
+        return await scene.kkp.post("/envelope/decrypt", document)
+
+    return ask
+
+
+async def test_whoever_has_its_share_of_ordinary_requests_can_still_ask_for_an_emergency(
+    scene: Scene,
+) -> None:
+    ask = await urgent(scene)
+    for number in range(SHARE):
+        assert (await scene.open(context={"purpose": str(number)})).problem() == "approval_required"
+    for number in range(SHARE):
+        assert (await ask(str(number))).problem() == "approval_required"
+    assert (await ask("more")).status == (await scene.open(context={"purpose": "more"})).status == 429
+
+
+async def test_there_are_so_many_rows_the_last_of_which_are_for_emergencies(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (MAX_ROWS, EMERGENCY_ROWS) == (1024, 128)
+    monkeypatch.setattr(approvals, "MAX_ROWS", 4)
+    monkeypatch.setattr(approvals, "EMERGENCY_ROWS", 2)
+    ask = await urgent(scene)
+    for purpose in ("one", "two"):
+        assert (await scene.open(context={"purpose": purpose})).problem() == "approval_required"
+    one_more = await scene.kkp.post("/keys/rotate", {}, credential=scene.kkp.root_key)  # of another caller
+    assert (one_more.status, int(one_more.headers["Retry-After"])) == (429, 3600)
+    for purpose in ("one", "two"):
+        assert (await ask(purpose)).problem() == "approval_required"
+    assert (await ask("three")).status == 429
+    assert (await ask("two")).problem() == "approval_required"  # it waits already
 
 
 async def test_what_is_over_is_recorded_and_deleted(scene: Scene, clock: FakeClock) -> None:

@@ -319,6 +319,11 @@ async def bound(client: Client) -> str:
     return token
 
 
+async def test_the_metadata_says_that_tokens_can_be_bound_to_certificates(client: Client) -> None:
+    document = (await client.get("/.well-known/oauth-authorization-server")).json
+    assert document["tls_client_certificate_bound_access_tokens"] is True
+
+
 async def test_a_token_is_bound_to_the_certificate_that_it_is_asked_for_with(
     client: Client, bound: str
 ) -> None:

@@ -54,8 +54,18 @@ def test_every_code_is_documented_where_it_can_occur() -> None:
 def test_every_row_asks_for_the_credential_that_it_takes(route: openapi.Row) -> None:
     security = DOCUMENT["paths"][route.path][route.method.lower()]["security"]
     in_form = isinstance(route, Route) and route.form is not None and route.form.credential_in_body
-    taken: list[Any] = [{"bearer": []}, {}] if route.credential_in_body or in_form else [{"bearer": []}]
+    beside: list[Any] = [{}] if route.credential_in_body or in_form else []
+    taken = [{"bearer": []}, {"dpop": []}, {"mutualTLS": []}, *beside]
     assert security == ([] if isinstance(route, Route) and route.is_anonymous else taken)
+
+
+def test_each_way_to_show_a_credential_is_one_that_openapi_knows() -> None:
+    schemes = DOCUMENT["components"]["securitySchemes"]
+    assert {name: (scheme["type"], scheme.get("scheme")) for name, scheme in schemes.items()} == {
+        "bearer": ("http", "bearer"),
+        "dpop": ("http", "dpop"),
+        "mutualTLS": ("mutualTLS", None),
+    }
 
 
 BODIES: dict[str, Any] = {

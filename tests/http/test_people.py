@@ -15,9 +15,10 @@ from typing import Any
 import jwt
 import pytest
 
+from kkp.authn import passwords
 from kkp.authn.accounts import new_code
 from kkp.authn.operator import LocalOperator
-from kkp.authn.passwords import MAX_WAITING, Passwords
+from kkp.authn.passwords import MAX_OF_ADDRESS, MAX_STRANGERS, MAX_WAITING, Passwords, Waiter
 from kkp.authz.operator import OperatorPolicy
 from kkp.limits import ACCOUNT_GUESSES, ADDRESS_GUESSES
 from kkp.model import Credentials
@@ -50,6 +51,12 @@ from tests.spellings import spellings
 async def kkp(tmp_path: Path) -> AsyncIterator[KKP]:
     async with running(tmp_path, peers=Peers(parse_networks("127.0.0.1"))) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def unrested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no guess make the next one wait."""
+    monkeypatch.setattr(passwords, "REST_SECONDS", 0)
 
 
 async def operate(kkp: KKP, operation: Operation[Any, Any, Any], request: Any) -> None:
@@ -239,6 +246,47 @@ async def test_a_session_is_over_at_the_next_request(kkp: KKP, end: Callable[[KK
     assert (await kkp.get("/identities", credential=value)).status == 401
 
 
+async def test_a_person_whose_identity_is_revoked_is_nobody_until_that_is_lifted(
+    kkp: KKP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await add_person(kkp, roles=("admin",))
+    value = await session(kkp)
+    token = await kkp.token(value)
+    sealing = {"backend": "aws", "key_id": "alias/orders", "plaintext": "hello"}
+    assert (await kkp.get("/identities", credential=value)).status == 200
+    revocation = {"kind": "identity", "name": name, "reason": "INC-1234"}
+    revoked = await kkp.post("/revocations", revocation, credential=kkp.root_key)
+    assert revoked.status == 200, revoked.raw
+    assert (await kkp.get("/identities", credential=value)).problem() == "unauthenticated"
+    assert (await kkp.post("/envelope/encrypt", sealing, credential=token)).problem() == "token_invalid"
+    hashes = Hashes(monkeypatch)
+    right, wrong = await log_in(kkp), await log_in(kkp, password=OTHER_PASSWORD)
+    assert refused(right) == refused(wrong)
+    assert refused(right)[:2] == (401, "unauthenticated")
+    assert hashes.take() == 2
+    lifted = await kkp.request("DELETE", f"/revocations/{revoked.json['id']}", credential=kkp.root_key)
+    assert lifted.status == 200, lifted.raw
+    assert (await log_in(kkp)).status == 200
+    assert (await kkp.get("/identities", credential=value)).status == 200
+    assert (await kkp.post("/envelope/encrypt", sealing, credential=token)).status == 200
+
+
+async def test_a_person_who_is_revoked_at_one_replica_does_not_log_in_at_another(tmp_path: Path) -> None:
+    async with running(tmp_path) as one, running(tmp_path) as two:
+        name = await add_person(one)
+        assert (await log_in(two)).status == 200
+        revocation = {"kind": "identity", "name": name}
+        assert (await one.post("/revocations", revocation, credential=one.root_key)).status == 200
+        assert (await log_in(two)).problem() == "unauthenticated"
+
+
+async def test_a_person_who_does_not_exist_can_not_be_revoked(kkp: KKP) -> None:
+    await add_person(kkp)
+    revocation = {"kind": "identity", "name": "user:0123456789abcdef"}
+    answer = await kkp.post("/revocations", revocation, credential=kkp.root_key)
+    assert (answer.status, answer.problem()) == (404, "not_found")
+
+
 async def test_logging_out_ends_one_session_and_leaves_another(kkp: KKP) -> None:
     await add_person(kkp, roles=("admin",))
     first, second = await session(kkp), await session(kkp)
@@ -276,8 +324,8 @@ async def test_what_ends_a_session_on_one_replica_ends_it_on_another(tmp_path: P
 async def test_a_code_that_was_used_at_one_replica_is_used_at_another(tmp_path: Path) -> None:
     async with running(tmp_path) as one, running(tmp_path) as two:
         code = await invite(one)
-        answers = await asyncio.gather(*(sign_up(replica, code) for replica in (one, two) * 3))
-        assert sorted(answer.status for answer in answers) == [201, 401, 401, 401, 401, 401]
+        answers = await asyncio.gather(*(sign_up(replica, code) for replica in (one, two) * MAX_OF_ADDRESS))
+        assert sorted(answer.status for answer in answers) == [201, 401, 401, 401]
 
 
 # A session and a KKP token are never taken for one another.
@@ -561,7 +609,8 @@ async def test_when_too_many_wait_the_next_is_refused_at_once_and_leaves_no_reco
 ) -> None:
     await add_person(kkp)
     value = await session(kkp)
-    monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", MAX_WAITING)
+    waiting = Counter(str(number) for number in range(MAX_WAITING))
+    monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", waiting)
     records = len(await kkp.records())
     for answer in (
         await log_in(kkp),
@@ -573,8 +622,73 @@ async def test_when_too_many_wait_the_next_is_refused_at_once_and_leaves_no_reco
         assert (answer.status, answer.problem()) == (429, "rate_limited")
         assert answer.headers["Retry-After"] == "1"
     assert len(await kkp.records()) == records + 1  # that of the first reading
-    monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", MAX_WAITING - 1)
+    del waiting["0"]
     assert (await log_in(kkp)).status == 200
+
+
+class Held:
+    """Lets no password be checked before it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._released = asyncio.Event()
+        ask = Passwords._ask
+
+        async def held(passwords: Passwords, question: Mapping[str, str | None]) -> Any:
+            await self._released.wait()
+            return await ask(passwords, question)
+
+        monkeypatch.setattr(Passwords, "_ask", held)
+
+    async def all_but(self, waiting: int, asked: list[asyncio.Task[Answer]]) -> list[Answer]:
+        """Return the answers that come while nothing is checked, to all but so many."""
+        return [await each for _, each in zip(asked[waiting:], asyncio.as_completed(asked), strict=False)]
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.mark.parametrize("addresses", ["192.0.2.1", "2001:db8:0:1::{0:x}"])
+async def test_one_address_with_the_right_password_keeps_no_other_from_logging_in(
+    kkp: KKP, monkeypatch: pytest.MonkeyPatch, addresses: str
+) -> None:
+    await add_person(kkp)
+    await add_person(kkp, "bob@example.com")
+    assert (await tried(kkp, addresses.format(0), password=PASSWORD)).status == 200
+    held = Held(monkeypatch)
+    many = [
+        asyncio.create_task(tried(kkp, addresses.format(number), password=PASSWORD))
+        for number in range(MAX_WAITING)
+    ]
+    answers = await held.all_but(MAX_OF_ADDRESS, many)
+    assert {(each.status, each.problem(), each.headers["Retry-After"]) for each in answers} == {
+        (429, "rate_limited", "1")
+    }
+    bob = asyncio.create_task(tried(kkp, "2001:db8:0:2::1", "bob@example.com", PASSWORD))
+    held.release()
+    assert (await bob).status == 200
+    assert Counter([(await each).status for each in many]) == {
+        200: MAX_OF_ADDRESS,
+        429: MAX_WAITING - MAX_OF_ADDRESS,
+    }
+
+
+async def test_strangers_who_fill_the_queue_leave_room_for_who_logged_in_from_there_before(
+    kkp: KKP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_person(kkp)
+    assert (await tried(kkp, "198.51.100.1", password=PASSWORD)).status == 200
+    held = Held(monkeypatch)
+    strangers = [
+        asyncio.create_task(tried(kkp, f"2001:db8:0:{number:x}::1", f"{number}@example.com"))
+        for number in range(2 * MAX_WAITING)
+    ]
+    answers = await held.all_but(MAX_STRANGERS, strangers)
+    assert {each.status for each in answers} == {429}
+    assert (await tried(kkp, "198.51.100.2", password=PASSWORD)).status == 429
+    ann = asyncio.create_task(tried(kkp, "198.51.100.1", password=PASSWORD))
+    held.release()
+    assert (await ann).status == 200
+    assert Counter([(await each).status for each in strangers])[401] == MAX_STRANGERS
 
 
 async def test_what_is_refused_at_the_door_is_on_record_in_aggregate(
@@ -583,7 +697,8 @@ async def test_what_is_refused_at_the_door_is_on_record_in_aggregate(
     async with running(tmp_path) as kkp:
         for _ in range(ADDRESS_GUESSES + 2):
             await log_in(kkp)
-        monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", MAX_WAITING)
+        waiting = Counter(str(number) for number in range(MAX_WAITING))
+        monkeypatch.setattr(kkp.services.log_in._passwords, "_waiting", waiting)
         await log_in(kkp)
         path = kkp.settings.database_path
     with sqlite3.connect(path) as connection:
@@ -737,9 +852,9 @@ async def test_an_account_that_changes_while_its_password_is_changed_is_left_alo
     name = await add_person(kkp)
     value, hashing = await session(kkp), Passwords.hash
 
-    async def slow(passwords: Passwords, password: str) -> str:
+    async def slow(passwords: Passwords, password: str, waiter: Waiter) -> str:
         await directory(kkp).change(name, lambda account: replace(account, generation=account.generation + 1))
-        return await hashing(passwords, password)
+        return await hashing(passwords, password, waiter)
 
     monkeypatch.setattr(Passwords, "hash", slow)
     document = {"password": PASSWORD, "new_password": OTHER_PASSWORD}

@@ -1,7 +1,9 @@
 """`kkp dev`, `kkp serve` and the other commands as real processes, started and ended the way a user does it.
 
 A server runs in a directory of its own, with its data in `.kkp` there, on a free port, and sees no `KKP_*`
-variable but those it is given. Its issuer is fixed, because the port changes with each start.
+variable but those it is given. Its issuer is fixed, because the port changes with each start. A command is
+forked from a process that has loaded `kkp` (tests/loaded.py), unless an executable or a prefix is named, or
+`make soak` counts the seconds of a start.
 """
 
 from __future__ import annotations
@@ -11,20 +13,24 @@ import os
 import re
 import sqlite3
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import aiohttp
 import jwt
 import msgspec
 
+from tests import loaded
 from tests.harness import ISSUER, Answer, grant
+from tests.loaded import KKP as KKP  # noqa: PLC0414  the tests that name it look here
+from tests.loaded import Process
+from tests.scale import SCALE
 
-KKP = Path(sys.executable).with_name("kkp")
 ORDERS = "aws:alias/orders:encrypt,decrypt"
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _HANG_SECONDS = 60.0
@@ -80,29 +86,56 @@ def environment(environ: Mapping[str, str] = NO_SETTINGS) -> dict[str, str]:
 async def kkp(
     directory: Path,
     *arguments: str,
-    executable: Path = KKP,
+    executable: Path | None = None,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
 ) -> Finished:
     """Run one command to its end, in a directory."""
-    process = await asyncio.create_subprocess_exec(
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = await _started(directory, prefix, executable, arguments, environ, (out, err))
+        try:
+            async with asyncio.timeout(_HANG_SECONDS):
+                code = await process.wait()
+        finally:
+            await _ended(process)
+        return Finished(code, _read(out), _read(err))
+
+
+async def _started(  # noqa: PLR0913, PLR0917  two callers, which have them all
+    directory: Path,
+    prefix: Sequence[str | Path],
+    executable: Path | None,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    streams: tuple[IO[bytes], IO[bytes]],
+) -> Process:
+    """Start a command; without an executable, a prefix or a library of its own it is forked."""
+    out, err = streams
+    if not prefix and executable is None and "LD_PRELOAD" not in environ and SCALE == 1:
+        return loaded.start(arguments, cwd=directory, environ=environment(environ), stdout=out, stderr=err)
+    return await asyncio.create_subprocess_exec(
         *prefix,
-        executable,
+        executable or KKP,
         *arguments,
         cwd=directory,
         env=environment(environ),
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stdout=out,
+        stderr=err,
     )
-    try:
-        async with asyncio.timeout(_HANG_SECONDS):
-            out, err = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return Finished(process.returncode or 0, out.decode(), err.decode())
+
+
+def _read(written: IO[bytes]) -> str:
+    """Return all that was written."""
+    written.seek(0)
+    return written.read().decode()
+
+
+async def _ended(process: Process) -> None:
+    """See it ended."""
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
 
 
 @dataclass(slots=True)
@@ -110,7 +143,7 @@ class Server:
     """One run of `kkp dev` or `kkp serve`."""
 
     directory: Path
-    process: asyncio.subprocess.Process
+    process: Process
     url: str
     seconds_to_ready: float
     session: aiohttp.ClientSession = field(repr=False)
@@ -221,29 +254,17 @@ async def launched(  # noqa: PLR0913  each with a default
     *,
     command: str = "dev",
     options: Sequence[str] = (),
-    executable: Path = KKP,
+    executable: Path | None = None,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
-) -> AsyncIterator[asyncio.subprocess.Process]:
+) -> AsyncIterator[Process]:
     """Start a server without waiting for it; at the end of the block it is killed if it still runs."""
     with (directory / "kkp.out").open("wb") as out, (directory / "kkp.err").open("wb") as err:
-        process = await asyncio.create_subprocess_exec(
-            *prefix,
-            executable,
-            command,
-            *options,
-            cwd=directory,
-            env=environment(environ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-        )
+        process = await _started(directory, prefix, executable, [command, *options], environ, (out, err))
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await _ended(process)
 
 
 @asynccontextmanager
@@ -252,7 +273,7 @@ async def serving(  # noqa: PLR0913  each with a default
     *,
     command: str = "dev",
     options: Sequence[str] = (),
-    executable: Path = KKP,
+    executable: Path | None = None,
     prefix: Sequence[str | Path] = (),
     environ: Mapping[str, str] = NO_SETTINGS,
 ) -> AsyncIterator[Server]:
@@ -272,7 +293,7 @@ async def serving(  # noqa: PLR0913  each with a default
             yield server
 
 
-async def listening(process: asyncio.subprocess.Process, directory: Path) -> str:
+async def listening(process: Process, directory: Path) -> str:
     """Return the URL that a server says it listens on."""
     async with asyncio.timeout(_HANG_SECONDS):
         while True:

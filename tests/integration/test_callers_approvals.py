@@ -13,12 +13,13 @@ from kkp.authz.approvals import SHARE
 from kkp.authz.embedded import default_policy_path
 from tests.approving import policy_with
 from tests.harness import KKP, grant, running
+from tests.integration.process import KKP as EXECUTABLE
 from tests.integration.test_readme import commands, shell
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "callers/approvals.md"
 RUNBOOK = DOCS / "runbooks/emergency-approval.md"
-PATH = os.environ["PATH"]
+PATH = f"{EXECUTABLE.parent}:{os.environ['PATH']}"
 
 
 def environ(server: KKP, **more: str) -> dict[str, str]:
@@ -31,28 +32,18 @@ async def test_the_page_s_commands_ask_approve_and_do_it_once(tmp_path: Path) ->
     rules = json.loads((tmp_path / "four-eyes/kkp/settings/data.json").read_text())["approvals"]
     assert [rule.get("break_glass", False) for rule in rules] == [False, True]
     async with running(tmp_path, KKP_POLICY_PATH=str(tmp_path / "four-eyes")) as server:
-        payroll = await server.add_identity("payroll", grant("alias/payroll"))
-        token = await server.token(payroll, key_id="alias/payroll")
-        sealed = await server.seal(payroll, key_id="alias/payroll", context={"table": "salaries"})
-        (tmp_path / "sealed.json").write_text(json.dumps({"envelope": sealed}))
-        added = await shell(tmp_path, "\n".join(commands("people", PAGE)), environ=environ(server))
-        known = environ(server, TOKEN=token, ALICE=json.loads(added)["service_key"])
-
-        async def typed(marker: str) -> dict[str, Any]:
-            printed: dict[str, Any] = json.loads(
-                await shell(tmp_path, "\n".join(commands(marker, PAGE)), environ=known)
-            )
-            return printed
-
-        asked = await typed("ask")
-        assert (asked["status"], asked["code"]) == (403, "approval_required")
-        assert asked.keys() == documented("approval_id").keys()
-        (shown,) = (await typed("look"))["approvals"]
-        assert (shown["id"], shown["caller"]) == (asked["approval_id"], "payroll")
-        approved = await typed("approve")
-        assert approved.keys() == {"id", "release", "expires_at"}
-        assert (await typed("use"))["plaintext"] == "hello"
-        assert (await typed("use"))["code"] == "approval_invalid"
+        markers = ("people", "caller", "ask", "look", "approve", "use", "use")
+        script = "\n".join(block for marker in markers for block in commands(marker, PAGE))
+        lines = (await shell(tmp_path, script, environ=environ(server))).splitlines()
+        answers: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    asked, waiting, approved, opened, again = answers
+    assert (asked["status"], asked["code"]) == (403, "approval_required")
+    assert asked.keys() == documented("approval_id").keys()
+    (shown,) = waiting["approvals"]
+    assert (shown["id"], shown["caller"]) == (asked["approval_id"], "payroll")
+    assert approved.keys() == {"id", "release", "expires_at"}
+    assert opened["plaintext"] == "hello"
+    assert again["code"] == "approval_invalid"
 
 
 def documented(member: str) -> dict[str, object]:
@@ -69,7 +60,7 @@ async def test_an_emergency_goes_as_the_runbook_has_it(tmp_path: Path) -> None:
         orders = await server.add_identity("orders", grant())
         alice = await server.add_identity("alice", roles=("approver",))
         (tmp_path / "sealed.json").write_text(json.dumps({"envelope": await server.seal(orders)}))
-        known = environ(server, TOKEN=await server.token(orders), ALICE=alice)
+        known = environ(server, KEY=orders, TOKEN=await server.token(orders), ALICE=alice)
         printed = [
             await shell(tmp_path, "\n".join(commands(marker, RUNBOOK)), environ=known)
             for marker in ("ask", "approve", "use", "afterwards")

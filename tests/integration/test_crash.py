@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.databases import Place
-from tests.integration.process import names, serving
+from tests.integration.process import KKP, names, serving
 from tests.integration.test_kill import signing_keys
 from tests.integration.test_kill_rotation import Seen, check_nowhere_in_the_clear, spellings
 from tests.postgres import PASSWORD
@@ -30,9 +30,8 @@ async def test_a_crash_leaves_no_key_behind(tmp_path: Path, place: Place, crash:
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
     resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
     try:
-        async with serving(
-            tmp_path, environ={"PYTHONFAULTHANDLER": "1", "KKP_DATABASE_URL": place.url}
-        ) as server:
+        environ = {"PYTHONFAULTHANDLER": "1", "KKP_DATABASE_URL": place.url}
+        async with serving(tmp_path, executable=KKP, environ=environ) as server:
             token = await server.token()
             assert (await server.seal(token, "hello")).status == 200
             before, said = names(tmp_path), server.banner

@@ -119,7 +119,8 @@ def test_all_is_well_after_a_clean_stop(stopped: Path, doctor: Doctor) -> None:
     assert report["status"] == "ok"
     assert set(statuses(report)) == {
         "settings", "files", "master key", "database", "clock", "signing keys", "identities",
-        "root key", "revocations", "audit", "tls", "client certificates", "policy", "issuers", "backends",
+        "root key", "revocations", "accounts", "approvals", "audit", "tls", "client certificates", "policy",
+        "issuers", "backends",
     }  # fmt: skip
     assert {check["status"] for check in report["checks"]} == {"ok"}
 
@@ -297,6 +298,18 @@ FAILURES: dict[str, tuple[Change, dict[str, str], str, str]] = {
         {},
         "identities",
         "restore a backup",
+    ),
+    "a planted account": (
+        by_hand("INSERT INTO accounts (id, epoch, sealed) VALUES ('user:0000000000000000', 1, x'00')"),
+        {},
+        "accounts",
+        "restore a backup",
+    ),
+    "a planted approval": (
+        by_hand("INSERT INTO approvals VALUES ('a', 'a', '[]', 'a', '{}', 0, 60, 1, 9e9, 'b', 2, '', x'00')"),
+        {},
+        "approvals",
+        "empty the table `approvals`",
     ),
     "an audit record changed by hand": (
         by_hand("UPDATE audit_records SET body = x'00' WHERE position = 2"),

@@ -27,6 +27,7 @@ import rfc8785
 from kkp.data_dir import master_key
 from kkp.master_key import MasterKey
 from tests.integration.process import SHORT_PROFILE, Server, database, kkp, launched, serving, show
+from tests.loaded import Process
 from tests.promises import Recorder
 from tests.scale import SCALE
 
@@ -125,7 +126,7 @@ async def one_life(directory: Path, seen: Seen, call: str, count: int) -> None:
     seen.deaths.append(f"{call}:{count} after {len(committed(directory)) - before} new keys")
 
 
-async def listening(process: asyncio.subprocess.Process, directory: Path, deadline: float) -> str | None:
+async def listening(process: Process, directory: Path, deadline: float) -> str | None:
     """Return where it listens, or None if it did not live to say so."""
     while process.returncode is None and time.monotonic() < deadline:
         out = (directory / "kkp.out").read_text()

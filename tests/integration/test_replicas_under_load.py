@@ -95,6 +95,12 @@ class Balancer:
             self.ready = [replica for replica in self.replicas if await is_ready(replica)]
             await asyncio.sleep(LOOK_SECONDS)
 
+    async def sees(self, *replicas: Replica) -> None:
+        """Wait until these are among those that are sent to."""
+        async with asyncio.timeout(60):
+            while not all(replica in self.ready for replica in replicas):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(LOOK_SECONDS)
+
     async def load(self) -> None:
         """Send requests at a steady rate, however long the answers take."""
         while True:
@@ -142,7 +148,7 @@ async def balanced(trio: Replicas) -> AsyncIterator[Balancer]:
     """Put a steady load on all of them for the duration of the block."""
     balancer = Balancer(trio.all)
     looking = asyncio.ensure_future(balancer.look())
-    await asyncio.sleep(3 * LOOK_SECONDS)
+    await balancer.sees(*trio.all)
     loading = asyncio.ensure_future(balancer.load())
     try:
         yield balancer
@@ -171,7 +177,7 @@ async def test_replicas_restarted_one_by_one_fail_no_request_and_a_database_rest
                 assert await replica.server.stop() == 0
                 await replica.end()
                 await replica.start()
-                await asyncio.sleep(3 * LOOK_SECONDS)
+                await balancer.sees(replica)  # before the next one goes
                 record_promise(33, "restarts", 1)
     assert balancer.failed() == []
     record_promise(33, "requests", len(balancer.answers))
@@ -181,12 +187,12 @@ async def test_replicas_restarted_one_by_one_fail_no_request_and_a_database_rest
     async with balanced(steady) as balancer:
         await asyncio.sleep(0.5)
         steady.postgres.stop()
-        unready = [replica.becomes_unready(within_seconds=10) for replica in steady.all]
+        unready = [replica.becomes_unready(within_seconds=60) for replica in steady.all]
         record_promise(33, "seconds to notice or recover", max(await asyncio.gather(*unready)))
         steady.postgres.start()
-        ready = [replica.becomes_ready(within_seconds=10) for replica in steady.all]
+        ready = [replica.becomes_ready(within_seconds=60) for replica in steady.all]
         record_promise(33, "seconds to notice or recover", max(await asyncio.gather(*ready)))
-        await asyncio.sleep(3 * LOOK_SECONDS)
+        await balancer.sees(*steady.all)
         answered = len(balancer.answers)
         await asyncio.sleep(1)
     assert {answer.status for answer in balancer.answers[answered:]} == {200}

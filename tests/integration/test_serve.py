@@ -32,6 +32,7 @@ from tests.integration.process import (
     refuses_connections,
     serving,
 )
+from tests.loaded import Process
 
 LOCAL = {"audience": "orders-db", "backend": "local", "key_id": "default", "ops": ["encrypt", "decrypt"]}
 SEAL = {"backend": "local", "key_id": "default", "plaintext": "hello"}
@@ -264,7 +265,7 @@ def trusting(pair: Pair) -> ssl.SSLContext:
 
 
 @asynccontextmanager
-async def over_tls(directory: Path, opa_url: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def over_tls(directory: Path, opa_url: str) -> AsyncIterator[tuple[Process, str]]:
     OLD.write(directory)
     environ = settings(
         opa_url,

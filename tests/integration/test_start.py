@@ -18,7 +18,7 @@ import pytest
 from kkp.cli.dev import _banner
 from kkp.config import Address
 from tests.harness import settings_for
-from tests.integration.process import Server, database, kkp, names, refuses_connections, serving, show
+from tests.integration.process import KKP, Server, database, kkp, names, refuses_connections, serving, show
 
 MAX_RESIDENT_KIB = 120 * 1024
 
@@ -48,7 +48,7 @@ def status_of(server: Server, name: str) -> str:
 
 
 async def test_it_becomes_ready_and_stays_small(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
+    async with serving(tmp_path, executable=KKP) as server:
         found = re.search(r"VmRSS:\s+(\d+) kB", status_of(server, "status"))
         assert found is not None
         resident = int(found[1])
@@ -219,6 +219,17 @@ async def test_a_start_is_refused_on(stopped: Path, case: str) -> None:
     assert message in finished.err
     assert finished.out == ""
     assert "Traceback" not in finished.err
+
+
+async def test_a_start_on_a_planted_row_is_refused_and_says_who_knows_more(stopped: Path) -> None:
+    with database(stopped / ".kkp/kkp.db", "rw") as connection:
+        connection.execute(
+            "INSERT INTO accounts (id, epoch, sealed) VALUES ('user:0000000000000000', 1, x'00')"
+        )
+    finished = await kkp(stopped, "dev")
+    assert (finished.code, finished.out) == (1, "")
+    assert "A stored account failed its authentication.\nkkp: somebody else wrote" in finished.err
+    assert "`kkp doctor`" in finished.err
 
 
 async def test_every_bad_setting_is_named_at_once(tmp_path: Path) -> None:

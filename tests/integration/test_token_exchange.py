@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from kkp.web.exchange import TOKEN_EXCHANGE, ExchangeBody
-from tests.harness import grant, running
+from tests.harness import running
 from tests.integration.process import KKP
 from tests.integration.test_readme import commands, shell
 
@@ -21,9 +21,8 @@ async def test_a_token_is_exchanged_asked_about_and_ended_by_curl_and_by_a_libra
             "PATH": f"{KKP.parent}:{os.environ['PATH']}",
             "NO_PROXY": "*",
             "KKP": f"http://{server.host}:{server.port}",
-            "KEY": await server.add_identity("orders", grant()),
         }
-        markers = ("exchange", "library", "refusal", "life", "metadata")
+        markers = ("caller", "exchange", "library", "refusal", "life", "metadata")
         script = "\n".join(block for marker in markers for block in commands(marker, PAGE))
         lines = (await shell(tmp_path, script, environ=environ)).splitlines()
         issued, library, refused, told, ended, again, metadata = lines

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kkp import __version__
-from kkp.audit.base import AuditEntry, ChainHead, Receipt, RecordType
+from kkp.audit.base import AuditEntry, ChainHead, RateLimited, Receipt, RecordType
 from kkp.audit.chain import link
 from kkp.audit.log import MAX_BATCH, MAX_QUEUED, AuditLog
 from kkp.audit.verify import verify_rows
@@ -25,7 +25,7 @@ from tests.fakes.clock import FakeClock
 
 NOW = 1795317300.0  # 2026-11-22T03:15:00Z
 MASTER_KEY = bytes(range(32))
-DEADLINE = 0.03
+DEADLINE = 0.2  # of a fake that answers at once: a busy machine may hold up a test for a while
 
 
 @pytest.fixture
@@ -564,6 +564,74 @@ async def test_readiness_of_one_outage_says_nothing_of_the_next(log: AuditLog, s
     store.failure = Failure.FAIL
     await commit_all(log, 1)
     assert not await is_ready(log)
+
+
+async def test_a_store_with_room_for_small_records_alone_is_not_ready(
+    log: AuditLog, store: FakeAuditStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is on a full disk: a replica that refuses every decision must not say that it is ready."""
+    monkeypatch.setattr("kkp.audit.log.PROBE_SECONDS", 0.0)
+    large = entry(policy_input=bytes(2000))
+    store.room_bytes = 1000
+    with pytest.raises(AuditUnavailableError):
+        await log.commit(large)
+    for _ in range(3):
+        await log.commit_rate_limited(RateLimited("orders", 1))
+        assert not await is_ready(log)
+    store.room_bytes = None
+    assert await is_ready(log)
+    await log.commit(large)
+    assert await is_ready(log)
+    assert_sound(store)
+
+
+async def test_a_record_as_large_as_the_one_that_failed_ends_the_outage_and_a_smaller_one_does_not(
+    log: AuditLog, store: FakeAuditStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.room_bytes = 1000
+    with pytest.raises(AuditUnavailableError):
+        await log.commit(entry("d-12", policy_input=bytes(2000)))
+    store.room_bytes = None
+    await log.commit(entry("d-1", policy_input=bytes(2000)))
+    assert "works again" not in caplog.text
+    await log.commit(entry("d-12", policy_input=bytes(2000)))
+    assert "works again" in caplog.text
+    before = len(store.records)
+    assert await is_ready(log)
+    assert len(store.records) == before  # no record was made for it
+
+
+async def test_the_record_of_readiness_is_as_large_as_what_failed_and_does_not_grow_in_a_long_outage(
+    log: AuditLog, store: FakeAuditStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kkp.audit.log.PROBE_SECONDS", 0.0)
+    store.failure = Failure.FAIL_AFTER_COMMIT
+    for size in (2000, 100):
+        with pytest.raises(AuditUnavailableError):
+            await log.commit(entry(policy_input=bytes(size)))
+    failed = len(store.bodies()[1])
+    assert not any([await is_ready(log) for _ in range(10)])
+    probes = [body for body in store.bodies() if b'"type":"probe"' in body]
+    assert len(probes) == 10
+    assert all(failed <= len(probe) <= failed + 400 for probe in probes)
+    assert len({json.loads(probe)["padding"] for probe in probes}) == 10  # nothing that compresses
+
+
+async def test_what_failed_after_readiness_was_asked_for_is_not_hidden_by_its_smaller_record(
+    log: AuditLog, store: FakeAuditStore
+) -> None:
+    store.failure = Failure.FAIL
+    await commit_all(log, 1)
+    store.failure, store.room_bytes = None, 1000
+    store.pause()
+    failing = asyncio.create_task(log.commit(entry(policy_input=bytes(2000))))
+    await until_waiting()
+    ready = asyncio.create_task(is_ready(log))
+    await until_waiting()
+    store.resume()
+    with pytest.raises(AuditUnavailableError):
+        await failing
+    assert not await ready
 
 
 async def test_who_stops_waiting_for_readiness_leaves_the_others_their_answer(

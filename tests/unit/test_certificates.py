@@ -241,6 +241,31 @@ def test_serving_is_refused_on(
     assert problem(tables, **environ).startswith(beginning)
 
 
+def test_every_name_that_is_an_issuers_too_is_told_at_once_with_the_cure() -> None:
+    issuers = "".join(
+        f"""
+[issuers.{name}]
+issuer = "https://{name}.example"
+jwks_url = "https://{name}.example/keys"
+[issuers.{name}.rules.a]
+match = {{ sub = "a" }}
+roles = ["service"]
+"""
+        for name in ("mesh", "hosts", "github")
+    )
+    Path("kkp.toml").write_text(issuers)
+    with pytest.raises(ConfigError) as refusal:
+        served(
+            {"mesh": MESH, "hosts": {"rules": {"w": HOST_RULE}}, "spare": {"rules": {"w": HOST_RULE}}},
+            **TLS,
+            **CA,
+        )
+    assert refusal.value.problems == (
+        "[certificates.mesh]: [issuers.mesh] has the name, and so its callers would; give it another",
+        "[certificates.hosts]: [issuers.hosts] has the name, and so its callers would; give it another",
+    )
+
+
 @pytest.mark.parametrize(
     "text", ["[]", "{", '{"mesh": 1}', '{"mesh": {"cn": "x"}}', '{"mesh": {"rules": []}}']
 )

@@ -18,7 +18,7 @@ from kkp import app, cli, tokens
 from kkp.errors import ConfigError, NotFoundError
 from kkp.keyring import jwks
 from kkp.model import Identity
-from kkp.tokens import Claims
+from kkp.tokens import Claims, Confirmation
 from tests.harness import ISSUER, settings_for
 
 CLAIMS: dict[str, Any] = {
@@ -31,6 +31,8 @@ CLAIMS: dict[str, Any] = {
     "ops": ["decrypt"],
     "policy_claims": {"environment": "prod"},
 }
+
+THUMBPRINT = "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
 
 
 class World:
@@ -184,6 +186,42 @@ def test_a_good_token_is_verified_and_told(
     assert 'policy_claims  {"environment": "prod"}' in lines
     assert any(line.startswith("exp            in ") for line in lines)
     assert token not in "\n".join(lines)
+
+
+BOUND: dict[str, tuple[Confirmation, str]] = {
+    "a key": (
+        Confirmation(jkt=THUMBPRINT),
+        f'bound to the key "{THUMBPRINT}": refused without its DPoP proof, not seen here',
+    ),
+    "a client certificate": (
+        Confirmation(x5t_s256=THUMBPRINT),
+        f'bound to the client certificate "{THUMBPRINT}": refused without it, not seen here',
+    ),
+}
+
+
+@pytest.mark.parametrize(("bound", "told"), BOUND.values(), ids=BOUND)
+def test_of_a_token_that_is_bound_it_says_that_no_proof_was_seen(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    bound: Confirmation,
+    told: str,
+) -> None:
+    assert inspect(monkeypatch, world.mint(cnf=bound)) == 0
+    verdict, demand, empty, *_ = capsys.readouterr().out.splitlines()
+    assert (verdict.startswith("verified with the key "), demand, empty) == (True, told, "")
+    assert inspect(monkeypatch, world.mint()) == 0
+    assert "bound to" not in capsys.readouterr().out
+
+
+def test_what_a_bound_token_demands_is_not_said_of_one_that_does_not_verify(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = world.mint(cnf=Confirmation(jkt=THUMBPRINT), lifetime=0)
+    assert verdict(monkeypatch, capsys, token) == "NOT VERIFIED: it has expired"
+    inspect(monkeypatch, token)
+    assert "bound to" not in capsys.readouterr().out
 
 
 def test_the_local_database_knows_why_a_token_is_not_good(

@@ -78,6 +78,20 @@ def keep_digest(path: Path, key: str) -> None:
 # The ordinary life of an identity.
 
 
+async def test_whose_an_identity_is_stays_known_when_it_is_disabled(
+    directory: IdentityDirectory, path: Path
+) -> None:
+    await directory.add(Identity("laptop", ("service",), (), {"person": "Ann"}, NOW))
+    await directory.add(BILLING)
+    await directory.disable("laptop", at=NOW)
+    assert [directory.person_of(name) for name in ("laptop", "billing", "nobody")] == ["Ann", None, None]
+    by_hand(path, "UPDATE identities SET document = replace(document, 'Ann', 'Bob')")
+    with pytest.raises(StateUntrustedError):
+        await directory.load()
+    with pytest.raises(StateUntrustedError):
+        directory.person_of("billing")
+
+
 async def test_a_new_identity_is_known_by_its_key_and_by_its_name(directory: IdentityDirectory) -> None:
     key = await directory.add(ORDERS)
     assert directory.by_service_key(key) == ORDERS

@@ -12,6 +12,7 @@ from kkp.errors import RateLimitedError
 from kkp.limits import (
     ACCOUNT_GUESSES,
     ADDRESS_GUESSES,
+    HOMES,
     MAX_BUCKETS,
     ConnectionLimit,
     GuessLimits,
@@ -315,8 +316,52 @@ def test_success_costs_nothing() -> None:
         guesses.limits.succeeded("198.51.100.1", "ann@example.com")
 
 
-def test_no_more_homes_are_remembered_than_may_be() -> None:
+def test_an_account_has_so_many_homes_and_the_one_longest_not_used_is_none_any_more() -> None:
     guesses = Guesses()
-    for number in range(MAX_BUCKETS + 10):
-        guesses.limits.succeeded("198.51.100.1", f"{number}@example.com")
-    assert len(guesses.limits._at_home) == MAX_BUCKETS
+    for number in range(HOMES):
+        guesses.limits.succeeded(f"198.51.100.{number}", "ann@example.com")
+    guesses.limits.succeeded("198.51.100.0", "ann@example.com")
+    guesses.limits.succeeded("198.51.100.200", "ann@example.com")
+    at_home = [
+        guesses.limits.is_at_home(f"198.51.100.{number}", "ann@example.com") for number in range(HOMES)
+    ]
+    assert at_home == [True, False] + [True] * (HOMES - 2)
+    assert guesses.limits.is_at_home("198.51.100.200", "ann@example.com")
+
+
+def test_whose_home_an_address_is_says_nothing_of_another_account_or_address() -> None:
+    guesses = Guesses()
+    guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+    assert guesses.limits.is_at_home("198.51.100.1", "ann@example.com")
+    assert not guesses.limits.is_at_home("198.51.100.1", "bob@example.com")
+    assert not guesses.limits.is_at_home("198.51.100.2", "ann@example.com")
+
+
+@pytest.mark.parametrize("ann_is_tried", [True, False])
+def test_who_has_a_whole_48_of_ipv6_keeps_nobody_out_who_is_at_home(*, ann_is_tried: bool) -> None:
+    guesses = Guesses()
+    guesses.limits.succeeded("2001:db8:1:1::/64", "ann@example.com")
+    for number in range(2 * MAX_BUCKETS):  # every bucket is in use, of addresses and of accounts
+        guesses.tried(f"2001:db8:2:{number:x}::/64", f"{number}@example.com")
+        if ann_is_tried:
+            guesses.tried(f"2001:db8:2:{number:x}::/64")
+    assert not guesses.tried("198.51.100.1", "bob@example.com")
+    assert sum(guesses.tried("2001:db8:1:1::/64") for _ in range(100)) == ADDRESS_GUESSES
+
+
+def test_who_guesses_at_others_where_somebody_is_at_home_does_not_keep_them_out() -> None:
+    guesses = Guesses()
+    guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+    told = [guesses.tried("198.51.100.1", "bob@example.com") for _ in range(ADDRESS_GUESSES + 1)]
+    assert told == [True] * ADDRESS_GUESSES + [False]
+    assert guesses.tried("198.51.100.1", "ann@example.com")
+
+
+def test_what_succeeds_at_home_is_put_back_there() -> None:
+    guesses = Guesses()
+    guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+    for _ in range(100):
+        assert guesses.tried("198.51.100.1")
+        guesses.limits.succeeded("198.51.100.1", "ann@example.com")
+    told = [guesses.tried("198.51.100.1", "bob@example.com") for _ in range(ADDRESS_GUESSES + 1)]
+    assert told == [True] * ADDRESS_GUESSES + [False]

@@ -9,7 +9,7 @@ import os
 import re
 import resource
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ import pytest
 from argon2.exceptions import HashingError
 
 from kkp.authn import hashing, passwords
-from kkp.authn.passwords import MAX_WAITING, Passwords, check_new, normalised
+from kkp.authn.passwords import (
+    MAX_OF_ADDRESS,
+    MAX_STRANGERS,
+    MAX_WAITING,
+    Passwords,
+    Waiter,
+    check_new,
+    normalised,
+)
 from kkp.errors import InvalidRequestError, KeyringUnavailableError, PasswordsBusyError
 
 EMAIL = "ann.miller@example.com"
@@ -83,6 +91,12 @@ def test_a_password_is_normalised_to_nfkc_and_is_utf_8() -> None:
         normalised("\ud800")
 
 
+@pytest.fixture(autouse=True)
+def unrested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody wait but where that is what a test is about."""
+    monkeypatch.setattr(passwords, "REST_SECONDS", 0)
+
+
 @pytest.fixture
 async def hasher() -> AsyncIterator[Passwords]:
     async with aclosing(Passwords()) as hasher:
@@ -119,31 +133,132 @@ async def test_passwords_are_hashed_in_a_process_that_lets_others_go_first_and_k
     assert b"seven777" not in (process / "cmdline").read_bytes()
 
 
-async def test_as_many_wait_as_may_and_the_next_is_refused_at_once() -> None:
-    refusals: list[None] = []
-    async with aclosing(Passwords(lambda: refusals.append(None))) as hasher:
-        waiting = [asyncio.ensure_future(hasher.matches(None, "seven777")) for _ in range(MAX_WAITING)]
+def known(number: int) -> Waiter:
+    return Waiter(f"198.51.100.{number}", is_known=True)
+
+
+def stranger(number: int) -> Waiter:
+    return Waiter(f"192.0.2.{number}")
+
+
+class Line:
+    """Who waits for a password, none of which is checked before the line is let go."""
+
+    def __init__(self) -> None:
+        self.refusals = 0
+        self.passwords = Passwords(self._count)
+        self._waiting: list[asyncio.Future[bool]] = []
+
+    def _count(self) -> None:
+        self.refusals += 1
+
+    async def takes(self, *waiters: Waiter) -> list[bool]:
+        """Tell who of them may wait; who may not is refused at once."""
+        asked = [asyncio.ensure_future(self.passwords.matches(None, "seven777", each)) for each in waiters]
         await asyncio.sleep(0)
-        for asked in (
-            hasher.hash("seven777"),
-            hasher.matches("kept", "seven777"),
-            hasher.matches(None, "x"),
-        ):
-            with pytest.raises(PasswordsBusyError) as refusal:
-                await asked
-            assert refusal.value.retry_after_seconds == 1
-            assert str(refusal.value) == "Too many passwords wait to be checked; try again later."
-        with pytest.raises(PasswordsBusyError):
-            hasher.check_room()
-        assert len(refusals) == 4
-        assert await asyncio.gather(*waiting) == [False] * MAX_WAITING
-        hasher.check_room()
+        await asyncio.sleep(0)
+        assert all(isinstance(each.exception(), PasswordsBusyError) for each in asked if each.done())
+        self._waiting += [each for each in asked if not each.done()]
+        return [not each.done() for each in asked]
+
+    async def aclose(self) -> None:
+        assert await asyncio.gather(*self._waiting) == [False] * len(self._waiting)
+        assert not self.passwords._waiting
+        await self.passwords.aclose()
+
+
+@pytest.fixture
+async def line() -> AsyncIterator[Line]:
+    async with aclosing(Line()) as line:
+        yield line
+
+
+async def test_as_many_wait_as_may_and_the_next_is_refused_at_once(line: Line) -> None:
+    assert all(await line.takes(*(known(number) for number in range(MAX_WAITING))))
+    for asked in (
+        line.passwords.hash("seven777"),
+        line.passwords.matches("kept", "seven777"),
+        line.passwords.matches(None, "x", known(100)),
+        line.passwords.matches(None, "x", stranger(100)),
+    ):
+        with pytest.raises(PasswordsBusyError) as refusal:
+            await asked
+        assert refusal.value.retry_after_seconds == 1
+        assert str(refusal.value) == "Too many passwords wait to be checked; try again later."
+    with pytest.raises(PasswordsBusyError):
+        line.passwords.check_room()
+    assert line.refusals == 5
+
+
+@pytest.mark.parametrize("whose", [known, stranger])
+async def test_of_one_address_so_many_wait_and_of_another_as_many(
+    line: Line, whose: Callable[[int], Waiter]
+) -> None:
+    told = await line.takes(*[whose(1)] * MAX_WAITING)
+    assert told == [True] * MAX_OF_ADDRESS + [False] * (MAX_WAITING - MAX_OF_ADDRESS)
+    with pytest.raises(PasswordsBusyError):
+        line.passwords.check_room(whose(1))
+    assert await line.takes(*[whose(2)] * MAX_OF_ADDRESS) == [True] * MAX_OF_ADDRESS
+
+
+async def test_an_address_that_is_done_waiting_may_wait_again(line: Line) -> None:
+    assert all(await line.takes(*[known(1)] * MAX_OF_ADDRESS))
+    await asyncio.gather(*line._waiting)
+    assert all(await line.takes(*[known(1)] * MAX_OF_ADDRESS))
+
+
+@pytest.mark.parametrize("is_sign_up", [True, False])
+async def test_after_a_guess_no_stranger_is_taken_for_a_while_and_who_is_known_is(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch, *, is_sign_up: bool
+) -> None:
+    kept = await hasher.hash("seven777")
+    monkeypatch.setattr(passwords, "REST_SECONDS", 3600)
+    if is_sign_up:  # which may come with a code that is a guess
+        await hasher.hash("seven777", stranger(1))
+    else:
+        assert not await hasher.matches(kept, "seven778", stranger(1))
+    second = asyncio.ensure_future(hasher.matches(kept, "seven777", stranger(2)))
+    assert await hasher.matches(kept, "seven777", known(1))
+    assert not await hasher.matches(kept, "seven778", known(1))
+    assert await hasher.matches(kept, "seven777", known(1))
+    assert not second.done()
+    second.cancel()
+    await asyncio.wait([second])
+    assert not hasher._waiting
+
+
+async def test_after_a_right_password_the_next_stranger_is_taken_at_once(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = await hasher.hash("seven777")
+    monkeypatch.setattr(passwords, "REST_SECONDS", 3600)
+    for number in range(3):
+        assert await hasher.matches(kept, "seven777", stranger(number))
+
+
+async def test_after_the_rest_a_stranger_is_taken_again(
+    hasher: Passwords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "REST_SECONDS", 0.05)
+    kept = await hasher.hash("seven777")
+    told = [await hasher.matches(kept, f"seven77{number}", stranger(number)) for number in (6, 7, 8, 7)]
+    assert told == [False, True, False, True]
+
+
+async def test_however_many_strangers_wait_there_is_room_for_who_is_known(line: Line) -> None:
+    told = await line.takes(*(stranger(number) for number in range(2 * MAX_WAITING)))
+    assert told == [True] * MAX_STRANGERS + [False] * (2 * MAX_WAITING - MAX_STRANGERS)
+    line.passwords.check_room(known(1))
+    assert await line.takes(known(1), known(2), known(3)) == [True, True, False]
 
 
 async def test_of_many_each_is_told_of_its_own(hasher: Passwords) -> None:
     kept = await hasher.hash("seven777")
     told = await asyncio.gather(
-        *(hasher.matches(kept, f"seven77{number}") for number in (7, 8, 7, 9, 7, 6, 5, 7))
+        *(
+            hasher.matches(kept, f"seven77{number}", known(place))
+            for place, number in enumerate((7, 8, 7, 9, 7, 6, 5, 7))
+        )
     )
     assert told == [True, False, True, False, True, False, False, True]
 

@@ -292,6 +292,14 @@ async def test_an_unknown_credential_is_counted_and_not_recorded_one_by_one(road
     assert road.records() == []
 
 
+@pytest.mark.parametrize(("credential", "is_known"), [("key", True), ("unknown", False), ("expired", False)])
+async def test_to_ask_whether_somebody_is_known_counts_nothing_and_costs_no_read(
+    road: Road, credential: str, *, is_known: bool
+) -> None:
+    assert await road.pipeline.knows(Credentials(credential)) is is_known
+    assert (road.failures.counted, road.epoch_reads) == ([], [])
+
+
 async def test_an_expired_token_costs_no_read(road: Road) -> None:
     with pytest.raises(TokenExpiredError):
         await road.walk(credential="expired")
