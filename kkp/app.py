@@ -46,7 +46,7 @@ from kkp.authn.service_keys import ServiceKeys
 from kkp.authn.sessions import Sessions
 from kkp.authz import approvals
 from kkp.authz.approvals import Approvals
-from kkp.authz.base import ExplainingEngine, PolicyEngine
+from kkp.authz.base import ExplainingEngine
 from kkp.authz.embedded import default_policy_path
 from kkp.authz.grouping import GroupingPolicy
 from kkp.authz.opa import OPAPolicy
@@ -407,6 +407,56 @@ def _no_roles() -> Collection[str]:
     return ()
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What the services are made of: each is built once, and shared by all who need it.
+
+    Attributes:
+        base: What the command line stands on, too.
+        policy: Decides.
+        registry: The backends.
+        data_keys: Those of the backends' that are kept; None where none are.
+        keyring: Signs.
+        revoked: What is revoked.
+        people: Those who have an account.
+        everybody: These and the identities.
+        waiting: What waits for approval.
+        state: Has all that decisions rest on as of the database's epoch.
+        passwords: Compares people's.
+        failures: Counts failed authentications.
+        limited: Counts requests over a limit.
+        metrics: None where none are measured.
+        authenticator: Tells callers from others.
+        names: What a new identity may name.
+        warnings: What /readyz adds to its checks.
+    """
+
+    base: Foundation
+    policy: ExplainingEngine
+    registry: KMSRegistry
+    data_keys: DataKeyCache | None
+    keyring: Keyring
+    revoked: Revocations
+    people: AccountDirectory
+    everybody: Everybody
+    waiting: Approvals
+    state: LiveState
+    passwords: Passwords
+    failures: FailedAuthentications
+    limited: RateLimitedRequests
+    metrics: Metrics | None
+    authenticator: Authenticator
+    names: KnownNames
+    warnings: Mapping[str, Callable[[], str | None]]
+
+    def count_over_limit(self, caller: str) -> None:
+        """Count a request over its caller's limit."""
+        self.limited.count(caller)
+        if self.metrics is not None:
+            self.metrics.over_limit("caller")
+
+
 @asynccontextmanager
 async def _running_services(
     base: Foundation,
@@ -414,73 +464,87 @@ async def _running_services(
     warnings: Mapping[str, Callable[[], str | None]],
     roles: Callable[[], Collection[str]],
 ) -> AsyncIterator[Services]:
+    async with _parts(base, policy, warnings, roles) as parts:
+        services = _services(parts)
+        async with running(*_background(parts)):
+            yield services
+
+
+@asynccontextmanager
+async def _parts(
+    base: Foundation,
+    policy: ExplainingEngine,
+    warnings: Mapping[str, Callable[[], str | None]],
+    roles: Callable[[], Collection[str]],
+) -> AsyncIterator[_Parts]:
+    """Build and load whatever the services share, and close it afterwards."""
     async with AsyncExitStack() as stack:
         data_keys = _data_key_cache(base)
         registry = await _backends(base, data_keys)
         stack.push_async_callback(registry.close)
-        keyring = base.keyring()
-        await _start_keyring(keyring)
-        revoked, people = base.revocations(), base.accounts()
-        await revoked.load()
-        await people.load()
+        keyring, revoked, people = base.keyring(), base.revocations(), base.accounts()
         waiting = base.approvals(keyring)
-        await waiting.load()
-        parts: list[Loads] = [keyring, base.directory, revoked, people, waiting]
-        if data_keys is not None:
-            parts.append(data_keys)
-        state = LiveState(base.database.epoch, parts)
+        await _start_keyring(keyring)
+        for loaded in (revoked, people, waiting):
+            await loaded.load()
+        following: list[Loads] = [keyring, base.directory, revoked, people, waiting]
+        state = LiveState(base.database.epoch, following if data_keys is None else [*following, data_keys])
         await state.refresh()
-        failures = FailedAuthentications(base.audit)
+        failures, limited = FailedAuthentications(base.audit), RateLimitedRequests(base.audit)
         stack.push_async_callback(failures.flush)
-        limited = RateLimitedRequests(base.audit)
         stack.push_async_callback(limited.flush)
         passwords = Passwords(partial(limited.count, ANONYMOUS.id))
         stack.push_async_callback(passwords.aclose)
-        names = KnownNames(backends=base.settings.backends, roles=roles)
-        trusted, fetched = await stack.enter_async_context(_trusting(base))
-        assertions = Assertions(
-            trusted, base.federation(), base.clock, clock_error_seconds=base.settings.ring_times.clock_error
+        assertions, fetched = await stack.enter_async_context(_trusting(base))
+        yield _Parts(
+            base=base,
+            policy=policy,
+            registry=registry,
+            data_keys=data_keys,
+            keyring=keyring,
+            revoked=revoked,
+            people=people,
+            everybody=Everybody(base.directory, people),
+            waiting=waiting,
+            state=state,
+            passwords=passwords,
+            failures=failures,
+            limited=limited,
+            metrics=_metrics(base, keyring, registry, data_keys, waiting),
+            authenticator=base.authenticator(keyring, revoked, people, assertions),
+            names=KnownNames(backends=base.settings.backends, roles=roles),
+            warnings={**warnings, "issuers": partial(_first_warning, fetched)},
         )
-        authenticator = base.authenticator(keyring, revoked, people, [assertions] if trusted else [])
-        warnings = {**warnings, "issuers": partial(_first_warning, fetched)}
-        services = _services(
-            base,
-            state,
-            policy,
-            registry,
-            keyring,
-            revoked,
-            people,
-            passwords,
-            waiting,
-            authenticator,
-            failures,
-            limited,
-            warnings,
-            names,
-        )
-        if data_keys is not None:
-            if services.metrics is not None:
-                data_keys.watch(services.metrics.data_key)
-            await stack.enter_async_context(running(data_keys.run()))
-        identities = base.directory.run(base.settings.ring_times.poll)
-        background = (keyring.run(), identities, failures.run(), limited.run(), base.checkpoints.run())
-        if services.metrics is not None:
-            waiting.watch(services.metrics.approval)
-        following = _following(base, state)
-        await stack.enter_async_context(running(*background, base.reserve.run(), waiting.run(), *following))
-        yield services
+
+
+def _background(parts: _Parts) -> list[Coroutine[Any, Any, None]]:
+    """Return what goes on beside the requests."""
+    base = parts.base
+    tasks = [
+        parts.keyring.run(),
+        base.directory.run(base.settings.ring_times.poll),
+        parts.failures.run(),
+        parts.limited.run(),
+        base.checkpoints.run(),
+        base.reserve.run(),
+        parts.waiting.run(),
+        *_following(base, parts.state),
+    ]
+    return tasks if parts.data_keys is None else [*tasks, parts.data_keys.run()]
 
 
 @asynccontextmanager
-async def _trusting(base: Foundation) -> AsyncIterator[tuple[list[Trusted], list[FetchedKeys]]]:
-    """Yield the issuers, and those of their keys that are fetched, which is done meanwhile."""
-    trusted: list[Trusted] = []
-    async with _fetching(base.settings.issuers) as fetched:
-        for name, issuer in base.settings.issuers.items():
+async def _trusting(base: Foundation) -> AsyncIterator[tuple[list[Method], list[FetchedKeys]]]:
+    """Yield what tells issuers' tokens, and those of their keys that are fetched, which is done meanwhile."""
+    settings, trusted = base.settings, list[Trusted]()
+    async with _fetching(settings.issuers) as fetched:
+        for name, issuer in settings.issuers.items():
             keys = fetched[name] if name in fetched else GivenKeys(of_members(issuer.keys))
-            trusted.append(Trusted(name, issuer, issuer.audience or base.settings.issuer, keys))
-        yield trusted, [*fetched.values()]
+            trusted.append(Trusted(name, issuer, issuer.audience or settings.issuer, keys))
+        assertions = Assertions(
+            trusted, base.federation(), base.clock, clock_error_seconds=settings.ring_times.clock_error
+        )
+        yield ([assertions] if trusted else []), [*fetched.values()]
 
 
 @asynccontextmanager
@@ -523,74 +587,32 @@ def _following(base: Foundation, state: LiveState) -> list[Coroutine[Any, Any, N
     return following
 
 
-def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
-    base: Foundation,
-    state: LiveState,
-    policy: ExplainingEngine,
-    registry: KMSRegistry,
-    keyring: Keyring,
-    revoked: Revocations,
-    people: AccountDirectory,
-    passwords: Passwords,
-    waiting: Approvals,
-    authenticator: Authenticator,
-    failures: FailedAuthentications,
-    limited: RateLimitedRequests,
-    warnings: Mapping[str, Callable[[], str | None]],
-    names: KnownNames,
-) -> Services:
+def _services(parts: _Parts) -> Services:
     from kkp.web.routes import Services  # noqa: PLC0415  HTTP: commands do not need it, and would wait for it
 
+    base, keyring, revoked, people = parts.base, parts.keyring, parts.revoked, parts.people
     settings, clock, directory = base.settings, base.clock, base.directory
-    metrics = _metrics(base, keyring, registry)
-
-    def count_refusal(caller: str) -> None:
-        limited.count(caller)
-        if metrics is not None:
-            metrics.over_limit("caller")
-
-    road = partial(_road, base, state, policy, failures, metrics, revoked)
-    rate, burst = settings.caller_rate_per_second, settings.caller_burst
-    guesses = GuessLimits(time.monotonic, partial(count_refusal, ANONYMOUS.id))
+    guesses = GuessLimits(time.monotonic, partial(parts.count_over_limit, ANONYMOUS.id))
     return Services(
-        pipeline=road(waiting, authenticator, RateLimits(rate, burst, time.monotonic, count_refusal)),
+        pipeline=_road(parts, parts.authenticator, _caller_limits(parts), parts.waiting),
         # Nobody has a limit in common with all the others who are nobody (see `GuessLimits`), and there is
         # nobody who could be given what somebody else approves.
-        doorstep=road(None, Anonymous(), None),
-        sign_up=SignUp(people, passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
-        log_in=LogIn(
-            people,
-            passwords,
-            limits=guesses,
-            signer=keyring,
-            revoked=revoked,
-            clock=clock,
-            issuer=settings.issuer,
-            ttl_seconds=settings.session_ttl_seconds,
-        ),
-        log_out=LogOut(base.sessions(keyring, revoked, people), revoked),
-        change_password=ChangePassword(people, passwords, guesses),
+        doorstep=_road(parts, Anonymous(), limits=None, waiting=None),
         clock=clock,
-        addresses=_address_limits(settings, failures, metrics),
-        connections=_connection_limit(settings, metrics),
-        public=_public_documents(base, state, policy, registry, keyring, revoked, people, waiting, warnings),
-        issue_token=IssueToken(
-            keyring,
-            clock,
-            issuer=settings.issuer,
-            max_ttl_seconds=settings.ring_times.token_ttl,
-            backends=frozenset(settings.backends),
-        ),
-        encrypt=Encrypt(registry),
-        decrypt=Decrypt(registry),
-        rewrap=Rewrap(registry),
-        generate_data_key=GenerateDataKey(registry),
-        release_data_key=ReleaseDataKey(registry),
+        addresses=_address_limits(parts),
+        connections=_connection_limit(parts),
+        public=_public_documents(parts),
+        issue_token=_issue_token(parts),
+        encrypt=Encrypt(parts.registry),
+        decrypt=Decrypt(parts.registry),
+        rewrap=Rewrap(parts.registry),
+        generate_data_key=GenerateDataKey(parts.registry),
+        release_data_key=ReleaseDataKey(parts.registry),
         rotate_signing_key=RotateSigningKey(keyring),
         revoke_signing_key=RevokeSigningKey(keyring),
-        introspect_token=IntrospectToken(authenticator),
-        revoke_token=RevokeToken(authenticator, revoked),
-        add_identity=AddIdentity(directory, clock, names),
+        introspect_token=IntrospectToken(parts.authenticator),
+        revoke_token=RevokeToken(parts.authenticator, revoked),
+        add_identity=AddIdentity(directory, clock, parts.names),
         list_identities=ListIdentities(directory),
         disable_identity=DisableIdentity(directory, clock),
         rotate_service_key=RotateServiceKey(directory, clock),
@@ -599,109 +621,137 @@ def _services(  # noqa: PLR0913, PLR0917  everything meets here, and only here
         list_revocations=ListRevocations(revoked),
         read_audit=ReadAudit(AuditStore(base.database)),
         decide_approval=DecideApproval(
-            waiting, keyring, clock, Everybody(directory, people), issuer=settings.issuer
+            parts.waiting, keyring, clock, parts.everybody, issuer=settings.issuer
         ),
-        list_approvals=ListApprovals(waiting),
-        explain_policy=ExplainPolicy(policy, directory.look_up, clock),
+        list_approvals=ListApprovals(parts.waiting),
+        explain_policy=ExplainPolicy(parts.policy, directory.look_up, clock),
+        sign_up=SignUp(people, parts.passwords, limits=guesses, clock=clock, is_open=settings.open_signup),
+        log_in=_log_in(parts, guesses),
+        log_out=LogOut(base.sessions(keyring, revoked, people), revoked),
+        change_password=ChangePassword(people, parts.passwords, guesses),
         max_plaintext_bytes=settings.max_plaintext_bytes,
-        nonces=base.nonces(),
         max_held_body_bytes=settings.max_held_body_bytes,
-        metrics=metrics,
+        nonces=base.nonces(),
+        metrics=parts.metrics,
     )
 
 
-def _public_documents(  # noqa: PLR0913, PLR0917  everything of which something is public
-    base: Foundation,
-    state: LiveState,
-    policy: PolicyEngine,
-    registry: KMSRegistry,
-    keyring: Keyring,
-    revoked: Revocations,
-    people: AccountDirectory,
-    waiting: Approvals,
-    warnings: Mapping[str, Callable[[], str | None]],
-) -> PublicDocuments:
+def _issue_token(parts: _Parts) -> IssueToken:
+    settings = parts.base.settings
+    return IssueToken(
+        parts.keyring,
+        parts.base.clock,
+        issuer=settings.issuer,
+        max_ttl_seconds=settings.ring_times.token_ttl,
+        backends=frozenset(settings.backends),
+    )
+
+
+def _log_in(parts: _Parts, guesses: GuessLimits) -> LogIn:
+    settings = parts.base.settings
+    return LogIn(
+        parts.people,
+        parts.passwords,
+        limits=guesses,
+        signer=parts.keyring,
+        revoked=parts.revoked,
+        clock=parts.base.clock,
+        issuer=settings.issuer,
+        ttl_seconds=settings.session_ttl_seconds,
+    )
+
+
+def _public_documents(parts: _Parts) -> PublicDocuments:
     from kkp.web import openapi  # noqa: PLC0415  HTTP, as above
     from kkp.web.public import PUBLIC_ROUTES, PublicDocuments  # noqa: PLC0415  likewise
     from kkp.web.routes import ROUTES  # noqa: PLC0415  likewise
 
-    settings = base.settings
+    settings = parts.base.settings
     return PublicDocuments(
-        keyring=keyring,
-        revocation_list=RevocationList(
-            keyring,
-            revoked,
-            Everybody(base.directory, people),
-            base.clock,
-            lambda: state.epoch,
-            issuer=settings.issuer,
-            times=settings.ring_times,
-            lifetime_seconds=settings.revocation_list_seconds,
-        ),
+        keyring=parts.keyring,
+        revocation_list=_revocation_list(parts),
         issuer=settings.issuer,
         takes_certificates=bool(settings.client_ca_files),
         jwks_max_age_seconds=int(settings.ring_times.jwks_max_age),
         openapi=openapi.document(ROUTES, PUBLIC_ROUTES),
-        checks=_readiness(base, policy, keyring, revoked, people, waiting),
-        refresh=state.refresh,
+        checks=_readiness(parts),
+        refresh=parts.state.refresh,
         warnings={
-            **warnings,
-            "backends": registry.warning,
-            "composites": registry.members_warning,
-            "master_key": base.master_keys.warning,
+            **parts.warnings,
+            "backends": parts.registry.warning,
+            "composites": parts.registry.members_warning,
+            "master_key": parts.base.master_keys.warning,
         },
     )
 
 
-def _road(  # noqa: PLR0913, PLR0917  one argument for each step that is not the foundation's
-    base: Foundation,
-    state: LiveState,
-    policy: PolicyEngine,
-    failures: FailedAuthentications,
-    metrics: Metrics | None,
-    revoked: Revocations,
-    waiting: Approvals | None,
-    authenticator: Authenticates,
-    limits: RateLimits | None,
+def _revocation_list(parts: _Parts) -> RevocationList:
+    base, state = parts.base, parts.state
+    return RevocationList(
+        parts.keyring,
+        parts.revoked,
+        parts.everybody,
+        base.clock,
+        lambda: state.epoch,
+        issuer=base.settings.issuer,
+        times=base.settings.ring_times,
+        lifetime_seconds=base.settings.revocation_list_seconds,
+    )
+
+
+def _road(
+    parts: _Parts, authenticator: Authenticates, limits: RateLimits | None, waiting: Approvals | None
 ) -> Pipeline:
     """Return the road of requests, watched where metrics are wanted."""
+    base, metrics = parts.base, parts.metrics
     return Pipeline(
-        state=state,
+        state=parts.state,
         authenticator=authenticator,
-        policy=policy if metrics is None else metrics.policy(policy),
+        policy=parts.policy if metrics is None else metrics.policy(parts.policy),
         audit=base.reserve.guard(base.audit if metrics is None else metrics.records(base.audit)),
-        failures=failures if metrics is None else metrics.failures(failures),
+        failures=parts.failures if metrics is None else metrics.failures(parts.failures),
         clock=base.clock,
         limits=limits,
-        revocations=revoked,
+        revocations=parts.revoked,
         used_once=ReplayStore(base.database, base.clock),
         approvals=waiting,
     )
 
 
-def _address_limits(
-    settings: Settings, failures: FailedAuthentications, metrics: Metrics | None
-) -> RateLimits:
+def _caller_limits(parts: _Parts) -> RateLimits:
+    settings = parts.base.settings
+    rate, burst = settings.caller_rate_per_second, settings.caller_burst
+    return RateLimits(rate, burst, time.monotonic, parts.count_over_limit)
+
+
+def _address_limits(parts: _Parts) -> RateLimits:
     """Return how often one address may ask; nobody has asked whose a request over that is."""
 
     def count_refusal(address: str) -> None:
-        failures.count_limited(address)
-        if metrics is not None:
-            metrics.over_limit("address")
+        parts.failures.count_limited(address)
+        if parts.metrics is not None:
+            parts.metrics.over_limit("address")
 
+    settings = parts.base.settings
     rate, burst = settings.address_rate_per_second, settings.address_burst
     return RateLimits(rate, burst, time.monotonic, count_refusal, "address")
 
 
-def _connection_limit(settings: Settings, metrics: Metrics | None) -> ConnectionLimit:
+def _connection_limit(parts: _Parts) -> ConnectionLimit:
     def count_refusal() -> None:
-        if metrics is not None:
-            metrics.over_limit("connections")
+        if parts.metrics is not None:
+            parts.metrics.over_limit("connections")
 
-    return ConnectionLimit(settings.address_connections, count_refusal)
+    return ConnectionLimit(parts.base.settings.address_connections, count_refusal)
 
 
-def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metrics | None:
+def _metrics(
+    base: Foundation,
+    keyring: Keyring,
+    registry: KMSRegistry,
+    data_keys: DataKeyCache | None,
+    waiting: Approvals,
+) -> Metrics | None:
     if base.settings.metrics_listen is None:
         return None
     from kkp.metrics import Metrics  # noqa: PLC0415  a library that most runs of `kkp dev` do not need
@@ -711,47 +761,34 @@ def _metrics(base: Foundation, keyring: Keyring, registry: KMSRegistry) -> Metri
     metrics.watch_backends(registry.guards)
     metrics.watch_composites(registry.composites)
     base.audit.watch(metrics.audit_commit)
+    waiting.watch(metrics.approval)
+    if data_keys is not None:
+        data_keys.watch(metrics.data_key)
     return metrics
 
 
-def _readiness(  # noqa: PLR0913, PLR0917  whatever must be right
-    base: Foundation,
-    policy: PolicyEngine,
-    keyring: Keyring,
-    revoked: Revocations,
-    people: AccountDirectory,
-    waiting: Approvals,
-) -> dict[str, Callable[[], Awaitable[None]]]:
-    async def keyring_is_ready() -> None:
-        keyring.check_ready(base.clock.now())
-
-    async def database_answers() -> None:
-        await base.database.check()
-
-    async def identities_are_trusted() -> None:
-        base.directory.check_trusted()
-
-    async def revocations_are_trusted() -> None:
-        revoked.check_trusted()
-
-    async def accounts_are_trusted() -> None:
-        people.check_trusted()
-
-    async def approvals_are_trusted() -> None:
-        waiting.check_trusted()
-
+def _readiness(parts: _Parts) -> dict[str, Callable[[], Awaitable[None]]]:
+    """Return whatever must be right, by its name at /readyz."""
+    base, keyring = parts.base, parts.keyring
     return {
-        "keyring": keyring_is_ready,
-        "database": database_answers,
-        "identities": identities_are_trusted,
-        "revocations": revocations_are_trusted,
-        "accounts": accounts_are_trusted,
-        "approvals": approvals_are_trusted,
-        "policy": policy.ping,
+        "keyring": _asynchronous(lambda: keyring.check_ready(base.clock.now())),
+        "database": base.database.check,
+        "identities": _asynchronous(base.directory.check_trusted),
+        "revocations": _asynchronous(parts.revoked.check_trusted),
+        "accounts": _asynchronous(parts.people.check_trusted),
+        "approvals": _asynchronous(parts.waiting.check_trusted),
+        "policy": parts.policy.ping,
         "audit": base.audit.check_ready,
         "audit_space": base.reserve.check_ready,
         "checkpoints": base.checkpoints.check_ready,
     }
+
+
+def _asynchronous(check: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+    async def checked() -> None:
+        check()
+
+    return checked
 
 
 def _data_dir(settings: Settings, *, create: bool) -> None:

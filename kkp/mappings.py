@@ -29,7 +29,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from kkp.model import JSON, Grant
-from kkp.names import GrantBody, Name, RoleName, Text
+from kkp.names import Grants, Name, Roles, Text
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}\Z")
 TRUST_DOMAIN: Final = re.compile(r"[a-z0-9._-]{1,255}\Z")  # of SPIFFE
@@ -56,8 +56,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     match: Annotated[Wanted, msgspec.Meta(min_length=1)]
-    roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
-    grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
+    roles: Roles
+    grants: Grants = []
     attributes: Annotated[dict[Name, Text], msgspec.Meta(max_length=16)] = {}
     attributes_from: Annotated[dict[Name, ClaimPath], msgspec.Meta(max_length=16)] = {}
 

@@ -1,7 +1,7 @@
 r"""How names and grants are written, in requests and in the configuration alike.
 
-A pattern ends in (?!\n) beside $, because Python's $ also matches before a final newline. Its description is
-what a refusal says is expected.
+What a name looks like is said by a pattern, and in words to whoever is refused. A pattern ends in (?!\n)
+beside $, because Python's $ also matches before a final newline.
 """
 
 from __future__ import annotations
@@ -13,24 +13,30 @@ import msgspec
 from kkp.model import Grant
 
 MAX_INTEGER = 2**53  # beyond it, JSON readers disagree on which number is meant (RFC 8259 section 6)
-_VISIBLE = msgspec.Meta(
-    pattern=r"^[\x21-\x7e]{1,256}$(?!\n)",
-    description="1 to 256 visible ASCII characters, without spaces",
-)
+
+
+def spelt(
+    pattern: str, description: str, *, min_length: int | None = None, max_length: int | None = None
+) -> msgspec.Meta:
+    """Describe strings that match a pattern whole; it has no `|` outside of brackets."""
+    whole = rf"^{pattern}$(?!\n)"
+    return msgspec.Meta(pattern=whole, min_length=min_length, max_length=max_length, description=description)
+
+
+_VISIBLE = spelt(r"[\x21-\x7e]{1,256}", "1 to 256 visible ASCII characters, without spaces")
 Backend = Annotated[
     str,
-    msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$(?!\n)",
-        description="a backend's name: 1 to 32 of a-z, 0-9, _ and -, of which the first is a letter or a "
-        "digit",
+    spelt(
+        r"[a-z0-9][a-z0-9_-]{0,31}",
+        "a backend's name: 1 to 32 of a-z, 0-9, _ and -, of which the first is a letter or a digit",
     ),
 ]
 KeyPattern = Annotated[
     str,
-    msgspec.Meta(
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?$(?!\n)",
+    spelt(
+        r"([A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,510})?\*?",
+        "a key's name, or the beginning of one and an asterisk",
         min_length=1,
-        description="a key's name, or the beginning of one and an asterisk",
     ),
 ]
 Audience = Annotated[str, _VISIBLE]
@@ -40,11 +46,12 @@ Text = Annotated[str, msgspec.Meta(max_length=1024)]
 TokenOp = Literal["encrypt", "decrypt", "rewrap"]
 RoleName = Annotated[
     str,
-    msgspec.Meta(
-        pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)",
-        description="a role's name: 1 to 63 of a-z, 0-9, _ and -, of which the first is a letter",
+    spelt(
+        r"[a-z][a-z0-9_-]{0,62}",
+        "a role's name: 1 to 63 of a-z, 0-9, _ and -, of which the first is a letter",
     ),
 ]
+Roles = Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
 
 
 class GrantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -67,3 +74,6 @@ class GrantBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     def __repr__(self) -> str:
         return "GrantBody(…)"
+
+
+Grants = Annotated[list[GrantBody], msgspec.Meta(max_length=256)]

@@ -18,7 +18,7 @@ from kkp.config import Settings, load
 from kkp.peers import Peers
 from kkp.ways import DEV
 from kkp.web.routes import Services, make_application
-from kkp.web.server import serving
+from kkp.web.server import edge_of, serving
 from tests import described
 
 ISSUER = "https://kkp.test"
@@ -211,11 +211,7 @@ async def running(
     async with (
         development(settings, clock=clock) as services,
         serving(
-            make_application(services),
-            settings.listen,
-            peers=peers,
-            admit=services.addresses.admit,
-            connections=services.connections,
+            make_application(services), settings.listen, edge_of(services, peers=peers or Peers())
         ) as address,
         aiohttp.ClientSession(f"http://{address}") as session,
     ):

@@ -14,7 +14,7 @@ from kkp.kms import is_composite
 from kkp.ways import DEV
 from kkp.web.metrics import serving_metrics
 from kkp.web.routes import make_application
-from kkp.web.server import serving
+from kkp.web.server import edge_of, serving
 
 _BANNER = """\
 KKP {version}: a development server. {backends}, and its keys lie in {data_dir}.
@@ -60,13 +60,7 @@ async def _serve_development(chosen: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with (
         app.development(chosen) as services,
-        serving(
-            make_application(services),
-            chosen.listen,
-            observe=services.metrics.request if services.metrics is not None else None,
-            admit=services.addresses.admit,
-            connections=services.connections,
-        ) as address,
+        serving(make_application(services), chosen.listen, edge_of(services)) as address,
         serving_metrics(services, chosen.metrics_listen) as metrics_address,
     ):
         print(_banner(chosen, address, metrics_address), flush=True)

@@ -17,7 +17,8 @@ from kkp.errors import ConfigError, PolicyLoadError
 from kkp.model import Credentials, Grant, Identity, KeyTimes
 from kkp.names import TokenOp
 from kkp.operations.identities import AddIdentity, DisableIdentity, ListIdentities, RotateServiceKey
-from kkp.web.schemas import MAX_OVERLAP_SECONDS, IdentityBody, RotateKeyBody, explanation
+from kkp.web.schemas import IdentityBody, RotateKeyBody, explanation
+from kkp.web.shapes import MAX_OVERLAP_SECONDS
 
 _EXPIRES_HELP = "how long the service key lives, such as 3600 or 30d"
 

@@ -40,7 +40,8 @@ from kkp.web.client_certificates import ClientCertificates
 from kkp.web.metrics import render, serving_metrics, serving_rendered
 from kkp.web.public import PublicDocuments
 from kkp.web.routes import Services, make_application
-from kkp.web.server import Inherited, Listener, bind, bound_to, check_bound, listening
+from kkp.web.server import Listener, edge_of, listening
+from kkp.web.sockets import Inherited, bind, bound_to, check_bound
 from kkp.web.tls import ReloadingTLS
 from kkp.workers.cores import usable_cores
 from kkp.workers.line import LEFT_TO_THE_SUPERVISOR, Line, Order, Report, State
@@ -196,15 +197,12 @@ def _listening(
 ) -> AbstractAsyncContextManager[Listener]:
     proxy_terminates_tls = secured.tls is None and not chosen.listen.is_loopback
     peers = Peers(chosen.trusted_proxies, proxies_only=proxy_terminates_tls)
+    certificates = _client_certificates(chosen, services, secured, peers)
     return listening(
         make_application(services),
         where,
-        peers=peers,
-        certificates=_client_certificates(chosen, services, secured, peers),
+        edge_of(services, peers=peers, certificates=certificates),
         tls=secured.tls.context if secured.tls is not None else None,
-        observe=services.metrics.request if services.metrics is not None else None,
-        admit=services.addresses.admit,
-        connections=services.connections,
     )
 
 

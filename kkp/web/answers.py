@@ -27,7 +27,8 @@ from kkp.revocations import Revocation as Revoked
 from kkp.revocations import RevocationKind
 from kkp.tokens import Claims, Federated, TokenType
 from kkp.web.exchange import ExchangeRequest
-from kkp.web.schemas import RequestedTokenType, Wire
+from kkp.web.schemas import Wire
+from kkp.web.shapes import RequestedTokenType
 
 
 class Answer(Wire, frozen=True):

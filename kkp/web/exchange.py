@@ -41,7 +41,7 @@ from kkp.errors import (
 from kkp.model import JSON, Credentials
 from kkp.names import Audience
 from kkp.operations.tokens import Binding, TokenRequest
-from kkp.web import schemas
+from kkp.web import schemas, shapes
 from kkp.web.schemas import Asks
 
 ACCESS_TOKEN: Final = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  the name of a type
@@ -61,7 +61,7 @@ _MEMBER = re.compile(r"`(?:\$\.)?([a-z_]+)`\Z")  # in which the decoder's senten
 class ExchangeRequest(TokenRequest, frozen=True, kw_only=True):
     """What the form asks for: a token, and what it is to be called."""
 
-    issued_token_type: schemas.RequestedTokenType
+    issued_token_type: shapes.RequestedTokenType
 
 
 class ExchangeBody(Asks[ExchangeRequest], frozen=True, forbid_unknown_fields=False):
@@ -76,13 +76,13 @@ class ExchangeBody(Asks[ExchangeRequest], frozen=True, forbid_unknown_fields=Fal
         "scope": "encrypt decrypt",
     }
 
-    grant_type: schemas.GrantType
-    subject_token: schemas.SubjectToken
-    subject_token_type: schemas.SubjectTokenType
-    resource: schemas.Resource
+    grant_type: shapes.GrantType
+    subject_token: shapes.SubjectToken
+    subject_token_type: shapes.SubjectTokenType
+    resource: shapes.Resource
     audience: Audience
-    scope: schemas.Scope = "decrypt"
-    requested_token_type: schemas.RequestedTokenType = ACCESS_TOKEN
+    scope: shapes.Scope = "decrypt"
+    requested_token_type: shapes.RequestedTokenType = ACCESS_TOKEN
     binding: Binding | None = None
 
     def request(self) -> ExchangeRequest:
@@ -144,7 +144,7 @@ def _refuse_what_would_be_ignored(members: Mapping[str, str]) -> None:
 
 def _key_id(quoted: str) -> str:
     try:
-        key_id: str = msgspec.convert(unquote(quoted), schemas.KeyId)
+        key_id: str = msgspec.convert(unquote(quoted), shapes.KeyId)
     except msgspec.ValidationError as error:
         raise InvalidTargetError(f"{schemas.explanation(error)} - at `$.resource`") from None
     return key_id

@@ -11,27 +11,16 @@ import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from kkp import emails
+from kkp import emails, names
 from kkp import envelope as envelopes
 from kkp.errors import InvalidRequestError, PayloadTooLargeError
 from kkp.model import JSON, Caller, Credentials
-from kkp.names import (
-    MAX_INTEGER,
-    Audience,
-    Backend,
-    GrantBody,
-    KeyPattern,
-    Name,
-    RoleName,
-    Subject,
-    Text,
-    TokenOp,
-)
+from kkp.names import Audience, Backend, Grants, Name, RoleName, Roles, Subject, TokenOp
 from kkp.operations.accounts import ChangePasswordRequest, LogInRequest, SignUpRequest
 from kkp.operations.approvals import ApprovalQuery, Verdict
 from kkp.operations.audit import AuditQuery
@@ -42,149 +31,46 @@ from kkp.operations.identities import IdentityRequest, RotateKeyRequest
 from kkp.operations.revocations import RevocationQuery, RevocationRequest
 from kkp.operations.token_life import HeldToken
 from kkp.operations.tokens import Binding, TokenRequest
-from kkp.revocations import MAX_REASON_CHARACTERS, RevocationKind
-from kkp.ring_times import MAX_SECONDS
+from kkp.revocations import RevocationKind
 from kkp.strict_json import refuse_deep, refuse_duplicates
+from kkp.web import shapes
+from kkp.web.shapes import (
+    ApprovalId,
+    AuditCursor,
+    Context,
+    Document,
+    Email,
+    EnrolmentCode,
+    GrantType,
+    IdentityName,
+    Integer,
+    IPAddress,
+    KeyId,
+    KeyTTL,
+    Moment,
+    Overlap,
+    PageSize,
+    Pairs,
+    Password,
+    PolicyContext,
+    Reason,
+    RequestedTokenType,
+    RevocationCursor,
+    RevokedName,
+    SubjectTokenType,
+    TokenId,
+    TokenOps,
+    Word,
+)
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
 RequestT = TypeVar("RequestT")
 OpenRequestT = TypeVar("OpenRequestT", bound=OpenRequest)
 
-KeyId = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+=-]{0,511}$(?!\n)",
-        description="a key's name: 1 to 512 of A-Z, a-z, 0-9 and ._:/@+=-, of which the first is a letter or "
-        "a digit",
-    ),
-]
 MAX_ITEMS = 1000  # of a batch
 _MAX_BODY_OF_MANY_STRINGS = 64 * 1024
 _MAX_PAIRS_OF_FORM = 32
 _MAX_QUOTES = 2048  # several times what an honest body has around its one long string
-Integer = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
-Scalar: TypeAlias = Text | bool | Integer | float | None
-Pairs = Annotated[dict[Name, Text], msgspec.Meta(max_length=32)]
-PolicyContext = Annotated[dict[Name, Scalar], msgspec.Meta(max_length=32)]
-KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]
-MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
-Overlap = Annotated[int, msgspec.Meta(ge=0, le=MAX_OVERLAP_SECONDS)]
-AuditCursor = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9-]{1,64}:[0-9]{1,15}$(?!\n)",
-        description="<chain>:<seq>, as `next` of the page before has it",
-    ),
-]
-TokenId = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9_-]{22}$(?!\n)",
-        description="a token's jti: 22 characters of base64url",
-    ),
-]
-IdentityName = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}(:[\x21-\x7e]{1,254})?$(?!\n)",
-        description="an identity's name: 1 to 63 of a-z, 0-9, ., _ and -, of which the first is a letter or "
-        "a digit; of somebody whom an issuer vouches for, that is the issuer's, and a colon and the subject "
-        "follow",
-    ),
-]
-RevokedName = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[\x21-\x7e]{1,512}$(?!\n)",
-        description="1 to 512 visible ASCII characters, without spaces",
-    ),
-]
-Reason = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=rf"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]{{0,{MAX_REASON_CHARACTERS}}}$(?!\n)",
-        description=f"up to {MAX_REASON_CHARACTERS} characters, on one line",
-    ),
-]
-RevocationCursor = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9_-]{22,43}$(?!\n)",
-        description="a revocation's id, as `next` of the page before has it",
-    ),
-]
-ApprovalId = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9_-]{21}[AQgw]$(?!\n)",
-        description="an approval_id: 128 bits in base64url",
-    ),
-]
-Email = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=emails.PATTERN,
-        max_length=emails.MAX_CHARACTERS,
-        description=f"an e-mail address of up to {emails.MAX_CHARACTERS} ASCII characters",
-    ),
-]
-Password = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-EnrolmentCode = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^kkp_ec_[A-Za-z0-9_-]{43}$(?!\n)",
-        description="an enrolment code: kkp_ec_ and 43 characters of base64url",
-    ),
-]
-GrantType = Literal["urn:ietf:params:oauth:grant-type:token-exchange"]
-SubjectTokenType = Literal[
-    "urn:ietf:params:oauth:token-type:access_token",
-    "urn:ietf:params:oauth:token-type:jwt",
-    "urn:ietf:params:oauth:token-type:id_token",
-]
-RequestedTokenType = Literal[
-    "urn:ietf:params:oauth:token-type:access_token", "urn:ietf:params:oauth:token-type:jwt"
-]
-SubjectToken = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z0-9._~+/-]+=*$(?!\n)",
-        max_length=8 * 1024,
-        description="a credential, as it would stand behind `Bearer`",
-    ),
-]
-Resource = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^urn:kkp:key:[a-z0-9][a-z0-9_-]{0,31}:([A-Za-z0-9._:/@+=-]|%[0-9A-Fa-f]{2}){1,512}$(?!\n)",
-        description="urn:kkp:key:, a backend's name, a colon, and a key's name, percent-encoded",
-    ),
-]
-Scope = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^(encrypt|decrypt|rewrap)( (encrypt|decrypt|rewrap)){0,2}$(?!\n)",
-        description="one or more of encrypt, decrypt and rewrap, with one space between two",
-    ),
-]
-Word = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[a-z][a-z0-9_]{0,63}$(?!\n)",
-        description="a word: 1 to 64 of a-z, 0-9 and _, of which the first is a letter",
-    ),
-]
-Moment = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$(?!\n)",
-        description="a time such as 2026-01-01T00:00:00Z",
-    ),
-]
-IPAddress = Annotated[
-    str, msgspec.Meta(pattern=r"^([0-9A-Fa-f:.]{2,45})?$(?!\n)", description="an IP address such as 10.0.0.7")
-]
-Document = Annotated[dict[Name, Any], msgspec.Meta(max_length=32)]
 _MAX_DEPTH = 32  # of a member that may hold anything
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
@@ -213,29 +99,9 @@ _ENVELOPE_EXAMPLE: Mapping[str, JSON] = {**_DETACHED_EXAMPLE, "nonce": "…", "c
 _TOKEN_EXAMPLE = "eyJhbGciOiJFZERTQSIsImtpZCI6…"  # noqa: S105  the beginning of one
 _EXPECTED: Mapping[str, str] = {
     repr(meta.pattern): str(meta.description)
-    for kind in (
-        Backend,
-        KeyId,
-        KeyPattern,
-        Audience,
-        RoleName,
-        AuditCursor,
-        TokenId,
-        IdentityName,
-        RevokedName,
-        Reason,
-        RevocationCursor,
-        ApprovalId,
-        Email,
-        EnrolmentCode,
-        SubjectToken,
-        Resource,
-        Scope,
-        Word,
-        Moment,
-        IPAddress,
-    )
-    for meta in get_args(kind)[1:]
+    for shape in (*vars(names).values(), *vars(shapes).values())
+    for meta in get_args(shape)[1:]
+    if isinstance(meta, msgspec.Meta) and meta.pattern is not None
 }
 # Which values a member takes that takes no others; a list's are those of its items.
 _CHOICES: Mapping[str, Sequence[str]] = {
@@ -302,9 +168,7 @@ class TokenBody(Asks[TokenRequest], frozen=True):
     audience: Audience
     backend: Backend
     key_id: KeyId
-    ops: Annotated[list[TokenOp], msgspec.Meta(max_length=3)] = msgspec.field(
-        default_factory=lambda: ["decrypt"]
-    )
+    ops: TokenOps = msgspec.field(default_factory=lambda: ["decrypt"])
     subject: Subject | None = None
     ttl_seconds: Integer | None = None
     policy_claims: Pairs = {}
@@ -338,7 +202,7 @@ class _SealingBody(Asks[RequestT], Generic[RequestT], frozen=True):
     backend: Backend
     key_id: KeyId
     associated_data: str | None = None
-    context: Annotated[dict[str, str], msgspec.Meta(max_length=32)] = {}
+    context: Context = {}
     policy_context: PolicyContext = {}
 
 
@@ -570,8 +434,8 @@ class IdentityBody(Asks[IdentityRequest], frozen=True):
     }
 
     id: Name
-    roles: Annotated[list[RoleName], msgspec.Meta(min_length=1, max_length=16)]
-    grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
+    roles: Roles
+    grants: Grants = []
     attributes: Pairs = {}
     key_ttl_seconds: KeyTTL | None = None
 
@@ -610,7 +474,7 @@ class CallerBody(_Strict, frozen=True):
     issuer: Audience = "kkp"
     method: Word = "service_key"
     attributes: Pairs = {}
-    grants: Annotated[list[GrantBody], msgspec.Meta(max_length=256)] = []
+    grants: Grants = []
 
     def caller(self) -> Caller:
         """Return the caller."""
@@ -710,7 +574,7 @@ class RevocationParameters(Asks[RevocationQuery], frozen=True):
     """`GET /revocations`."""
 
     after: RevocationCursor | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    limit: PageSize = 100
 
     def request(self) -> RevocationQuery:
         """Return what is asked for, checked."""
@@ -739,7 +603,7 @@ class ApprovalParameters(Asks[ApprovalQuery], frozen=True):
     """`GET /approvals`."""
 
     after: ApprovalId | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    limit: PageSize = 100
 
     def request(self) -> ApprovalQuery:
         """Return what is asked for, checked."""
@@ -907,7 +771,7 @@ class AuditParameters(Asks[AuditQuery], frozen=True):
     """`GET /audit`."""
 
     after: AuditCursor | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    limit: PageSize = 100
 
     def request(self) -> AuditQuery:
         """Return what is asked for, checked."""

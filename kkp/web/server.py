@@ -6,10 +6,11 @@ not in a middleware. Parser errors are neither echoed nor logged with a tracebac
 the log with them.
 
 What a client can cost before anybody knows who it is, is bounded here, because aiohttp leaves it open:
-- An address has so many connections and no more; each is closed unheard. A trusted proxy may have any number.
+- An address has so many connections and no more, those in a TLS handshake among them; what is beyond is
+  closed unheard (`kkp.web.sockets`). A trusted proxy may have any number.
 - An address that asks too often is refused before a credential is looked at; health checks alone are not.
-- A head has its time to arrive whole, and so has a body (`kkp.web.reading`). An answer that its reader leaves
-  lying, or takes drop by drop, ends the connection.
+- A TLS handshake has its time, a head has its time to arrive whole, and so has a body (`kkp.web.reading`). An
+  answer that its reader leaves lying, or takes drop by drop, ends the connection.
 - A client that goes away stops nothing: what was decided is done, and what was done is on record.
 
 A listener that is told to leave takes no new connection and ends those that it has without losing a request:
@@ -23,7 +24,6 @@ import asyncio
 import errno
 import itertools
 import logging
-import os
 import secrets
 import socket
 import ssl
@@ -45,19 +45,21 @@ from kkp.pipeline import Origin
 from kkp.web import problems
 from kkp.web.client_certificates import ClientCertificates
 from kkp.web.credentials import CERTIFICATE
-from kkp.web.routes import ORIGIN
+from kkp.web.routes import ORIGIN, Services
+from kkp.web.sockets import QUEUED, Door, Inherited, bound_alone, bound_to, cant_listen
 from kkp.web.tls import shown_chain
 
 _log = logging.getLogger(__name__)
 _PREFIX = secrets.token_hex(8)
 _count = itertools.count(1)
-_QUEUED = 1024  # connections that wait to be accepted
 _LOOK_SECONDS = 0.05
 _SWEEP_SECONDS = 0.1
 _ACCEPT_SECONDS = 0.5
-_HANDSHAKE_SECONDS = 2.0  # two or three of the client's round trips
+_UNDER_WAY_SECONDS = 2.0  # two or three round trips of a client's whose handshake is under way
 _SWEPT_AT_ONCE = 64
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_HANDSHAKE_SECONDS = 10.0  # in which a TLS handshake must be done
+_FAREWELL_SECONDS = 10.0  # in which a reader must take what is left, and its TLS say farewell
 _WRITE_SECONDS = 10.0  # in which an answer that waits for its reader must have gone on by so much
 _WRITE_BYTES = 256 * 1024
 _IDLE_SECONDS = 30.0  # in which a head must arrive whole, after the connection or the last answer
@@ -70,24 +72,37 @@ Admit = Callable[[str], None]
 _RequestHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class _Edge(NamedTuple):
-    """What the connections of one listener have in common.
+_NO_PROXIES = Peers()
+
+
+class Edge(NamedTuple):
+    """What stands between a listener's connections and the application.
 
     Attributes:
-        peers: Who requests come from.
+        peers: Who requests come from; by default whoever the socket says.
         certificates: Tells the clients' certificates; None where they have none.
-        observe: Told of each answer.
-        admit: Told the address of each request; refuses what is too much.
-        connections: How many an address may have open.
-        closing: Set when an answer is to be its connection's last.
+        observe: Told of each answer: its route's method and path (empty without one), status and seconds.
+        admit: Told what the address of each request is counted as, but for those for the machine's health;
+            raises RateLimitedError. None where anybody may ask as often as they like.
+        connections: How many an address may have open; None where it may have any number.
     """
 
-    peers: Peers
-    certificates: ClientCertificates | None
-    observe: Observe | None
-    admit: Admit | None
-    connections: ConnectionLimit | None
-    closing: asyncio.Event
+    peers: Peers = _NO_PROXIES
+    certificates: ClientCertificates | None = None
+    observe: Observe | None = None
+    admit: Admit | None = None
+    connections: ConnectionLimit | None = None
+
+
+_OPEN = Edge()
+
+
+def edge_of(
+    services: Services, *, peers: Peers = _NO_PROXIES, certificates: ClientCertificates | None = None
+) -> Edge:
+    """Return what stands before these services."""
+    observe = services.metrics.request if services.metrics is not None else None
+    return Edge(peers, certificates, observe, services.addresses.admit, services.connections)
 
 
 @final
@@ -98,23 +113,14 @@ class _Protocol(RequestHandler):
         shown: The chain of client certificates that the connection began with, in DER.
     """
 
-    __slots__ = ("_admitted", "_edge", "_watching", "shown")
+    __slots__ = ("_watching", "shown")
 
-    def __init__(self, manager: web.Server, edge: _Edge, **options: Any) -> None:  # noqa: ANN401  aiohttp's own
+    def __init__(self, manager: web.Server, **options: Any) -> None:  # noqa: ANN401  aiohttp's own
         super().__init__(manager, **options)
-        self._edge = edge
-        self._admitted: str | None = None
         self._watching: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  what every stream protocol is given
-        peer = str((transport.get_extra_info("peername") or ("",))[0])
-        if self._edge.connections is not None and not self._edge.peers.is_proxy(peer):
-            name = peer_name(peer)
-            if not self._edge.connections.admit(name):
-                transport.abort()
-                return
-            self._admitted = name
         self.shown = shown_chain(transport.get_extra_info("ssl_object"))
         transport.set_write_buffer_limits(0)  # so that we are told of whatever the kernel does not take
         super().connection_made(transport)
@@ -131,9 +137,6 @@ class _Protocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._stop_watching()
-        if self._admitted is not None and self._edge.connections is not None:
-            self._edge.connections.release(self._admitted)
-            self._admitted = None
 
     def _watch_writing(self, transport: asyncio.Transport) -> None:
         left = transport.get_write_buffer_size()
@@ -171,10 +174,8 @@ class _Protocol(RequestHandler):
 class _Server(web.Server):
     """Makes one `_Protocol` for each connection."""
 
-    edge: _Edge
-
     def __call__(self) -> RequestHandler:
-        return _Protocol(self, self.edge, loop=self._loop, **self._kwargs)
+        return _Protocol(self, loop=self._loop, **self._kwargs)
 
 
 @final
@@ -183,36 +184,65 @@ class _Runner(web.AppRunner):
 
     Args:
         app: The application.
-        edge: What its connections have in common.
-        options: aiohttp's.
+        edge: What stands before it.
+        closing: Set when each answer is to be its connection's last.
     """
 
-    __slots__ = ("_edge",)
+    __slots__ = ("_closing", "_edge")
 
-    def __init__(
-        self,
-        app: web.Application,
-        edge: _Edge,
-        **options: Any,  # noqa: ANN401  aiohttp's own
-    ) -> None:
-        super().__init__(app, **options)
+    def __init__(self, app: web.Application, edge: Edge, closing: asyncio.Event) -> None:
+        super().__init__(
+            app,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=_IDLE_SECONDS,
+            lingering_time=2,
+            max_field_size=8190 + 1024,
+            max_headers=64,
+            max_line_size=4096,
+            shutdown_timeout=5,
+        )
         self._edge = edge
+        self._closing = closing
 
     async def _make_server(self) -> web.Server:
         plain, observe = await super()._make_server(), self._edge.observe
-        handler = _answering_errors(plain.request_handler, self._edge)
-        server = _Server(
+        handler = _answering_errors(plain.request_handler, self._edge, self._closing)
+        return _Server(
             handler if observe is None else _observed(handler, observe),
             request_factory=plain.request_factory,
             handler_cancellation=False,  # hanging up stops nothing: what was decided is done
             **plain._kwargs,  # noqa: SLF001  aiohttp has no public way to choose the protocol class
         )
-        server.edge = self._edge
-        return server
 
 
-def _answering_errors(handler: _RequestHandler, edge: _Edge) -> _RequestHandler:
-    peers, certificates, admit, closing = edge.peers, edge.certificates, edge.admit, edge.closing
+@final
+class _Site(web.SockSite):
+    """Serves a listening socket; a handshake, and a farewell, has its time."""
+
+    __slots__ = ()
+
+    async def start(self) -> None:
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101  it is set up before there is a site
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server, sock=self._sock, backlog=QUEUED, **_tls_options(self._ssl_context)
+        )
+
+
+def _tls_options(tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """Return how connections begin and end, as asyncio wants it said."""
+    if tls is None:
+        return {}
+    return {
+        "ssl": tls,
+        "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
+        "ssl_shutdown_timeout": _FAREWELL_SECONDS,
+    }
+
+
+def _answering_errors(handler: _RequestHandler, edge: Edge, closing: asyncio.Event) -> _RequestHandler:
+    peers, certificates, admit = edge.peers, edge.certificates, edge.admit
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         peer = request.remote or ""
@@ -285,19 +315,6 @@ def _new_request_id() -> str:
     return f"{_PREFIX}{next(_count):012x}"
 
 
-class Inherited(NamedTuple):
-    """Bound sockets of one address, one queue of connections for each of several processes.
-
-    Attributes:
-        own: Those whose queue is this process's.
-        others: Those whose queues are other processes'. What has waited there is taken, too: the process may
-            hang, have crashed, or have more to do.
-    """
-
-    own: Sequence[socket.socket]
-    others: Sequence[socket.socket]
-
-
 @final
 class Listener:
     """A server that listens.
@@ -313,6 +330,7 @@ class Listener:
         self._handed_over: set[asyncio.Task[object]] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self._told_exhausted = False
+        self._queues = Inherited([], [])
         self.closing = closing
 
     @property
@@ -320,18 +338,19 @@ class Listener:
         """Where, with its real port."""
         return Address(*self._runner.addresses[0][:2])
 
-    async def start(self, where: Address | Inherited) -> None:
+    async def start(self, queues: Inherited) -> None:
         """Listen.
 
         Raises:
             OSError: It can't.
         """
-        for site in _sites(self._runner, where, self._tls):
-            await site.start()
-        if isinstance(where, Inherited):
-            for queue in where.others:
-                queue.setblocking(False)  # noqa: FBT003  its only argument
-            self._sweeping = asyncio.create_task(self._sweep(where.others))
+        self._queues = queues
+        for own in queues.own:
+            await _Site(self._runner, own, ssl_context=self._tls).start()
+        for other in queues.others:
+            other.setblocking(False)  # noqa: FBT003  its only argument
+        if queues.others:
+            self._sweeping = asyncio.create_task(self._sweep(queues.others))
 
     async def leave(self) -> None:
         """Take no new connection, and wait until those that stand are gone."""
@@ -340,7 +359,7 @@ class Listener:
         for site in self._runner.sites:
             await site.stop()
         # What was just accepted is no connection yet, and nobody tells of a handshake that is under way.
-        await asyncio.sleep(_ACCEPT_SECONDS if self._tls is None else _HANDSHAKE_SECONDS)
+        await asyncio.sleep(_ACCEPT_SECONDS if self._tls is None else _UNDER_WAY_SECONDS)
         server = self._runner.server
         while server is not None and server.connections:  # noqa: ASYNC110  aiohttp tells nobody of the last
             await asyncio.sleep(_LOOK_SECONDS)
@@ -349,6 +368,11 @@ class Listener:
         """Take nothing more out of the queues of others."""
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    def close(self) -> None:
+        """Close the sockets, when nobody serves them any more."""
+        for queue in (*self._queues.own, *self._queues.others):
+            queue.close()
 
     async def _sweep(self, queues: Sequence[socket.socket]) -> None:
         while True:
@@ -373,114 +397,25 @@ class Listener:
         loop, server = asyncio.get_running_loop(), self._runner.server
         assert server is not None  # noqa: S101  it is set up before anybody listens
         with suppress(OSError):  # the client is gone, or its handshake fails
-            await loop.connect_accepted_socket(server, connection, ssl=self._tls)
-
-
-async def bind(address: Address, count: int) -> list[list[socket.socket]]:
-    """Return sockets of one address for as many processes, for each those whose queue is its own.
-
-    The kernel deals connections out to the queues (SO_REUSEPORT), by what a connection comes from. It would
-    also let any later process of the same user have a share of them, silently, if that asks for it. So the
-    first sockets do not ask, and listen before they do: of all who try, one gets the address. Until somebody
-    serves, connections wait there. A host that is several addresses has a queue of each for each process.
-
-    Raises:
-        ConfigError: The address can't be had.
-    """
-    first: list[socket.socket] = []
-    try:
-        first = await _bound_alone(address)
-        for each in first:
-            each.listen(_QUEUED)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        return [first, *([_beside(each) for each in first] for _ in range(1, count))]
-    except OSError as error:
-        for each in first:
-            each.close()
-        raise _cant_listen("KKP_LISTEN_ADDR", address, error) from error
-
-
-async def _bound_alone(address: Address) -> list[socket.socket]:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(asyncio.Protocol, address.host, address.port, start_serving=False)
-    sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
-    server.close()
-    return sockets
-
-
-def _beside(bound: socket.socket) -> socket.socket:
-    """Return another socket of the same address, with a queue of its own."""
-    other = socket.socket(bound.family, bound.type, bound.proto)
-    for option in (socket.SO_REUSEPORT, socket.SO_REUSEADDR):
-        other.setsockopt(socket.SOL_SOCKET, option, 1)
-    if bound.family == socket.AF_INET6:
-        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does
-    other.bind(bound.getsockname())
-    return other
-
-
-async def check_bound(sockets: Sequence[socket.socket], address: Address) -> None:
-    """Refuse sockets that are not bound to the address.
-
-    Attack: what may be served where nobody else comes, such as in the clear on loopback, would be served to
-    everybody by whoever inherits sockets and has read the address anew.
-
-    Raises:
-        ConfigError: They are bound to another one.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError:
-        found = []
-    hosts = {name[0] for *_, name in found}
-    for bound in (bound_to([each]) for each in sockets):
-        if bound.host not in hosts or address.port not in {0, bound.port}:
-            problem = f"KKP_LISTEN_ADDR: it is {address} now, and what serves is bound to {bound}"
-            raise ConfigError([f"{problem}; restart to have it changed"])
-
-
-def bound_to(sockets: Sequence[socket.socket]) -> Address:
-    """Return the address of the first of these sockets, with its real port."""
-    return Address(*sockets[0].getsockname()[:2])
-
-
-def _cant_listen(setting: str, address: Address, error: OSError) -> ConfigError:
-    problem = f"{setting}: can't listen on {address} ({error.strerror})"
-    return ConfigError([f"{problem}; give {setting} another host:port"])
-
-
-def _sites(runner: _Runner, where: Address | Inherited, tls: ssl.SSLContext | None) -> list[web.BaseSite]:
-    if isinstance(where, Address):
-        return [web.TCPSite(runner, where.host, where.port, backlog=_QUEUED, ssl_context=tls)]
-    return [web.SockSite(runner, own, backlog=_QUEUED, ssl_context=tls) for own in where.own]
+            await loop.connect_accepted_socket(server, connection, **_tls_options(self._tls))
 
 
 @asynccontextmanager
-async def listening(  # noqa: PLR0913  each with a default that a small server keeps
+async def listening(
     app: web.Application,
     where: Address | Inherited,
+    edge: Edge = _OPEN,
     *,
-    peers: Peers | None = None,
-    certificates: ClientCertificates | None = None,
     tls: ssl.SSLContext | None = None,
-    observe: Observe | None = None,
-    admit: Admit | None = None,
-    connections: ConnectionLimit | None = None,
     setting: str = "KKP_LISTEN_ADDR",
 ) -> AsyncIterator[Listener]:
     """Serve the application for the duration of the block.
 
     Args:
         app: The application.
-        where: Where to listen, or sockets that are bound already.
-        peers: Who requests come from; by default whoever the socket says.
-        certificates: Tells the clients' certificates; by default they have none.
+        where: Where to listen, or sockets that are bound already, which are the listener's from now on.
+        edge: What stands before it; by default nothing.
         tls: Listen with it; by default in the clear.
-        admit: Told what the address of each request is counted as, but for those for the machine's health;
-            raises RateLimitedError; by default anybody may ask as often as they like.
-        connections: How many an address may have open; by default as many as it likes. A trusted proxy may.
-        observe: Told of each answer: its route's method and path (empty without one), status and seconds.
         setting: Where the address comes from.
 
     Raises:
@@ -488,44 +423,38 @@ async def listening(  # noqa: PLR0913  each with a default that a small server k
     """
     if HttpRequestParser.__module__ != "aiohttp._http_parser":
         raise ConfigError(["aiohttp: its C extension is missing; install a wheel that has it"])
-    options: dict[str, Any] = {
-        "access_log": None,
-        "auto_decompress": False,
-        "keepalive_timeout": _IDLE_SECONDS,
-        "lingering_time": 2,
-        "max_field_size": 8190 + 1024,
-        "max_headers": 64,
-        "max_line_size": 4096,
-        "shutdown_timeout": 5,
-    }
     closing = asyncio.Event()
-    edge = _Edge(peers or Peers(), certificates, observe, admit, connections, closing)
-    runner = _Runner(app, edge, **options)
+    runner = _Runner(app, edge, closing)
     await runner.setup()
     listener = Listener(runner, tls, closing)
+    address = where if isinstance(where, Address) else bound_to(where.own)
     try:
         try:
-            await listener.start(where)
+            await listener.start(await _queues(where, edge))
         except OSError as error:
-            address = where if isinstance(where, Address) else bound_to(where.own)
-            raise _cant_listen(setting, address, error) from error
+            raise cant_listen(setting, address, error) from error
         yield listener
     finally:
         listener.stop_sweeping()
         await runner.cleanup()
+        listener.close()
+
+
+async def _queues(where: Address | Inherited, edge: Edge) -> Inherited:
+    """Return the sockets to listen on, each with its door where connections are counted."""
+    queues = Inherited(await bound_alone(where), []) if isinstance(where, Address) else where
+    if edge.connections is None:
+        return queues
+    return Inherited(*([Door(each, edge.connections, edge.peers) for each in some] for some in queues))
 
 
 @asynccontextmanager
-async def serving(  # noqa: PLR0913  likewise
+async def serving(
     app: web.Application,
     address: Address,
+    edge: Edge = _OPEN,
     *,
-    peers: Peers | None = None,
-    certificates: ClientCertificates | None = None,
     tls: ssl.SSLContext | None = None,
-    observe: Observe | None = None,
-    admit: Admit | None = None,
-    connections: ConnectionLimit | None = None,
     setting: str = "KKP_LISTEN_ADDR",
 ) -> AsyncIterator[Address]:
     """Serve like `listening`; yields the address alone, with its real port.
@@ -533,15 +462,5 @@ async def serving(  # noqa: PLR0913  likewise
     Raises:
         ConfigError: See `listening`.
     """
-    async with listening(
-        app,
-        address,
-        peers=peers,
-        certificates=certificates,
-        tls=tls,
-        observe=observe,
-        admit=admit,
-        connections=connections,
-        setting=setting,
-    ) as listener:
+    async with listening(app, address, edge, tls=tls, setting=setting) as listener:
         yield listener.address

@@ -21,7 +21,7 @@ from kkp.pipeline import Origin
 from kkp.web.authorities import ReloadingAuthorities, reloading_authorities
 from kkp.web.client_certificates import ClientCertificates
 from kkp.web.routes import Services, make_application
-from kkp.web.server import serving
+from kkp.web.server import Edge, serving
 from kkp.web.tls import ReloadingTLS
 from tests.client_certificates import Authority, Holder
 from tests.harness import Client, settings_for
@@ -153,9 +153,8 @@ async def running(  # noqa: PLR0913  each with a default
             is_forwarded=is_forwarded,
         )
         context = tls.context if tls is not None else None
-        async with serving(
-            make_application(services), settings.listen, peers=peers, certificates=judge, tls=context
-        ) as address:
+        edge = Edge(peers, judge)
+        async with serving(make_application(services), settings.listen, edge, tls=context) as address:
             url = f"{'https' if has_tls else 'http'}://{address}"
             server = Server(directory, url, services, tls, authorities)
             yield server

@@ -16,8 +16,11 @@ from aiohttp import web
 
 from kkp.config import Address
 from kkp.errors import ConfigError
-from kkp.web import server
-from kkp.web.server import Inherited, Listener, bind, bound_to, check_bound, listening
+from kkp.limits import ConnectionLimit
+from kkp.peers import Peers
+from kkp.web import sockets
+from kkp.web.server import Edge, Listener, listening
+from kkp.web.sockets import Door, Inherited, bind, bound_to, check_bound
 from kkp.web.tls import ReloadingTLS
 from tests.descriptors import without_descriptors
 from tests.http.certificates import new_pair
@@ -206,14 +209,14 @@ async def test_who_has_bound_the_address_and_listens_first_keeps_it(monkeypatch:
     with socket.socket() as early:
         early.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         early.bind((LOOPBACK.host, 0))
-        bound_alone = server._bound_alone
+        bound_alone = sockets.bound_alone
 
         async def too_late(address: Address) -> list[socket.socket]:
-            sockets = await bound_alone(address)
+            bound = await bound_alone(address)
             early.listen()
-            return sockets
+            return bound
 
-        monkeypatch.setattr(server, "_bound_alone", too_late)
+        monkeypatch.setattr(sockets, "bound_alone", too_late)
         with pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: can't listen on"):
             await bind(bound_to([early]), 2)
 
@@ -264,6 +267,54 @@ async def test_attack_what_is_bound_elsewhere_is_not_served(at: str, now: str, *
         for named, fits in ((port, is_the_same), (0, is_the_same), (port % 65535 + 1, False)):
             with nullcontext() if fits else pytest.raises(ConfigError, match="KKP_LISTEN_ADDR: it is"):
                 await check_bound(own, Address(now, named))
+
+
+async def test_what_is_taken_from_another_counts_as_well() -> None:
+    limit = ConnectionLimit(1, lambda: None)
+    async with bound(2) as queues:
+        queues[1][0].listen()  # as that of a process that hangs
+        where = inherited(queues, 0)
+        async with listening(application("place 0"), where, Edge(connections=limit)) as listener:
+            at = listener.address
+            clients = [await asyncio.open_connection(at.host, at.port) for _ in range(16)]
+            heard = {asyncio.create_task(reader.read(12)): writer for reader, writer in clients}
+            waiting = set(heard)
+            async with asyncio.timeout(10):
+                while len(waiting) > 1:
+                    _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                (kept,) = waiting
+                heard[kept].write(b"GET / HTTP/1.1\r\nHost: kkp\r\n\r\n")
+                assert await kept == b"HTTP/1.1 200"
+            for _, writer in clients:
+                writer.close()
+            assert {end.result() for end in heard if end is not kept} == {b""}
+
+
+async def test_attack_who_has_too_many_connections_does_not_keep_others_waiting() -> None:
+    refused: list[None] = []
+    limit = ConnectionLimit(1, lambda: refused.append(None))
+    async with bound(1) as queues, AsyncExitStack() as stack:
+        door = stack.enter_context(Door(queues[0][0].dup(), limit, Peers()))
+        door.setblocking(False)  # noqa: FBT003  its only argument
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(door.getsockname()))
+        stack.enter_context(socket.create_connection(door.getsockname(), source_address=("127.0.0.2", 0)))
+        first, _ = door.accept()
+        with pytest.raises(ConnectionAbortedError):
+            door.accept()
+        other, (host, _) = door.accept()
+        assert host == "127.0.0.2"
+        assert len(refused) == 99
+        with pytest.raises(BlockingIOError):
+            door.accept()
+        first.close()
+        first.close()  # which counts once
+        stack.enter_context(socket.create_connection(door.getsockname()))
+        with pytest.warns(ResourceWarning, match="unclosed"):
+            door.accept()  # which nobody keeps, so it is gone, too
+        stack.enter_context(socket.create_connection(door.getsockname()))
+        stack.enter_context(door.accept()[0])
+        other.close()
 
 
 async def test_all_places_have_the_port_that_the_first_was_given() -> None:

@@ -24,7 +24,7 @@ from kkp.ring_times import RingTimes
 from kkp.web import problems
 from kkp.web.metrics import serving_metrics
 from kkp.web.routes import ROUTES, make_application
-from kkp.web.server import serving
+from kkp.web.server import edge_of, serving
 from tests.approving import asked, decide, policy_with, released, shown
 from tests.fakes.clock import FakeClock
 from tests.fakes.ring_store import FakeRingStore
@@ -63,13 +63,7 @@ async def measured(directory: Path, **environ: str) -> AsyncIterator[Measured]:
     async with development(settings) as services:
         assert services.metrics is not None
         async with (
-            serving(
-                make_application(services),
-                settings.listen,
-                observe=services.metrics.request,
-                admit=services.addresses.admit,
-                connections=services.connections,
-            ) as address,
+            serving(make_application(services), settings.listen, edge_of(services)) as address,
             serving_metrics(services, settings.metrics_listen) as metrics,
             aiohttp.ClientSession(f"http://{address}") as session,
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -16,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kkp.config import Address
 from kkp.errors import ConfigError
-from kkp.web.server import serving
+from kkp.limits import ConnectionLimit
+from kkp.web import server
+from kkp.web.server import Edge, serving
 from kkp.web.tls import ReloadingTLS, check_tls
 from tests.http.certificates import Pair, new_pair
 
@@ -205,6 +208,73 @@ async def test_the_way_that_kubernetes_swaps_a_secret_is_noticed(tmp_path: Path)
     async with serving(web.Application(), Address("127.0.0.1", 0), tls=tls.context) as address:
         assert await shown(address.port) == OLD.der
         assert await watched(tls, address.port, swap) == NEW.der
+
+
+# Who connects and never shakes hands.
+
+
+@pytest.mark.promise(36)
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"], ids=["nothing", "half a greeting"])
+async def test_a_handshake_that_never_ends_is_cut_off(
+    tls: ReloadingTLS, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server, "_HANDSHAKE_SECONDS", 0.1)
+    async with serving(web.Application(), Address("127.0.0.1", 0), tls=tls.context) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(sent)
+        async with asyncio.timeout(_HANG_SECONDS):
+            assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.promise(36)
+async def test_who_reads_nothing_more_and_says_no_farewell_is_cut_off(
+    tls: ReloadingTLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(server, "_FAREWELL_SECONDS", 0.1)
+    limit = ConnectionLimit(1, no_matter)
+    async with serving(
+        web.Application(), Address("127.0.0.1", 0), Edge(connections=limit), tls=tls.context
+    ) as address:
+        with await asyncio.to_thread(handshaken, address.port):
+            async with asyncio.timeout(_HANG_SECONDS):
+                while not await is_welcome(address.port):
+                    pass
+
+
+def handshaken(port: int) -> ssl.SSLSocket:
+    """Return a connection that has shaken hands, and that nobody reads from then on."""
+    return client().wrap_socket(socket.create_connection(("127.0.0.1", port)))
+
+
+async def is_welcome(port: int) -> bool:
+    """Tell whether a connection more is taken."""
+    try:
+        await shown(port)
+    except OSError:
+        return False
+    return True
+
+
+def no_matter() -> None:
+    """Count no refusal."""
+
+
+@pytest.mark.promise(36)
+async def test_attack_silent_connections_count_before_their_handshake(tls: ReloadingTLS) -> None:
+    refused: list[None] = []
+    edge = Edge(connections=ConnectionLimit(3, lambda: refused.append(None)))
+    async with serving(web.Application(), Address("127.0.0.1", 0), edge, tls=tls.context) as address:
+        silent = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
+        async with asyncio.timeout(_HANG_SECONDS):
+            assert not await is_welcome(address.port)
+            assert len(refused) == 1
+            silent.pop()[1].close()
+            while not await is_welcome(address.port):
+                pass
+        for _, writer in silent:
+            writer.close()
 
 
 # A bad pair.
