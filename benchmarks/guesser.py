@@ -32,7 +32,8 @@ def main() -> None:
     for line in sys.stdin:
         per_second, seconds = map(int, line.split())
         answers = asyncio.run(steadily(partial(_guess, port, numbers), per_second, seconds))
-        print(json.dumps(Counter(status for status, _ in answers)), flush=True)  # noqa: T201  who asked waits for this
+        sys.stdout.write(f"{json.dumps(Counter(status for status, _ in answers))}\n")
+        sys.stdout.flush()  # who asked waits for it
 
 
 async def _guess(port: int, numbers: Iterator[int], due: float) -> tuple[int, float]:

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-KKP = Path(sys.executable).with_name("kkp")
 # Not the servers: what one of them makes up once, when it is loaded, two of them must not share.
 _IN_COMMON = (
     "aiohttp.web",
@@ -105,10 +104,10 @@ class Command:
 
 
 def start(
-    arguments: Sequence[str], *, cwd: Path, environ: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
+    command: Sequence[str], *, cwd: Path, environ: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
 ) -> Command:
-    """Start a command of `kkp`."""
-    asked = json.dumps({"arguments": arguments, "cwd": str(cwd), "environ": dict(environ)}).encode()
+    """Start a command line whose first word is `kkp`, wherever that lies."""
+    asked = json.dumps({"command": command, "cwd": str(cwd), "environ": dict(environ)}).encode()
     assert len(asked) < _MAX_REQUEST_BYTES
     ours, keepers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with keepers:
@@ -167,14 +166,14 @@ def _keep(told: socket.socket) -> None:
     os._exit(0)
 
 
-def _become(arguments: list[str], cwd: str, environ: dict[str, str]) -> None:
+def _become(command: list[str], cwd: str, environ: dict[str, str]) -> None:
     """Have what a process that was started the usual way has."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environ)
     time.tzset()
-    sys.argv = [str(KKP), *arguments]
+    sys.argv = command
     sys.orig_argv = [sys.executable, *sys.argv]
 
 

@@ -396,10 +396,10 @@ def _largest_bytes(rows: Sequence[ChainedRow]) -> int:
 
 
 def _probe_members(probe: Probe) -> dict[str, JSON]:
+    if not probe.size_bytes:
+        return {}
     # At random, because PostgreSQL compresses what is large.
-    return (
-        {"padding": secrets.token_urlsafe(probe.size_bytes)[: probe.size_bytes]} if probe.size_bytes else {}
-    )
+    return {"padding": secrets.token_urlsafe(probe.size_bytes)[: probe.size_bytes]}
 
 
 def _outcome_members(outcome: Outcome) -> dict[str, JSON]:

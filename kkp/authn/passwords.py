@@ -206,7 +206,9 @@ class Passwords:
         self._waiting[waiter.address] += 1
         try:
             question = {"password": password.decode(), "kept": kept}
-            return await (self._ask_alone if waiter.is_known else self._ask_as_stranger)(question)
+            if waiter.is_known:
+                return await self._ask_alone(question)
+            return await self._ask_as_stranger(question)
         finally:
             self._waiting -= Counter((waiter.address,))  # who has none waiting is forgotten
 

@@ -29,7 +29,6 @@ import math
 import os
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Final, Protocol, final
 
 import msgspec
@@ -42,16 +41,15 @@ from kkp.errors import (
     ApprovalInvalidError,
     ApprovalRequiredError,
     ConflictError,
-    KeyringUnavailableError,
     NotFoundError,
     RateLimitedError,
     StateUntrustedError,
     TokenInvalidError,
     described,
 )
+from kkp.live_state import Loaded, View
 from kkp.master_key import MasterKey
 from kkp.renewal import Signed
-from kkp.rollback import refuse_rollback
 from kkp.rows import ApprovalRow, ApprovalSnapshot
 
 MAX_ROWS: Final = 1024
@@ -107,16 +105,12 @@ class _Known(msgspec.Struct, frozen=True):
     approval: Approval
 
 
-class _View(msgspec.Struct, frozen=True):
-    """Everything that is known as of an epoch; replaced as a whole."""
-
-    epoch: int = 0
+class _View(View, frozen=True):
     by_id: Mapping[str, _Known] = {}
-    untrusted: bool = False
 
 
 @final
-class Approvals:
+class Approvals(Loaded[ApprovalSnapshot, _View]):
     """Remembers what waits.
 
     Args:
@@ -140,6 +134,7 @@ class Approvals:
         clock_error_seconds: float,
         expired: Expired,
     ) -> None:
+        super().__init__(_View(), _UNTRUSTED)
         self._store = store
         self._master_key = master_key
         self._ring = ring
@@ -148,7 +143,6 @@ class Approvals:
         self._clock_error_seconds = clock_error_seconds
         self._expired = expired
         self._watch: Callable[[str, bool], None] = lambda _step, _is_break_glass: None
-        self._view = _View()
         self._using: set[str] = set()
 
     def watch(self, watch: Callable[[str, bool], None]) -> None:
@@ -158,38 +152,12 @@ class Approvals:
         """
         self._watch = watch
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that this was loaded at."""
-        return self._view.epoch
+    async def _read(self, since_epoch: int) -> ApprovalSnapshot:  # noqa: ARG002  there are few, and all are read
+        return await self._store.load_approvals()
 
-    async def load(self) -> None:
-        """Read everything again.
-
-        Raises:
-            StateUntrustedError: A row failed its authentication; nothing is told from then on.
-            KeyringUnavailableError: The database can't be read.
-        """
-        seen = self._view.epoch
-        snapshot = await self._store.load_approvals()
-        refuse_rollback(seen, snapshot.epoch)
-        if snapshot.epoch < self._view.epoch:
-            return
-        try:
-            by_id = {row.id: self._known(row) for row in snapshot.rows}
-        except StateUntrustedError:
-            self._view = _View(epoch=snapshot.epoch, untrusted=True)
-            raise
-        self._view = _View(epoch=snapshot.epoch, by_id=by_id)
-
-    def check_trusted(self) -> None:
-        """Refuse to go on after a row failed its authentication.
-
-        Raises:
-            StateUntrustedError: It did.
-        """
-        if self._view.untrusted:
-            raise StateUntrustedError(_UNTRUSTED)
+    def _trusted_view(self, snapshot: ApprovalSnapshot, known: _View) -> _View:
+        by_id = {row.id: self._genuine(row, known.by_id.get(row.id)) for row in snapshot.rows}
+        return _View(epoch=snapshot.epoch, by_id=by_id)
 
     # What the road asks.
 
@@ -230,8 +198,7 @@ class Approvals:
         )
         await self._store.insert_approval(self._signed(row), now=row.asked_at, share=SHARE, at_most=at_most)
         self._tell("asked", row.id, is_break_glass=demand.is_break_glass)
-        with suppress(KeyringUnavailableError):  # it waits, and the epoch makes the next request try
-            await self.load()
+        await self.load_what_was_written()
 
     def _check_space(self, wanted: Wanted, at_most: int) -> None:
         """Refuse here what the database would refuse as well, so that a flood writes nothing."""
@@ -416,8 +383,7 @@ class Approvals:
     def _signed(self, row: ApprovalRow) -> ApprovalRow:
         return row._replace(mac=self._master_key.mac(_PURPOSE, _row_bytes(row)))
 
-    def _known(self, row: ApprovalRow) -> _Known:
-        known = self._view.by_id.get(row.id)
+    def _genuine(self, row: ApprovalRow, known: _Known | None) -> _Known:
         if known is not None and known.row == row:
             return known
         try:

@@ -192,44 +192,37 @@ class Route(Generic[RequestT, AnswerT]):
         if self.form is not None and is_form(request):
             return await self._handle_form(self.form, services, request)
         present = partial(read_credentials, required=not self.credential_in_body)
-        in_body = self.credential_in_body
-        return await self._handle(present, self.read, self.answer, services, request, in_body=in_body)
+        return await self._handle(self, present, services, request)
 
     async def _handle_form(
         self, form: Form[Any, AnswerT], services: Services, request: web.Request
     ) -> web.Response:
-        in_body = form.credential_in_body
         try:
-            response = await self._handle(
-                form.credentials, form.read, form.answer, services, request, in_body=in_body
-            )
+            response = await self._handle(form, form.credentials, services, request)
         except KKPError as error:
             return form.refusals.response(error, request[ORIGIN])
         return uncached(response)
 
-    async def _handle(  # noqa: PLR0913  what a row and its form differ in
+    async def _handle(
         self,
+        asked: Route[Any, AnswerT] | Form[Any, AnswerT],
         present: Callable[[web.Request], Credentials],
-        read: Reader[Any],
-        to_answer: Callable[[AnswerT, Any], answers.Answer],
         services: Services,
         request: web.Request,
-        *,
-        in_body: bool,
     ) -> web.Response:
         pipeline, credentials = services.doorstep, Credentials()
         if not self.is_anonymous:
             pipeline, credentials = services.pipeline, _presented(services, request, present)
         # What has arrived whole is in memory already, and the road authenticates it.
         request[BODY].is_known = request.content.is_eof() or await _is_known(
-            pipeline, credentials, request[ORIGIN], in_body=in_body
+            pipeline, credentials, request[ORIGIN], in_body=asked.credential_in_body
         )
-        checked, credentials = await read(services, request, credentials)
+        checked, credentials = await asked.read(services, request, credentials)
         operation, origin = self.operation(services), request[ORIGIN]
         answer = await pipeline.run(operation, checked, credentials, origin)
         return web.Response(
             status=self.status,
-            body=_encoder.encode(to_answer(answer, checked)),
+            body=_encoder.encode(asked.answer(answer, checked)),
             headers=_answer_headers(services, credentials),
         )
 

@@ -152,14 +152,20 @@ async def test_every_step_moves_the_epoch(replicas: Sequence[Replica], databases
     assert epochs == sorted(set(epochs))
 
 
-async def test_of_a_thousand_uses_at_a_time_on_three_replicas_one_succeeds(
-    replicas: Sequence[Replica],
-) -> None:
+async def known_approval(replicas: Sequence[Replica]) -> str:
+    """Return the id of an approval that all of them know."""
     asked = wanted()
     approval_id = await replicas[0].ask(asked)
     await replicas[0].approve(approval_id, asked)
     for replica in replicas:
         await replica.approvals.load()
+    return approval_id
+
+
+async def test_of_a_thousand_uses_at_a_time_on_three_replicas_one_succeeds(
+    replicas: Sequence[Replica],
+) -> None:
+    approval_id = await known_approval(replicas)
     told = await asyncio.gather(
         *(replicas[n % 3].approvals.use(approval_id) for n in range(1000)), return_exceptions=True
     )
@@ -261,11 +267,7 @@ async def test_a_full_table_is_known_of_before_anything_is_written(
 async def test_a_use_whose_answer_is_lost_is_lost_or_not_and_never_two(
     replicas: Sequence[Replica], monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
 ) -> None:
-    asked = wanted()
-    approval_id = await replicas[0].ask(asked)
-    await replicas[0].approve(approval_id, asked)
-    for replica in replicas:
-        await replica.approvals.load()
+    approval_id = await known_approval(replicas)
     real = ApprovalStore.take_approval
 
     async def answering_too_late(store: ApprovalStore, row: ApprovalRow) -> bool:

@@ -27,10 +27,10 @@ import msgspec
 
 from tests import loaded
 from tests.harness import ISSUER, Answer, grant
-from tests.loaded import KKP as KKP  # noqa: PLC0414  the tests that name it look here
 from tests.loaded import Process
 from tests.scale import SCALE
 
+KKP = Path(sys.executable).with_name("kkp")
 ORDERS = "aws:alias/orders:encrypt,decrypt"
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _HANG_SECONDS = 60.0
@@ -112,7 +112,9 @@ async def _started(  # noqa: PLR0913, PLR0917  two callers, which have them all
     """Start a command; without an executable, a prefix or a library of its own it is forked."""
     out, err = streams
     if not prefix and executable is None and "LD_PRELOAD" not in environ and SCALE == 1:
-        return loaded.start(arguments, cwd=directory, environ=environment(environ), stdout=out, stderr=err)
+        return loaded.start(
+            [str(KKP), *arguments], cwd=directory, environ=environment(environ), stdout=out, stderr=err
+        )
     return await asyncio.create_subprocess_exec(
         *prefix,
         executable or KKP,
