@@ -68,7 +68,7 @@ class RevocationList:
         return any(entry_id("identity", name) in self.identities for name in {claims.sub, claims.asked_by})
 
     def as_json(self) -> dict[str, JSON]:
-        """Return the claims as JSON has them, what has no order in the order of its letters."""
+        """Return the claims as JSON has them; each list of digests sorted, and none twice."""
         return {
             "iss": self.iss,
             "iat": self.iat,
@@ -172,4 +172,4 @@ def _times(value: JSON) -> Mapping[str, int]:
 def _ids(value: JSON) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise ValueError("no list of strings")
-    return frozenset(cast("list[str]", value))
+    return dict.fromkeys(cast("list[str]", value))
