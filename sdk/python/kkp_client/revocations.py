@@ -172,4 +172,4 @@ def _times(value: JSON) -> Mapping[str, int]:
 def _ids(value: JSON) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise ValueError("no list of strings")
-    return dict.fromkeys(cast("list[str]", value))
+    return frozenset(cast("list[str]", value))
