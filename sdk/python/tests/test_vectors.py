@@ -76,7 +76,8 @@ def test_a_token_has_its_verdict(name: str, case: Any) -> None:
             audience=case["audience"],
             leeway_seconds=case["leeway"],
             revocations=revoked,
-            proof=shown and PresentedProof(shown["proof"], shown["method"], shown["url"], memory),
+            proof=shown and PresentedProof(shown["proof"], shown["method"], shown["url"]),
+            proof_memory=memory,
             certificate_sha256=case["certificate_sha256"],
         )
 
