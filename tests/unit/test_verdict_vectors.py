@@ -16,11 +16,11 @@ from kkp.model import Credentials
 from kkp.revocations import ListClaims, RevocationKind, entry_id
 from kkp.tokens import Claims, Confirmation
 from tests.fakes.clock import FakeClock
-from tests.vectors import __main__ as making
+from tests.vectors import files
 
 Case = dict[str, Any]
 
-FILES: Final = {name: making.read(name) for name in making.FILES}
+FILES: Final = {name: files.read(name) for name in files.FILES}
 VERDICTS: Final = [
     pytest.param(FILES[name], case, id=case["name"])
     for name in ("tokens_v1.json", "proofs_v1.json")
@@ -38,16 +38,13 @@ def decoded(text: str) -> bytes:
 
 
 def test_the_files_are_what_the_contract_makes_of_them() -> None:
-    made = making.made()
-    assert {name: file["cases"] for name, file in FILES.items()} == {
-        name: file["cases"] for name, file in made.items()
-    }
-    assert {name: making.merged(file, made[name]) for name, file in FILES.items()} == FILES
+    made = files.made()
+    assert {name: files.merged(file, made[name]) for name, file in FILES.items()} == FILES
 
 
 @pytest.mark.parametrize("change", ["altered", "taken out", "altered in what they share"])
 def test_cases_that_were_committed_are_never(change: str) -> None:
-    made = making.made()["revocation_lists_v1.json"]
+    made = files.made()["revocation_lists_v1.json"]
     committed = json.loads(json.dumps(made))
     if change == "altered":
         committed["cases"][3]["now"] += 1
@@ -56,13 +53,13 @@ def test_cases_that_were_committed_are_never(change: str) -> None:
     else:
         committed["key_sets"]["two keys"] += " "
     with pytest.raises(ValueError, match="would change"):
-        making.merged(committed, made)
+        files.merged(committed, made)
 
 
 def test_new_cases_stand_behind_those_that_were_committed() -> None:
-    made = making.made()["revocation_lists_v1.json"]
+    made = files.made()["revocation_lists_v1.json"]
     committed = {**made, "cases": made["cases"][5:]}
-    names = [case["name"] for case in making.merged(committed, made)["cases"]]
+    names = [case["name"] for case in files.merged(committed, made)["cases"]]
     assert names == [case["name"] for case in made["cases"][5:] + made["cases"][:5]]
 
 
@@ -72,7 +69,7 @@ def test_every_step_and_reason_of_the_contract_has_its_cases() -> None:
         for name in ("tokens_v1.json", "proofs_v1.json", "revocation_lists_v1.json")
         for case in FILES[name]["cases"]
     }
-    told = (making.DIRECTORY.parent / "README.md").read_text()
+    told = (files.DIRECTORY.parent / "README.md").read_text()
     rows = [row.split("|") for row in told.splitlines() if row.startswith("| ") and row.count("|") == 5]
     contract = {
         (code.strip(" `"), reason.strip(" `"))

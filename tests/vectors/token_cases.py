@@ -805,7 +805,7 @@ def _edges() -> Cases:
     found: dict[bool, tuple[str, Document]] = {}
     for number in itertools.count():
         claims = changed(CLAIMS, jti=f"jti {number}")
-        made = jws(header, compact(claims), _sign_moved)
+        made = jws(header, compact(claims), sign_moved)
         found.setdefault(_challenge_of(made) % 8 == 0, (made, claims))
         if len(found) == 2:
             break
@@ -822,14 +822,14 @@ def _edges() -> Cases:
     yield refused("wrong_signature", "a key off the curve", off, keys="a point off the curve")
 
 
-def _sign_moved(data: bytes) -> bytes:
+def sign_moved(data: bytes) -> bytes:
     return curve.sign(SIGNER.seed, data, torsion=curve.TORSION)
 
 
 def _challenge_of(made: str) -> int:
     signing_input, _, _ = made.rpartition(".")
     data = signing_input.encode()
-    return curve.challenge(_sign_moved(data)[:32], MOVED, data)
+    return curve.challenge(sign_moved(data)[:32], MOVED, data)
 
 
 def _domain(flag: int, context: bytes = b"") -> bytes:
