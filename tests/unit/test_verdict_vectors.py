@@ -16,7 +16,8 @@ from kkp.model import Credentials
 from kkp.revocations import ListClaims, RevocationKind, entry_id
 from kkp.tokens import Claims, Confirmation
 from tests.fakes.clock import FakeClock
-from tests.vectors import files
+from tests.vectors import curve, files, forging
+from tests.vectors.altered_calls import Altered
 
 Case = dict[str, Any]
 
@@ -78,6 +79,19 @@ def test_every_step_and_reason_of_the_contract_has_its_cases() -> None:
     }
     assert len(contract) == 19
     assert contract | {("revocations_unavailable", "older_list"), (None, None)} == seen
+
+
+@pytest.mark.parametrize("message", [b"", b"a", bytes(range(256))])
+def test_what_is_signed_by_the_book_is_what_a_library_signs(message: bytes) -> None:
+    assert curve.sign(forging.SIGNER.seed, message) == forging.SIGNER.sign(message)
+
+
+def test_a_call_that_was_altered_at_random_comes_out_the_same_each_time() -> None:
+    one, other = Altered(), Altered()
+    for number in range(20):
+        assert one.token_call(number) == other.token_call(number)
+        assert one.list_call(number) == other.list_call(number)
+        assert one.key_set_call(number) == other.key_set_call(number)
 
 
 # What KKP says.

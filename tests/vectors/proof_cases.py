@@ -264,6 +264,8 @@ def _header() -> Cases:
         yield wrong(f"a proof's header lacks {name}", EC.raw_proof(compact(without(EC.header, name))))
         for value in NO_TEXT:
             yield wrong(f"a proof's {name} is {compact(value).decode()}", EC.proof_of_header(**{name: value}))
+    twice = compact(EC.header).replace(b'"crv"', b'"kty":"EC","crv"')
+    yield wrong("a proof's key with a duplicate", EC.raw_proof(twice))
     for typ in ("JWT", "dpop", "DPoP+JWT", "application/dpop+jwt", "dpop+jwt ", "kkp+jwt"):
         yield wrong(f"a proof's typ is {typ!r}", EC.proof_of_header(typ=typ))
     for algorithm in ("none", "ES384", "ES256K", "HS256", "RS256", "EdDSA", "es256", "Ed25519"):
@@ -469,6 +471,8 @@ SAME_URLS: Final[tuple[tuple[str, str], ...]] = (
     ("https://orders.test:0443/orders", URL),
     ("https://orders.test/%6Frders", URL),
     ("https://orders.test/%6frders", URL),
+    ("https://orders.test/%2d%2E%5F%7e%41%5a%61%7A%30%39", "https://orders.test/-._~AZaz09"),
+    ("https://orders.test/%40%5b%60%7b%2f%3a", "https://orders.test/%40%5B%60%7B%2F%3A"),
     ("https://orders.test/./orders", URL),
     ("https://orders.test/x/../orders", URL),
     ("https://orders.test/../orders", URL),
@@ -529,6 +533,7 @@ OTHER_URLS: Final[tuple[tuple[str, str], ...]] = (
     ("https://orders.test:-443/orders", URL),
     ("https://orders.test:+443/orders", URL),
     ("https://orders.test:65979/orders", URL),
+    ("https://orders.test:65536/", "https://orders.test:65536/"),
     ("https://orders%2Etest/orders", URL),
     ("https://ord\u0435rs.test/orders", URL),
     ("https://orders.test/\u00f6rders", "https://orders.test/\u00f6rders"),

@@ -640,6 +640,10 @@ def _typed_times() -> Cases:
         payload = written(CLAIMS, name, text.replace("%d", str(value)))
         server = "accepts" if (name, shown) in KKP_TAKES else None
         yield refused("wrong_claims", f"{name}: {shown}", jws(payload=payload), server=server)
+    for name, text in itertools.product(
+        TIMES, ("NaN", "Infinity", "-Infinity", "01750000000", "+1750000000", "0x68")
+    ):
+        yield refused("malformed", f"{name}: {text}", jws(payload=written(CLAIMS, name, text)))
     for name in ("iat", "nbf"):
         late = changed(CLAIMS, **{name: EXP + 1})
         yield _wrong_claims(f"{name} is behind exp", late)
