@@ -4,12 +4,13 @@
 {"kind": "token", "key_set": text | null, "fetched_at", "revocation_list": text | null, "wants_revocations",
  "token", "issuer", "audience", "now", "leeway", "proof": {…} | null, "certificate_sha256": text | null}
 {"kind": "key_set", "document_base64url"}
-{"kind": "revocation_list", "list", "key_set": text | null, "fetched_at", "issuer", "now", "leeway", "highest_seq"}
+{"kind": "revocation_list", "list", "key_set": text | null, "fetched_at", "issuer", "now", "leeway",
+ "highest_seq"}
 ```
 
-The answer is `claims`, or `code` and `reason`; of a key set `keys`. A list of revocations is read as of its own
-`iat`, with the same key set, fetched then; one that is refused is none. An exception that is no error of this
-package's is answered as `crash`.
+The answer is `claims`, or `code` and `reason`; of a key set `keys`. The list of revocations beside a token is
+read as of its own `iat`, with the same key set, fetched then; one that is refused is none. An exception that is
+no error of this package's is answered as `crash`.
 """
 
 from __future__ import annotations
@@ -126,8 +127,7 @@ def answered(verify: Callable[[], Any]) -> Answer:
 VERDICTS = {"token": token_verdict, "key_set": key_set_verdict, "revocation_list": list_verdict}
 
 
-def answer_to(line: str) -> Answer:
-    call = json.loads(line)
+def answer_to(call: Call) -> Answer:
     try:
         return VERDICTS[call["kind"]](call)
     except Exception as error:  # noqa: BLE001  whatever it is, it is told
@@ -136,4 +136,4 @@ def answer_to(line: str) -> Answer:
 
 if __name__ == "__main__":
     for each in sys.stdin:
-        print(json.dumps(answer_to(each)), flush=True)  # noqa: T201  it answers so
+        print(json.dumps(answer_to(json.loads(each))), flush=True)  # noqa: T201  it answers so
