@@ -9,8 +9,8 @@
 ```
 
 The answer is `claims`, or `code` and `reason`; of a key set `keys`. The list of revocations beside a token is
-read as of its own `iat`, with the same key set, fetched then; one that is refused is none. An exception that is
-no error of this package's is answered as `crash`.
+read as of its own `iat`, with the same key set, fetched then; one that is refused is none. An exception that
+is no error of this package's is answered as `crash`.
 """
 
 from __future__ import annotations
