@@ -23,7 +23,7 @@ from tests.typescript import program
 from tests.vectors.altered_calls import Altered
 from tests.vectors.calls import calls_of_cases
 from tests.vectors.forging import HEADER, LIST_CLAIMS, LIST_TYPE, changed, compact, jws
-from tests.vectors.token_cases import KEY_SETS
+from tests.vectors.key_sets import KEY_SETS
 
 Call: TypeAlias = dict[str, Any]
 Answer: TypeAlias = dict[str, Any]

@@ -27,19 +27,11 @@ from tests.vectors.forging import (
     revocation_list,
     thumbprint,
 )
-from tests.vectors.proof_cases import (
-    EC,
-    ED,
-    FINGERPRINT,
-    OTHER_FINGERPRINT,
-    OTHER_URLS,
-    SAME_URLS,
-    THIEF,
-    digest_of,
-    shown,
-)
+from tests.vectors.holders import EC, ED, FINGERPRINT, OTHER_FINGERPRINT, THIEF, digest_of, shown
+from tests.vectors.key_sets import KEY_SETS, MOVED, OFF_CURVE
+from tests.vectors.proof_claim_cases import OTHER_URLS, SAME_URLS
 from tests.vectors.revocation_cases import REVOCATION_LISTS
-from tests.vectors.token_cases import KEY_SETS, MOVED, OFF_CURVE, sign_moved
+from tests.vectors.signature_cases import sign_moved
 
 Sign: TypeAlias = Callable[[bytes], bytes]
 

@@ -16,9 +16,11 @@ from typing import Any, Final, Protocol
 
 from tests.vectors.forging import Document
 from tests.vectors.key_set_cases import key_set_cases
+from tests.vectors.key_sets import KEY_SETS
+from tests.vectors.list_cases import list_cases
 from tests.vectors.proof_cases import proof_cases
-from tests.vectors.revocation_cases import REVOCATION_LISTS, list_cases, revoked_cases
-from tests.vectors.token_cases import KEY_SETS, token_cases
+from tests.vectors.revocation_cases import REVOCATION_LISTS, revoked_cases
+from tests.vectors.token_cases import token_cases
 
 DIRECTORY: Final = Path(__file__).parents[2] / "sdk" / "vectors"
 FILES: Final = ("tokens_v1.json", "proofs_v1.json", "key_sets_v1.json", "revocation_lists_v1.json")
