@@ -52,7 +52,7 @@ async def outcome(verifier: TokenVerifier, token: str, **shown: Any) -> tuple[st
 
 async def settled(condition: Callable[[], bool]) -> None:
     """Wait until something in the background has come about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110  what happens in another thread sets no event of this loop
             await asyncio.sleep(0.005)
 
