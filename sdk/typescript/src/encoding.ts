@@ -53,13 +53,17 @@ function sextet(text: string, at: number): number {
 }
 
 export function encodeBase64url(bytes: Uint8Array): string {
-  let text = "";
+  const letters = new Uint8Array(Math.ceil(bytes.length / 3) * 4);
+  let at = 0;
   for (let i = 0; i < bytes.length; i += 3) {
     const group = ((bytes[i] ?? 0) << 16) | ((bytes[i + 1] ?? 0) << 8) | (bytes[i + 2] ?? 0);
-    const letters = Math.min(bytes.length - i, 3) + 1;
-    for (let n = 0; n < letters; n++) text += LETTERS[(group >> (18 - 6 * n)) & 63];
+    letters[at++] = letter(group >> 18);
+    letters[at++] = letter(group >> 12);
+    letters[at++] = letter(group >> 6);
+    letters[at++] = letter(group);
   }
-  return text;
+  // What the last group has beyond the bytes is left out: there is no padding.
+  return UTF8_DECODER.decode(letters.subarray(0, Math.ceil((bytes.length * 4) / 3)));
 }
 
 export function encodeUTF8(text: string): Bytes {
@@ -95,6 +99,10 @@ export function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
   let difference = 0;
   for (let i = 0; i < a.length; i++) difference |= (a[i] ?? 0) ^ (b[i] ?? 0);
   return difference === 0;
+}
+
+function letter(bits: number): number {
+  return LETTERS.charCodeAt(bits & 63);
 }
 
 function sextets(): Int8Array {
