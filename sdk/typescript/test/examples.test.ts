@@ -43,7 +43,7 @@ async function portOf(server: Server): Promise<number> {
 
 function example(name: string, env: Readonly<Record<string, string>>): ChildProcess {
   const program = fileURLToPath(new URL(`build/examples/${name}.js`, ROOT));
-  return spawn(process.execPath, ["--no-warnings", program], { env: { ...process.env, ...env } });
+  return spawn(process.execPath, [program], { env: { ...process.env, ...env } });
 }
 
 /** Run an example to its end, and return what it wrote and answered. */

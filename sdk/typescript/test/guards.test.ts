@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { createServer, request as httpRequest } from "node:http";
+import { createServer as createTLSServer, request as httpsRequest } from "node:https";
 import type { AddressInfo } from "node:net";
 import { test } from "node:test";
 import {
@@ -15,6 +16,7 @@ import {
   TokenVerifier,
 } from "@kkp/client";
 import { encodeUTF8 } from "#src/encoding.js";
+import { type Certificate, selfSigned } from "./certificates.js";
 import { FakeKKP } from "./fakeKKP.js";
 
 const SERVICE = "https://orders.test";
@@ -289,18 +291,45 @@ test("another certificate, and none, are refused", async () => {
   );
 });
 
-test("node: the certificate that TLS shows is taken from the socket", async () => {
+test("node: the certificate that a client shows in TLS is taken from its connection", async () => {
   const at = await setting();
-  const der = encodeUTF8("a certificate");
-  const token = await at.kkp.token({ cnf: { "x5t#S256": await certificateThumbprint(der) } });
+  const [server, client, thief] = [selfSigned(), selfSigned(), selfSigned()];
+  const bindingOf = async (der: Buffer) => ({
+    cnf: { "x5t#S256": await certificateThumbprint(Buffer.from(der)) },
+  });
+  const authorization = `Bearer ${await at.kkp.token(await bindingOf(client.der))}`;
   const guard = nodeGuard(at.verifier, options(at));
-  const request = {
-    method: "GET",
-    url: "/",
-    headers: { authorization: `Bearer ${token}` },
-    socket: { getPeerCertificate: () => ({ raw: Buffer.from(der) }) },
-  };
-  assert.ok(await guard(request, { writeHead: () => undefined, end: () => undefined }));
+  // Who vouches for a certificate is for the server to say; whose key it is TLS has made sure of.
+  const service = createTLSServer(
+    { ...server, requestCert: true, rejectUnauthorized: false },
+    async (request, response) => {
+      if (await guard(request, response)) response.end();
+    },
+  );
+  await new Promise<void>((resolve) => service.listen(0, "127.0.0.1", resolve));
+  const { port } = service.address() as AddressInfo;
+  const statusWith = (certificate: Partial<Certificate>): Promise<number | undefined> =>
+    new Promise((resolve, reject) => {
+      const { cert, key } = certificate;
+      const connection = { port, agent: false, rejectUnauthorized: false, headers: { authorization } };
+      httpsRequest({ ...connection, ...(cert && key && { cert, key }) }, (answer) =>
+        resolve(answer.resume().statusCode),
+      )
+        .on("error", reject)
+        .end();
+    });
+  try {
+    assert.equal(await statusWith(client), 200);
+    assert.equal(await statusWith(thief), 401);
+    assert.equal(await statusWith({}), 401);
+  } finally {
+    service.closeAllConnections();
+    service.close();
+  }
+  assert.deepEqual(
+    at.refusals.map(({ reason }) => reason),
+    ["wrong_certificate", "proof_missing"],
+  );
 });
 
 test("node: behind a router the path is the one that came", async () => {

@@ -61,6 +61,13 @@ test("nothing of Node's is imported or named, in the types either", () => {
   }
 });
 
+test("the types are whole with Node's alone, and with the web's alone", () => {
+  const [tsc, index] = [join(ROOT, "node_modules/.bin/tsc"), join(DIST, "index.d.ts")];
+  const flags = ["--ignoreConfig", "--noEmit", "--strict", "--module", "nodenext", "--target", "es2022"];
+  run(tsc, [...flags, "--lib", "es2022", "--types", "node", index]);
+  run(tsc, [...flags, "--lib", "es2022,dom", "--types", "", index]);
+});
+
 test("in a context that has the web's names alone, a token verifies", () => {
   const program = fileURLToPath(new URL("edge.js", import.meta.url));
   const flags = ["--experimental-vm-modules", "--no-warnings"];
