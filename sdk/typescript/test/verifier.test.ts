@@ -56,6 +56,27 @@ test("a hundred tokens at a cold start make one request for each document", asyn
   assert.deepEqual(paths(kkp), [KEYS, LIST]);
 });
 
+test("what came for another token, while a verdict was on its way, is used, though it is too soon to fetch", async (t) => {
+  const { kkp, verifier } = await made();
+  const token = await kkp.token();
+  const verify = crypto.subtle.verify.bind(crypto.subtle);
+  let goOn = (): void => undefined;
+  const held = new Promise<void>((resolve) => {
+    goOn = resolve;
+  });
+  const slowOnce = async (...args: Parameters<typeof verify>) => {
+    await held;
+    return await verify(...args);
+  };
+  t.mock.method(crypto.subtle, "verify").mock.mockImplementationOnce(slowOnce);
+  const first = verifier.verify(token); // has keys and no list, when it comes to its signature
+  while (kkp.requests.length < 1) await settled();
+  await verifier.verify(token);
+  goOn();
+  assert.equal((await first).sub, "orders");
+  assert.deepEqual(paths(kkp), [KEYS, LIST]);
+});
+
 test("without revocations no list is fetched", async () => {
   const { kkp, verifier } = await made({ revocations: false });
   await verifier.verify(await kkp.token());
