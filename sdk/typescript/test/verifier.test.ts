@@ -319,6 +319,32 @@ for (const [name, answer] of Object.entries(BAD_ANSWERS)) {
   });
 }
 
+test("a KKP that does not answer is given up after 5 s", async (t) => {
+  const { kkp, verifier } = await made();
+  const token = await kkp.token();
+  let asked = (): void => undefined;
+  const isAsked = new Promise<void>((resolve) => {
+    asked = resolve;
+  });
+  kkp.onRequest = () => {
+    asked();
+    return new Promise(() => undefined);
+  };
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  let isOver = false;
+  const refusal = failure(verifier.verify(token)).finally(() => {
+    isOver = true;
+  });
+  await isAsked;
+  t.mock.timers.tick(4999);
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(isOver, false);
+  t.mock.timers.tick(1);
+  const error = await refusal;
+  assert.equal(`${error.code} ${error.reason}`, "keys_unavailable no_keys");
+  assert.match(error.message, /https:\/\/kkp\.test\/keys\/jwks .*within 5 s/);
+});
+
 test("a DPoP proof is good once at one verifier", async () => {
   const { kkp, verifier } = await made();
   const key = await DPoPKey.generate();
