@@ -1,4 +1,5 @@
-# Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
+# Everything a user or a maintainer runs. Each target does its own set-up; python3 with venv is needed,
+# and Node 20 with npm for the SDK for TypeScript.
 .PHONY: run test soak lint fmt rego deploy-check bench bench-smoke sdk-typescript clean
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ run: $(READY)
 	@exec $(BIN)/kkp dev
 
 # Coverage counts what runs in the tests' own process. The others start processes, and would be slower for nothing.
-test: $(READY)
+test: $(READY) sdk-typescript
 	$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/properties tests/contract tests/http $(IN_PROCESS)
 	$(PYTEST) $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
 
@@ -38,7 +39,7 @@ rego:
 deploy-check: $(READY)
 	tests/tools/deploy.sh
 
-# The SDK for TypeScript by itself: Node 20 or newer, and what its own lock has.
+# The SDK for TypeScript by itself, with what its own lock has. It stands before the other tests, which run it too.
 sdk-typescript: sdk/typescript/node_modules/.ready
 	npm --prefix sdk/typescript run --silent lint
 	npm --prefix sdk/typescript test --silent
