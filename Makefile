@@ -39,18 +39,13 @@ rego:
 deploy-check: $(READY)
 	tests/tools/deploy.sh
 
-# The SDK for TypeScript by itself, with what its own lock has. It stands before the other tests, which run it too.
-sdk-typescript: sdk/typescript/node_modules/.ready
-	npm --prefix sdk/typescript run --silent lint
-	npm --prefix sdk/typescript test --silent
-
-sdk/typescript/node_modules/.ready: sdk/typescript/package-lock.json
-	@command -v npm >/dev/null || { echo "npm is missing; the SDK for TypeScript needs Node 20 or newer" >&2; exit 1; }
-	npm --prefix sdk/typescript ci --loglevel error --ignore-scripts </dev/null
-	@touch $@
+# The client for TypeScript alone. It stands before the other tests, which run it too.
+sdk-typescript:
+	$(MAKE) -C sdk/typescript lint test
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+	$(MAKE) -C sdk/typescript bench
 
 # The same suite, tiny: shows that it works, measures nothing.
 bench-smoke: $(READY)
@@ -60,7 +55,8 @@ bench-smoke: $(READY)
 	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
-	rm -rf .venv .tools dist build sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
+	$(MAKE) -C sdk/typescript clean
+	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, from one lock: every package is pinned by hash. The lock is whole, and pip resolves nothing:
