@@ -1,13 +1,7 @@
 /** What `@kkp/client` offers. Everything that is not named here is its own affair and may change. */
 
 export type { Claims, Confirmation, Operation } from "./claims.js";
-export {
-  DPoPKey,
-  type PresentedProof,
-  type ProofAlgorithm,
-  type ProofRequest,
-  type SigningKeyPair,
-} from "./dpop.js";
+export { DPoPKey, type PresentedProof, type ProofAlgorithm, type ProofRequest } from "./dpop.js";
 export * from "./errors.js";
 export type { Pairs } from "./forms.js";
 export {
