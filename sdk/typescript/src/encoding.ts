@@ -12,9 +12,6 @@ const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 const NO_LETTER = -1;
 const SEXTETS = sextets();
 
-// With the flag `u` a pair is one character, so that only a surrogate alone is of this category.
-const LONE_SURROGATE = /\p{Cs}/u;
-
 const UTF8_ENCODER = new TextEncoder();
 const UTF8_DECODER = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
@@ -67,11 +64,6 @@ export function encodeBase64url(bytes: Uint8Array): string {
   }
   // What the last group has beyond the bytes is left out: there is no padding.
   return UTF8_DECODER.decode(letters.subarray(0, Math.ceil((bytes.length * 4) / 3)));
-}
-
-/** Tell whether a text has no lone surrogate, which UTF-8 has no bytes for. */
-export function isWellFormed(text: string): boolean {
-  return !LONE_SURROGATE.test(text);
 }
 
 export function encodeUTF8(text: string): Bytes {
