@@ -22,6 +22,7 @@ import { isAcceptablePoint, thumbprintOf } from "./keys.js";
 import { refusal } from "./refusals.js";
 import type { ReplayMemory } from "./replayMemory.js";
 import { type JSONObject, parseStrictObject } from "./strictJson.js";
+import type { WebCryptoKey } from "./webCrypto.js";
 
 export type ProofAlgorithm = "ES256" | "EdDSA";
 /** In the order in which a challenge names them. */
@@ -202,9 +203,6 @@ export interface ProofRequest {
   /** Unix seconds; by the machine's clock where left out. */
   readonly now?: number | undefined;
 }
-
-// WebCrypto's own names are not among the types of every platform that has it.
-type WebCryptoKey = Parameters<typeof crypto.subtle.sign>[1];
 
 /** A key pair of WebCrypto's, a `CryptoKeyPair`. */
 export interface SigningKeyPair {
