@@ -1,5 +1,6 @@
-# Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test sdk-python soak lint fmt rego deploy-check bench bench-smoke clean
+# Everything a user or a maintainer runs. Each target does its own set-up; python3 with venv is needed,
+# and Node 20 with npm for the SDK for TypeScript.
+.PHONY: run test sdk-python soak lint fmt rego deploy-check bench bench-smoke sdk-typescript clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +13,7 @@ run: $(READY)
 	@exec $(BIN)/kkp dev
 
 # Coverage counts what runs in the tests' own process. The others start processes, and would be slower for nothing.
-test: $(READY)
+test: $(READY) sdk-typescript
 	$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/properties tests/contract tests/http $(IN_PROCESS)
 	$(PYTEST) $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
 	$(MAKE) sdk-python
@@ -43,8 +44,13 @@ rego:
 deploy-check: $(READY)
 	tests/tools/deploy.sh
 
+# The client for TypeScript alone. It stands before the other tests, which run it too.
+sdk-typescript:
+	$(MAKE) -C sdk/typescript lint test
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+	$(MAKE) -C sdk/typescript bench
 	$(MAKE) -C sdk/python bench
 
 # The same suite, tiny: shows that it works, measures nothing.
@@ -55,6 +61,7 @@ bench-smoke: $(READY)
 	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
+	$(MAKE) -C sdk/typescript clean
 	$(MAKE) -C sdk/python clean
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
