@@ -31,8 +31,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kkp_client import strict_json
-from kkp_client.encoding import decode_base64url, encode_base64url
-from kkp_client.errors import EnvelopeInvalidError
+from kkp_client.encoding import base64url, from_base64url
+from kkp_client.errors import ConfigurationError, EnvelopeInvalidError
 
 Encoding: TypeAlias = Literal["utf-8"] | None
 JSONObject: TypeAlias = Mapping[str, Any]
@@ -131,9 +131,14 @@ class Envelope:
         """Return it as it is written in JSON."""
         return {
             **self.detached.document(),
-            "nonce": encode_base64url(self.nonce),
-            "ciphertext": encode_base64url(self.ciphertext),
+            "nonce": base64url(self.nonce),
+            "ciphertext": base64url(self.ciphertext),
         }
+
+
+def invalid() -> EnvelopeInvalidError:
+    """Return the one error of all that can be wrong."""
+    return EnvelopeInvalidError("The envelope is malformed, was altered, or does not belong to this key.")
 
 
 def parse(document: Document) -> Envelope:
@@ -145,7 +150,7 @@ def parse(document: Document) -> Envelope:
     members = _members(document, _WHOLE)
     ciphertext = _binary(members["ciphertext"])
     if len(ciphertext) < GCM_TAG_BYTES:
-        raise EnvelopeInvalidError
+        raise invalid()
     return Envelope(_detached(members, None), _binary(members["nonce"], _NONCE_BYTES), ciphertext)
 
 
@@ -167,9 +172,9 @@ def parse_stream(document: Document) -> DetachedEnvelope:
     members = _members(document, _STREAM)
     size = members["chunk_size"]
     if type(size) is not int or not MIN_CHUNK_BYTES <= size <= MAX_CHUNK_BYTES:
-        raise EnvelopeInvalidError
+        raise invalid()
     if members["encoding"] is not None:
-        raise EnvelopeInvalidError
+        raise invalid()
     return _detached(members, size)
 
 
@@ -187,10 +192,15 @@ def seal(
         message_key: Used this once.
         plaintext: Text where the envelope says so, else bytes.
         random: Where the nonce comes from; only test vectors replace it.
+
+    Raises:
+        ConfigurationError: The plaintext is text that can't be.
     """
-    payload = plaintext.encode() if isinstance(plaintext, str) else plaintext
+    payload = utf8(plaintext) if isinstance(plaintext, str) else plaintext
     nonce = random(_NONCE_BYTES)
-    return Envelope(envelope, nonce, AESGCM(message_key).encrypt(nonce, payload, canonical(envelope.header())))
+    return Envelope(
+        envelope, nonce, AESGCM(message_key).encrypt(nonce, payload, canonical(envelope.header()))
+    )
 
 
 def open(envelope: Envelope, message_key: bytes) -> bytes:  # noqa: A001  the counterpart of `seal`
@@ -205,8 +215,21 @@ def open(envelope: Envelope, message_key: bytes) -> bytes:  # noqa: A001  the co
         if envelope.detached.encoding == "utf-8":
             plaintext.decode()
     except (InvalidTag, UnicodeDecodeError):
-        raise EnvelopeInvalidError from None
+        raise invalid() from None
     return plaintext
+
+
+def utf8(plaintext: str) -> bytes:
+    """Return a text's bytes.
+
+    Raises:
+        ConfigurationError: It has a lone surrogate. The error of Python's own would hold the plaintext.
+    """
+    try:
+        return plaintext.encode()
+    except UnicodeEncodeError:
+        pass
+    raise ConfigurationError("The plaintext has a lone surrogate, so it is no text.")
 
 
 def canonical(value: JSONObject) -> bytes:
@@ -223,32 +246,36 @@ def _sorted(value: JSONObject) -> dict[str, Any]:
 
 
 def _members(document: Document, names: frozenset[str]) -> JSONObject:
-    if isinstance(document, Mapping):
-        members = document
-    else:
-        try:
-            members = strict_json.decode_object(document)
-        except ValueError:
-            # Chained to nothing: which check failed is not to be read from the error.
-            raise EnvelopeInvalidError from None
+    members = document if isinstance(document, Mapping) else _decoded(document)
     if members.keys() != names:
-        raise EnvelopeInvalidError
+        raise invalid()
     return members
+
+
+def _decoded(document: str | bytes) -> JSONObject:
+    try:
+        value = strict_json.loads(document.encode() if isinstance(document, str) else document)
+    except ValueError:
+        # Chained to nothing: which check failed is not to be read from the error.
+        raise invalid() from None
+    if not isinstance(value, dict):
+        raise invalid()
+    return value
 
 
 def _detached(members: JSONObject, chunk_size: int | None) -> DetachedEnvelope:
     algorithm = _ALGORITHM if chunk_size is None else _STREAM_ALGORITHM
     if type(members["v"]) is not int or (members["v"], members["alg"]) != (1, algorithm):
-        raise EnvelopeInvalidError
-    if members["encoding"] not in {None, "utf-8"}:
-        raise EnvelopeInvalidError
+        raise invalid()
+    if members["encoding"] is not None and members["encoding"] != "utf-8":
+        raise invalid()
     associated_data = members["associated_data"]
     if associated_data is not None:
         _text(associated_data, 0, 4096)
     for name in ("message_id", "wrap_tag", "commitment"):
         _binary(members[name], _ID_BYTES)
     if not 1 <= len(_binary(members["encrypted_data_key"])) <= _MAX_ENCRYPTED_DATA_KEY_BYTES:
-        raise EnvelopeInvalidError
+        raise invalid()
     return DetachedEnvelope(
         context=_context(members["context"]),
         associated_data=associated_data,
@@ -266,12 +293,12 @@ def _detached(members: JSONObject, chunk_size: int | None) -> DetachedEnvelope:
 
 def _context(context: object) -> Mapping[str, str]:
     if not isinstance(context, Mapping) or len(context) > _MAX_PAIRS:
-        raise EnvelopeInvalidError
+        raise invalid()
     for name, value in context.items():
         _text(name, 1, 128)
         _text(value, 0, _MAX_CONTEXT_BYTES)
     if len(canonical(context)) > _MAX_CONTEXT_BYTES:
-        raise EnvelopeInvalidError
+        raise invalid()
     return dict(context)
 
 
@@ -282,17 +309,17 @@ def _text(text: object, minimum: int, maximum: int) -> str:
             return text
     except UnicodeEncodeError:
         pass
-    raise EnvelopeInvalidError
+    raise invalid()
 
 
 def _binary(text: object, length: int | None = None) -> bytes:
     """Return the bytes of a member, which has one spelling; of a certain length where one is given."""
     if not isinstance(text, str):
-        raise EnvelopeInvalidError
+        raise invalid()
     try:
-        data = decode_base64url(text)
+        data = from_base64url(text)
     except ValueError:
-        raise EnvelopeInvalidError from None
+        raise invalid() from None
     if length is not None and len(data) != length:
-        raise EnvelopeInvalidError
+        raise invalid()
     return data

@@ -1,4 +1,4 @@
-"""Stream v1: a message of any length, sealed and opened chunk by chunk under one message key.
+r"""Stream v1: a message of any length, sealed and opened chunk by chunk under one message key.
 
 The layout, byte by byte, is in KKP's docs/formats.md, "Stream v1":
 
@@ -25,14 +25,13 @@ Evolution: that of the envelope. Another layout is another `alg`, or another `v`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from kkp_client.envelope import GCM_TAG_BYTES, DetachedEnvelope, parse_stream
-from kkp_client.errors import EnvelopeInvalidError
+from kkp_client.envelope import GCM_TAG_BYTES, DetachedEnvelope, invalid, parse_stream
 
 DEFAULT_CHUNK_BYTES: Final = 1_048_576
 MAX_LINE_BYTES: Final = 262_144
@@ -64,7 +63,7 @@ class LineReader:
         if end >= 0:
             return parse_stream(bytes(self._buffer[:end])), bytes(self._buffer[end + 1 :])
         if len(self._buffer) >= MAX_LINE_BYTES:
-            raise EnvelopeInvalidError
+            raise invalid()
         return None
 
 
@@ -98,7 +97,7 @@ class _Chunks:
 
     def _nonce(self, flag: int) -> bytes:
         if self.count >= MAX_CHUNKS:
-            raise EnvelopeInvalidError
+            raise invalid()
         index, self.count = self.count, self.count + 1
         return index.to_bytes(_INDEX_BYTES) + bytes([flag])
 
@@ -168,7 +167,7 @@ class StreamOpener:
         cipher, self._cipher = _still(self._cipher), None
         nonce, piece = self._chunks.last()
         if len(piece) < GCM_TAG_BYTES or (len(piece) == GCM_TAG_BYTES and self._chunks.count > 1):
-            raise EnvelopeInvalidError
+            raise invalid()
         return self._opened(cipher, nonce, piece)
 
     def _opened(self, cipher: AESGCM, nonce: bytes, piece: bytearray) -> bytes:
@@ -176,7 +175,56 @@ class StreamOpener:
             return cipher.decrypt(nonce, piece, None)
         except InvalidTag:
             self._cipher = None
-            raise EnvelopeInvalidError from None
+            raise invalid() from None
+
+
+def read_line(pieces: Iterator[bytes]) -> tuple[DetachedEnvelope, bytes]:
+    """Return the envelope that a stream begins with, and what was read behind its line.
+
+    Raises:
+        EnvelopeInvalidError: It is none, or does not end.
+    """
+    reader = LineReader()
+    for piece in pieces:
+        found = reader.update(piece)
+        if found is not None:
+            return found
+    raise invalid()
+
+
+def sealed(envelope: DetachedEnvelope, message_key: bytes, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Give a whole stream, made of a plaintext."""
+    yield line_of(envelope)
+    sealer = StreamSealer(message_key, chunk_bytes_of(envelope))
+    for piece in pieces:
+        yield from sealer.update(piece)
+    yield sealer.finish()
+
+
+def opened(
+    envelope: DetachedEnvelope, message_key: bytes, behind_line: bytes, pieces: Iterable[bytes]
+) -> Iterator[bytes]:
+    """Give a plaintext, made of what is behind a stream's line.
+
+    Raises:
+        EnvelopeInvalidError: A chunk is not the one that belongs there, or the stream was cut off.
+    """
+    opener = StreamOpener(message_key, chunk_bytes_of(envelope))
+    yield from opener.update(behind_line)
+    for piece in pieces:
+        yield from opener.update(piece)
+    yield opener.finish()
+
+
+def chunk_bytes_of(envelope: DetachedEnvelope) -> int:
+    """Return how long the chunks of a stream are.
+
+    Raises:
+        EnvelopeInvalidError: The envelope begins none.
+    """
+    if envelope.chunk_size is None:
+        raise invalid()
+    return envelope.chunk_size
 
 
 def _still(cipher: AESGCM | None) -> AESGCM:

@@ -1,12 +1,12 @@
 """Tokens that are kept, and who asks for the next one.
 
 Rules that hold here:
-- One token is kept for each scope, and a scope is everything that is asked for: two callers share a token only
-  if they would have asked in the same words.
+- One token is kept for each scope, and a scope is everything that is asked for: two callers share a token
+  only if they would have asked in the same words.
 - However many want a token of one scope at once, one of them asks, and the others wait for what it gets: a
   *flight*, of which there is never more than one for each scope.
-- A token is used to its end. When a fifth of its life is left (10 s at least, but no more than half), the next
-  one is asked for, while the old one goes on being used: nobody waits.
+- A token is used to its end. When a fifth of its life is left (10 s at least, but no more than half), the
+  next one is asked for, while the old one goes on being used: nobody waits.
 - A token's life is what its own claims say, `exp` less `iat`, counted on a monotonic clock from before its
   request was sent. So it ends here before it ends at KKP, whatever this machine's wall clock says.
 - A renewal that failed is not tried again at once, and changes nothing for the token in use.
@@ -67,14 +67,12 @@ class Found(NamedTuple):
     """What there is for a scope.
 
     Attributes:
-        held: The token to be used; None where there is none, and the flight is to be waited for.
-        flight: Gets the next token; None where none is wanted yet.
-        is_ours: Whether whoever asked here has to begin the flight.
+        best: The token to be used, or where there is none, the flight to be waited for.
+        begins: The flight that whoever asked here has to begin; None where there is none to begin.
     """
 
-    held: HeldToken | None
-    flight: Flight | None
-    is_ours: bool
+    best: HeldToken | Flight
+    begins: Flight | None
 
 
 @final
@@ -87,18 +85,25 @@ class TokenCache:
         self._held: OrderedDict[bytes, HeldToken] = OrderedDict()
         self._flights: dict[bytes, Flight] = {}
         self._put_off: dict[bytes, float] = {}  # of scopes with a token alone
+        self._closed: Exception | None = None
 
     def find(self, scope: bytes, now: float) -> Found:
-        """Tell which token to use, whom to wait for, and whether to begin asking."""
+        """Tell which token to use, whom to wait for, and whether to begin asking.
+
+        Raises:
+            Exception: What the cache was closed with.
+        """
         with self._lock:
+            if self._closed is not None:
+                raise copy.copy(self._closed)
             held = self._usable(scope, now)
             if held is not None and now < max(held.renew_at, self._put_off.get(scope, 0.0)):
-                return Found(held, None, is_ours=False)
+                return Found(held, None)
             flight = self._flights.get(scope)
             if flight is not None:
-                return Found(held, flight, is_ours=False)
+                return Found(held or flight, None)
             flight = self._flights[scope] = Future()
-            return Found(held, flight, is_ours=True)
+            return Found(held or flight, flight)
 
     def land(self, scope: bytes, flight: Flight, held: HeldToken) -> None:
         """Keep what a flight got, and give it to all who wait for it."""
@@ -129,9 +134,10 @@ class TokenCache:
             for scope in [scope for scope, held in self._held.items() if held.token == token]:
                 self._drop(scope)
 
-    def fail_all(self, error: BaseException) -> None:
-        """Let nobody wait any longer, and keep nothing."""
+    def close(self, error: Exception) -> None:
+        """Keep nothing any longer, and let nobody wait: now and from now on, there is this error."""
         with self._lock:
+            self._closed = error
             flights = list(self._flights.values())
             self._flights.clear()
             self._held.clear()
@@ -164,7 +170,7 @@ class TokenCache:
 def landed(flight: Flight) -> HeldToken:
     """Return what an ended flight got.
 
-    Many wait for one flight: each of them raises an error of its own, or their tracebacks would grow into one.
+    Many wait for one flight: each raises an error of its own, or their tracebacks would grow into one.
 
     Raises:
         Exception: What ended it without a token.
