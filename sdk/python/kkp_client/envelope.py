@@ -88,6 +88,16 @@ class DetachedEnvelope:
     commitment: str = field(repr=False)
     chunk_size: int | None = None
 
+    @property
+    def detached(self) -> DetachedEnvelope:
+        """What a whole envelope has beside its payload, and this is."""
+        return self
+
+    @property
+    def payload(self) -> tuple[object, ...]:
+        """All that moving to another key leaves as it is."""
+        return self.header(), self.commitment
+
     def header(self) -> dict[str, Any]:
         """Return the members that are authenticated with the payload and never change."""
         size = {} if self.chunk_size is None else {"chunk_size": self.chunk_size}
@@ -121,6 +131,11 @@ class Envelope:
     detached: DetachedEnvelope
     nonce: bytes = field(repr=False)
     ciphertext: bytes = field(repr=False)
+
+    @property
+    def payload(self) -> tuple[object, ...]:
+        """All that moving to another key leaves as it is."""
+        return (*self.detached.payload, self.nonce, self.ciphertext)
 
     @property
     def plaintext_bytes(self) -> int:
@@ -176,6 +191,18 @@ def parse_stream(document: Document) -> DetachedEnvelope:
     if members["encoding"] is not None:
         raise invalid()
     return _detached(members, size)
+
+
+def parse_any(document: Document) -> Envelope | DetachedEnvelope:
+    """Read an envelope of any form: whole, detached, or a stream's.
+
+    Raises:
+        EnvelopeInvalidError: Any structural fault.
+    """
+    members = document if isinstance(document, Mapping) else _decoded(document)
+    if "nonce" in members:
+        return parse(members)
+    return parse_stream(members) if "chunk_size" in members else parse_detached(members)
 
 
 def seal(

@@ -11,10 +11,10 @@ import binascii
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, Required, TypeAlias, TypedDict
+from typing import Any, Final, Literal, Required, TypeAlias, TypedDict, TypeVar
 
 from kkp_client import envelope as envelopes
 from kkp_client import strict_json
@@ -23,6 +23,7 @@ from kkp_client.envelope import DetachedEnvelope, Document, Encoding, Envelope, 
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, KKPError, ProblemError, TransportError
 
 Op: TypeAlias = Literal["encrypt", "decrypt", "rewrap"]
+EnvelopeT = TypeVar("EnvelopeT")
 Key: TypeAlias = tuple[str, str]  # a backend, and the id of a key of its
 
 _MAX_TOKEN_CHARACTERS: Final = 8192
@@ -214,13 +215,15 @@ def opening(envelope: Envelope | DetachedEnvelope, policy_context: JSONObject) -
     return present({"envelope": envelope.document(), "policy_context": dict(policy_context)})
 
 
-def parsed(documents: Sequence[Document]) -> tuple[dict[int, Envelope], dict[int, KKPError]]:
+def parsed(
+    documents: Sequence[Document], parse: Callable[[Document], EnvelopeT]
+) -> tuple[dict[int, EnvelopeT], dict[int, KKPError]]:
     """Return the envelopes that are well formed, and the errors of the others, by their places."""
-    read: dict[int, Envelope] = {}
+    read: dict[int, EnvelopeT] = {}
     refused: dict[int, KKPError] = {}
     for place, document in enumerate(documents):
         try:
-            read[place] = envelopes.parse(document)
+            read[place] = parse(document)
         except EnvelopeInvalidError as error:
             refused[place] = error
     return read, refused
@@ -245,20 +248,20 @@ def sealed(answer: JSONObject, item: EncryptItem) -> JSONObject:
     Raises:
         TransportError: It is none, or of something else.
     """
-    envelope = _envelope(answer)
+    envelope = _envelope(answer, envelopes.parse)
     if envelope is None or not _is_of(envelope.detached, item) or envelope.plaintext_bytes != item.length:
         raise bad_answer()
     return envelope.document()
 
 
-def moved(answer: JSONObject, envelope: Envelope, target: Key) -> JSONObject:
+def moved(answer: JSONObject, envelope: Envelope | DetachedEnvelope, target: Key) -> JSONObject:
     """Read an envelope that was moved.
 
     Raises:
         TransportError: It is another one, or not where it was to go.
     """
-    new = _envelope(answer)
-    if new is None or key_of(new.detached) != target or _payload(new) != _payload(envelope):
+    new = _envelope(answer, envelopes.parse_any)
+    if new is None or key_of(new.detached) != target or new.payload != envelope.payload:
         raise bad_answer()
     return new.document()
 
@@ -298,11 +301,7 @@ def begun(answer: JSONObject, request: KeyRequest) -> MessageKey:
         TransportError: It is none, or for something else.
     """
     parse = envelopes.parse_detached if request.chunk_size is None else envelopes.parse_stream
-    document = answer.get("envelope")
-    try:
-        envelope = parse(document) if isinstance(document, dict) else None
-    except EnvelopeInvalidError:
-        envelope = None
+    envelope = _envelope(answer, parse)
     if envelope is None or not _is_of(envelope, request) or envelope.chunk_size != request.chunk_size:
         raise bad_answer()
     return MessageKey(envelope, message_key(answer))
@@ -345,10 +344,10 @@ def _id(text: object) -> str | None:
     return text if isinstance(text, str) and _ID.fullmatch(text) is not None else None
 
 
-def _envelope(answer: JSONObject) -> Envelope | None:
+def _envelope(answer: JSONObject, parse: Callable[[JSONObject], EnvelopeT]) -> EnvelopeT | None:
     document = answer.get("envelope")
     try:
-        return envelopes.parse(document) if isinstance(document, dict) else None
+        return parse(document) if isinstance(document, dict) else None
     except EnvelopeInvalidError:
         return None
 
@@ -362,12 +361,6 @@ def _is_of(envelope: DetachedEnvelope, asked: EncryptItem | KeyRequest) -> bool:
         and envelope.associated_data == asked.associated_data
         and envelope.encoding == asked.encoding
     )
-
-
-def _payload(envelope: Envelope) -> tuple[Any, ...]:
-    """Return what moving does not touch."""
-    detached = envelope.detached
-    return detached.header(), detached.commitment, envelope.nonce, envelope.ciphertext
 
 
 def _text_of(plaintext: bytes) -> str:

@@ -285,7 +285,7 @@ class Core:
         self, document: Document, target: Key, scope: Scope, policy_context: JSONObject
     ) -> Steps[JSONObject]:
         """Have an envelope moved to another key."""
-        envelope = envelopes.parse(document)
+        envelope = envelopes.parse_any(document)
         members = {**messages.opening(envelope, policy_context), **messages.labels(target)}
         answer = yield from self._open("rewrap", "/envelope/rewrap", members, envelope.detached, scope)
         return messages.moved(answer, envelope, target)
@@ -318,7 +318,7 @@ class Core:
         self, documents: Sequence[Document], scope: Scope, policy_context: JSONObject
     ) -> Steps[list[Opened | KKPError]]:
         """Have many envelopes opened."""
-        read, refused = messages.parsed(documents)
+        read, refused = messages.parsed(documents, envelopes.parse)
         asked = [
             _Item(
                 place,
@@ -335,7 +335,7 @@ class Core:
         self, documents: Sequence[Document], target: Key, scope: Scope, policy_context: JSONObject
     ) -> Steps[list[JSONObject | KKPError]]:
         """Have many envelopes moved to another key."""
-        read, refused = messages.parsed(documents)
+        read, refused = messages.parsed(documents, envelopes.parse_any)
         asked = [
             _Item(
                 place,
