@@ -175,7 +175,7 @@ class StreamOpener:
             return cipher.decrypt(nonce, piece, None)
         except InvalidTag:
             self._cipher = None
-            raise invalid() from None
+        raise invalid()
 
 
 def read_line(pieces: Iterator[bytes]) -> tuple[DetachedEnvelope, bytes]:
