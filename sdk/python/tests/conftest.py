@@ -12,8 +12,8 @@ import pytest
 from kkp_client.client import KKPClient
 from kkp_client.local import LocalEnvelope, SyncLocalEnvelope
 from kkp_client.sync_client import SyncKKPClient
-from tests import fake_kkp
-from tests.fake_kkp import CREDENTIAL, FakeKKP
+from tests import scripted_kkp
+from tests.scripted_kkp import CREDENTIAL, FakeKKP
 
 
 class InThread:
@@ -32,7 +32,7 @@ Make: TypeAlias = Callable[..., Any]
 
 @pytest.fixture
 def kkp() -> Iterator[FakeKKP]:
-    with fake_kkp.running() as kkp:
+    with scripted_kkp.running() as kkp:
         yield kkp
 
 

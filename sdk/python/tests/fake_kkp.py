@@ -1,229 +1,104 @@
-"""A small KKP on a real socket: it seals, opens and mints like one, and answers by script where told to.
-
-It keeps the message keys of what it sealed, and decides nothing: that KKP itself agrees with it is shown
-where the repository's tests run both.
-"""
+"""KKP's documents over real HTTP, on a port of this machine, from a thread of its own."""
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import time
-from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import hashlib
+import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Lock, Thread
-from typing import Any, TypedDict
+from typing import Any, Self
 
-from kkp_client import envelope as envelopes
-from kkp_client.encoding import base64url
+from tests.issuer import Issuer
 
-
-class Key(TypedDict):
-    """What names a key in a call."""
-
-    backend: str
-    key_id: str
-
-
-KEY: Key = {"backend": "aws", "key_id": "alias/orders"}
-CREDENTIAL = "kkp_sk_0000000000000000000000000000000000000000000"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request as it came."""
-
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """An answer that a test wants; a body of None hangs up instead."""
-
-    status: int = 200
-    body: bytes | dict[str, Any] | None = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    waits_for: Event | None = None
-
-
-def problem(status: int, code: str, **members: Any) -> Scripted:
-    """Return a refusal, as KKP words it."""
-    document = {"type": "about:blank", "title": "…", "status": status, "code": code, "detail": "…", **members}
-    return Scripted(status, document, {"Content-Type": "application/problem+json"})
-
-
-def with_header(answer: Scripted, name: str, value: str) -> Scripted:
-    return replace(answer, headers={**answer.headers, name: value})
+Reply = tuple[int, dict[str, str], bytes]
+KEYS, LIST = "/keys/jwks", "/revocations/list"
 
 
 class FakeKKP:
-    """What it was asked, and what it answers."""
+    """Answers keys and list as KKP does. `replies` answers a path otherwise; `gate` holds answers up."""
 
-    def __init__(self) -> None:
-        self.url = ""
-        self.asked: list[Asked] = []
-        self.scripts: dict[str, deque[Scripted]] = defaultdict(deque)
-        self.life_seconds = 300
-        self.keys: dict[str, bytes] = {}
-        self._lock = Lock()
+    def __init__(self, issuer: Issuer) -> None:
+        self.documents: dict[str, bytes] = {KEYS: issuer.jwks(), LIST: issuer.revocations().encode()}
+        self.cache_control: dict[str, str] = {KEYS: "private, max-age=300", LIST: "private, max-age=60"}
+        self.replies: dict[str, Callable[[], Reply]] = {}
+        self.asked: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.most_at_once = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self._at_once = 0
+        self._lock = threading.Lock()
+        self._server = _serving(self, 0)
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
 
-    def script(self, path: str, *answers: Scripted) -> None:
-        """Answer the next requests to a path so."""
-        self.scripts[path].extend(answers)
+    def __enter__(self) -> Self:
+        return self
 
-    def paths(self) -> list[str]:
-        return [asked.path for asked in self.asked]
+    def __exit__(self, *_: object) -> None:
+        self.gate.set()
+        self.stop()
 
-    def asked_at(self, path: str) -> list[Asked]:
-        return [asked for asked in self.asked if asked.path == path]
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
-    def answer(self, asked: Asked) -> Scripted:
+    def start(self) -> None:
+        self._server = _serving(self, self.port)
+
+    def times(self, path: str) -> int:
+        return self.asked.count(path)
+
+    def reply(self, path: str, headers: dict[str, str]) -> Reply:
         with self._lock:
-            self.asked.append(asked)
-            scripted = self.scripts[asked.path]
-            if scripted:
-                return scripted.popleft()
-        answer: Scripted = self._answers()[asked.path](asked)
-        return answer
+            self.asked.append(path)
+            self.headers.append(headers)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        self.gate.wait(30)
+        with self._lock:
+            self._at_once -= 1
+        return self.replies[path]() if path in self.replies else self._usual(path, headers)
 
-    def _answers(self) -> dict[str, Any]:
-        return {
-            "/token": self._mint,
-            "/token/introspect": lambda _: Scripted(body={"active": True}),
-            "/token/revoke": lambda _: Scripted(),
-            "/envelope/encrypt": lambda asked: self._one(self._sealed, asked.json),
-            "/envelope/decrypt": lambda asked: self._one(self._opened, asked.json),
-            "/envelope/rewrap": lambda asked: self._one(self._moved, asked.json),
-            "/envelope/data-key": lambda asked: self._one(self._begun, asked.json),
-            "/envelope/data-key/unwrap": lambda asked: self._one(self._released, asked.json),
-            "/envelope/encrypt/batch": lambda asked: self._many(self._sealed, asked.json),
-            "/envelope/decrypt/batch": lambda asked: self._many(self._opened, asked.json),
-            "/envelope/rewrap/batch": lambda asked: self._many(self._moved, asked.json),
-        }
+    def _usual(self, path: str, headers: dict[str, str]) -> Reply:
+        document = self.documents[path]
+        answered = {"ETag": f'"{hashlib.sha256(document).hexdigest()}"'}
+        if self.cache_control[path]:
+            answered["Cache-Control"] = self.cache_control[path]
+        if headers.get("if-none-match") == answered["ETag"]:
+            return 304, answered, b""
+        return 200, answered, document
 
-    def _mint(self, asked: Asked) -> Scripted:
-        now = int(time.time())
-        claims = {"iat": now, "exp": now + self.life_seconds, "jti": base64url(os.urandom(16))}
-        token = ".".join(base64url(part) for part in (b"{}", json.dumps(claims).encode(), bytes(64)))
-        kind = "DPoP" if "dpop" in asked.headers else "Bearer"
-        return Scripted(
-            body={"token": token, "expires_at": claims["exp"], "kid": "k", "token_type": kind, "more": 1}
-        )
 
-    def _one(self, make: Any, document: Any) -> Scripted:
-        try:
-            return Scripted(body=make(document))
-        except KeyError:
-            return problem(422, "envelope_invalid", request_id="r-1")
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    kkp: FakeKKP
 
-    def _many(self, make: Any, document: Any) -> Scripted:
-        return Scripted(body={"items": [self._one(make, item).body for item in document["items"]]})
-
-    def _detached(self, asked: Any, encoding: str | None) -> dict[str, Any]:
-        size = {"chunk_size": asked["chunk_size"]} if "chunk_size" in asked else {}
-        document = {
-            "v": 1,
-            "alg": "A256GCM-HKDF-SHA512-COMMIT" + ("-STREAM" if size else ""),
-            "context": asked.get("context", {}),
-            "associated_data": asked.get("associated_data"),
-            "encoding": encoding,
-            "message_id": base64url(os.urandom(32)),
-            "backend": asked["backend"],
-            "key_id": asked["key_id"],
-            "key_version": "1",
-            "encrypted_data_key": base64url(os.urandom(92)),
-            "wrap_tag": base64url(os.urandom(32)),
-            "commitment": base64url(os.urandom(32)),
-            **size,
-        }
-        self.keys[document["message_id"]] = os.urandom(32)
-        return document
-
-    def _sealed(self, asked: Any) -> dict[str, Any]:
-        text = asked.get("plaintext")
-        plaintext = base64.b64decode(asked["plaintext_b64"]) if text is None else text
-        detached = envelopes.parse_detached(self._detached(asked, None if text is None else "utf-8"))
-        return {"envelope": envelopes.seal(detached, self.keys[detached.message_id], plaintext).document()}
-
-    def _opened(self, asked: Any) -> dict[str, Any]:
-        envelope = envelopes.parse(asked["envelope"])
-        plaintext = envelopes.open(envelope, self.keys[envelope.detached.message_id])
-        text = {"plaintext": plaintext.decode()} if envelope.detached.encoding else {}
-        return {"plaintext_b64": base64.b64encode(plaintext).decode(), "claims": {"sub": "orders"}, **text}
-
-    def _moved(self, asked: Any) -> dict[str, Any]:
-        wrap = {"encrypted_data_key": base64url(os.urandom(92)), "wrap_tag": base64url(os.urandom(32))}
-        target = {"backend": asked["backend"], "key_id": asked["key_id"]}
-        return {"envelope": {**asked["envelope"], **target, **wrap}}
-
-    def _begun(self, asked: Any) -> dict[str, Any]:
-        detached = self._detached(asked, asked.get("encoding"))
-        key = base64.b64encode(self.keys[detached["message_id"]]).decode()
-        return {"envelope": detached, "message_key_b64": key}
-
-    def _released(self, asked: Any) -> dict[str, Any]:
-        key = self.keys[asked["envelope"]["message_id"]]
-        return {"message_key_b64": base64.b64encode(key).decode()}
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of a client that went away."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    kkp: FakeKKP
+    server: _Server
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+    def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = self.kkp.answer(Asked(self.path, headers, body))
-        if answer.waits_for is not None:
-            answer.waits_for.wait(30)
-        if answer.body is None:
-            self.close_connection = True
-            return
-        raw = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
-        self.send_response(answer.status)
-        for name, value in {"Content-Type": "application/json", **answer.headers}.items():
+        status, answered, body = self.server.kkp.reply(self.path, headers)
+        self.send_response(status)
+        for name, value in answered.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(raw)))
+        if status != 304 and "Transfer-Encoding" not in answered:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(raw)
+        self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 1024
-    daemon_threads = True
-
-    def handle_error(self, *_: object) -> None:
-        """Clients that hang up are no fault of the server's."""
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
 
 
-@contextmanager
-def running(**tls: Any) -> Iterator[FakeKKP]:
-    """Run one for the duration of the block; with `context` it speaks TLS."""
-    kkp = FakeKKP()
-    handler = type("Handler", (_Handler,), {"kkp": kkp})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        scheme = "http"
-        if "context" in tls:
-            server.socket = tls["context"].wrap_socket(server.socket, server_side=True)
-            scheme = "https"
-        kkp.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield kkp
-        finally:
-            server.shutdown()
-            thread.join()
+def _serving(kkp: FakeKKP, port: int) -> _Server:
+    server = _Server(("127.0.0.1", port), _Handler)
+    server.kkp = kkp
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    return server

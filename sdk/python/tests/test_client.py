@@ -23,9 +23,9 @@ from kkp_client.dpop import DPoPKey
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, KKPError, ProblemError, TransportError
 from kkp_client.messages import EncryptItem, Scope
 from kkp_client.sync_client import SyncKKPClient
-from tests import fake_kkp
+from tests import scripted_kkp
 from tests.conftest import Make, until
-from tests.fake_kkp import CREDENTIAL, KEY, FakeKKP, Scripted, problem, with_header
+from tests.scripted_kkp import CREDENTIAL, KEY, FakeKKP, Scripted, problem, with_header
 
 CALLERS = 1000
 SECRET = "plaintext-that-nobody-may-see"
@@ -109,7 +109,7 @@ async def test_a_token_that_is_due_is_renewed_while_the_old_one_is_used(
     scope = Scope(backend="aws", key_id="alias/orders")
     client = client_of(kkp)
     first = await client.token(scope)
-    minted = kkp._mint(fake_kkp.Asked("/token", {}, b""))
+    minted = kkp._mint(scripted_kkp.Asked("/token", {}, b""))
     kkp.script("/token", Scripted(body=minted.body, waits_for=go_on))
     await asyncio.sleep(1.05)
     assert {(await client.token(scope)).token for _ in range(5)} == {first.token}
@@ -212,7 +212,7 @@ async def test_an_answer_that_does_not_come_is_a_timeout(client_of: Make, kkp: F
 
 async def test_whoever_stops_waiting_for_a_token_ends_nothing_for_the_others(kkp: FakeKKP) -> None:
     go_on = threading.Event()
-    minted = kkp._mint(fake_kkp.Asked("/token", {}, b""))
+    minted = kkp._mint(scripted_kkp.Asked("/token", {}, b""))
     kkp.script("/token", Scripted(body=minted.body, waits_for=go_on))
     scope = Scope(backend="aws", key_id="alias/orders")
     async with KKPClient(kkp.url, CREDENTIAL, audience="orders-db") as client:
@@ -318,7 +318,7 @@ def behind_tls(directory: Path) -> Iterator[tuple[FakeKKP, ssl.SSLContext]]:
     pem.write_bytes(certificate.public_bytes(Encoding.PEM) + private)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
-    with fake_kkp.running(context=context) as kkp:
+    with scripted_kkp.running(context=context) as kkp:
         yield kkp, ssl.create_default_context(cadata=certificate.public_bytes(Encoding.PEM).decode())
 
 

@@ -15,7 +15,7 @@ from kkp_client.client import KKPClient
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, ProblemError
 from kkp_client.local import LocalEnvelope
 from tests.conftest import Make, local, whole
-from tests.fake_kkp import CREDENTIAL, KEY, FakeKKP, problem
+from tests.scripted_kkp import CREDENTIAL, KEY, FakeKKP, problem
 
 SIZE = 4096
 DATA = bytes(range(256)) * 50  # three chunks and a bit
