@@ -13,7 +13,7 @@ from kkp_client.client import KKPClient
 from kkp_client.local import LocalEnvelope, SyncLocalEnvelope
 from kkp_client.sync_client import SyncKKPClient
 from tests import scripted_kkp
-from tests.scripted_kkp import CREDENTIAL, FakeKKP
+from tests.scripted_kkp import CREDENTIAL, ScriptedKKP
 
 
 class InThread:
@@ -31,7 +31,7 @@ Make: TypeAlias = Callable[..., Any]
 
 
 @pytest.fixture
-def kkp() -> Iterator[FakeKKP]:
+def kkp() -> Iterator[ScriptedKKP]:
     with scripted_kkp.running() as kkp:
         yield kkp
 
@@ -41,7 +41,7 @@ async def client_of(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
     """Make clients of a KKP, in asyncio or in threads, that are closed at the end."""
     async with AsyncExitStack() as stack:
 
-        def make(kkp: FakeKKP | str, credential: Any = CREDENTIAL, **options: Any) -> Any:
+        def make(kkp: ScriptedKKP | str, credential: Any = CREDENTIAL, **options: Any) -> Any:
             url = kkp if isinstance(kkp, str) else kkp.url
             options = {"audience": "orders-db", **options}
             if request.param == "asyncio":

@@ -66,7 +66,7 @@ def with_header(answer: Scripted, name: str, value: str) -> Scripted:
     return replace(answer, headers={**answer.headers, name: value})
 
 
-class FakeKKP:
+class ScriptedKKP:
     """What it was asked, and what it answers."""
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ class FakeKKP:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    kkp: FakeKKP
+    kkp: ScriptedKKP
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -210,9 +210,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def running(**tls: Any) -> Iterator[FakeKKP]:
+def running(**tls: Any) -> Iterator[ScriptedKKP]:
     """Run one for the duration of the block; with `context` it speaks TLS."""
-    kkp = FakeKKP()
+    kkp = ScriptedKKP()
     handler = type("Handler", (_Handler,), {"kkp": kkp})
     with _Server(("127.0.0.1", 0), handler) as server:
         scheme = "http"

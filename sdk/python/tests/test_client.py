@@ -25,13 +25,13 @@ from kkp_client.messages import EncryptItem, Scope
 from kkp_client.sync_client import SyncKKPClient
 from tests import scripted_kkp
 from tests.conftest import Make, until
-from tests.scripted_kkp import CREDENTIAL, KEY, FakeKKP, Scripted, problem, with_header
+from tests.scripted_kkp import CREDENTIAL, KEY, ScriptedKKP, Scripted, problem, with_header
 
 CALLERS = 1000
 SECRET = "plaintext-that-nobody-may-see"
 
 
-async def test_what_was_sealed_opens_moves_and_opens_again(client_of: Make, kkp: FakeKKP) -> None:
+async def test_what_was_sealed_opens_moves_and_opens_again(client_of: Make, kkp: ScriptedKKP) -> None:
     client = client_of(kkp)
     envelope = await client.encrypt("hello", context={"table": "orders"}, associated_data="row 7", **KEY)
     opened = await client.decrypt(envelope)
@@ -41,7 +41,7 @@ async def test_what_was_sealed_opens_moves_and_opens_again(client_of: Make, kkp:
     assert (await client.decrypt(await client.encrypt(b"\xff\0", **KEY))).text is None
 
 
-async def test_many_are_sealed_opened_and_moved_at_once(client_of: Make, kkp: FakeKKP) -> None:
+async def test_many_are_sealed_opened_and_moved_at_once(client_of: Make, kkp: ScriptedKKP) -> None:
     client = client_of(kkp)
     envelopes = await client.encrypt_many([EncryptItem(plaintext=str(number), **KEY) for number in range(5)])
     moved = await client.rewrap_many([*envelopes, "{}"], backend="gcp", key_id="orders")
@@ -57,7 +57,7 @@ async def test_many_are_sealed_opened_and_moved_at_once(client_of: Make, kkp: Fa
 
 
 async def test_a_token_is_asked_for_once_and_used_for_all_that_say_the_same(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     client = client_of(kkp)
     scope = Scope(backend="aws", key_id="alias/orders")
@@ -67,7 +67,7 @@ async def test_a_token_is_asked_for_once_and_used_for_all_that_say_the_same(
     assert len(kkp.asked_at("/token")) == 2
 
 
-async def test_a_thousand_callers_in_asyncio_cause_one_token_request_for_each_scope(kkp: FakeKKP) -> None:
+async def test_a_thousand_callers_in_asyncio_cause_one_token_request_for_each_scope(kkp: ScriptedKKP) -> None:
     scopes = [Scope(backend="aws", key_id=key_id, ttl_seconds=60) for key_id in ("a", "b")]
     async with KKPClient(kkp.url, CREDENTIAL, audience="orders-db", deadline_seconds=60) as client:
         held = await asyncio.gather(*(client.token(scopes[number % 2]) for number in range(CALLERS)))
@@ -78,7 +78,7 @@ async def test_a_thousand_callers_in_asyncio_cause_one_token_request_for_each_sc
     assert len(kkp.asked_at("/token")) == 3
 
 
-def test_a_thousand_callers_in_threads_cause_one_token_request_for_each_scope(kkp: FakeKKP) -> None:
+def test_a_thousand_callers_in_threads_cause_one_token_request_for_each_scope(kkp: ScriptedKKP) -> None:
     scopes = [Scope(backend="aws", key_id=key_id) for key_id in ("alias/orders", "alias/others")]
     waiting = threading.Barrier(100)
     go_on = threading.Event()
@@ -102,7 +102,7 @@ def client_tokens(client: Any) -> set[str]:
 
 
 async def test_a_token_that_is_due_is_renewed_while_the_old_one_is_used(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     kkp.life_seconds = 2  # due after one
     go_on = threading.Event()
@@ -118,7 +118,7 @@ async def test_a_token_that_is_due_is_renewed_while_the_old_one_is_used(
     assert len(kkp.asked_at("/token")) >= 2
 
 
-async def test_a_token_that_kkp_refuses_is_asked_for_once_more(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_token_that_kkp_refuses_is_asked_for_once_more(client_of: Make, kkp: ScriptedKKP) -> None:
     client = client_of(kkp)
     envelope = await client.encrypt("hello", **KEY)
     await client.decrypt(envelope)
@@ -129,7 +129,7 @@ async def test_a_token_that_kkp_refuses_is_asked_for_once_more(client_of: Make, 
     assert len(kkp.asked_at("/token")) == 2
 
 
-async def test_a_credential_that_is_a_function_is_asked_each_time(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_credential_that_is_a_function_is_asked_each_time(client_of: Make, kkp: ScriptedKKP) -> None:
     given = iter(["one", "two", "three"])
     client = client_of(kkp, lambda: next(given))
     await client.encrypt("a", **KEY)
@@ -137,7 +137,7 @@ async def test_a_credential_that_is_a_function_is_asked_each_time(client_of: Mak
     assert [asked.headers["authorization"] for asked in kkp.asked] == ["Bearer one", "Bearer two"]
 
 
-async def test_a_credential_may_be_a_coroutine_function(kkp: FakeKKP) -> None:
+async def test_a_credential_may_be_a_coroutine_function(kkp: ScriptedKKP) -> None:
     async def credential() -> str:
         await asyncio.sleep(0)
         return "waited-for"
@@ -147,7 +147,7 @@ async def test_a_credential_may_be_a_coroutine_function(kkp: FakeKKP) -> None:
     assert kkp.asked[0].headers["authorization"] == "Bearer waited-for"
 
 
-async def test_what_the_callers_function_raises_reaches_all_who_wait(client_of: Make, kkp: FakeKKP) -> None:
+async def test_what_the_callers_function_raises_reaches_all_who_wait(client_of: Make, kkp: ScriptedKKP) -> None:
     def credential() -> str:
         raise LookupError("no identity here")
 
@@ -161,7 +161,7 @@ async def test_what_the_callers_function_raises_reaches_all_who_wait(client_of: 
 
 
 async def test_with_a_dpop_key_a_nonce_is_taken_up_and_every_request_proved(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     client = client_of(kkp, dpop_key=DPoPKey.generate(), issuer="https://kkp.test")
     kkp.script("/token", with_header(problem(401, "use_dpop_nonce"), "DPoP-Nonce", "n-1"))
@@ -175,7 +175,7 @@ async def test_with_a_dpop_key_a_nonce_is_taken_up_and_every_request_proved(
 
 
 async def test_a_busy_kkp_is_asked_again_and_a_closed_one_is_not_reached(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     kkp.script(
         "/envelope/encrypt",
@@ -190,7 +190,7 @@ async def test_a_busy_kkp_is_asked_again_and_a_closed_one_is_not_reached(
 
 
 async def test_a_connection_that_breaks_after_it_was_made_is_not_used_again(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     kkp.script("/envelope/encrypt", Scripted(body=None))
     with pytest.raises(TransportError) as failed:
@@ -198,7 +198,7 @@ async def test_a_connection_that_breaks_after_it_was_made_is_not_used_again(
     assert (failed.value.code, len(kkp.asked)) == ("unreachable", 1)
 
 
-async def test_an_answer_that_does_not_come_is_a_timeout(client_of: Make, kkp: FakeKKP) -> None:
+async def test_an_answer_that_does_not_come_is_a_timeout(client_of: Make, kkp: ScriptedKKP) -> None:
     go_on = threading.Event()
     kkp.script("/envelope/encrypt", Scripted(waits_for=go_on))
     kkp.script("/token", Scripted(waits_for=go_on))
@@ -210,7 +210,7 @@ async def test_an_answer_that_does_not_come_is_a_timeout(client_of: Make, kkp: F
     go_on.set()
 
 
-async def test_whoever_stops_waiting_for_a_token_ends_nothing_for_the_others(kkp: FakeKKP) -> None:
+async def test_whoever_stops_waiting_for_a_token_ends_nothing_for_the_others(kkp: ScriptedKKP) -> None:
     go_on = threading.Event()
     minted = kkp._mint(scripted_kkp.Asked("/token", {}, b""))
     kkp.script("/token", Scripted(body=minted.body, waits_for=go_on))
@@ -227,7 +227,7 @@ async def test_whoever_stops_waiting_for_a_token_ends_nothing_for_the_others(kkp
     assert len(kkp.asked) == 1
 
 
-async def test_closing_ends_what_waits_and_nothing_is_asked_afterwards(client_of: Make, kkp: FakeKKP) -> None:
+async def test_closing_ends_what_waits_and_nothing_is_asked_afterwards(client_of: Make, kkp: ScriptedKKP) -> None:
     go_on = threading.Event()
     kkp.script("/token", Scripted(waits_for=go_on))
     client = client_of(kkp)
@@ -242,7 +242,7 @@ async def test_closing_ends_what_waits_and_nothing_is_asked_afterwards(client_of
             await call
 
 
-async def test_a_revoked_token_is_used_no_longer(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_revoked_token_is_used_no_longer(client_of: Make, kkp: ScriptedKKP) -> None:
     client = client_of(kkp)
     scope = Scope(backend="aws", key_id="k")
     held = await client.token(scope)
@@ -252,7 +252,7 @@ async def test_a_revoked_token_is_used_no_longer(client_of: Make, kkp: FakeKKP) 
     assert [asked.json for asked in kkp.asked_at("/token/revoke")] == [{"token": held.token}]
 
 
-async def test_a_redirect_is_not_followed(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_redirect_is_not_followed(client_of: Make, kkp: ScriptedKKP) -> None:
     for status in (301, 302, 303, 307, 308):
         kkp.script("/envelope/encrypt", Scripted(status, headers={"Location": f"{kkp.url}/elsewhere"}))
         with pytest.raises(TransportError) as failed:
@@ -261,7 +261,7 @@ async def test_a_redirect_is_not_followed(client_of: Make, kkp: FakeKKP) -> None
     assert set(kkp.paths()) == {"/envelope/encrypt"}
 
 
-async def test_a_cookie_is_not_kept(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_cookie_is_not_kept(client_of: Make, kkp: ScriptedKKP) -> None:
     client = client_of(kkp)
     kkp.script("/envelope/encrypt", with_header(problem(400, "invalid_request"), "Set-Cookie", "a=b; Path=/"))
     with pytest.raises(ProblemError):
@@ -271,7 +271,7 @@ async def test_a_cookie_is_not_kept(client_of: Make, kkp: FakeKKP) -> None:
 
 
 async def test_no_proxy_of_the_environment_is_asked(
-    client_of: Make, kkp: FakeKKP, monkeypatch: pytest.MonkeyPatch
+    client_of: Make, kkp: ScriptedKKP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
@@ -280,7 +280,7 @@ async def test_no_proxy_of_the_environment_is_asked(
     assert len(kkp.asked) == 1
 
 
-async def test_an_answer_is_read_no_further_than_its_limit(client_of: Make, kkp: FakeKKP) -> None:
+async def test_an_answer_is_read_no_further_than_its_limit(client_of: Make, kkp: ScriptedKKP) -> None:
     kkp.script("/token", Scripted(body=b" " * 300_000), Scripted(body=b"{" + b" " * 200_000 + b"}"))
     client = client_of(kkp)
     messages = []
@@ -291,7 +291,7 @@ async def test_an_answer_is_read_no_further_than_its_limit(client_of: Make, kkp:
     assert messages == [("bad_answer", True), ("bad_answer", False)]
 
 
-async def test_an_answer_that_is_compressed_is_not_read(client_of: Make, kkp: FakeKKP) -> None:
+async def test_an_answer_that_is_compressed_is_not_read(client_of: Make, kkp: ScriptedKKP) -> None:
     kkp.script("/envelope/encrypt", Scripted(headers={"Content-Encoding": "gzip"}))
     with pytest.raises(TransportError, match="encoding") as failed:
         await client_of(kkp).encrypt("hello", **KEY)
@@ -300,7 +300,7 @@ async def test_an_answer_that_is_compressed_is_not_read(client_of: Make, kkp: Fa
 
 
 @contextmanager
-def behind_tls(directory: Path) -> Iterator[tuple[FakeKKP, ssl.SSLContext]]:
+def behind_tls(directory: Path) -> Iterator[tuple[ScriptedKKP, ssl.SSLContext]]:
     """Run a KKP with a certificate that only the context knows."""
     key = generate_private_key(SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kkp")])
@@ -344,7 +344,7 @@ def everything_of(error: BaseException) -> str:
 
 
 async def test_no_error_no_log_and_no_repr_holds_a_secret(
-    client_of: Make, kkp: FakeKKP, caplog: pytest.LogCaptureFixture
+    client_of: Make, kkp: ScriptedKKP, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     client = client_of(kkp, dpop_key=DPoPKey.generate(), repeats=0, deadline_seconds=5)

@@ -15,7 +15,7 @@ from kkp_client.client import KKPClient
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, ProblemError
 from kkp_client.local import LocalEnvelope
 from tests.conftest import Make, local, whole
-from tests.scripted_kkp import CREDENTIAL, KEY, FakeKKP, problem
+from tests.scripted_kkp import CREDENTIAL, KEY, ScriptedKKP, problem
 
 SIZE = 4096
 DATA = bytes(range(256)) * 50  # three chunks and a bit
@@ -26,7 +26,7 @@ def names(directory: Path) -> set[str]:
 
 
 async def test_what_is_sealed_here_opens_here_and_at_kkp_and_the_other_way_round(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     client = client_of(kkp)
     here = local(client)
@@ -38,14 +38,14 @@ async def test_what_is_sealed_here_opens_here_and_at_kkp_and_the_other_way_round
             assert opened.text == (plaintext if isinstance(plaintext, str) else None)
 
 
-async def test_a_payload_never_goes_to_kkp(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_payload_never_goes_to_kkp(client_of: Make, kkp: ScriptedKKP) -> None:
     here = local(client_of(kkp))
     sealed = await here.seal("secret", **KEY)
     await here.open(sealed)
     assert not [asked for asked in kkp.asked if b"secret" in asked.body or b"ciphertext" in asked.body]
 
 
-async def test_each_message_has_a_key_of_its_own(client_of: Make, kkp: FakeKKP) -> None:
+async def test_each_message_has_a_key_of_its_own(client_of: Make, kkp: ScriptedKKP) -> None:
     here = local(client_of(kkp))
     for _ in range(2):
         await here.seal("a", **KEY)
@@ -54,7 +54,7 @@ async def test_each_message_has_a_key_of_its_own(client_of: Make, kkp: FakeKKP) 
 
 
 @pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, len(DATA)])
-async def test_a_stream_comes_back_as_it_went(client_of: Make, kkp: FakeKKP, size: int) -> None:
+async def test_a_stream_comes_back_as_it_went(client_of: Make, kkp: ScriptedKKP, size: int) -> None:
     here = local(client_of(kkp))
     sources: list[Any] = [
         io.BytesIO(DATA[:size]),
@@ -68,7 +68,7 @@ async def test_a_stream_comes_back_as_it_went(client_of: Make, kkp: FakeKKP, siz
         assert await whole(here.open_stream([sealed])) == DATA[:size]
 
 
-async def test_an_async_iterable_is_a_source(kkp: FakeKKP) -> None:
+async def test_an_async_iterable_is_a_source(kkp: ScriptedKKP) -> None:
     async def pieces(data: bytes) -> AsyncIterator[bytes]:
         for at in range(0, len(data), 1000):
             yield data[at : at + 1000]
@@ -80,7 +80,7 @@ async def test_an_async_iterable_is_a_source(kkp: FakeKKP) -> None:
 
 
 async def test_a_stream_that_is_cut_off_or_altered_is_an_error_behind_what_is_whole(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     here = local(client_of(kkp))
     sealed = await whole(here.seal_stream([DATA], chunk_size=SIZE, **KEY))
@@ -100,7 +100,7 @@ async def test_a_stream_that_is_cut_off_or_altered_is_an_error_behind_what_is_wh
 
 
 async def test_kkp_refuses_to_give_the_key_of_a_stream_that_is_not_its_own(
-    client_of: Make, kkp: FakeKKP
+    client_of: Make, kkp: ScriptedKKP
 ) -> None:
     here = local(client_of(kkp))
     sealed = await whole(here.seal_stream([DATA], chunk_size=SIZE, **KEY))
@@ -112,7 +112,7 @@ async def test_kkp_refuses_to_give_the_key_of_a_stream_that_is_not_its_own(
 
 @pytest.mark.parametrize("chunk_size", [SIZE - 1, 8_388_609])
 async def test_chunks_of_another_size_are_refused_before_anything_is_asked(
-    client_of: Make, kkp: FakeKKP, chunk_size: int
+    client_of: Make, kkp: ScriptedKKP, chunk_size: int
 ) -> None:
     here = local(client_of(kkp))
     with pytest.raises(ConfigurationError):
@@ -120,12 +120,12 @@ async def test_chunks_of_another_size_are_refused_before_anything_is_asked(
     assert kkp.asked == []
 
 
-async def test_a_text_that_is_none_is_not_sealed(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_text_that_is_none_is_not_sealed(client_of: Make, kkp: ScriptedKKP) -> None:
     with pytest.raises(ConfigurationError):
         await local(client_of(kkp)).seal("\ud800", **KEY)
 
 
-async def test_a_file_comes_back_as_it_went(client_of: Make, kkp: FakeKKP, tmp_path: Path) -> None:
+async def test_a_file_comes_back_as_it_went(client_of: Make, kkp: ScriptedKKP, tmp_path: Path) -> None:
     here = local(client_of(kkp))
     plain, sealed, opened = (tmp_path / name for name in ("plain", "sealed", "opened"))
     for data in (b"", DATA):
@@ -140,7 +140,7 @@ async def test_a_file_comes_back_as_it_went(client_of: Make, kkp: FakeKKP, tmp_p
 
 
 async def test_a_file_that_does_not_become_whole_leaves_what_was_there(
-    client_of: Make, kkp: FakeKKP, tmp_path: Path
+    client_of: Make, kkp: ScriptedKKP, tmp_path: Path
 ) -> None:
     here = local(client_of(kkp))
     plain, sealed, opened = (tmp_path / name for name in ("plain", "sealed", "opened"))
@@ -158,7 +158,7 @@ async def test_a_file_that_does_not_become_whole_leaves_what_was_there(
 
 
 async def test_a_file_that_is_not_there_or_can_not_be_written_is_an_error_of_the_systems(
-    client_of: Make, kkp: FakeKKP, tmp_path: Path
+    client_of: Make, kkp: ScriptedKKP, tmp_path: Path
 ) -> None:
     here = local(client_of(kkp))
     with pytest.raises(FileNotFoundError):
@@ -168,7 +168,7 @@ async def test_a_file_that_is_not_there_or_can_not_be_written_is_an_error_of_the
         await here.seal_file(tmp_path / "plain", tmp_path / "none" / "sealed", **KEY)
 
 
-async def test_a_file_whose_writer_is_cancelled_is_not_there(kkp: FakeKKP, tmp_path: Path) -> None:
+async def test_a_file_whose_writer_is_cancelled_is_not_there(kkp: ScriptedKKP, tmp_path: Path) -> None:
     started, go_on = threading.Event(), threading.Event()
     fifo, sealed = tmp_path / "fifo", tmp_path / "sealed"
     os.mkfifo(fifo)
@@ -193,7 +193,7 @@ async def test_a_file_whose_writer_is_cancelled_is_not_there(kkp: FakeKKP, tmp_p
     assert names(tmp_path) == {"fifo"}
 
 
-async def test_a_source_that_fails_fails_the_stream(client_of: Make, kkp: FakeKKP) -> None:
+async def test_a_source_that_fails_fails_the_stream(client_of: Make, kkp: ScriptedKKP) -> None:
     def pieces() -> Iterator[bytes]:
         yield DATA
         raise OSError("the disk")
