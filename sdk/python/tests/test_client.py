@@ -25,7 +25,7 @@ from kkp_client.messages import EncryptItem, Scope
 from kkp_client.sync_client import SyncKKPClient
 from tests import scripted_kkp
 from tests.conftest import Make, until
-from tests.scripted_kkp import CREDENTIAL, KEY, ScriptedKKP, Scripted, problem, with_header
+from tests.scripted_kkp import CREDENTIAL, KEY, Scripted, ScriptedKKP, problem, with_header
 
 CALLERS = 1000
 SECRET = "plaintext-that-nobody-may-see"
@@ -147,7 +147,9 @@ async def test_a_credential_may_be_a_coroutine_function(kkp: ScriptedKKP) -> Non
     assert kkp.asked[0].headers["authorization"] == "Bearer waited-for"
 
 
-async def test_what_the_callers_function_raises_reaches_all_who_wait(client_of: Make, kkp: ScriptedKKP) -> None:
+async def test_what_the_callers_function_raises_reaches_all_who_wait(
+    client_of: Make, kkp: ScriptedKKP
+) -> None:
     def credential() -> str:
         raise LookupError("no identity here")
 
@@ -227,7 +229,9 @@ async def test_whoever_stops_waiting_for_a_token_ends_nothing_for_the_others(kkp
     assert len(kkp.asked) == 1
 
 
-async def test_closing_ends_what_waits_and_nothing_is_asked_afterwards(client_of: Make, kkp: ScriptedKKP) -> None:
+async def test_closing_ends_what_waits_and_nothing_is_asked_afterwards(
+    client_of: Make, kkp: ScriptedKKP
+) -> None:
     go_on = threading.Event()
     kkp.script("/token", Scripted(waits_for=go_on))
     client = client_of(kkp)
