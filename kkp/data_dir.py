@@ -9,6 +9,7 @@ Nothing here ever prints what is in them.
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import os
 import secrets
@@ -272,13 +273,67 @@ def write_new(path: Path, content: bytes) -> None:
     flush_directory(path.parent)
 
 
+@contextmanager
+def whole_file(path: Path, *, replaces: bool = False) -> Iterator[int]:
+    """Give the descriptor of a new file for its owner only, which has its name once it is whole and on disk.
+
+    Whatever ends the block or the process before leaves nothing of it, but where the filesystem has no files
+    without a name: there a kill leaves another one, beside it.
+
+    Args:
+        path: Its name.
+        replaces: Whether it takes the place of one that has the name.
+
+    Raises:
+        OSError: It exists or can't be written; then there is nothing of it.
+    """
+    with ExitStack() as stack:
+        descriptor, source = _unnamed_file(path, stack)
+        yield descriptor
+        os.fsync(descriptor)
+        _give_name(source, path, replaces=replaces)
+    flush_directory(path.parent)
+
+
+def _give_name(source: Path, path: Path, *, replaces: bool) -> None:
+    is_beside = source.parent == path.parent
+    if replaces:
+        named = source if is_beside else _beside(path)
+        if not is_beside:
+            _link(source, named)
+        _rename(named, path)
+        return
+    try:
+        _link(source, path)
+    except FileExistsError:
+        raise
+    except OSError:  # it has no links; without them it is seen that the name is free, and not made sure of
+        if not is_beside:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+        source.rename(path)
+
+
+def _rename(source: Path, path: Path) -> None:
+    try:
+        source.replace(path)
+    except OSError:
+        source.unlink()
+        raise
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+
+
 def _unnamed_file(path: Path, stack: ExitStack) -> tuple[int, Path]:
     """Return a new file that does not last beyond the stack, and where it can be linked from."""
     try:
         descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         source = Path(f"/proc/self/fd/{descriptor}")
     except OSError:  # it has no such files; whatever else is wrong is met again
-        source = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+        source = _beside(path)
         stack.callback(source.unlink, missing_ok=True)
         descriptor = os.open(source, _NEW_FILE, 0o600)
     stack.callback(os.close, descriptor)

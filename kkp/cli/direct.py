@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,14 +18,13 @@ from kkp import envelope as envelopes
 from kkp.audit.break_glass import OPENED, Attempt, Outcome, Place, RecordFile, Stored
 from kkp.authn.operator import account
 from kkp.cli import reach
+from kkp.cli.common import STDOUT, say
 from kkp.config import Settings
 from kkp.envelope import Envelope
 from kkp.errors import ConfigError, KKPError, KMSUnavailableError
 from kkp.model import BackendLimits
 from kkp.operations.envelopes import unwrapped
 
-STDOUT: Final = 1
-_STDERR: Final = 2
 _DEADLINE_SECONDS: Final = 120.0
 
 
@@ -49,12 +47,6 @@ class Act:
     def digest(self) -> str:
         """What the envelope is called in the record."""
         return envelopes.digest(self.envelope)
-
-
-def say(text: str) -> None:
-    """Tell the operator, if they can be told: what is done does not depend on it."""
-    with suppress(OSError):  # the terminal of a session that was lost
-        data_dir.write_all(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def open_on_record(act: Act, records: RecordFile) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +26,24 @@ import msgspec
 from kkp import envelope as envelopes
 from kkp.audit.break_glass import MAX_REASON_CHARACTERS, RecordFile
 from kkp.cli import reach
-from kkp.cli.common import OK, REFUSED, UNUSABLE, pair, settings
-from kkp.cli.direct import STDOUT, Act, NotWrittenError, open_on_record, say
+from kkp.cli.common import (
+    AWAY,
+    BROKEN,
+    DENIED,
+    INTERRUPTED,
+    NO_KEY,
+    NO_RECORD,
+    NOT_WRITTEN,
+    OK,
+    REFUSED,
+    STDOUT,
+    UNUSABLE,
+    end_as_by_ctrl_c,
+    pair,
+    say,
+    settings,
+)
+from kkp.cli.direct import Act, NotWrittenError, open_on_record
 from kkp.clock import SteadyClock
 from kkp.config import Settings, given, load_backend_limits
 from kkp.envelope import Envelope
@@ -47,13 +62,6 @@ from kkp.strict_json import refuse_duplicates
 from kkp.ways import COMMAND
 
 ACKNOWLEDGEMENT: Final = "I open this envelope past KKP and will account for it"
-AWAY: Final = 3
-DENIED: Final = 4
-NO_KEY: Final = 5
-NO_RECORD: Final = 6
-NOT_WRITTEN: Final = 7
-BROKEN: Final = 8
-INTERRUPTED: Final = 130
 
 _CODES: Final = (
     (EnvelopeInvalidError, REFUSED),
@@ -73,7 +81,6 @@ _EPILOG: Final = (
     "plaintext was written whole. "
     "docs/runbooks/break-glass.md has the steps."
 )
-_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 _MAX_FILE_BYTES: Final = 96 * 1024 * 1024  # 64 MiB of plaintext in base64url, and what stands around it
 
 
@@ -136,7 +143,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _open(options: argparse.Namespace) -> int:
-    _end_as_by_ctrl_c()
+    end_as_by_ctrl_c()
     try:
         uses = _uses(options.backend)
         act = _prepared(options, uses)
@@ -155,22 +162,6 @@ def _open(options: argparse.Namespace) -> int:
         say(f"kkp: internal: {type(error).__name__}; report it")
         return BROKEN
     return OK
-
-
-def _end_as_by_ctrl_c() -> None:
-    """Have what else ends a process, such as a session that is lost, interrupt it as Ctrl-C does, and once.
-
-    So the outcome goes on record, and no file is left behind. What is ignored, as under nohup, stays so.
-    """
-    heard = [number for number in _ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def interrupt(*_: object) -> None:
-        for number in heard:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in heard:
-        signal.signal(number, interrupt)
 
 
 def _told(error: KKPError) -> int:

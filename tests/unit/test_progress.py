@@ -42,6 +42,14 @@ def test_what_takes_long_is_drawn_and_counted_to_the_end(clock: list[float]) -> 
     assert terminal.getvalue().endswith("\n")
 
 
+def test_bytes_are_drawn_in_the_unit_that_is_wanted(clock: list[float]) -> None:
+    terminal = Terminal()
+    bar = Progress(10_000_000, terminal, unit="MB", unit_size=1_000_000)
+    clock[0] += 2
+    bar.advance(5_500_000)
+    assert terminal.getvalue() == "\r[################..............]  55%  5 MB, 3/s "
+
+
 def test_what_is_done_at_once_draws_nothing(clock: list[float]) -> None:
     terminal = Terminal()
     bar = Progress(10, terminal)
