@@ -221,10 +221,9 @@ def seal(
         random: Where the nonce comes from; only test vectors replace it.
 
     Raises:
-        ConfigurationError: The plaintext is text that can't be.
+        ConfigurationError: The plaintext is none.
     """
-    payload = utf8(plaintext) if isinstance(plaintext, str) else plaintext
-    nonce = random(_NONCE_BYTES)
+    payload, nonce = payload_of(plaintext), random(_NONCE_BYTES)
     return Envelope(
         envelope, nonce, AESGCM(message_key).encrypt(nonce, payload, canonical(envelope.header()))
     )
@@ -248,12 +247,16 @@ def open(envelope: Envelope, message_key: bytes) -> bytes:  # noqa: A001  the co
     raise invalid()
 
 
-def utf8(plaintext: str) -> bytes:
-    """Return a text's bytes.
+def payload_of(plaintext: object) -> bytes:
+    """Return the bytes of a plaintext, which is text or bytes and nothing else.
 
     Raises:
-        ConfigurationError: It has a lone surrogate. The error of Python's own would hold the plaintext.
+        ConfigurationError: It is neither, or has a lone surrogate; Python's own error would hold it.
     """
+    if isinstance(plaintext, bytes | bytearray | memoryview):
+        return bytes(plaintext)
+    if not isinstance(plaintext, str):
+        raise ConfigurationError("A plaintext is text or bytes.")
     try:
         return plaintext.encode()
     except UnicodeEncodeError:

@@ -29,6 +29,10 @@ class Key(TypedDict):
     key_id: str
 
 
+CLAIMS = {
+    "iss": "https://kkp.test", "sub": "orders", "aud": "orders-db", "iat": 1, "nbf": 1, "exp": 2, "jti": "j",
+    "backend": "aws", "key_id": "alias/orders", "ops": ["decrypt"], "policy_claims": {},
+}  # fmt: skip
 KEY: Key = {"backend": "aws", "key_id": "alias/orders"}
 CREDENTIAL = "kkp_sk_0000000000000000000000000000000000000000000"
 
@@ -159,7 +163,7 @@ class ScriptedKKP:
         envelope = envelopes.parse(asked["envelope"])
         plaintext = envelopes.open(envelope, self.keys[envelope.detached.message_id])
         text = {"plaintext": plaintext.decode()} if envelope.detached.encoding else {}
-        return {"plaintext_b64": base64.b64encode(plaintext).decode(), "claims": {"sub": "orders"}, **text}
+        return {"plaintext_b64": base64.b64encode(plaintext).decode(), "claims": CLAIMS, **text}
 
     def _moved(self, asked: Any) -> dict[str, Any]:
         wrap = {"encrypted_data_key": base64url(os.urandom(92)), "wrap_tag": base64url(os.urandom(32))}

@@ -120,9 +120,35 @@ async def test_chunks_of_another_size_are_refused_before_anything_is_asked(
     assert kkp.asked == []
 
 
-async def test_a_text_that_is_none_is_not_sealed(client_of: Make, kkp: ScriptedKKP) -> None:
-    with pytest.raises(ConfigurationError):
-        await local(client_of(kkp)).seal("\ud800", **KEY)
+@pytest.mark.parametrize("plaintext", ["\ud800", None, 7, [b"a"]])
+async def test_what_is_neither_text_nor_bytes_is_not_sealed(
+    client_of: Make, kkp: ScriptedKKP, plaintext: Any
+) -> None:
+    client = client_of(kkp)
+    for call in (local(client).seal, client.encrypt):
+        with pytest.raises(ConfigurationError):
+            await call(plaintext, **KEY)
+    assert kkp.asked == []
+
+
+class Odd:
+    """A file that reads something else than bytes."""
+
+    def __init__(self, *pieces: object) -> None:
+        self.pieces = iter(pieces)
+
+    def read(self, _: int, /) -> Any:
+        return next(self.pieces, b"")
+
+
+async def test_a_source_of_something_else_than_bytes_is_not_taken_for_an_end(
+    client_of: Make, kkp: ScriptedKKP
+) -> None:
+    here = local(client_of(kkp))
+    sources: list[Any] = [io.StringIO("text"), io.StringIO(""), Odd(None), Odd(b"a", None), ["a"], [1]]
+    for source in sources:
+        with pytest.raises(ConfigurationError):
+            await whole(here.seal_stream(source, **KEY))
 
 
 async def test_a_file_comes_back_as_it_went(client_of: Make, kkp: ScriptedKKP, tmp_path: Path) -> None:

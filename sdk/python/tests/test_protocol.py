@@ -13,6 +13,7 @@ from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, ProblemE
 from kkp_client.messages import DEFAULT_SCOPE, EncryptItem, KeyRequest, Scope
 from kkp_client.protocol import Answer, AskCredential, AskToken, Core, Failed, Send, Settings, Step, Wait
 from kkp_client.token_cache import HeldToken
+from tests.scripted_kkp import CLAIMS
 from tests.test_envelope import DETACHED, WHOLE
 
 ITEM = EncryptItem(backend="aws", key_id="alias/orders", plaintext=b"1234")
@@ -425,7 +426,7 @@ def test_an_answer_that_is_not_about_what_was_asked_is_a_bad_answer(answer: Answ
     assert failed.value.code == "bad_answer"
 
 
-OPEN_ANSWER = {"plaintext_b64": "MTIzNA==", "claims": {}}
+OPEN_ANSWER = {"plaintext_b64": "MTIzNA==", "claims": None}
 
 
 @pytest.mark.parametrize(
@@ -438,6 +439,8 @@ OPEN_ANSWER = {"plaintext_b64": "MTIzNA==", "claims": {}}
         {"plaintext_b64": "MTIzNDU="},
         {"plaintext": "1234"},
         {"claims": []},
+        {"claims": {}},
+        {"claims": {**CLAIMS, "sub": None}},
     ],
 )
 def test_a_plaintext_that_it_cant_be_is_a_bad_answer(members: Any) -> None:
