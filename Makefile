@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal -q
 # Tests of tests/integration that run what they test in their own process.
-IN_PROCESS := $(patsubst %,tests/integration/test_%.py,doctor doctor_backends opa supervisor)
+IN_PROCESS := $(patsubst %,tests/integration/test_%.py,calling doctor doctor_backends opa supervisor)
 
 run: $(READY)
 	@exec $(BIN)/kkp dev

@@ -32,7 +32,7 @@ from typing import IO, Protocol
 # Not the servers: what one of them makes up once, when it is loaded, two of them must not share.
 _IN_COMMON = (
     "aiohttp.web",
-    *(f"kkp.cli.{name}" for name in ("audit", "calling", "identity", "keys", "doctor", "envelope")),
+    *(f"kkp.cli.{name}" for name in ("audit", "identity", "keys", "doctor", "envelope")),
 )
 _MAX_REQUEST_BYTES = 1 << 17
 _POLL_SECONDS = 0.005

@@ -1,6 +1,7 @@
-"""`kkp token mint`, `kkp encrypt` and `kkp decrypt` as real processes, beside a real `kkp dev`.
+"""`kkp token mint`, `kkp encrypt` and `kkp decrypt` beside a real `kkp dev`.
 
-One server serves the whole file.
+One server serves the whole file. The commands run in this process, in a thread, and as processes of their own
+where they are given something, are ended, or write where it can't be written.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import pty
+import resource
 import signal
 import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +27,12 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
+from kkp import cli
 from kkp.cli.callers import CODES
 from kkp.tokens import read_unverified
 from tests import streams
 from tests.harness import grant
-from tests.integration.process import KKP, NO_SETTINGS, Finished, Server, environment, kkp, serving
+from tests.integration.process import KKP, NO_SETTINGS, Finished, Server, environment, serving
 from tests.integration.test_audit_faults import mounted, needs_mount
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -37,6 +41,17 @@ MIB = 1_048_576
 KEY = ("--backend", "aws", "--key-id", "alias/orders")
 GRANT = grant(policy_claims={"environment": ["prod"]})
 _HANG_SECONDS = 60
+
+
+# What a command sets up for its own process, and this one has set up otherwise.
+OF_A_PROCESS = ((os, "umask"), (resource, "setrlimit"), (logging, "basicConfig"), (signal, "signal"))
+
+
+def _ended(arguments: Sequence[str]) -> int:
+    try:
+        return cli.main(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
 
 
 class Piped(NamedTuple):
@@ -54,13 +69,22 @@ class Caller:
     here: Path
     settings: Mapping[str, str]
     key: str
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
 
     async def run(self, *arguments: str, environ: Mapping[str, str] = NO_SETTINGS) -> Finished:
         """Run a command; what is set to nothing is not set."""
         given = {**self.settings, **environ}
-        finished = await kkp(
-            self.here, *arguments, environ={name: value for name, value in given.items() if value}
-        )
+        self.capfd.readouterr()
+        with self.monkeypatch.context() as patches:
+            patches.chdir(self.here)
+            patches.setattr(
+                os, "environ", environment({name: value for name, value in given.items() if value})
+            )
+            for module, name in OF_A_PROCESS:
+                patches.setattr(module, name, lambda *_, **__: None)
+            code = await asyncio.to_thread(_ended, arguments)
+        finished = Finished(code, *self.capfd.readouterr())
         assert "Traceback" not in finished.err
         assert self.key not in finished.out + finished.err
         return finished
@@ -124,7 +148,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 
 @pytest.fixture
-def caller(server: Server, tmp_path: Path) -> Caller:
+def caller(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Caller:
     key_file = server.directory / "orders.key"
     settings = {
         "KKP_URL": server.url,
@@ -132,7 +158,7 @@ def caller(server: Server, tmp_path: Path) -> Caller:
         "KKP_AUDIENCE": "orders-db",
     }
     (tmp_path / "here").mkdir()
-    return Caller(tmp_path / "here", settings, key_file.read_text().strip())
+    return Caller(tmp_path / "here", settings, key_file.read_text().strip(), monkeypatch, capfd)
 
 
 async def sealed_elsewhere(server: Server, plaintext: bytes, *, chunk_size: int = MIB) -> bytes:
