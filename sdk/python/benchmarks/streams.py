@@ -1,11 +1,11 @@
 """What a file costs that is sealed and opened as a stream, beside plain AES-256-GCM of the same chunks.
 
-Both read and write the same files in the same way: a mebibyte at a time, to a file beside the target, which is
-brought to disk and renamed. Each run is a process of its own, in turns, so that whatever else the machine does
-falls on both, and its memory is what the system says that it had at most.
+Both read and write the same files in the same way: a mebibyte at a time, to a file beside the target, which
+is brought to disk and renamed. Each run is a process of its own, in turns, so that whatever else the machine
+does falls on both, and its memory is what the system says that it had at most.
 
-The bars: at no less than half the rate of the plain one, in less than 100 MB more than an interpreter has that
-does nothing. The files need five times their size on the disk of the temporary directory.
+The bars: at no less than half the rate of the plain one, in less than 100 MB more than an interpreter has
+that does nothing. The files need five times their size on the disk of the temporary directory.
 
     python -m benchmarks.streams                      2 GiB; exits with 1 below a bar
     python -m benchmarks.streams --mebibytes 256      another size
@@ -70,9 +70,8 @@ def measured(directory: Path, mebibytes: int, rounds: int) -> bool:
             assert same(directory / "plain", directory / "plain-opened")
     idle = run("idle", "", directory).peak_bytes
     print(f"{mebibytes} MiB, {rounds} rounds; an interpreter that does nothing has {idle / 1e6:.1f} MB")
-    return all(
-        bars_held(work, mebibytes, runs[f"plain {work}"], runs[work], idle) for work in ("seal", "open")
-    )
+    held = [bars_held(work, mebibytes, runs[f"plain {work}"], runs[work], idle) for work in ("seal", "open")]
+    return all(held)
 
 
 def bars_held(work: str, mebibytes: int, plain: list[Run], ours: list[Run], idle: int) -> bool:
