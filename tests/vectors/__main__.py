@@ -25,6 +25,9 @@ from tests.vectors.token_cases import KEY_SETS, token_cases
 DIRECTORY: Final = Path(__file__).parents[2] / "sdk" / "vectors"
 
 
+FILES: Final = ("tokens_v1.json", "proofs_v1.json", "key_sets_v1.json", "revocation_lists_v1.json")
+
+
 class Case(Protocol):
     """A case of any file."""
 

@@ -50,6 +50,10 @@ P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC
 P256_FIELD: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
 
 
+def digest_of(token: str) -> str:
+    return b64(hashlib.sha256(token.encode()).digest())
+
+
 class Holder:
     """Whoever has a key that signs proofs.
 
@@ -73,8 +77,7 @@ class Holder:
 
     @property
     def proof_claims(self) -> Document:
-        digest = b64(hashlib.sha256(self.token.encode()).digest())
-        return {"jti": "proof-1", "htm": METHOD, "htu": URL, "iat": NOW, "ath": digest}
+        return {"jti": "proof-1", "htm": METHOD, "htu": URL, "iat": NOW, "ath": digest_of(self.token)}
 
     def proof(self, **claims: object) -> str:
         return self.raw_proof(payload=compact(changed(self.proof_claims, **claims)))
@@ -143,21 +146,27 @@ def _bindings() -> Cases:
     yield refused("proof_missing", "a token bound to a key, with a certificate", EC.token, certificate=EC.jkt)
     yield refused("proof_missing", "a token bound to a certificate, as a bearer's", certified)
     proven = shown(EC.proof())
-    yield refused("proof_missing", "a token bound to a certificate, with a proof", certified, proof=proven)
+    with_proof = shown(EC.proof(ath=digest_of(certified)))
+    yield refused(
+        "proof_missing", "a token bound to a certificate, with a proof", certified, proof=with_proof
+    )
     for name, other in {
         "another certificate": OTHER_FINGERPRINT,
         "a certificate whose digest differs in its last bit": b64(_last_bit(FINGERPRINT)),
     }.items():
         yield refused("wrong_certificate", name, certified, certificate=other)
-        yield refused("wrong_certificate", f"{name}, and a proof", certified, certificate=other, proof=proven)
+        yield refused(
+            "wrong_certificate", f"{name}, and a proof", certified, certificate=other, proof=with_proof
+        )
     name = "the right certificate, and a proof that nobody asked for"
-    yield refused("not_bound", name, certified, certificate=FINGERPRINT, proof=proven)
-    yield refused("not_bound", "a proof that nobody asked for", plain, proof=proven)
+    yield refused("not_bound", name, certified, certificate=FINGERPRINT, proof=with_proof)
+    with_proof = shown(EC.proof(ath=digest_of(plain)))
+    yield refused("not_bound", "a proof that nobody asked for", plain, proof=with_proof)
     yield refused(
         "not_bound", "what is no proof, with a bearer token", plain, proof=shown("x"), server="refuses"
     )
     name = "a proof that nobody asked for, and a certificate"
-    yield refused("not_bound", name, plain, proof=proven, certificate=FINGERPRINT)
+    yield refused("not_bound", name, plain, proof=with_proof, certificate=FINGERPRINT)
     unsigned = jws(payload=compact(EC.claims), sign=lambda _: bytes(64))
     yield refused("wrong_signature", "a bound token that KKP did not sign", unsigned, proof=proven)
     yield refused(
@@ -406,8 +415,7 @@ def _claims() -> Cases:
         # KKP gives nonces, and reads them.
         yield right(name, EC.proof(nonce=nonce), server=None if isinstance(nonce, str) else "refuses")
     yield right("claims that the RFC does not know", EC.proof(sub="x", exp=0, aud=["x"]))
-    other = b64(hashlib.sha256(jws().encode()).digest())
-    yield wrong("a proof for another token", EC.proof(ath=other))
+    yield wrong("a proof for another token", EC.proof(ath=digest_of(jws())))
     yield wrong("a proof for the token in hex", EC.proof(ath=hashlib.sha256(EC.token.encode()).hexdigest()))
     yield wrong("a proof for the token with padding", EC.proof(ath=EC.proof_claims["ath"] + "="))
     for shown_method in ("post", "Post", "GET", "POST ", "POSTS"):

@@ -197,7 +197,7 @@ FULL: Final = changed(
     LIST_CLAIMS,
     tokens={CLAIMS["jti"]: NOW + 1000, "": 0, "__proto__": 1, "constructor": MAX_INTEGER},
     subjects={SUBJECT: NOW, "__proto__": 0},
-    identities=[IDENTITY, IDENTITY, ""],
+    identities=[IDENTITY, ""],
     keys=[KEY],
     backends=[BACKEND, "x"],
 )
@@ -278,7 +278,8 @@ def _list_forms() -> Iterator[ListCase]:
 
 def _list_claims() -> Iterator[ListCase]:
     yield taken("a list of nothing")
-    yield taken("a full list", FULL)
+    twice = _signed(compact(changed(FULL, identities=[IDENTITY, "", IDENTITY])))
+    yield taken("a full list, in which an id stands twice", FULL, twice)
     yield taken(
         "a list with a token's claims beside", LIST_CLAIMS, _signed(compact({**CLAIMS, **LIST_CLAIMS}))
     )

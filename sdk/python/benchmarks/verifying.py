@@ -3,8 +3,8 @@
 Both are timed in turns, in many short rounds of one process, so that whatever else the machine does falls on
 both. The bar is that the median of a verification, with everything at hand, is at most 1.2 times the other's.
 
-    python benchmarks/verifying.py            exits with 1 over the bar
-    python benchmarks/verifying.py --smoke    shows that it works, and measures nothing
+    python -m benchmarks.verifying            exits with 1 over the bar
+    python -m benchmarks.verifying --smoke    shows that it works, and measures nothing
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from kkp_client.encoding import from_base64url
 from kkp_client.keys import KeySet
 from kkp_client.tokens import verify_token
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from issuer import AUDIENCE, ISSUER, NOW, Issuer  # noqa: E402  found by the line above
+from tests.issuer import AUDIENCE, ISSUER, NOW, Issuer
 
 BAR = 1.2
 ROUNDS, CALLS = (3, 2) if "--smoke" in sys.argv else (400, 25)

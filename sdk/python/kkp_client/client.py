@@ -133,7 +133,7 @@ class KKPClient:
         policy_context: JSONObject = NOTHING,
         scope: Scope = DEFAULT_SCOPE,
     ) -> JSONObject:
-        """Have KKP move an envelope to another key, and return it. The arguments are those of the others.
+        """Have KKP move an envelope to another key, and return it; also a detached one, or a stream's.
 
         Raises:
             KKPError: It was not moved; the old envelope is as good as before.

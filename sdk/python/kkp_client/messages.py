@@ -11,18 +11,20 @@ import binascii
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, Literal, Required, TypeAlias, TypedDict
+from typing import Any, Final, Literal, Required, TypeAlias, TypedDict, TypeVar
 
 from kkp_client import envelope as envelopes
 from kkp_client import strict_json
+from kkp_client.claims import Claims, read_claims
 from kkp_client.encoding import from_base64url
 from kkp_client.envelope import DetachedEnvelope, Document, Encoding, Envelope, JSONObject
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, KKPError, ProblemError, TransportError
 
 Op: TypeAlias = Literal["encrypt", "decrypt", "rewrap"]
+EnvelopeT = TypeVar("EnvelopeT")
 Key: TypeAlias = tuple[str, str]  # a backend, and the id of a key of its
 
 _MAX_TOKEN_CHARACTERS: Final = 8192
@@ -113,13 +115,14 @@ class EncryptItem:
     @property
     def length(self) -> int:
         """How many bytes the plaintext has."""
-        return len(envelopes.utf8(self.plaintext) if isinstance(self.plaintext, str) else self.plaintext)
+        return len(envelopes.payload_of(self.plaintext))
 
     def body(self) -> dict[str, Any]:
         """Return what `/envelope/encrypt` takes."""
+        payload = envelopes.payload_of(self.plaintext)
         if isinstance(self.plaintext, str):
-            return {**_asked(self), "plaintext": envelopes.utf8(self.plaintext).decode()}
-        return {**_asked(self), "plaintext_b64": b64encode(self.plaintext).decode()}
+            return {**_asked(self), "plaintext": self.plaintext}
+        return {**_asked(self), "plaintext_b64": b64encode(payload).decode()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +176,7 @@ class Opened:
 
     plaintext: bytes = field(repr=False)
     text: str | None = field(repr=False)
-    claims: JSONObject | None = None
-
-    @classmethod
-    def of(cls, plaintext: bytes, encoding: Encoding, claims: JSONObject | None = None) -> Opened:
-        """Return a plaintext that was found to be what its encoding says."""
-        return cls(plaintext, plaintext.decode() if encoding == "utf-8" else None, claims)
+    claims: Claims | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +212,15 @@ def opening(envelope: Envelope | DetachedEnvelope, policy_context: JSONObject) -
     return present({"envelope": envelope.document(), "policy_context": dict(policy_context)})
 
 
-def parsed(documents: Sequence[Document]) -> tuple[dict[int, Envelope], dict[int, KKPError]]:
+def parsed(
+    documents: Sequence[Document], parse: Callable[[Document], EnvelopeT]
+) -> tuple[dict[int, EnvelopeT], dict[int, KKPError]]:
     """Return the envelopes that are well formed, and the errors of the others, by their places."""
-    read: dict[int, Envelope] = {}
+    read: dict[int, EnvelopeT] = {}
     refused: dict[int, KKPError] = {}
     for place, document in enumerate(documents):
         try:
-            read[place] = envelopes.parse(document)
+            read[place] = parse(document)
         except EnvelopeInvalidError as error:
             refused[place] = error
     return read, refused
@@ -245,20 +245,20 @@ def sealed(answer: JSONObject, item: EncryptItem) -> JSONObject:
     Raises:
         TransportError: It is none, or of something else.
     """
-    envelope = _envelope(answer)
+    envelope = _envelope(answer, envelopes.parse)
     if envelope is None or not _is_of(envelope.detached, item) or envelope.plaintext_bytes != item.length:
         raise bad_answer()
     return envelope.document()
 
 
-def moved(answer: JSONObject, envelope: Envelope, target: Key) -> JSONObject:
+def moved(answer: JSONObject, envelope: Envelope | DetachedEnvelope, target: Key) -> JSONObject:
     """Read an envelope that was moved.
 
     Raises:
         TransportError: It is another one, or not where it was to go.
     """
-    new = _envelope(answer)
-    if new is None or key_of(new.detached) != target or _payload(new) != _payload(envelope):
+    new = _envelope(answer, envelopes.parse_any)
+    if new is None or key_of(new.detached) != target or new.payload != envelope.payload:
         raise bad_answer()
     return new.document()
 
@@ -269,14 +269,13 @@ def opened(answer: JSONObject, envelope: Envelope) -> Opened:
     Raises:
         TransportError: It can't be that.
     """
-    plaintext, claims = _from_base64(answer.get("plaintext_b64")), answer.get("claims")
-    is_object = claims is None or isinstance(claims, dict)
-    if plaintext is None or len(plaintext) != envelope.plaintext_bytes or not is_object:
+    plaintext = _from_base64(answer.get("plaintext_b64"))
+    if plaintext is None or len(plaintext) != envelope.plaintext_bytes:
         raise bad_answer()
-    text = _text_of(plaintext) if envelope.detached.encoding == "utf-8" else None
-    if answer.get("plaintext") != text:
+    text = text_of(plaintext) if envelope.detached.encoding == "utf-8" else None
+    if answer.get("plaintext") != text or (text is None and envelope.detached.encoding == "utf-8"):
         raise bad_answer()
-    return Opened(plaintext, text, claims)
+    return Opened(plaintext, text, _claims(answer))
 
 
 def message_key(answer: JSONObject) -> bytes:
@@ -298,11 +297,7 @@ def begun(answer: JSONObject, request: KeyRequest) -> MessageKey:
         TransportError: It is none, or for something else.
     """
     parse = envelopes.parse_detached if request.chunk_size is None else envelopes.parse_stream
-    document = answer.get("envelope")
-    try:
-        envelope = parse(document) if isinstance(document, dict) else None
-    except EnvelopeInvalidError:
-        envelope = None
+    envelope = _envelope(answer, parse)
     if envelope is None or not _is_of(envelope, request) or envelope.chunk_size != request.chunk_size:
         raise bad_answer()
     return MessageKey(envelope, message_key(answer))
@@ -345,10 +340,10 @@ def _id(text: object) -> str | None:
     return text if isinstance(text, str) and _ID.fullmatch(text) is not None else None
 
 
-def _envelope(answer: JSONObject) -> Envelope | None:
+def _envelope(answer: JSONObject, parse: Callable[[JSONObject], EnvelopeT]) -> EnvelopeT | None:
     document = answer.get("envelope")
     try:
-        return envelopes.parse(document) if isinstance(document, dict) else None
+        return parse(document) if isinstance(document, dict) else None
     except EnvelopeInvalidError:
         return None
 
@@ -364,16 +359,22 @@ def _is_of(envelope: DetachedEnvelope, asked: EncryptItem | KeyRequest) -> bool:
     )
 
 
-def _payload(envelope: Envelope) -> tuple[Any, ...]:
-    """Return what moving does not touch."""
-    detached = envelope.detached
-    return detached.header(), detached.commitment, envelope.nonce, envelope.ciphertext
-
-
-def _text_of(plaintext: bytes) -> str:
+def text_of(plaintext: bytes) -> str | None:
+    """Return a plaintext as text; None where it is none."""
     try:
         return plaintext.decode()
     except UnicodeDecodeError:
+        return None
+
+
+def _claims(answer: JSONObject) -> Claims | None:
+    """Read the claims of the token that opened an envelope; there may have been none."""
+    claims = answer.get("claims")
+    if claims is None:
+        return None
+    try:
+        return read_claims(claims if isinstance(claims, dict) else {})
+    except ValueError:
         pass
     raise bad_answer()
 

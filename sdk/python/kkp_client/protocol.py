@@ -285,7 +285,7 @@ class Core:
         self, document: Document, target: Key, scope: Scope, policy_context: JSONObject
     ) -> Steps[JSONObject]:
         """Have an envelope moved to another key."""
-        envelope = envelopes.parse(document)
+        envelope = envelopes.parse_any(document)
         members = {**messages.opening(envelope, policy_context), **messages.labels(target)}
         answer = yield from self._open("rewrap", "/envelope/rewrap", members, envelope.detached, scope)
         return messages.moved(answer, envelope, target)
@@ -318,7 +318,7 @@ class Core:
         self, documents: Sequence[Document], scope: Scope, policy_context: JSONObject
     ) -> Steps[list[Opened | KKPError]]:
         """Have many envelopes opened."""
-        read, refused = messages.parsed(documents)
+        read, refused = messages.parsed(documents, envelopes.parse)
         asked = [
             _Item(
                 place,
@@ -335,7 +335,7 @@ class Core:
         self, documents: Sequence[Document], target: Key, scope: Scope, policy_context: JSONObject
     ) -> Steps[list[JSONObject | KKPError]]:
         """Have many envelopes moved to another key."""
-        read, refused = messages.parsed(documents)
+        read, refused = messages.parsed(documents, envelopes.parse_any)
         asked = [
             _Item(
                 place,
@@ -402,12 +402,14 @@ class Core:
         while True:
             if self._is_closed:
                 raise closed()
+            nonce = self._nonce
             came: Answer | Failed = yield self._request(path, body, shown, deadline)
-            is_new = isinstance(came, Answer) and self._take_nonce(came)
+            self._take_nonce(came)
             read = _read(came)
             if not isinstance(read, KKPError):
                 return read
-            if read.code == "use_dpop_nonce" and shown.has_proof and is_new and not has_new_nonce:
+            is_demand = read.code == "use_dpop_nonce" and shown.has_proof
+            if is_demand and self._nonce != nonce and not has_new_nonce:
                 has_new_nonce = True
                 continue
             wait = self._wait_seconds(read, repeated)
@@ -444,13 +446,11 @@ class Core:
         limit = _SPARE_ANSWER_BYTES + _ANSWER_FACTOR * len(body) + items * _SPARE_ITEM_BYTES
         return Send(self._settings.url_of(path), headers, body, limit, deadline)
 
-    def _take_nonce(self, answer: Answer) -> bool:
-        """Keep the nonce for the next proof, where the answer has one; tell whether it is another."""
-        nonce = answer.headers.get("dpop-nonce", "")
-        if _NONCE.fullmatch(nonce) is None or nonce == self._nonce:
-            return False
-        self._nonce = nonce
-        return True
+    def _take_nonce(self, came: Answer | Failed) -> None:
+        """Keep the nonce for the next proof, where an answer has one."""
+        nonce = came.headers.get("dpop-nonce", "") if isinstance(came, Answer) else ""
+        if _NONCE.fullmatch(nonce) is not None:
+            self._nonce = nonce
 
     def _scope(self, scope: Scope, op: Op, key: Key) -> bytes:
         """Return what `/token` is sent, which is what tells scopes apart."""

@@ -32,6 +32,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kkp_client.envelope import GCM_TAG_BYTES, DetachedEnvelope, invalid, parse_stream
+from kkp_client.errors import ConfigurationError
 
 DEFAULT_CHUNK_BYTES: Final = 1_048_576
 MAX_LINE_BYTES: Final = 262_144
@@ -80,7 +81,13 @@ class _Chunks:
         self.count = 0
 
     def take(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, bytearray]]:
-        """Take some bytes; give each piece that others follow, with its nonce."""
+        """Take some bytes; give each piece that others follow, with its nonce.
+
+        Raises:
+            ConfigurationError: They are no bytes.
+        """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ConfigurationError("What a stream is made of is bytes.")
         view = memoryview(data).cast("B")
         while len(self._held) + len(view) > self._length:
             missing = self._length - len(self._held)
@@ -175,7 +182,7 @@ class StreamOpener:
             return cipher.decrypt(nonce, piece, None)
         except InvalidTag:
             self._cipher = None
-            raise invalid() from None
+        raise invalid()
 
 
 def read_line(pieces: Iterator[bytes]) -> tuple[DetachedEnvelope, bytes]:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import httpx
 
+from kkp_client.fetching import tls_context
 from kkp_client.protocol import Answer, Failed, Send, Settings
 
 _MAX_CONNECTIONS: Final = 100
@@ -34,7 +35,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "trust_env": False,
         "follow_redirects": False,
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        "verify": settings.ssl_context or True,
+        "verify": settings.ssl_context or tls_context(settings.url),
         "limits": httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
     }
 
