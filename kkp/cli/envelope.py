@@ -1,4 +1,4 @@
-"""`kkp envelope open --direct`: open an envelope past KKP, with the operator's own credentials.
+"""`kkp envelope open --direct`: open an envelope or a stream past KKP, with the operator's own credentials.
 
 For when KKP is down and what is sealed is needed: there is no lock-in. No server, database, policy or audit
 log takes part; docs/runbooks/break-glass.md says when and how. Whoever may use the key in the cloud could do
@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from kkp import envelope as envelopes
+from kkp import streams
 from kkp.audit.break_glass import MAX_REASON_CHARACTERS, RecordFile
 from kkp.cli import reach
 from kkp.cli.common import (
@@ -46,7 +47,7 @@ from kkp.cli.common import (
 from kkp.cli.direct import Act, NotWrittenError, open_on_record
 from kkp.clock import SteadyClock
 from kkp.config import Settings, given, load_backend_limits
-from kkp.envelope import Envelope
+from kkp.envelope import DetachedEnvelope, Envelope
 from kkp.errors import (
     AuditUnavailableError,
     ConfigError,
@@ -108,7 +109,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "open", help="open an envelope with your own cloud credentials, without KKP", epilog=_EPILOG
     )
     opening.add_argument(
-        "file", type=Path, metavar="FILE", help="the envelope, or the answer that it came in"
+        "file", type=Path, metavar="FILE", help="the envelope, or the answer that it came in, or a stream"
     )
     opening.add_argument(
         "--direct",
@@ -200,14 +201,27 @@ def _prepared(options: argparse.Namespace, uses: _Uses) -> Act:
         )
     if options.output is None and os.isatty(STDOUT) and not options.to_terminal:
         raise ConfigError(["stdout is a terminal: give --output FILE, or --to-terminal if you mean it"])
-    envelope = _read(options.file)
+    envelope = _read_line(options.file)
+    stream = None if envelope is None else options.file
+    envelope = envelope or _read(options.file)
     name = envelope.wrap.backend
     if name not in uses.uris:
         known = ", ".join(uses.uris)
         problem = f"the envelope is of the backend {name!r}, and there are {known}"
         raise ConfigError([f"{problem}; give --backend NAME=URI"])
     chosen = reach.needed(name, uses.uris)
-    return Act(envelope, chosen, uses.settings, uses.limits, reason, options.output)
+    return Act(envelope, stream, chosen, uses.settings, uses.limits, reason, options.output)
+
+
+def _read_line(path: Path) -> DetachedEnvelope | None:
+    """Read what a stream begins with; None if the file holds none, or can be read only once."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return streams.read_line(file)
+    except (OSError, EnvelopeInvalidError):
+        return None
 
 
 def _read(path: Path) -> Envelope:
@@ -228,7 +242,7 @@ def _read(path: Path) -> Envelope:
         return envelopes.parse(_unwrapped(raw))
     except (ValueError, RecursionError, EnvelopeInvalidError):
         raise ConfigError(
-            [f"{path}: it is no envelope with its ciphertext; give its JSON as KKP answered it"]
+            [f"{path}: it is no envelope with its ciphertext, and no stream; give it as it was made"]
         ) from None
 
 

@@ -309,14 +309,7 @@ def written(path: Path, *pieces: bytes, replaces: bool = False, end: BaseExcepti
             raise end
 
 
-@pytest.fixture(params=[name for name in FILESYSTEMS if not name.startswith("no hard links")])
-def able_filesystem(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take from the filesystem what some don't have, but not links from one that has files without a name."""
-    for take in FILESYSTEMS[request.param]:
-        take(monkeypatch)
-
-
-@pytest.mark.usefixtures("able_filesystem")
+@pytest.mark.usefixtures("filesystem")
 @pytest.mark.parametrize("replaces", [True, False])
 def test_a_file_of_many_pieces_is_whole_its_owners_alone_and_lies_alone(
     tmp_path: Path, *, replaces: bool
@@ -327,7 +320,7 @@ def test_a_file_of_many_pieces_is_whole_its_owners_alone_and_lies_alone(
     assert mode(tmp_path / "opened") == 0o600
 
 
-@pytest.mark.usefixtures("able_filesystem")
+@pytest.mark.usefixtures("filesystem")
 def test_a_file_is_not_there_before_it_is_whole_and_the_old_one_stays_until_then(tmp_path: Path) -> None:
     path = tmp_path / "opened"
     with whole_file(path) as descriptor:
@@ -340,7 +333,7 @@ def test_a_file_is_not_there_before_it_is_whole_and_the_old_one_stays_until_then
     assert (path.read_bytes(), mode(path), list(tmp_path.iterdir())) == (b"after", 0o600, [path])
 
 
-@pytest.mark.usefixtures("able_filesystem")
+@pytest.mark.usefixtures("filesystem")
 def test_a_file_that_came_meanwhile_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "opened"
     with pytest.raises(FileExistsError), whole_file(path):
@@ -354,7 +347,7 @@ def test_a_file_that_came_meanwhile_is_kept_unless_it_is_to_be_replaced(tmp_path
     assert (path.is_symlink(), path.read_bytes(), list(tmp_path.iterdir())) == (False, b"after", [path])
 
 
-@pytest.mark.usefixtures("able_filesystem")
+@pytest.mark.usefixtures("filesystem")
 @pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ValueError("bad chunk")])
 def test_whatever_ends_the_writing_leaves_what_was_there_before(tmp_path: Path, end: BaseException) -> None:
     path = tmp_path / "opened"
@@ -367,23 +360,13 @@ def test_whatever_ends_the_writing_leaves_what_was_there_before(tmp_path: Path, 
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
 
 
-@pytest.mark.usefixtures("able_filesystem")
+@pytest.mark.usefixtures("filesystem")
 @pytest.mark.parametrize("replaces", [True, False])
 def test_a_name_that_can_not_be_taken_leaves_nothing_beside_it(tmp_path: Path, *, replaces: bool) -> None:
     (tmp_path / "opened").mkdir()
     with pytest.raises(OSError, match=r"exists|directory"):
         written(tmp_path / "opened", PIECE, replaces=replaces)
     assert [path.name for path in tmp_path.iterdir()] == ["opened"]
-
-
-def test_a_file_without_a_name_that_can_have_none_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_links(monkeypatch)
-    for replaces in (True, False):
-        with pytest.raises(PermissionError):
-            written(tmp_path / "opened", PIECE, replaces=replaces)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("moment", ["os.write", "os.fsync", "os.link"])
