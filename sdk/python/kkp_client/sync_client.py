@@ -53,7 +53,7 @@ class SyncKKPClient:
     Args:
         url: Where KKP is.
         credential: A service key; or a function that returns a JWT or another bearer, asked whenever it is to
-            be shown, by several threads at once.
+            be shown, by several threads at once. It ends by itself: no deadline cuts it short.
         **options: See `kkp_client.protocol.Settings`; the audience above all.
 
     Raises:
@@ -227,5 +227,5 @@ class SyncKKPClient:
         """Wait for a flight that others wait for as well: none of them ends it."""
         wait([flight], deadline - self._core.monotonic())
         if not flight.done():
-            raise timed_out()
+            raise timed_out("token")
         return landed(flight)

@@ -611,6 +611,7 @@ def test_a_credential_that_no_header_can_hold_is_refused_unseen(credential: Any)
         {"url": "ftp://kkp.example"},
         {"url": "https://kkp.example", "issuer": "kkp"},
         {"url": "https://kkp.example", "deadline_seconds": 0},
+        {"url": "https://kkp.example", "deadline_seconds": float("nan")},
         {"url": "https://kkp.example", "repeats": -1},
         {"url": "https://kkp.example", "ssl_context": UNVERIFYING},
     ],
