@@ -10,6 +10,7 @@ import base64
 import io
 import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ OTHERS: tuple[Key, ...] = ({"backend": "gcp", "key_id": "orders"}, {"backend": "
 CONTEXT = {"table": "orders", "\U00010000": "beyond", "\uffff": "the end of the plane"}
 SIZE = 4096
 CALLERS = 1000
+EXAMPLES = Path(__file__).parents[2] / "sdk/python/examples"
 
 
 class InThread:
@@ -312,3 +314,23 @@ async def test_a_backend_that_is_away_is_asked_for_again_and_then_said_to_be(tmp
         assert (failed.value.code, failed.value.status) == ("kms_unavailable", 503)
         decided = [r for r in records(server.data_dir / "kkp.db") if r.get("action") == "encrypt"]
     assert len(decided) == 3  # once, and repeated twice
+
+
+@pytest.mark.parametrize(
+    ("example", "printed"),
+    [
+        ("seal_and_open", "opened: 4111 1111 1111 1111\nmoved to gcp and opened: 4111 1111 1111 1111\n"),
+        ("bound", "DPoP token, opened: hello\n"),
+        ("many", "row 0\nrow 1\nrow 2\n"),
+    ],
+)
+async def test_an_example_of_the_client_runs_against_kkp(tmp_path: Path, example: str, printed: str) -> None:
+    async with serving(tmp_path) as server:
+        environ = {
+            **os.environ, "KKP_URL": server.url, "KKP_SERVICE_KEY": server.root_key, "KKP_ISSUER": ISSUER,
+        }  # fmt: skip
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, EXAMPLES / f"{example}.py", env=environ, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, printed)

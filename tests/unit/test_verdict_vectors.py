@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -16,11 +18,12 @@ from kkp.model import Credentials
 from kkp.revocations import ListClaims, RevocationKind, entry_id
 from kkp.tokens import Claims, Confirmation
 from tests.fakes.clock import FakeClock
-from tests.vectors import __main__ as making
+from tests.vectors import curve, files, forging
+from tests.vectors.altered_calls import Altered
 
 Case = dict[str, Any]
 
-FILES: Final = {name: making.read(name) for name in making.FILES}
+FILES: Final = {name: files.read(name) for name in files.FILES}
 VERDICTS: Final = [
     pytest.param(FILES[name], case, id=case["name"])
     for name in ("tokens_v1.json", "proofs_v1.json")
@@ -37,18 +40,19 @@ def decoded(text: str) -> bytes:
 # The files.
 
 
+@cache
+def made() -> Mapping[str, Case]:
+    return files.made()
+
+
 def test_the_files_are_what_the_contract_makes_of_them() -> None:
-    made = making.made()
-    assert {name: file["cases"] for name, file in FILES.items()} == {
-        name: file["cases"] for name, file in made.items()
-    }
-    assert {name: making.merged(file, made[name]) for name, file in FILES.items()} == FILES
+    assert {name: files.merged(file, made()[name]) for name, file in FILES.items()} == FILES
 
 
 @pytest.mark.parametrize("change", ["altered", "taken out", "altered in what they share"])
 def test_cases_that_were_committed_are_never(change: str) -> None:
-    made = making.made()["revocation_lists_v1.json"]
-    committed = json.loads(json.dumps(made))
+    now = made()["revocation_lists_v1.json"]
+    committed = json.loads(json.dumps(now))
     if change == "altered":
         committed["cases"][3]["now"] += 1
     elif change == "taken out":
@@ -56,14 +60,14 @@ def test_cases_that_were_committed_are_never(change: str) -> None:
     else:
         committed["key_sets"]["two keys"] += " "
     with pytest.raises(ValueError, match="would change"):
-        making.merged(committed, made)
+        files.merged(committed, now)
 
 
 def test_new_cases_stand_behind_those_that_were_committed() -> None:
-    made = making.made()["revocation_lists_v1.json"]
-    committed = {**made, "cases": made["cases"][5:]}
-    names = [case["name"] for case in making.merged(committed, made)["cases"]]
-    assert names == [case["name"] for case in made["cases"][5:] + made["cases"][:5]]
+    now = made()["revocation_lists_v1.json"]
+    committed = {**now, "cases": now["cases"][5:]}
+    names = [case["name"] for case in files.merged(committed, now)["cases"]]
+    assert names == [case["name"] for case in now["cases"][5:] + now["cases"][:5]]
 
 
 def test_every_step_and_reason_of_the_contract_has_its_cases() -> None:
@@ -72,7 +76,7 @@ def test_every_step_and_reason_of_the_contract_has_its_cases() -> None:
         for name in ("tokens_v1.json", "proofs_v1.json", "revocation_lists_v1.json")
         for case in FILES[name]["cases"]
     }
-    told = (making.DIRECTORY.parent / "README.md").read_text()
+    told = (files.DIRECTORY.parent / "README.md").read_text()
     rows = [row.split("|") for row in told.splitlines() if row.startswith("| ") and row.count("|") == 5]
     contract = {
         (code.strip(" `"), reason.strip(" `"))
@@ -81,6 +85,19 @@ def test_every_step_and_reason_of_the_contract_has_its_cases() -> None:
     }
     assert len(contract) == 19
     assert contract | {("revocations_unavailable", "older_list"), (None, None)} == seen
+
+
+@pytest.mark.parametrize("message", [b"", b"a", bytes(range(256))])
+def test_what_is_signed_by_the_book_is_what_a_library_signs(message: bytes) -> None:
+    assert curve.sign(forging.SIGNER.seed, message) == forging.SIGNER.sign(message)
+
+
+def test_a_call_that_was_altered_at_random_comes_out_the_same_each_time() -> None:
+    one, other = Altered(), Altered()
+    for number in range(20):
+        assert one.token_call(number) == other.token_call(number)
+        assert one.list_call(number) == other.list_call(number)
+        assert one.key_set_call(number) == other.key_set_call(number)
 
 
 # What KKP says.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 from tests.vectors.forging import AUDIENCE, ISSUER, LEEWAY, NOW, Document, b64
 
@@ -149,18 +149,6 @@ class ListCase:
             "highest_seq": self.highest_seq,
             "expected": _refusal(self.expected) if isinstance(self.expected, str) else expected,
         }
-
-
-@dataclass(kw_only=True)
-class File:
-    """One of the files: what its cases share by name, and the cases."""
-
-    format: str
-    cases: list[Document] = field(default_factory=list)
-    shared: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def written(self) -> Document:
-        return {"format": self.format, **self.shared, "cases": self.cases}
 
 
 def answered(claims: Document) -> Document:

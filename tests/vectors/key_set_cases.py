@@ -25,7 +25,9 @@ from tests.vectors.forging import (
     with_member,
     without,
 )
-from tests.vectors.token_cases import MOVED, NOT_OBJECTS, NOT_STRICT, OFF_CURVE, STRICT, stray_bits
+from tests.vectors.json_texts import NOT_OBJECTS, NOT_STRICT, STRICT
+from tests.vectors.key_sets import MOVED, OFF_CURVE
+from tests.vectors.verdicts import stray_bits
 
 Cases = Iterator[KeySetCase]
 

@@ -26,6 +26,7 @@ _MAX_DOUBLINGS: Final = 5
 _MAX_AGE: Final = re.compile(
     r'(?:^|,)[ \t]*max-age[ \t]*=[ \t]*"?([0-9]{1,18})"?[ \t]*(?:,|$)', re.IGNORECASE
 )
+_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,256}"')
 _NOT_MODIFIED: Final = 304
 
 
@@ -53,7 +54,7 @@ class Held(NamedTuple, Generic[T]):
 
     Attributes:
         document: What was made of the answer.
-        etag: By which the next request names it.
+        etag: By which the next request names it; None where it has none that could be sent back.
         fetched_at: When the request was begun that fetched or confirmed it.
         max_age_seconds: For how long it is young.
     """
@@ -116,7 +117,9 @@ class DocumentCache(Generic[T]):
         """Hold the document that was made of an answer to the request that was begun last."""
         stated = _stated_age(answer)
         age = self._default_age_seconds if stated is None else stated
-        self._succeed(Held(document, answer.headers.get("etag"), self._began_at or at, age), at)
+        etag = answer.headers.get("etag", "")
+        sent_back = etag if _ETAG.fullmatch(etag) else None
+        self._succeed(Held(document, sent_back, self._began_at or at, age), at)
 
     def confirm(self, answer: Answer, at: float) -> None:
         """Hold on to the document, which an answer says is still the same.

@@ -66,7 +66,7 @@ class RemoteDocument(Generic[T]):
 
     def is_coming(self) -> bool:
         """Tell whether the document is being fetched, or may be."""
-        return self._is_under_way() or self.may_begin()
+        return self._is_under_way() or self._cache.may_ask(self._clock.steady())
 
     async def refresh(self) -> bool:
         """Fetch the document, or wait for who does; tell whether it came. Too soon to ask: answer at once."""

@@ -7,7 +7,6 @@ has keys and revocations at hand and asks this.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from typing import Final
 
 from kkp_client import dpop, jws
@@ -115,7 +114,7 @@ def _check_shown(cnf: Confirmation, proof: PresentedProof | None, certificate: s
         return
     if certificate is None:
         raise TokenError.because("proof_missing")
-    if not hmac.compare_digest(cnf.x5t_s256.encode(), certificate.encode()):
+    if certificate != cnf.x5t_s256:  # neither is a secret
         raise TokenError.because("wrong_certificate")
 
 

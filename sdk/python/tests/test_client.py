@@ -147,6 +147,32 @@ async def test_a_credential_may_be_a_coroutine_function(kkp: ScriptedKKP) -> Non
     assert kkp.asked[0].headers["authorization"] == "Bearer waited-for"
 
 
+async def test_a_credential_that_does_not_come_ends_the_call_and_no_later_one(kkp: ScriptedKKP) -> None:
+    comes = asyncio.Event()
+
+    async def credential() -> str:
+        await comes.wait()
+        return "late"
+
+    async with KKPClient(kkp.url, credential, audience="orders-db", deadline_seconds=0.2) as client:
+        for _ in range(2):
+            with pytest.raises(TransportError) as failed:
+                await client.token(Scope(**KEY))
+            assert failed.value.code == "timeout"
+        comes.set()
+        await until(lambda: not client._tasks)
+        assert (await client.token(Scope(**KEY))).token
+
+
+async def test_a_timeout_of_the_callers_own_is_raised_as_it_is(kkp: ScriptedKKP) -> None:
+    async def credential() -> str:
+        raise TimeoutError("mine")
+
+    async with KKPClient(kkp.url, credential) as client:
+        with pytest.raises(TimeoutError, match="mine"):
+            await client.encrypt("a", **KEY)
+
+
 async def test_what_the_callers_function_raises_reaches_all_who_wait(
     client_of: Make, kkp: ScriptedKKP
 ) -> None:

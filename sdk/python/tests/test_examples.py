@@ -1,68 +1,168 @@
-"""The examples, the README's blocks and the benchmarks do what they say."""
+"""The examples, and the page's own lines, do what they say."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import re
+import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from aiohttp import web
 
-from tests.scripted_kkp import CREDENTIAL, ScriptedKKP
+from kkp_client import DPoPKey, KeysUnavailableError, TokenError
+from tests.fake_kkp import KEYS, LIST, FakeKKP
+from tests.issuer import AUDIENCE, Issuer
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples"
-PRINTED = {
-    "seal_and_open": "opened: 4111 1111 1111 1111\nmoved to gcp and opened: 4111 1111 1111 1111\n",
-    "bound": "DPoP token, opened: hello\n",
-    "files": "plain has ",
-    "many": "row 0\nrow 1\nrow 2\n",
-}
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+OURS = Issuer(1)
+URL = "https://orders.example"
 
 
-def run(kkp: ScriptedKKP, directory: Path, *command: str) -> str:
-    """Run a program as a reader would, and return what it prints."""
-    environ = {**os.environ, "KKP_URL": kkp.url, "KKP_SERVICE_KEY": CREDENTIAL}
-    done = subprocess.run(  # noqa: S603  our own program
-        [sys.executable, "-W", "error", *command],
-        cwd=directory,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+@pytest.fixture
+def kkp() -> Iterator[FakeKKP]:
+    with FakeKKP(OURS) as kkp:
+        kkp.documents[LIST] = OURS.revocations(iss=kkp.url, **lasting()).encode()
+        yield kkp
+
+
+def lasting() -> dict[str, int]:
+    now = int(time.time())
+    return {"iat": now, "exp": now + 300}
+
+
+def token_of(kkp: FakeKKP, **claims: Any) -> str:
+    times = lasting()
+    return OURS.token(iss=kkp.url, nbf=times["iat"], **times | claims)
+
+
+def verify(kkp: FakeKKP, token: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "examples/verify.py", kkp.url, AUDIENCE]
+    return subprocess.run(  # noqa: S603
+        command, input=token, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_the_program_that_verifies_prints_the_claims(kkp: FakeKKP) -> None:
+    done = verify(kkp, token_of(kkp))
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    assert '"sub": "orders"' in done.stdout
 
 
-@pytest.mark.parametrize("name", ["seal_and_open", "bound", "many"])
-def test_an_example_prints_what_it_is_to_print(kkp: ScriptedKKP, tmp_path: Path, name: str) -> None:
-    assert run(kkp, tmp_path, str(EXAMPLES / f"{name}.py")) == PRINTED[name]
+def test_the_program_that_verifies_says_why_it_refuses(kkp: FakeKKP) -> None:
+    done = verify(kkp, token_of(kkp, aud="billing-db"))
+    assert done.returncode == 1
+    assert done.stderr == "audience_mismatch (wrong_audience): The token is for another audience.\n"
 
 
-def test_the_example_of_files_brings_back_what_was_sealed(kkp: ScriptedKKP, tmp_path: Path) -> None:
-    plain = tmp_path / "backup"
-    plain.write_bytes(os.urandom(3_000_000))
-    printed = run(kkp, tmp_path, str(EXAMPLES / "files.py"), str(plain))
-    assert printed.endswith("backup.opened 3000000\n")
-    assert (tmp_path / "backup.opened").read_bytes() == plain.read_bytes()
+def test_the_program_that_verifies_says_what_it_lacks(kkp: FakeKKP) -> None:
+    kkp.replies[KEYS] = lambda: (503, {}, b"")
+    done = verify(kkp, token_of(kkp))
+    assert done.returncode == 2
+    assert f"GET {kkp.url}{KEYS}: it answered 503" in done.stderr
 
 
-def test_every_block_of_the_readme_runs(kkp: ScriptedKKP, tmp_path: Path) -> None:
-    (tmp_path / "backup.tar").write_bytes(b"a backup")
-    printed = [run(kkp, tmp_path, "-c", block) for block in BLOCKS]
-    assert printed[0] == "4111 1111 1111 1111\n"
-    assert len([line for line in BLOCKS[0].splitlines() if line]) <= 10
-    assert (tmp_path / "backup.again").read_bytes() == b"a backup"
+async def answers_of(app: Any, path: str, token: str, **headers: str) -> list[tuple[int, Any]]:
+    """Return what an application of either framework answers with a token, and without one."""
+    if not isinstance(app, web.Application):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any") as client:
+            return await _answers(client, path, token, headers)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False) as client:
+            return await _answers(client, path, token, headers)
+    finally:
+        await runner.cleanup()
 
 
-def test_the_benchmark_of_streams_works(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.streams", "--smoke"]
-    environ = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)  # noqa: S603  our own program
+async def _answers(
+    client: httpx.AsyncClient, path: str, token: str, headers: dict[str, str]
+) -> list[tuple[int, Any]]:
+    with_token = await client.get(path, headers={"Authorization": f"Bearer {token}"} | headers)
+    without = await client.get(path)
+    return [(with_token.status_code, with_token.json()), (without.status_code, None)]
+
+
+async def test_the_service_of_aiohttp_tells_callers_who_they_are(kkp: FakeKKP) -> None:
+    make_app = runpy.run_path(str(ROOT / "examples/aiohttp_service.py"))["make_app"]
+    app, key = make_app(kkp.url, AUDIENCE, URL), DPoPKey.generate()
+    token = token_of(kkp, cnf={"jkt": key.thumbprint})
+    proof = key.proof(method="GET", url=f"{URL}/who-am-i", now=time.time(), token=token)
+    answers = await answers_of(app, "/who-am-i", token, Authorization=f"DPoP {token}", DPoP=proof)
+    assert answers == [(200, {"subject": "orders", "asked_by": "orders"}), (401, None)]
+
+
+async def test_the_service_of_fastapi_tells_callers_who_they_are(
+    kkp: FakeKKP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"KKP": kkp.url, "AUDIENCE": AUDIENCE, "URL": URL}.items():
+        monkeypatch.setenv(name, value)
+    app = runpy.run_path(str(ROOT / "examples/fastapi_service.py"))["app"]
+    token = token_of(kkp, act={"sub": "batch"})
+    answers = await answers_of(app, "/who-am-i", token)
+    assert answers == [(200, {"subject": "orders", "asked_by": "batch"}), (401, None)]
+
+
+def page(kkp: FakeKKP) -> list[Any]:
+    """Return the page's blocks, compiled, with this KKP in the place of the example's."""
+    text = (ROOT / "README.md").read_text().replace("https://kkp.example", kkp.url)
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [compile(block, f"README.md, block {number}", "exec") for number, block in enumerate(blocks)]
+
+
+def run(block: Any, **names: Any) -> dict[str, Any]:
+    names["__name__"] = "readme"
+    exec(block, names)  # noqa: S102  the page's own lines
+    return names
+
+
+def test_the_page_begins_with_ten_lines_that_work(kkp: FakeKKP) -> None:
+    lines = (ROOT / "README.md").read_text().split("\n\n```python\n")[1].split("\n```\n")[0].splitlines()
+    assert len(lines) == 10
+    names = run(page(kkp)[0])
+    assert names["caller"](token_of(kkp)) == "orders"
+    assert names["caller"](token_of(kkp, aud="billing-db")) == "nobody: wrong_audience"
+    names["verifier"].close()
+
+
+def test_the_pages_bound_token_needs_its_proof(kkp: FakeKKP) -> None:
+    first, second, *_ = page(kkp)
+    verifier, key = run(first)["verifier"], DPoPKey.generate()
+    token = token_of(kkp, cnf={"jkt": key.thumbprint})
+    proof = key.proof(method="GET", url=f"{URL}/rows", now=time.time(), token=token)
+    names = {"verifier": verifier, "token": token, "headers": {"DPoP": proof}}
+    assert run(second, **names)["claims"].sub == "orders"
+    with pytest.raises(TokenError):
+        run(second, **names)
+    verifier.close()
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_pages_services_are_guarded(kkp: FakeKKP, number: int) -> None:
+    app = run(page(kkp)[number])["app"]
+    answers = asyncio.run(answers_of(app, "/rows", token_of(kkp)))
+    assert answers == [(200, {"caller": "orders"}), (401, None)]
+
+
+def test_a_page_without_kkp_says_what_is_missing(kkp: FakeKKP) -> None:
+    verifier = run(page(kkp)[0])["verifier"]
+    kkp.replies[KEYS] = lambda: (503, {}, b"")
+    with pytest.raises(KeysUnavailableError, match="it answered 503"):
+        verifier.verify(token_of(kkp))
+    verifier.close()
+
+
+def test_the_benchmark_works(kkp: FakeKKP) -> None:
+    command = [sys.executable, "-m", "benchmarks.verifying", "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
     assert (done.returncode, done.stderr) == (0, "")
-    assert "of the plain rate" in done.stdout
+    assert "SyncTokenVerifier" in done.stdout

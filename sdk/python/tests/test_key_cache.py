@@ -86,6 +86,24 @@ def test_a_304_may_say_another_age() -> None:
     assert age_of(cache) == 60
 
 
+@pytest.mark.parametrize(
+    ("etag", "is_sent_back"),
+    [
+        ('"a"', True),
+        ('W/"a"', True),
+        ('""', True),
+        (f'"{"a" * 256}"', True),
+        (f'"{"a" * 257}"', False),
+        ("a", False),
+        ('"ä"', False),
+        ('"a"b"', False),
+        ('"a b"', False),
+    ],
+)
+def test_an_etag_is_sent_back_if_it_is_one(etag: str, *, is_sent_back: bool) -> None:
+    assert cache_of(etag=etag).begin(1300) == ({"If-None-Match": etag} if is_sent_back else {})
+
+
 def test_a_304_that_was_not_asked_for_is_a_failure() -> None:
     cache = cache_of(etag=None)
     assert cache.begin(1300) == {}

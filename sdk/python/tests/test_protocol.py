@@ -483,6 +483,23 @@ def test_a_moved_envelope_that_is_another_is_a_bad_answer(members: Any) -> None:
                 told.call(steps)
 
 
+def test_an_envelope_without_its_payload_is_moved_in_its_own_form() -> None:
+    detached = DETACHED["envelope"]
+    stream = {
+        **detached, "alg": "A256GCM-HKDF-SHA512-COMMIT-STREAM", "encoding": None, "chunk_size": 4096,
+    }  # fmt: skip
+    for document in (detached, stream):
+        right = {**document, "backend": "gcp", "key_id": "orders", "wrap_tag": "A" * 43}
+        for moved in (right, {**WHOLE, "backend": "gcp", "key_id": "orders"}):
+            told = Told(answered({"envelope": moved}))
+            steps = told.core.rewrap(document, ("gcp", "orders"), DEFAULT_SCOPE, {})
+            if moved is right:
+                assert told.call(steps) == right
+            else:
+                with pytest.raises(TransportError):
+                    told.call(steps)
+
+
 @pytest.mark.parametrize(
     "members",
     [{"message_key_b64": "AAAA"}, {"message_key_b64": None}, {"envelope": WHOLE}, {"envelope": None}],
@@ -594,6 +611,7 @@ def test_a_credential_that_no_header_can_hold_is_refused_unseen(credential: Any)
         {"url": "ftp://kkp.example"},
         {"url": "https://kkp.example", "issuer": "kkp"},
         {"url": "https://kkp.example", "deadline_seconds": 0},
+        {"url": "https://kkp.example", "deadline_seconds": float("nan")},
         {"url": "https://kkp.example", "repeats": -1},
         {"url": "https://kkp.example", "ssl_context": UNVERIFYING},
     ],

@@ -16,6 +16,7 @@ from kkp_client.guards._admission import Shown
 from kkp_client.key_cache import Answer
 from kkp_client.keys import PublicKey
 from kkp_client.replay_memory import ReplayMemory
+from kkp_client.revocations import verify_revocation_list
 from kkp_client.sync_verifier import SyncTokenVerifier
 from kkp_client.tokens import TOKEN_TYPE, verify_token
 from kkp_client.verifier import TokenVerifier
@@ -41,6 +42,7 @@ OBJECTS: list[Any] = [
     jws.read(TOKEN, typ=TOKEN_TYPE, max_characters=8192),
     Shown("GET", "/rows", [f"Bearer {TOKEN}"], [PROOF], b"der"),
     Answer(200, {}, TOKEN.encode()),
+    verify_revocation_list(OURS.revocations(), keys=OURS.keys(), now=NOW, issuer=ISSUER),
     PublicKey(PRIVATE.public_key().public_bytes_raw()),
     TokenVerifier("https://kkp.example", audience=AUDIENCE),
     SyncTokenVerifier("https://kkp.example", audience=AUDIENCE),

@@ -212,7 +212,8 @@ async def test_keys_are_fetched_anew_in_the_background_once_they_are_older_than_
     kkp.gate.clear()
     assert await outcome(verifier, token) == ("orders", None), "it does not wait for the answer"
     kkp.gate.set()
-    await settled(lambda: kkp.times(KEYS) == 2 and not verifier.is_due())
+    await settled(lambda: not verifier._keys.is_older_than(1))
+    assert kkp.times(KEYS) == 2
     assert "if-none-match" in kkp.headers[-1]
     clock.wait(299.9)
     assert not verifier.is_due(), "a 304 made them young again"
@@ -303,16 +304,34 @@ async def test_a_bad_answer_is_no_key_set_and_says_why(
 
 @pytest.mark.parametrize("name", [name for name in BAD_ANSWERS if "304" not in name])
 async def test_a_bad_answer_leaves_the_good_keys_in_place(
-    kkp: FakeKKP, clock: FakeClock, make: Callable[..., TokenVerifier], name: str
+    kkp: FakeKKP,
+    clock: FakeClock,
+    make: Callable[..., TokenVerifier],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
 ) -> None:
     kkp.cache_control[KEYS] = "max-age=0"
     verifier = make(revocations=False)
     await verifier.verify(OURS.token())
-    kkp.replies[KEYS], _ = BAD_ANSWERS[name]
+    kkp.replies[KEYS], why = BAD_ANSWERS[name]
     clock.wait(2)
     await verifier.verify(OURS.token())
     await settled(lambda: kkp.times(KEYS) == 2 and verifier._keys.failure != "")
     assert await outcome(verifier, OURS.token()) == ("orders", None)
+    warned = [record.getMessage() for record in caplog.records if record.name == "kkp_client.remote_document"]
+    assert len(warned) == 1, "who runs the service can see it"
+    assert warned[0].startswith(f"GET {kkp.url}{KEYS}: {why}")
+
+
+async def test_an_etag_that_can_not_be_sent_back_does_no_harm(
+    kkp: FakeKKP, clock: FakeClock, make: Callable[..., TokenVerifier]
+) -> None:
+    kkp.replies[KEYS] = jwks_reply(OURS.jwks(), ETag='"\xe4"', Cache_Control="max-age=0")
+    verifier = make(revocations=False)
+    for _ in range(2):
+        assert await outcome(verifier, OURS.token()) == ("orders", None)
+        clock.wait(2)
+    await settled(lambda: kkp.times(KEYS) == 2 and verifier._keys.failure == "")
 
 
 async def test_a_set_as_long_as_the_limit_is_read(kkp: FakeKKP, make: Callable[..., TokenVerifier]) -> None:
@@ -412,7 +431,8 @@ async def test_the_list_is_fetched_early_in_the_background(
     kkp.gate.clear()
     assert await outcome(verifier, OURS.token()) == ("orders", None), "it does not wait for the answer"
     kkp.gate.set()
-    await settled(lambda: kkp.times(LIST) == 2 and not verifier.is_due())
+    await settled(lambda: verifier._list is not None and not verifier._list.is_older_than(0.5))
+    assert kkp.times(LIST) == 2
 
 
 async def test_a_list_that_can_not_be_had_is_waited_for_once(
