@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Generic, NamedTuple, TypeVar, final
+from typing import Final, Generic, TypeVar, final
+
+import msgspec
 
 QuestionT = TypeVar("QuestionT")
 AnswerT = TypeVar("AnswerT")
@@ -26,7 +28,7 @@ AnswerT = TypeVar("AnswerT")
 MAX_GROUP: Final = 64
 
 
-class _Asked(NamedTuple, Generic[QuestionT, AnswerT]):
+class _Asked(msgspec.Struct, Generic[QuestionT, AnswerT], frozen=True):
     question: QuestionT
     answer: asyncio.Future[AnswerT]
 

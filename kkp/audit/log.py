@@ -28,7 +28,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain as concatenated
 from operator import attrgetter
-from typing import Final, NamedTuple, TypeAlias, final
+from typing import Final, TypeAlias, final
+
+import msgspec
 
 from kkp import __version__
 from kkp.audit.base import (
@@ -75,7 +77,7 @@ _Record: TypeAlias = (
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
-class _Pending(NamedTuple):
+class _Pending(msgspec.Struct, frozen=True):
     """A record that awaits its transaction, and who waits for it."""
 
     record: _Record
