@@ -47,8 +47,10 @@ class Grouped(Generic[QuestionT, AnswerT]):
 
     def __call__(self, question: QuestionT) -> asyncio.Future[AnswerT]:
         """Call the function, together with whoever else calls it now; the future is its answer or failure."""
-        loop = asyncio.get_running_loop()
-        if not self._asked:
+        if self._asked:  # to ask which loop runs costs a system call; it is theirs
+            loop = self._asked[0].answer.get_loop()
+        else:
+            loop = asyncio.get_running_loop()
             loop.call_soon(self._answer_group)
         asked = _Asked(question, loop.create_future())
         self._asked.append(asked)
