@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Generic, NamedTuple, TypeVar, final
+from typing import Final, Generic, TypeVar, final
+
+import msgspec
 
 QuestionT = TypeVar("QuestionT")
 AnswerT = TypeVar("AnswerT")
@@ -26,7 +28,7 @@ AnswerT = TypeVar("AnswerT")
 MAX_GROUP: Final = 64
 
 
-class _Asked(NamedTuple, Generic[QuestionT, AnswerT]):
+class _Asked(msgspec.Struct, Generic[QuestionT, AnswerT], frozen=True):
     question: QuestionT
     answer: asyncio.Future[AnswerT]
 
@@ -45,8 +47,10 @@ class Grouped(Generic[QuestionT, AnswerT]):
 
     def __call__(self, question: QuestionT) -> asyncio.Future[AnswerT]:
         """Call the function, together with whoever else calls it now; the future is its answer or failure."""
-        loop = asyncio.get_running_loop()
-        if not self._asked:
+        if self._asked:  # to ask which loop runs costs a system call; it is theirs
+            loop = self._asked[0].answer.get_loop()
+        else:
+            loop = asyncio.get_running_loop()
             loop.call_soon(self._answer_group)
         asked = _Asked(question, loop.create_future())
         self._asked.append(asked)

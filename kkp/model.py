@@ -7,7 +7,7 @@ claims, `Caller` is what was proven.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
@@ -107,8 +107,7 @@ class PresentedCertificate:
     bundles: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True):
     """What a request presented, unverified but for the certificate.
 
     Attributes:
@@ -122,14 +121,18 @@ class Credentials:
         unverified_release: The value of the `KKP-Approval` header.
     """
 
-    unverified_bearer: str | None = field(default=None, repr=False)
-    unverified_token: str | None = field(default=None, repr=False)
+    unverified_bearer: str | None = None
+    unverified_token: str | None = None
     scheme: Literal["bearer", "dpop"] = "bearer"
-    unverified_proofs: tuple[str, ...] = field(default=(), repr=False)
+    unverified_proofs: tuple[str, ...] = ()
     method: str = ""
     path: str = ""
     certificate: PresentedCertificate | None = None
-    unverified_release: str | None = field(default=None, repr=False)
+    unverified_release: str | None = None
+
+    def __repr__(self) -> str:
+        """Name the scheme and the certificate, and nothing that is good for anything."""
+        return f"Credentials(scheme={self.scheme!r}, certificate={self.certificate!r})"
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -169,8 +172,7 @@ class ApprovalDemand:
     is_break_glass: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What policy decided.
 
     Attributes:
@@ -186,7 +188,7 @@ class Decision:
     allow: bool
     reasons: tuple[str, ...]
     public_reasons: tuple[str, ...] = ()
-    obligations: Mapping[str, JSON] = field(default_factory=dict)
+    obligations: Mapping[str, JSON] = {}
     approval: ApprovalDemand | None = None
     revision: str = ""
     policy_decision_id: str | None = None
@@ -205,8 +207,7 @@ class Explanation:
     rules: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyInput:
+class PolicyInput(msgspec.Struct, frozen=True):
     """One question to the policy engine, as `policy/README.md` describes it.
 
     Attributes:
@@ -214,7 +215,11 @@ class PolicyInput:
             no plaintext, token, key or ciphertext.
     """
 
-    encoded: bytes = field(repr=False)
+    encoded: bytes
+
+    def __repr__(self) -> str:
+        """Say nothing of the question."""
+        return "PolicyInput(…)"
 
     @property
     def document(self) -> Mapping[str, JSON]:

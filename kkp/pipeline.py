@@ -37,7 +37,6 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol, TypeVar, final
 
@@ -145,8 +144,7 @@ class Approves(Protocol):
         """Use up an approval; ApprovalInvalidError for all but one who try."""
 
 
-@dataclass(slots=True)
-class _Release:
+class _Release(msgspec.Struct):
     """The release that a request shows, if any.
 
     Attributes:
@@ -154,12 +152,15 @@ class _Release:
         used: The approval that it was used up for, by this request.
     """
 
-    unverified: str | None = field(default=None, repr=False)
+    unverified: str | None = None
     used: str | None = None
 
+    def __repr__(self) -> str:
+        """Name what it was used for; as long as it was not, it is good for something."""
+        return f"_Release(used={self.used!r})"
 
-@dataclass(slots=True)
-class Origin:
+
+class Origin(msgspec.Struct):
     """Where a request came from, and what its answer is to be traced by.
 
     Attributes:

@@ -182,7 +182,7 @@ class Probe(NamedTuple):
     size_bytes: int
 
 
-class Receipt(NamedTuple):
+class Receipt(msgspec.Struct, frozen=True):
     """Proof that a record is durable, with the epoch that its own transaction read."""
 
     chain: str

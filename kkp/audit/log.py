@@ -28,7 +28,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain as concatenated
 from operator import attrgetter
-from typing import Final, NamedTuple, TypeAlias, final
+from typing import Final, TypeAlias, final
+
+import msgspec
 
 from kkp import __version__
 from kkp.audit.base import (
@@ -75,7 +77,7 @@ _Record: TypeAlias = (
 _decision_fields = attrgetter(*DECISION_FIELDS)
 
 
-class _Pending(NamedTuple):
+class _Pending(msgspec.Struct, frozen=True):
     """A record that awaits its transaction, and who waits for it."""
 
     record: _Record
@@ -249,7 +251,8 @@ class AuditLog:
             raise AuditUnavailableError("The audit log is not open.")
         if len(self._queue) >= MAX_QUEUED:
             raise AuditUnavailableError("The audit log is overloaded.")
-        loop = asyncio.get_running_loop()
+        # To ask which loop runs costs a system call; it is the one of those that wait already.
+        loop = self._queue[0].receipt.get_loop() if self._queue else asyncio.get_running_loop()
         pending = _Pending(record, loop.create_future(), loop.time() + self._deadline_seconds)
         self._queue.append(pending)
         if self._watchdog is None:  # one timer for all: one for each would cost more than the record's hash

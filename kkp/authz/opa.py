@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeAlias, final
@@ -212,7 +212,7 @@ def _read_decision(answer: Answer, loaded: _Loaded) -> Decision:
     decision = interpret(loaded.rule, answer.result, loaded.revision)
     if answer.decision_id is None:
         return decision
-    return replace(decision, policy_decision_id=answer.decision_id)
+    return msgspec.structs.replace(decision, policy_decision_id=answer.decision_id)
 
 
 def _revision(bundles: Mapping[str, Bundle]) -> str:

@@ -9,6 +9,8 @@ These rules hold:
   as strict JSON: no NaN, no second member of a name, UTF-8 without a byte order mark.
 - An explanation may be MAX_TRACE_BYTES, because OPA writes down each step. One is fetched at a time, and only
   the names of the rules that had a value are kept of it: what else a line says may quote the question.
+- What the latest few different answers say is kept, where they are small: the same ones come again and again.
+  Only the answer is remembered, byte by byte, never the question, which is put to OPA each time.
 - Whatever goes wrong becomes `PolicyUnavailableError`. Its text names the kind of failure and nothing else:
   neither the question nor the answer.
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final, final
@@ -38,6 +41,8 @@ from kkp.strict_json import refuse_duplicates
 PACKAGE = "kkp.authz"
 
 MAX_TRACE_BYTES: Final = 8 * 1024 * 1024
+_MAX_REMEMBERED: Final = 64
+_MAX_REMEMBERED_BYTES: Final = 2048  # decoded, a body may take thirty times its size
 _TRACED: Final = "&explain=full&pretty=true"
 # `policy/kkp/authz/authz.rego:20  | | Exit data.kkp.authz.decision`: a rule that had a value.
 _FIRED: Final = re.compile(r"[^|]+:[0-9]+ +(?:\| )*Exit data\.([A-Za-z0-9_.]+)(?: early)?")
@@ -176,9 +181,17 @@ class _Document:
         Raises:
             ValueError: It is not strict JSON.
         """
-        document = msgspec.json.decode(self._body)
-        refuse_duplicates(self._body)
-        return document
+        body = bytes(self._body)
+        return _remembered_json(body) if len(body) <= _MAX_REMEMBERED_BYTES else _strict_json(body)
+
+
+def _strict_json(body: bytes) -> JSON:
+    document = msgspec.json.decode(body)
+    refuse_duplicates(body)
+    return document
+
+
+_remembered_json = lru_cache(_MAX_REMEMBERED)(_strict_json)  # nobody changes what it returns
 
 
 def _read(response: Response) -> bytearray:

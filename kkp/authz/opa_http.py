@@ -71,6 +71,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, max_answer_bytes: int) -> None:
         self._max_answer_bytes = max_answer_bytes
+        self._loop = asyncio.get_running_loop()  # once: to ask costs a system call
         self._poll = select.poll()
         self._parser = httptools.HttpResponseParser(self)
         self._waiting: asyncio.Future[Response] | None = None
@@ -97,7 +98,7 @@ class _Connection(asyncio.Protocol):
         Raises:
             OPAConnectionError: None came, or not a whole one; the connection is closed.
         """
-        self._waiting = asyncio.get_running_loop().create_future()
+        self._waiting = self._loop.create_future()
         self._begin()
         self._bytes = 0
         self._transport.write(message)

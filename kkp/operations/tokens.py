@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal, Protocol, TypeAlias, final
 
@@ -58,15 +57,18 @@ class TokenProposal(Proposal, frozen=True, kw_only=True):
     proposed_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedToken:
+class IssuedToken(msgspec.Struct, frozen=True):
     """A signed token; `expires_at` in Unix seconds, `lifetime_seconds` what was left of it at the signing."""
 
-    token: str = field(repr=False)
+    token: str
     expires_at: int
     kid: str
     token_type: TokenType
     lifetime_seconds: int
+
+    def __repr__(self) -> str:
+        """Name the key, and nothing of the token."""
+        return f"IssuedToken(kid={self.kid!r}, expires_at={self.expires_at})"
 
 
 class TokenSigner(Protocol):

@@ -48,9 +48,9 @@ def read_credentials(request: web.Request, *, required: bool) -> Credentials:
         return _presented(request)
     if len(values) > 1:
         raise _ambiguous()
-    if values[0].strip().lower() in _SCHEMES:
-        raise UnauthenticatedError("The bearer credential is empty.")
     found = _CREDENTIAL.match(values[0]) if len(values[0]) <= _MAX_CREDENTIAL_CHARACTERS else None
+    if found is None and values[0].strip().lower() in _SCHEMES:
+        raise UnauthenticatedError("The bearer credential is empty.")
     if found is None:
         raise UnauthenticatedError("The Authorization header is not a bearer credential.")
     return _presented(request, found[2], _SCHEMES[found[1].lower()])

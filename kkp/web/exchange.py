@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import ClassVar, Final
 from urllib.parse import unquote
 
@@ -104,7 +103,7 @@ class ExchangeBody(Asks[ExchangeRequest], frozen=True, forbid_unknown_fields=Fal
 
     def credentials(self, credentials: Credentials) -> Credentials:
         """Return the credentials with the subject_token as the bearer, which no header may be here."""
-        return replace(credentials, unverified_bearer=self.subject_token)
+        return msgspec.structs.replace(credentials, unverified_bearer=self.subject_token)
 
 
 _OF_JSON_ALONE = frozenset(schemas.TokenBody.__struct_fields__) - frozenset(ExchangeBody.__struct_fields__)

@@ -10,7 +10,7 @@ the header, if there is one, is good; a batch is not even looked at before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast, final
 
@@ -276,7 +276,9 @@ class BatchRoute(Generic[ItemT, RequestT, AnswerT]):
         self, item: RequestT | Exception, result: Result[AnswerT], origin: Origin
     ) -> answers.Answer | problems.Problem:
         if result.error is not None:
-            return problems.document(result.error, replace(origin, decision_id=result.decision_id))
+            return problems.document(
+                result.error, msgspec.structs.replace(origin, decision_id=result.decision_id)
+            )
         return self.answer(cast("AnswerT", result.answer), cast("RequestT", item))
 
 

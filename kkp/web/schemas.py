@@ -300,7 +300,7 @@ class _OpeningBody(Asks[RequestT], Generic[RequestT], frozen=True):
 
     def credentials(self, credentials: Credentials) -> Credentials:
         """Return the credentials with the body's token beside the header's."""
-        return replace(credentials, unverified_token=self.token)
+        return msgspec.structs.replace(credentials, unverified_token=self.token)
 
 
 class DecryptBody(_OpeningBody[DecryptRequest], frozen=True):

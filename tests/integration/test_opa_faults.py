@@ -394,6 +394,25 @@ async def test_an_unknown_obligation_is_a_denial(opa: FaultyOPA) -> None:
     assert decision.reasons == ("a.b", "kkp.unknown_obligation")
 
 
+async def test_an_answer_that_was_given_before_answers_no_question_that_another_one_answers(
+    opa: FaultyOPA,
+) -> None:
+    async with connected(opa) as policy:
+        await policy.ping()
+        asked_before = len(opa.heads)
+        for answer, is_allowed in ((GOOD, True), (whole(DENY), False), (GOOD, True), (GOOD, True)):
+            opa.answer = answer
+            assert await allowed(policy) is is_allowed
+        assert len(opa.heads) == asked_before + 4
+
+
+async def test_an_answer_that_is_not_strict_json_is_none_however_often_it_comes(opa: FaultyOPA) -> None:
+    async with connected(opa) as policy:
+        await policy.ping()
+        opa.answer = GOOD[:-1] + b',"result":' + json.dumps(ALLOW).encode() + b"}"
+        assert [await decide(policy) for _ in range(3)] == [None] * 3
+
+
 async def test_the_largest_answer_is_read(opa: FaultyOPA) -> None:
     async with connected(opa) as policy:
         await policy.ping()

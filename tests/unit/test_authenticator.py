@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import pwd
@@ -483,7 +482,7 @@ def shows(token: str, holder: Holder | None = HOLDER, **changes: Any) -> Credent
     """Return the credentials of a request that shows a token in its header, with a proof."""
     proofs = () if holder is None else (holder.proof(PATH, token, iat=NOW),)
     presented = Credentials(token, None, "dpop", proofs, "POST", PATH)
-    return dataclasses.replace(presented, **changes)
+    return msgspec.structs.replace(presented, **changes)
 
 
 PROVEN: dict[str, tuple[Credentials, str, Confirmation]] = {

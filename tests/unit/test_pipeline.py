@@ -6,9 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from kkp.authn.base import Once
@@ -84,7 +84,7 @@ async def test_a_denial_is_recorded_and_shows_its_public_reasons_only(road: Road
 async def test_the_record_names_the_policy_and_the_policy_engines_own_record(
     road: Road, obligations: dict[str, Any]
 ) -> None:
-    road.policy.answer = replace(
+    road.policy.answer = msgspec.structs.replace(
         ALLOW, revision="kkp@42", policy_decision_id="opa-1", obligations=obligations
     )
     with suppress(PolicyDeniedError):
