@@ -25,14 +25,14 @@ from kkp.store.sqlite import SQLiteDatabase
 from tests.postgres import PostgreSQL
 
 CHECK: Final = b"check value"
-PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machine that is busy
+PATIENCE_SECONDS: Final = 5.0  # for what is no test of the deadline, on a machine that is busy
 
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Give KKPs that open PostgreSQL meanwhile PATIENCE_SECONDS for what production refuses after 0.8 s.
+    """Give KKPs in this process PATIENCE_SECONDS for what production refuses of PostgreSQL after 0.8 s.
 
-    A commit takes longer than that on a machine that is busy enough. For tests of what is no deadline.
+    A commit takes longer than that on a machine that is busy enough. A test of the deadline names it.
     """
     defaults = vars(PostgreSQLDatabase)["open"].__func__.__kwdefaults__
     with (

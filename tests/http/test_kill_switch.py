@@ -21,7 +21,6 @@ import pytest
 from kkp.authz.base import PolicyEngine
 from kkp.model import Decision, PolicyInput
 from kkp.revocations import RevocationKind, entry_id
-from tests.databases import patient
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.test_only_road import refusal
@@ -86,14 +85,13 @@ async def two_servers(directory: Path, **environ: str) -> AsyncIterator[World]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest, tmp_path: Path, patience: None) -> AsyncIterator[World]:
     where = {}
     if request.param == "postgresql":
         server: PostgreSQL = request.getfixturevalue("postgres_server")
         where = {"KKP_DATABASE_URL": server.url(server.empty_database())}
-    with patient():
-        async with two_servers(tmp_path, **CACHING, **where) as found:
-            yield found
+    async with two_servers(tmp_path, **CACHING, **where) as found:
+        yield found
 
 
 class Operation(NamedTuple):
