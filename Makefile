@@ -1,5 +1,5 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test test-in-process test-processes soak lint fmt rego deploy-check bench bench-smoke clean
+.PHONY: run test test-in-process test-processes sdk-python soak lint fmt rego deploy-check bench bench-smoke clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,9 +19,9 @@ IN_MEMORY := $(shell [ -w /dev/shm ] && [ "$$(df --output=avail /dev/shm | tail 
 run: $(READY)
 	@exec $(BIN)/kkp dev
 
-# Both halves side by side, each shown when it is over: the processes of one leave the cores idle half of the time.
+# Two at a time, each shown when it is over: those that start processes leave the cores idle half of the time.
 test: $(READY)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-in-process test-processes
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-in-process test-processes sdk-python
 
 # Coverage counts what runs in the tests' own process. The others start processes, and would be slower for nothing.
 test-in-process: $(READY)
@@ -31,6 +31,10 @@ test-in-process: $(READY)
 
 test-processes: $(READY)
 	$(PYTEST) -n auto $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
+
+# The Python client alone, in an environment of its own, which has nothing of the server's.
+sdk-python:
+	$(MAKE) -C sdk/python lint test
 
 # Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone; REPORT= keeps a table.
 soak: $(READY)
@@ -56,6 +60,7 @@ deploy-check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+	$(MAKE) -C sdk/python bench
 
 # The same suite, tiny: shows that it works, measures nothing.
 bench-smoke: $(READY)
@@ -65,6 +70,7 @@ bench-smoke: $(READY)
 	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
+	$(MAKE) -C sdk/python clean
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
