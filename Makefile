@@ -10,7 +10,7 @@ PYTEST := env -u MAKEFLAGS -u MAKELEVEL $(BIN)/pytest --dist worksteal -q
 IN_PROCESS := $(patsubst %,tests/integration/test_%.py,doctor doctor_backends opa supervisor)
 # Tests of tests/http that go roads which others cover: they are not traced, for that takes twice as long.
 UNTRACED := $(patsubst %,tests/http/test_%.py,address_limit approved_is_signed azure_round_trip backend_faults \
-	cloud_round_trip composites data_key_cache data_keys dpop federation gcp_backend grants kill_switch \
+	cloud_round_trip composites data_key_cache dpop federation gcp_backend grants kill_switch \
 	no_secret_in_postgresql no_secret_leaks only_road planted_code rewrap_between_clouds round_trip)
 # Where memory has room, tests in one process keep their files there: a third of the time they would wait for a disk.
 # What is killed, or whose disk fails, is a process of tests/integration, and those write to a disk.
