@@ -88,6 +88,7 @@ from kkp.operations.revocations import LiftRevocation, ListRevocations, Revoke
 from kkp.operations.signing_keys import RevokeSigningKey, RotateSigningKey
 from kkp.operations.token_life import IntrospectToken, RevokeToken
 from kkp.operations.tokens import IssueToken
+from kkp.pacing import Pace
 from kkp.pipeline import Authenticates, Origin, Pipeline
 from kkp.renewal import KEPT_SECRETS, Renewable
 from kkp.store.accounts import AccountStore
@@ -169,6 +170,7 @@ class Foundation:
         audit: This boot's chain, open.
         checkpoints: Of the whole log; the database is not behind the newest.
         reserve: What must be free for anything new to be done.
+        pace: How fast requests get through, for whoever holds them up.
     """
 
     settings: Settings
@@ -179,6 +181,7 @@ class Foundation:
     audit: AuditLog
     checkpoints: Checkpointer
     reserve: SpaceReserve
+    pace: Pace
 
     @property
     def master_key(self) -> MasterKey:
@@ -195,7 +198,7 @@ class Foundation:
         """Return what is revoked, not read yet."""
         members = {name: _member_keys(uri) for name, uri in self.settings.backends.items()}
         store, times = RevocationStore(self.database, self.master_keys), self.settings.ring_times
-        return Revocations(store, self.master_key, self.clock, times, members, self._canonical)
+        return Revocations(store, self.master_key, self.clock, times, members, self._canonical, self.pace)
 
     def approvals(self, keyring: Keyring) -> Approvals:
         """Return what waits for approval, not read yet."""
@@ -344,7 +347,7 @@ async def foundation(
             await checkpoints.write()
         directory_of_file = settings.database_path.parent if settings.postgres is None else None
         reserve = SpaceReserve(directory_of_file, settings.audit_min_free_bytes)
-        yield Foundation(settings, clock, held, database, directory, audit, checkpoints, reserve)
+        yield Foundation(settings, clock, held, database, directory, audit, checkpoints, reserve, Pace())
 
 
 @asynccontextmanager
@@ -715,6 +718,7 @@ def _road(
         revocations=parts.revoked,
         used_once=ReplayStore(base.database, base.clock),
         approvals=waiting,
+        pace=base.pace,
     )
 
 

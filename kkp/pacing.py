@@ -3,11 +3,15 @@
 Many small steps in a row hold up every other request as much as one large one. Whoever has many calls `pause`
 after each: most return at once, and one lets the others have their turn as soon as the stretch has been long
 enough. It is by time, not by number, because what a step costs is the caller's choice.
+
+Whoever has many changes to make of what decisions rest on has each overtake the requests that are under way,
+and leaves time between two for those to get through: a `Pace` tells how long that takes here and now.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar, final
@@ -15,6 +19,7 @@ from typing import Final, TypeVar, final
 T = TypeVar("T")
 
 STRETCH_SECONDS: Final = 0.004
+_LATELY_SECONDS: Final = 10
 
 
 @final
@@ -36,6 +41,25 @@ class Pacer:
             asyncio.get_running_loop().call_soon(self._begin)
         if self._is_over:
             await asyncio.sleep(0)
+
+
+@final
+class Pace:
+    """How long a walk takes that a change has overtaken: the longest of late."""
+
+    def __init__(self) -> None:
+        self._longest_seconds = 0.0
+        self._told_at = -math.inf
+
+    def overtaken_after(self, seconds: float) -> None:
+        """Take note of such a walk."""
+        if seconds >= self.longest_seconds:
+            self._longest_seconds, self._told_at = seconds, time.monotonic()
+
+    @property
+    def longest_seconds(self) -> float:
+        """The longest of late; 0 if nobody was overtaken."""
+        return self._longest_seconds if time.monotonic() < self._told_at + _LATELY_SECONDS else 0.0
 
 
 async def each(things: Collection[T], act: Callable[[T], Awaitable[None]], *, at_once: int) -> None:

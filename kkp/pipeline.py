@@ -36,6 +36,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Literal, Protocol, TypeVar, final
@@ -75,7 +76,7 @@ from kkp.operations.base import (
     revoked,
     wanted,
 )
-from kkp.pacing import Pacer, each
+from kkp.pacing import Pace, Pacer, each
 from kkp.tokens import Claims
 
 RequestT = TypeVar("RequestT")
@@ -224,6 +225,7 @@ class Pipeline:
         revocations: What is revoked; None where no operation names a key or a token.
         used_once: What was used, of all that may be used once; None where nothing is of that kind.
         approvals: What waits for approval; None where nothing that needs one is done.
+        pace: Told how long a walk took that was in vain.
     """
 
     def __init__(  # noqa: PLR0913  one argument for each step of the road
@@ -239,6 +241,7 @@ class Pipeline:
         revocations: Revoked | None = None,
         used_once: UsedOnce | None = None,
         approvals: Approves | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._state = state
         self._authenticator = authenticator
@@ -250,6 +253,7 @@ class Pipeline:
         self._revocations = revocations
         self._used_once = used_once
         self._approvals = approvals
+        self._pace = pace or Pace()
 
     async def run(
         self,
@@ -270,6 +274,7 @@ class Pipeline:
         """
         stale, release = 0, _Release(credentials.unverified_release)
         for walk in range(_MOST_WALKS):
+            began = time.monotonic()
             authenticated = await self.authenticate(credentials, origin)
             if walk == 0:
                 await self._admit(authenticated, origin, operation.cost)
@@ -282,6 +287,7 @@ class Pipeline:
             )
             origin.decision_id = decision_id
             if receipt.epoch != authenticated.epoch or not await self._waits(proposal, failure, receipt):
+                self._pace.overtaken_after(time.monotonic() - began)
                 await self._audit.commit_outcome(receipt, _SUPERSEDED)
                 await self._state.reach(receipt.epoch)
                 continue
@@ -371,10 +377,12 @@ class Pipeline:
         """
         waiting, fruitless = items, 0
         for walk in itertools.count():
+            began = time.monotonic()
             authenticated = await self.authenticate(credentials, origin)
             asked = await self._ask(operation, authenticated, waiting, origin, walk)
             receipts = await self._decide_all_on_record(operation, asked, origin)
             if any(receipt.epoch != authenticated.epoch for receipt in receipts):
+                self._pace.overtaken_after(time.monotonic() - began)
                 supersede = partial(self._audit.commit_outcome, code=_SUPERSEDED)
                 await each(receipts, supersede, at_once=_AT_ONCE)
                 await self._state.reach(max(receipt.epoch for receipt in receipts))

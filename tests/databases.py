@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, final
+from unittest.mock import patch
 
 import asyncpg  # type: ignore[import-untyped]  # the wheel carries no types
 import msgspec
@@ -24,7 +25,21 @@ from kkp.store.sqlite import SQLiteDatabase
 from tests.postgres import PostgreSQL
 
 CHECK: Final = b"check value"
-PATIENCE_SECONDS: Final = 3.0  # for what is no test of the deadline, on a machine that is busy
+PATIENCE_SECONDS: Final = 5.0  # for what is no test of the deadline, on a machine that is busy
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Give KKPs in this process PATIENCE_SECONDS for what production refuses of PostgreSQL after 0.8 s.
+
+    A commit takes longer than that on a machine that is busy enough. A test of the deadline names it.
+    """
+    defaults = vars(PostgreSQLDatabase)["open"].__func__.__kwdefaults__
+    with (
+        patch.dict(defaults, deadline_seconds=PATIENCE_SECONDS),
+        patch("kkp.store.postgres._STANDSTILL_MS", int(PATIENCE_SECONDS * 1000)),
+    ):
+        yield
 
 
 class Place(Protocol):

@@ -14,9 +14,10 @@ Rules that hold here:
 - At most MAX_TOKENS are remembered at a time, and of one caller SHARE, so that none can keep the others from
   revoking; RESERVE of them are kept for administrators, whatever callers did. Of every other kind there are
   at most MAX_OF_A_KIND, which only administrators add.
-- Tokens are written together with those that are revoked meanwhile, and there is a pause between two writes:
-  each raises the epoch, and a burst of one service's must not have everybody's requests decided again and
-  again.
+- Tokens are written together with those that are revoked meanwhile, once the epoch has rested: each write
+  raises it, and a burst of one service's must not have everybody's requests decided again and again, until
+  they are refused. It rests several times as long as a walk takes that was overtaken, whoever moved it, so
+  that processes of one database do not take turns at it; but no token waits longer than a second for that.
 - Keys are compared as their backend understands their ids, in whatever spelling.
 
 Every row carries an HMAC over the RFC 8785 canonical JSON of all its other columns. A token's is under the
@@ -31,6 +32,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -42,6 +44,7 @@ from kkp.clock import Clock
 from kkp.errors import ConflictError, KKPError, NotFoundError, StateUntrustedError
 from kkp.live_state import Loaded, View
 from kkp.master_key import MasterKey
+from kkp.pacing import Pace
 from kkp.renewal import Signed
 from kkp.revocations import Revocation, RevocationKind, entry_id
 from kkp.ring_times import RingTimes
@@ -57,7 +60,9 @@ _TOKEN_PURPOSE: Final = "kkp/revoked-tokens/v1"  # noqa: S105  the name of a sub
 _PURPOSE: Final = "kkp/revocations/v1"
 _LIFT_ATTEMPTS: Final = 3
 _MOST_TOGETHER: Final = 64
-_PAUSE_SECONDS: Final = 0.1
+_LEAST_REST_SECONDS: Final = 0.1
+_MOST_REST_SECONDS: Final = 1.0
+_WALKS_IN_REST: Final = 4
 _WRITE_SECONDS: Final = 1  # who waits for the database is answered within that, see `kkp.store.base`
 _TIDY_SECONDS: Final = 10  # between two passes over all tokens, which take milliseconds when there are many
 _UNTRUSTED: Final = "A stored revocation failed its authentication."
@@ -139,6 +144,7 @@ class Revocations(Loaded[RevocationSnapshot, _View]):
         times: How far clocks are apart, and how long what they stamp can live.
         members: Of each backend that is made of others, each key's members, as pairs of backend and key id.
         canonical: Returns the one spelling of a backend's key id that stands for all that name the key.
+        pace: How long requests take that what is revoked overtakes.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917  none of them knows of another
@@ -149,6 +155,7 @@ class Revocations(Loaded[RevocationSnapshot, _View]):
         times: RingTimes,
         members: Mapping[str, Mapping[str, Collection[tuple[str, str]]]] = _NO_MEMBERS,
         canonical: Callable[[str, str], str] = _as_written,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__(_View(), _UNTRUSTED)
         self._store = store
@@ -157,6 +164,8 @@ class Revocations(Loaded[RevocationSnapshot, _View]):
         self._times = times
         self._members = members
         self._canonical = canonical
+        self._pace = pace or Pace()
+        self._moved_at = -math.inf
         self._margin_seconds = 2 * times.clock_error + times.verifier_leeway + 1
         self._lasting_seconds = self._margin_seconds + times.key_ttl
         self._asked: deque[_Asked] = deque()
@@ -166,6 +175,8 @@ class Revocations(Loaded[RevocationSnapshot, _View]):
         return await self._store.load_revocations(since_epoch=since_epoch)
 
     def _trusted_view(self, snapshot: RevocationSnapshot, known: _View) -> _View:
+        if snapshot.epoch != known.epoch:
+            self._moved_at = time.monotonic()
         added = {row.jti: self._genuine_token(row) for row in snapshot.tokens}
         now = min(self._clock.now(), snapshot.clock_high_water)
         subject_horizon = now - self._lasting_seconds
@@ -278,15 +289,25 @@ class Revocations(Loaded[RevocationSnapshot, _View]):
         group: Sequence[_Asked] = ()
         try:
             while self._asked:
+                await self._rest()
                 size = min(len(self._asked), _MOST_TOGETHER)
                 group = [self._asked.popleft() for _ in range(size)]
                 await self._write_together(group)
-                await asyncio.sleep(_PAUSE_SECONDS)
+                self._moved_at = time.monotonic()
         finally:  # nobody waits for ever, even when this is cancelled
             for asked in (*group, *self._asked):
                 asked.done.cancel()
             self._asked.clear()
             self._writer = None
+
+    async def _rest(self) -> None:
+        until = time.monotonic() + _MOST_REST_SECONDS
+        while True:
+            rest = max(_LEAST_REST_SECONDS, _WALKS_IN_REST * self._pace.longest_seconds)
+            left = min(until, self._moved_at + rest) - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(left)
 
     async def _write_together(self, group: Sequence[_Asked]) -> None:
         now = self._clock.now()

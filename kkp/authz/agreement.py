@@ -248,9 +248,12 @@ def _bound_names(module: Module, rule: JSON) -> Iterator[str]:
                 yield node["Var"]["value"]
             if "Every" in node:
                 yield from _names_of_every(module, node["Every"])
-            for name, content in node.items():
-                # A comprehension inside a negation binds names of its own.
-                stack.append((content, name == "NotExpr" or (negated and name not in _COMPREHENSIONS)))
+            # A comprehension inside a negation binds names of its own.
+            stack.extend(
+                (content, name == "NotExpr" or (negated and name not in _COMPREHENSIONS))
+                for name, content in node.items()
+                if isinstance(content, (dict, list)) and name != "span"
+            )
 
 
 def _names_of_every(module: Module, every: JSON) -> Iterator[str]:

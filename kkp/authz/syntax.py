@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 
 from kkp.authz.agreement import Policy, check_agreement
 from kkp.authz.tree import (
@@ -124,10 +125,14 @@ class PolicySyntax:
     def _graph(self) -> dict[RulePath, set[RulePath]]:
         paths = self.rule_paths
         graph: dict[RulePath, set[RulePath]] = {path: set() for path in paths}
+
+        @cache
+        def reached(target: RulePath) -> frozenset[RulePath]:
+            return frozenset(rule for rule in paths if _overlap(rule, target))
+
         for module in self.modules:
             for path, tree in module.rules:
-                for target in _targets(module, tree):
-                    graph[path] |= {rule for rule in paths if _overlap(rule, target)}
+                graph[path].update(*map(reached, _targets(module, tree)))
         return graph
 
 
@@ -149,7 +154,7 @@ class RulePlaces:
         return cls(
             {
                 module.file: sorted(
-                    ((line_of(tree), _askable(path, functions)) for path, tree in module.rules),
+                    ((_starts_at(tree), _askable(path, functions)) for path, tree in module.rules),
                     key=lambda start: start[0],
                 )
                 for module in syntax.modules
@@ -166,6 +171,12 @@ class RulePlaces:
             if path is not None:
                 found.add(path)
         return found
+
+
+def _starts_at(rule: JSON) -> int:
+    _, content = open_node(rule)
+    line: int = content["span"]["line"]
+    return line
 
 
 def _askable(path: RulePath, functions: frozenset[RulePath]) -> RulePath | None:
@@ -290,7 +301,7 @@ def _references(rule: JSON) -> Iterator[JSON]:
             if node is not own_name:
                 yield node
         elif isinstance(node, dict):
-            stack.extend(node.values())
+            stack.extend(content for name, content in node.items() if name != "span")
 
 
 def _overlap(one: RulePath, other: RulePath) -> bool:

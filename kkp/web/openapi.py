@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Final, TypeAlias, get_type_hints
 
 import msgspec
@@ -149,8 +150,9 @@ class SchemaMissingError(Exception):
     """A row of the table says too little to be described; the message names it."""
 
 
-def document(routes: Sequence[Row], public: Sequence[PublicRoute]) -> bytes:
-    """Return the document, in JSON.
+@cache
+def document(routes: tuple[Row, ...], public: tuple[PublicRoute, ...]) -> bytes:
+    """Return the document, in JSON; a process makes it once of each table.
 
     Raises:
         SchemaMissingError: A row lacks its summary, its schema or its example.

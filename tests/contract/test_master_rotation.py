@@ -112,7 +112,9 @@ def input_keys(base: app.Foundation) -> InputKeys:
 
 
 @pytest.fixture
-async def base(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[app.Foundation]:
+async def base(
+    tmp_path: Path, request: pytest.FixtureRequest, patience: None
+) -> AsyncIterator[app.Foundation]:
     """A replica with the key that the database was made with, and a row of every kind."""
     if getattr(request, "param", "sqlite") == "postgresql":
         server: PostgreSQL = request.getfixturevalue("postgres_server")

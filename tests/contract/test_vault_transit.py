@@ -505,7 +505,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_a_token_is_renewed_although_nobody_uses_it(vault: VaultEmulator) -> None:
-    vault.tokens["kkp-token"] = Token(time.monotonic() + 2, 2)
+    vault.tokens["kkp-token"] = Token(time.monotonic() + 4, 4)
     async with connected(vault.uri) as kms:
         await until(lambda: vault.paths.count("/v1/auth/token/renew-self") >= 3)
         await kms.ping()

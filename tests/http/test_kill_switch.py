@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jwt
 import pytest
 
+from kkp.authz.base import PolicyEngine
+from kkp.model import Decision, PolicyInput
 from kkp.revocations import RevocationKind, entry_id
 from tests.fakes.clock import FakeClock
 from tests.harness import KKP, Answer, detached, grant, running
@@ -83,7 +85,7 @@ async def two_servers(directory: Path, **environ: str) -> AsyncIterator[World]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+async def world(request: pytest.FixtureRequest, tmp_path: Path, patience: None) -> AsyncIterator[World]:
     where = {}
     if request.param == "postgresql":
         server: PostgreSQL = request.getfixturevalue("postgres_server")
@@ -321,13 +323,45 @@ async def test_a_key_that_is_revoked_stops_under_every_spelling_that_its_backend
         assert listed["keys"] == sorted(entry_id(RevocationKind.KEY, *key) for key in named)
 
 
-async def test_a_burst_of_one_services_revocations_does_not_refuse_others(tmp_path: Path) -> None:
-    """Each that bumped the epoch alone would have every request decided anew, until it is refused."""
+class SlowPolicy:
+    """A policy engine that takes its time for whoever seals."""
+
+    def __init__(self, policy: PolicyEngine, seconds: float) -> None:
+        self._policy = policy
+        self._seconds = seconds
+
+    @property
+    def revision(self) -> str:
+        return self._policy.revision
+
+    async def decide(self, policy_input: PolicyInput) -> Decision:
+        if b'"action":"encrypt"' in policy_input.encoded:
+            await asyncio.sleep(self._seconds)
+        return await self._policy.decide(policy_input)
+
+    async def ping(self) -> None:
+        await self._policy.ping()
+
+    async def close(self) -> None:
+        await self._policy.close()
+
+
+@pytest.mark.parametrize(("many", "at_once", "deciding_seconds"), [(400, 16, 0), (60, 4, 0.15)])
+async def test_a_burst_of_one_services_revocations_does_not_refuse_others(
+    tmp_path: Path, many: int, at_once: int, deciding_seconds: float
+) -> None:
+    """Each that bumped the epoch alone would have every request decided anew, until it is refused.
+
+    So would all together, if the next came before what others ask for is decided.
+    """
     async with two_servers(tmp_path) as world:
         tokens = [
             await world.here.token(world.service_key, backend="aws", key_id=KEYS["aws"], ops=OPS)
-            for _ in range(400)
+            for _ in range(many)
         ]
+        for each in (world.here, world.there):
+            pipeline = each.services.pipeline
+            pipeline._policy = SlowPolicy(pipeline._policy, deciding_seconds)
         state, answers = world.here.services.pipeline._state, Counter[int]()
         before, is_over = state.epoch, asyncio.Event()
 
@@ -347,7 +381,7 @@ async def test_a_burst_of_one_services_revocations_does_not_refuse_others(tmp_pa
         async with asyncio.TaskGroup() as group:
             for kkp in [world.here, world.there] * 2:
                 group.create_task(seal(kkp))
-            await asyncio.gather(*(revoke(tokens[n::16]) for n in range(16)))
+            await asyncio.gather(*(revoke(tokens[n::at_once]) for n in range(at_once)))
             is_over.set()
         assert answers.keys() == {200}
         await state.refresh()

@@ -39,7 +39,7 @@ TAKING = "ALTER TABLE {} DROP CONSTRAINT refusing"
 
 
 @pytest.fixture
-def place(postgres_server: PostgreSQL) -> PostgreSQLPlace:
+def place(postgres_server: PostgreSQL, patience: None) -> PostgreSQLPlace:
     return PostgreSQLPlace(postgres_server)
 
 

@@ -52,6 +52,7 @@ from kkp.operations.tokens import IssuedToken, IssueToken, TokenRequest
 from kkp.pipeline import Pipeline
 from kkp.store.audit import AuditStore
 from kkp.web import exchange
+from tests.fakes.clock import FakeClock
 from tests.harness import ISSUER, KKP, Answer, Client, detached, grant, running, settings_for
 from tests.issuer import ISSUER as VOUCHES
 from tests.issuer import FakeIssuer
@@ -846,7 +847,8 @@ def _stored_records(database: Path) -> list[dict[str, Any]]:
 async def test_the_walk_reaches_every_refusal_and_the_clear_fields_are_really_filled(
     tmp_path: Path,
 ) -> None:
-    async with running(tmp_path, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_ISSUERS=ISSUERS) as kkp:
+    clock = FakeClock(time.time())  # nothing expires on the way, however long the machine stands still
+    async with running(tmp_path, clock=clock, KKP_MAX_PLAINTEXT_BYTES="4096", KKP_ISSUERS=ISSUERS) as kkp:
         scene = await new_scene(kkp)
         await exercise(scene)
         records = await kkp.records()

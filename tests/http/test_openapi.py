@@ -120,7 +120,7 @@ class _Bare(schemas.Asks[None], frozen=True):
 
 
 def test_a_new_row_with_a_schema_is_documented_without_further_ado() -> None:
-    document = json.loads(openapi.document([*ROUTES, _row()], PUBLIC_ROUTES))
+    document = json.loads(openapi.document((*ROUTES, _row()), PUBLIC_ROUTES))
     assert document["paths"]["/new"]["post"]["summary"] == "New"
     OpenAPIV31SpecValidator(document).validate()
 
@@ -136,12 +136,12 @@ def test_a_new_row_with_a_schema_is_documented_without_further_ado() -> None:
 )
 def test_a_row_that_lacks_its_schema_is_refused_by_name(row: Route[Any, Any], complaint: str) -> None:
     with pytest.raises(openapi.SchemaMissingError, match=complaint):
-        openapi.document([row], ())
+        openapi.document((row,), ())
 
 
 def test_a_path_parameter_is_documented() -> None:
     row = _row(path="/new/{name}/thing", read=NoBody(lambda _: None))
-    parameter, _release = json.loads(openapi.document([row], ()))["paths"]["/new/{name}/thing"]["post"][
+    parameter, _release = json.loads(openapi.document((row,), ()))["paths"]["/new/{name}/thing"]["post"][
         "parameters"
     ]
     assert (parameter["name"], parameter["in"], parameter["required"]) == ("name", "path", True)

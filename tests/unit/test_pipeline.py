@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from kkp.errors import (
 from kkp.live_state import LiveState
 from kkp.model import Credentials, Decision
 from kkp.operations.base import Proposal
+from kkp.pacing import Pace
 from kkp.tokens import Claims, Confirmation
 from tests.fakes.audit_store import Failure
 from tests.fakes.used_once import FakeUsedOnce
@@ -257,6 +259,20 @@ async def test_a_change_that_does_not_concern_the_caller_costs_one_more_round(ro
     road.policy.meanwhile = change_once
     assert await road.walk() == "orders did alias/orders"
     assert (road.work.runs, road.directory.loads) == (1, 1)
+
+
+async def test_whoever_overtakes_a_walk_can_tell_how_long_it_took(road: Road) -> None:
+    await road.walk()
+    await road.walk_together("one", "two")
+    assert road.pipeline._pace.longest_seconds == 0
+    for walking in (road.walk, partial(road.walk_together, "one", "two")):
+        road.pipeline._pace = Pace()
+        road.policy.meanwhile = lambda: road.directory.write(other=CALLER)
+        with suppress(UnauthenticatedError):
+            await walking()
+        assert road.pipeline._pace.longest_seconds > 0
+        road.directory.write(key=CALLER)
+        await road.directory.load()
 
 
 async def test_a_state_that_changes_all_the_time_ends_in_503(road: Road) -> None:

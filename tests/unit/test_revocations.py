@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -230,6 +231,34 @@ async def test_what_is_asked_for_together_is_written_together(world: World) -> N
     await asyncio.gather(*(world.revoked.revoke_token(f"jti-{n}", EXP, by="orders") for n in range(100)))
     assert len(world.stored()) == 100
     assert await world.database.epoch() == before + 2
+
+
+async def seconds_until_revoked(world: World, jti: str) -> float:
+    """Return how long a revocation takes, which must not be for ever."""
+    began = time.monotonic()
+    async with asyncio.timeout(30):
+        await world.revoked.revoke_token(jti, EXP, by="orders")
+    return time.monotonic() - began
+
+
+async def test_between_two_writes_requests_have_the_time_of_four_walks(world: World) -> None:
+    await world.revoke("a")
+    assert await seconds_until_revoked(world, "b") >= 0.09  # from the end of the write before
+    world.revoked._pace.overtaken_after(0.2)
+    assert await seconds_until_revoked(world, "c") >= 0.79
+
+
+async def test_no_revocation_waits_longer_than_a_second_for_requests_to_get_through(world: World) -> None:
+    world.revoked._pace.overtaken_after(3600)
+    await world.revoke("a")
+    assert await seconds_until_revoked(world, "b") >= 0.99
+
+
+async def test_a_revocation_does_not_follow_close_upon_what_somebody_else_has_changed(world: World) -> None:
+    await world.replica().revoke_token("a", EXP, by="orders")
+    world.revoked._pace.overtaken_after(0.1)
+    await world.revoked.load()
+    assert await seconds_until_revoked(world, "b") >= 0.39
 
 
 async def test_of_those_written_together_each_hears_its_own_outcome(
