@@ -48,7 +48,7 @@ async def fetch(
             client.stream("GET", url, headers={**_HEADERS, **headers}) as response,
         ):
             return await _read(response, max_bytes)
-    except TimeoutError:
+    except (TimeoutError, httpx.TimeoutException):
         why = f"no answer within {DEADLINE_SECONDS} s"
     except httpx.ConnectError as error:  # its text is the system's, from before anything was sent
         why = f"no connection could be made: {error}"
