@@ -258,19 +258,18 @@ def _read(path: Path) -> Iterator[Iterator[bytes]]:
     Raises:
         ConfigError: It can't be read.
     """
-    if path == _PIPE:
-        yield _pieces(STDIN, path, lambda _: None)
-        return
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = STDIN if path == _PIPE else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unread(path, error) from None
-    progress = Progress(os.fstat(descriptor).st_size, unit="MB", unit_size=_MEGABYTE)
+    size = os.fstat(descriptor).st_size or None  # a pipe has none
+    progress = Progress(size, unit="MB", unit_size=_MEGABYTE)
     try:
         yield _pieces(descriptor, path, progress.advance)
     finally:
         progress.close()
-        os.close(descriptor)
+        if descriptor != STDIN:
+            os.close(descriptor)
 
 
 def _pieces(descriptor: int, path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:

@@ -38,10 +38,10 @@ class NotWrittenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What is to be done, once it is all known to make sense; `stream` is the file, where that holds one."""
+    """What is to be done, once it is all known to make sense; of a stream, the file has what is behind it."""
 
     envelope: DetachedEnvelope
-    stream: Path | None
+    file: Path
     uris: Mapping[str, str]
     settings: Callable[[], Settings]
     limits: BackendLimits
@@ -71,9 +71,9 @@ def open_on_record(act: Act, records: RecordFile) -> None:
     _record(records, attempt, OPENED)
     try:
         _release(pieces(), act.output)
-    except (OSError, EnvelopeInvalidError) as error:
+    except (OSError, KKPError) as error:
         _record(records, attempt, "output_failed")
-        told = error.strerror if isinstance(error, OSError) else "the stream was changed while it was read"
+        told = error.strerror if isinstance(error, OSError) else "the stream was changed after it was checked"
         raise NotWrittenError(told) from error
 
 
@@ -145,12 +145,12 @@ def _pieces(act: Act, message_key: bytes) -> Iterator[bytes]:
         EnvelopeInvalidError: It is not what it was, or not whole.
     """
     try:
-        with Path(str(act.stream)).open("rb") as file:
+        with act.file.open("rb") as file:
             if streams.read_line(file) != act.envelope:
                 raise EnvelopeInvalidError
             yield from streams.opened(file, act.envelope, message_key)
     except OSError as error:
-        raise ConfigError([f"{act.stream}: it can't be read ({error.strerror})"]) from None
+        raise ConfigError([f"{act.file}: it can't be read ({error.strerror})"]) from None
 
 
 def _release(pieces: Iterable[bytes], output: Path | None) -> None:

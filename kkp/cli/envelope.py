@@ -201,16 +201,14 @@ def _prepared(options: argparse.Namespace, uses: _Uses) -> Act:
         )
     if options.output is None and os.isatty(STDOUT) and not options.to_terminal:
         raise ConfigError(["stdout is a terminal: give --output FILE, or --to-terminal if you mean it"])
-    envelope = _read_line(options.file)
-    stream = None if envelope is None else options.file
-    envelope = envelope or _read(options.file)
+    envelope = _read_line(options.file) or _read(options.file)
     name = envelope.wrap.backend
     if name not in uses.uris:
         known = ", ".join(uses.uris)
         problem = f"the envelope is of the backend {name!r}, and there are {known}"
         raise ConfigError([f"{problem}; give --backend NAME=URI"])
     chosen = reach.needed(name, uses.uris)
-    return Act(envelope, stream, chosen, uses.settings, uses.limits, reason, options.output)
+    return Act(envelope, options.file, chosen, uses.settings, uses.limits, reason, options.output)
 
 
 def _read_line(path: Path) -> DetachedEnvelope | None:

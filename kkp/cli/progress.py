@@ -19,21 +19,22 @@ class Progress:
     """A bar that counts.
 
     Args:
-        total: How many there will be; a guess is enough.
+        total: How many there will be; a guess is enough. None if nobody knows, and then nothing is drawn.
         stream: Where it is drawn, if that is a terminal.
         unit: What it counts.
         unit_size: How many make one of them.
     """
 
     def __init__(
-        self, total: int, stream: TextIO | None = None, *, unit: str = "records", unit_size: int = 1
+        self, total: int | None, stream: TextIO | None = None, *, unit: str = "records", unit_size: int = 1
     ) -> None:
         self._unit = unit
         self._unit_size = unit_size
-        self._total = total
+        self._total = total or 0
         self._stream = stream or sys.stderr
         self._began_at = time.monotonic()
-        self._due_at = self._began_at + _WAIT_SECONDS if self._stream.isatty() else float("inf")
+        is_shown = total is not None and self._stream.isatty()
+        self._due_at = self._began_at + _WAIT_SECONDS if is_shown else float("inf")
         self._count = 0
         self._drawn = False
 

@@ -463,8 +463,15 @@ async def test_of_a_damaged_stream_nothing_is_released(cloud: Cloud, operator: O
     assert set(results(here)[1::2]) == {"envelope_invalid"}
 
 
+CHANGES: Mapping[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "gone": lambda path: path.unlink(missing_ok=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 async def test_a_stream_that_is_changed_after_it_was_checked_is_not_released(
-    cloud: Cloud, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, operator: Operator, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
 ) -> None:
     here = operator.here
     await seal_stream(here, cloud.uri, cloud.key, b"p" * (2 * streams.CHUNK))
@@ -472,11 +479,11 @@ async def test_a_stream_that_is_changed_after_it_was_checked_is_not_released(
 
     def record(*given: Any) -> None:
         recorded(*given)
-        (here / "sealed.kkp").write_bytes((here / "sealed.kkp").read_bytes()[:-1])
+        change(here / "sealed.kkp")
 
     monkeypatch.setattr(direct, "_record", record)
     refused = await operator.open(cloud, *MEANT, "--output", "opened", file="sealed.kkp")
-    assert (refused.code, "the stream was changed while it was read" in refused.err) == (7, True)
+    assert (refused.code, "the stream was changed after it was checked" in refused.err) == (7, True)
     assert results(here) == ["attempt", "opened", "output_failed"]
     assert not (here / "opened").exists()
 
