@@ -10,7 +10,8 @@ Rules that hold here:
   before the last one: whoever acts on a plaintext as a whole waits until the stream has ended without an
   error. `open_file` does: a file stands under its name when it is whole, and never before.
 - A file that is written is readable by its owner alone, takes the place of one that has its name, and is on
-  disk when it does. A name that is a symbolic link is replaced itself.
+  disk when it does. A name that is a symbolic link is replaced itself. A process that is killed leaves what
+  it had written beside it, as `.kkp-…`.
 
 `LocalEnvelope` is for asyncio, `SyncLocalEnvelope` for threads.
 """

@@ -61,9 +61,6 @@ class Scope:
     request_context: JSONObject = field(default_factory=dict)
 
 
-ANY_SCOPE: Final = Scope()
-
-
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 DEFAULT_SCOPE: Final = Scope()
 

@@ -56,10 +56,11 @@ class LineReader:
         """Take some bytes; return the envelope and the bytes behind its line, once that has ended.
 
         Raises:
+            ConfigurationError: They are no bytes.
             EnvelopeInvalidError: It is no stream's line, or does not end.
         """
         searched = len(self._buffer)
-        self._buffer += data
+        self._buffer += _bytes(data)
         end = self._buffer.find(b"\n", searched, MAX_LINE_BYTES)
         if end >= 0:
             return parse_stream(bytes(self._buffer[:end])), bytes(self._buffer[end + 1 :])
@@ -86,9 +87,7 @@ class _Chunks:
         Raises:
             ConfigurationError: They are no bytes.
         """
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise ConfigurationError("What a stream is made of is bytes.")
-        view = memoryview(data).cast("B")
+        view = _bytes(data)
         while len(self._held) + len(view) > self._length:
             missing = self._length - len(self._held)
             piece, self._held = self._held, bytearray()
@@ -232,6 +231,12 @@ def chunk_bytes_of(envelope: DetachedEnvelope) -> int:
     if envelope.chunk_size is None:
         raise invalid()
     return envelope.chunk_size
+
+
+def _bytes(data: object) -> memoryview:
+    if isinstance(data, bytes | bytearray | memoryview):
+        return memoryview(data).cast("B")
+    raise ConfigurationError("What a stream is made of is bytes.")
 
 
 def _still(cipher: AESGCM | None) -> AESGCM:

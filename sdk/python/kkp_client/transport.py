@@ -13,13 +13,12 @@ Rules that hold here:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
 
-from kkp_client.fetching import tls_context
+from kkp_client import fetching
 from kkp_client.protocol import Answer, Failed, Send, Settings
 
 _MAX_CONNECTIONS: Final = 100
@@ -30,13 +29,8 @@ _ENCODED: Final = Failed("bad_answer", "The answer is in an encoding that nobody
 
 def options(settings: Settings) -> dict[str, Any]:
     """Return what a client of httpx is made with."""
-    return {
-        "trust_env": False,
-        "follow_redirects": False,
-        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        "verify": settings.ssl_context or tls_context(settings.url),
-        "limits": httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
-    }
+    limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
+    return {**fetching.options(settings.ssl_context or fetching.tls_context(settings.url)), "limits": limits}
 
 
 async def post(http: httpx.AsyncClient, send: Send, monotonic: Callable[[], float]) -> Answer | Failed:
@@ -80,17 +74,7 @@ class _Reading:
             return _TOO_LONG
         if self._response.headers.get("content-encoding", "identity") != "identity":
             return _ENCODED
-        return Answer(
-            self._response.status_code, _lower(self._response.headers.multi_items()), b"".join(self._pieces)
-        )
-
-
-def _lower(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return headers by their names in small letters; of one that is there twice, the first."""
-    found: dict[str, str] = {}
-    for name, value in headers:
-        found.setdefault(name.lower(), value)
-    return found
+        return Answer(self._response.status_code, fetching.headers_of(self._response), b"".join(self._pieces))
 
 
 def _failed(error: Exception) -> Failed:

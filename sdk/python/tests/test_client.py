@@ -272,6 +272,19 @@ async def test_closing_ends_what_waits_and_nothing_is_asked_afterwards(
             await call
 
 
+async def test_closing_ends_a_request_that_is_under_way(client_of: Make, kkp: ScriptedKKP) -> None:
+    go_on = threading.Event()
+    kkp.script("/envelope/encrypt", Scripted(waits_for=go_on))
+    client = client_of(kkp)
+    waiting = asyncio.ensure_future(client.encrypt("hello", **KEY))
+    await until(lambda: kkp.asked != [])
+    await client.close()
+    with pytest.raises(TransportError) as failed:
+        await waiting
+    assert failed.value.code == "unreachable"
+    go_on.set()
+
+
 async def test_a_revoked_token_is_used_no_longer(client_of: Make, kkp: ScriptedKKP) -> None:
     client = client_of(kkp)
     scope = Scope(backend="aws", key_id="k")

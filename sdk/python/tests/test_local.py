@@ -149,6 +149,9 @@ async def test_a_source_of_something_else_than_bytes_is_not_taken_for_an_end(
     for source in sources:
         with pytest.raises(ConfigurationError):
             await whole(here.seal_stream(source, **KEY))
+    for source in (io.StringIO("text"), Odd(None), Odd(b"{", None), ["a"], [1]):
+        with pytest.raises(ConfigurationError):
+            await whole(here.open_stream(source))
 
 
 async def test_a_file_comes_back_as_it_went(client_of: Make, kkp: ScriptedKKP, tmp_path: Path) -> None:
