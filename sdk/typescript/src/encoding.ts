@@ -12,6 +12,9 @@ const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 const NO_LETTER = 0xff;
 const SEXTETS = sextets();
 
+// With the flag `u` a pair is one character, so that only a surrogate alone is of this category.
+const LONE_SURROGATE = /\p{Cs}/u;
+
 const UTF8_ENCODER = new TextEncoder();
 const UTF8_DECODER = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
@@ -45,6 +48,27 @@ export function encodeBase64url(bytes: Uint8Array): string {
     for (let n = 0; n < letters; n++) text += LETTERS[(group >> (18 - 6 * n)) & 63];
   }
   return text;
+}
+
+/** Return the bytes that `text` is the padded base64 of (RFC 4648 section 4), in its one spelling, or undefined. */
+export function decodeBase64(text: string): Bytes | undefined {
+  if (text.length % 4 !== 0 || /[-_]/.test(text)) return undefined;
+  return decodeBase64url(
+    text
+      .replace(/={1,2}$/, "")
+      .replaceAll("+", "-")
+      .replaceAll("/", "_"),
+  );
+}
+
+export function encodeBase64(bytes: Uint8Array): string {
+  const text = encodeBase64url(bytes).replaceAll("-", "+").replaceAll("_", "/");
+  return text.padEnd(Math.ceil(text.length / 4) * 4, "=");
+}
+
+/** Tell whether a text has no lone surrogate, which UTF-8 has no bytes for. */
+export function isWellFormed(text: string): boolean {
+  return !LONE_SURROGATE.test(text);
 }
 
 export function encodeUTF8(text: string): Bytes {
