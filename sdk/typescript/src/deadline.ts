@@ -21,13 +21,13 @@ export class Deadline {
     signal: AbortSignal | undefined,
     step: (deadline: Deadline) => Promise<T>,
   ): Promise<T> {
+    signal?.throwIfAborted();
     const deadline = new Deadline(seconds);
     const stop = () => deadline.#controller.abort(signal?.reason);
     const timeUp = () =>
-      deadline.#controller.abort(new TransportError("timeout", `no answer within ${seconds} s`));
+      deadline.#controller.abort(new TransportError("timeout", `${what} did not answer within ${seconds} s`));
     const timer = setTimeout(timeUp, seconds * 1000);
     signal?.addEventListener("abort", stop, { once: true });
-    if (signal?.aborted) stop();
     try {
       return await deadline.wait(step(deadline));
     } finally {

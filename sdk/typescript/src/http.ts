@@ -1,35 +1,36 @@
 /**
- * One request over `fetch` and its bounded answer, or why there is none. Decides nothing.
+ * One request and its answer over `fetch`, bounded in time and size.
  *
- * Redirects are not followed: they would carry a credential to wherever an answer says. They are read as any
- * other answer (`manual`, because some runtimes do not know `error`). Cookies are neither sent nor kept.
+ * Redirects are not followed, no cookies are sent or kept, and no cache between here and KKP answers: how old an
+ * answer is must be known. An answer is read only as far as its limit, whatever length it says it has.
  */
 
-import { type Bytes, concatenate } from "./encoding.js";
+import { Deadline } from "./deadline.js";
+import { concatenate } from "./encoding.js";
+import { TransportError } from "./errors.js";
 
-export type Fetch = typeof globalThis.fetch;
+export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
 
-export interface HTTPRequest {
-  readonly method: string;
-  readonly headers: Readonly<Record<string, string>>;
-  readonly body?: Bytes;
-}
-
-export interface HTTPAnswer {
-  readonly kind: "answer";
+/** What came back, whatever its status. */
+export interface Answer {
   readonly status: number;
   readonly headers: Headers;
-  /** Undefined where it was longer than may be read. */
-  readonly body: Bytes | undefined;
+  readonly body: Uint8Array;
 }
 
-/** No answer: no connection could be made, so that nothing was sent, or one broke, so that nobody knows. */
+/** Why nothing came back. */
 export interface NoAnswer {
-  readonly kind: "unmade" | "broken";
-  /** A word for people, which holds nothing of the request. */
-  readonly why: string;
+  readonly error: TransportError;
+  /** Whether no connection could be made, so that nothing was sent; else nobody knows what became of it. */
+  readonly wasUnsent: boolean;
 }
 
+export interface Limits {
+  readonly maxBytes: number;
+  readonly deadlineSeconds: number;
+}
+
+// What systems and Node's fetch call it where no connection could be made.
 const NEVER_CONNECTED = new Set([
   "ECONNREFUSED",
   "ENOTFOUND",
@@ -38,44 +39,74 @@ const NEVER_CONNECTED = new Set([
   "ENETUNREACH",
   "UND_ERR_CONNECT_TIMEOUT",
 ]);
+const SYSTEM_CODE = /^[A-Z][A-Z0-9_]{2,63}$/;
 
-/** Send a request once. Throws the signal's reason where that was aborted, and nothing else. */
+/** Send one request; throws a `TransportError` where no whole answer comes back. */
 export async function exchange(
   fetcher: Fetch,
   url: string,
-  request: HTTPRequest,
-  maxAnswerBytes: number,
+  init: RequestInit,
+  limits: Limits,
+): Promise<Answer> {
+  return await Deadline.within(limits.deadlineSeconds, undefined, async ({ signal }) => {
+    const answer = await send(fetcher, url, init, limits.maxBytes, signal);
+    if ("error" in answer) throw answer.error;
+    return answer;
+  });
+}
+
+/** Send one request; throws only the signal's reason, where that was aborted. */
+export async function send(
+  fetcher: Fetch,
+  url: string,
+  init: RequestInit,
+  maxBytes: number,
   signal: AbortSignal,
-): Promise<HTTPAnswer | NoAnswer> {
+): Promise<Answer | NoAnswer> {
   try {
-    const response = await fetcher(url, { ...request, redirect: "manual", credentials: "omit", signal });
-    const body = await boundedBody(response, maxAnswerBytes);
-    return { kind: "answer", status: response.status, headers: response.headers, body };
+    const response = await fetcher(url, { ...init, ...SETTINGS, signal });
+    const body = await bounded(response, maxBytes);
+    if (body === undefined) return noAnswer("bad_answer", `${url} answered more than ${maxBytes} bytes`);
+    return { status: response.status, headers: response.headers, body };
   } catch (error) {
     signal.throwIfAborted();
-    const why = codeOf(error);
-    return { kind: NEVER_CONNECTED.has(why) ? "unmade" : "broken", why };
+    const code = systemCode(error);
+    const why = code === undefined ? "" : `: ${code}`;
+    return noAnswer("unreachable", `${url} could not be reached${why}`, NEVER_CONNECTED.has(code ?? ""));
   }
 }
 
-async function boundedBody(response: Response, maxBytes: number): Promise<Bytes | undefined> {
+function noAnswer(code: "bad_answer" | "unreachable", message: string, wasUnsent = false): NoAnswer {
+  return { error: new TransportError(code, message), wasUnsent };
+}
+
+async function bounded(response: Response, maxBytes: number): Promise<Uint8Array | undefined> {
+  if (response.body === null) return new Uint8Array();
+  const reader = response.body.getReader();
   const parts: Uint8Array[] = [];
   let length = 0;
-  const reader = response.body?.getReader();
-  for (let read = await reader?.read(); read?.value !== undefined; read = await reader?.read()) {
-    length += read.value.length;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return concatenate(...parts);
+    length += value.length;
     if (length > maxBytes) {
-      await reader?.cancel();
+      await reader.cancel(); // closes the connection, on which nobody knows how much more would come
       return undefined;
     }
-    parts.push(read.value);
+    parts.push(value);
   }
-  return concatenate(...parts);
 }
 
-/** Return the code that a runtime gives what broke; its own text might quote what was sent. */
-function codeOf(error: unknown): string {
-  const code =
-    error instanceof Error && error.cause instanceof Error && "code" in error.cause && error.cause.code;
-  return typeof code === "string" && /^[A-Z0-9_]{1,64}$/.test(code) ? code : "the connection failed";
+// Some edge runtimes throw at settings that they do not have, and do by themselves what these ask for.
+const SETTINGS: RequestInit = {
+  redirect: "manual",
+  ...("cache" in Request.prototype && { cache: "no-store" }),
+  ...("credentials" in Request.prototype && { credentials: "omit" }),
+};
+
+/** The system's name for what went wrong, like ECONNREFUSED; the rest of a foreign error's text is not ours to show. */
+function systemCode(error: unknown): string | undefined {
+  const cause = error instanceof Error ? error.cause : undefined;
+  const code = cause instanceof Error && "code" in cause ? cause.code : undefined;
+  return typeof code === "string" && SYSTEM_CODE.test(code) ? code : undefined;
 }
