@@ -326,7 +326,7 @@ export class KKPClient {
 
   async #within<T>(options: CallOptions, step: (deadline: Deadline) => Promise<T>): Promise<T> {
     const seconds = checkedSeconds(options.deadlineSeconds ?? this.#deadlineSeconds);
-    return await Deadline.within(seconds, options.signal, step);
+    return await Deadline.within(seconds, this.#url, options.signal, step);
   }
 }
 

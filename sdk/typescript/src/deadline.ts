@@ -15,9 +15,10 @@ export class Deadline {
     this.#endsAt = performance.now() + seconds * 1000;
   }
 
-  /** Run a step of this many seconds at the most. */
+  /** Run a step of this many seconds at the most; `what` is whose answer it waits for. */
   static async within<T>(
     seconds: number,
+    what: string,
     signal: AbortSignal | undefined,
     step: (deadline: Deadline) => Promise<T>,
   ): Promise<T> {

@@ -48,7 +48,7 @@ export async function exchange(
   init: RequestInit,
   limits: Limits,
 ): Promise<Answer> {
-  return await Deadline.within(limits.deadlineSeconds, undefined, async ({ signal }) => {
+  return await Deadline.within(limits.deadlineSeconds, url, undefined, async ({ signal }) => {
     const answer = await send(fetcher, url, init, limits.maxBytes, signal);
     if ("error" in answer) throw answer.error;
     return answer;
