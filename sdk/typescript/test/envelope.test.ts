@@ -116,7 +116,7 @@ const MALFORMED: Readonly<Record<string, unknown>> = {
   "a context of 33 pairs": { ...WHOLE, context: pairs(33) },
   "a context with a value that is no text": { ...WHOLE, context: { table: 1 } },
   "a context with an empty name": { ...WHOLE, context: { "": "x" } },
-  "a context with a name of 129 bytes": { ...WHOLE, context: { ["é".repeat(64) + "x"]: "x" } },
+  "a context with a name of 129 bytes": { ...WHOLE, context: { [`${"é".repeat(64)}x`]: "x" } },
   "a context of 4,097 bytes": { ...WHOLE, context: { a: "x".repeat(4097 - '{"a":""}'.length) } },
   "associated data of 4,097 bytes": { ...WHOLE, associated_data: "x".repeat(4097) },
   "a lone surrogate": { ...WHOLE, associated_data: LONE },
