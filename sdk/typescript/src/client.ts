@@ -15,6 +15,7 @@ import { Deadline } from "./deadline.js";
 import type { DPoPKey } from "./dpop.js";
 import { encodeUTF8 } from "./encoding.js";
 import {
+  type AnyEnvelope,
   type DetachedEnvelope,
   type Encoding,
   type Envelope,
@@ -148,8 +149,12 @@ export class KKPClient {
     return await this.#run(decrypting(envelope, options), options);
   }
 
-  /** Have KKP move an envelope to another key, or to the newest version of its own; the payload stays as it is. */
-  async rewrap(envelope: Envelope, target: Target, options: OpeningOptions = {}): Promise<Envelope> {
+  /**
+   * Have KKP move an envelope to another key, or to the newest version of its own; the payload stays as it is.
+   *
+   * Of a stream, the envelope in its line is moved, and takes that line's place.
+   */
+  async rewrap<E extends AnyEnvelope>(envelope: E, target: Target, options: OpeningOptions = {}): Promise<E> {
     return await this.#run(rewrapping(envelope, target, options), options);
   }
 
@@ -167,11 +172,11 @@ export class KKPClient {
   }
 
   /** Move many: for each its envelope or its error, in order. The deadline is that of each request. */
-  async rewrapMany(
-    envelopes: readonly Envelope[],
+  async rewrapMany<E extends AnyEnvelope>(
+    envelopes: readonly E[],
     target: Target,
     options: OpeningOptions = {},
-  ): Promise<Result<Envelope>[]> {
+  ): Promise<Result<E>[]> {
     return await this.#runMany(envelopes, (envelope) => rewrapping(envelope, target, options), options);
   }
 

@@ -67,6 +67,8 @@ export interface StreamEnvelope extends Labels {
   readonly chunk_size: number;
 }
 
+export type AnyEnvelope = Envelope | DetachedEnvelope | StreamEnvelope;
+
 type Members = ReadonlyMap<string, unknown>;
 
 const LABELS = [
@@ -105,6 +107,13 @@ export function readStreamEnvelope(value: unknown): StreamEnvelope {
   if (members.get("alg") !== STREAM_ALGORITHM || encoding !== null) throw new EnvelopeInvalidError();
   if (chunkSize === undefined || !isChunkSize(chunkSize)) throw new EnvelopeInvalidError();
   return { ...labels(members), alg: STREAM_ALGORITHM, encoding, chunk_size: chunkSize };
+}
+
+/** Return a copy of an envelope of whichever form, by the members that it has. */
+export function readAnyEnvelope(value: unknown): AnyEnvelope {
+  const members = membersOf(value);
+  if (members.has("nonce")) return readEnvelope(members);
+  return members.has("chunk_size") ? readStreamEnvelope(members) : readDetachedEnvelope(members);
 }
 
 export function isChunkSize(bytes: number): boolean {

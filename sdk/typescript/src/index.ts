@@ -11,7 +11,15 @@ export {
   type SealingKey,
 } from "./client.js";
 export { DPoPKey, type PresentedProof, type ProofAlgorithm, type ProofRequest } from "./dpop.js";
-export type { Context, DetachedEnvelope, Encoding, Envelope, Opened, StreamEnvelope } from "./envelope.js";
+export type {
+  AnyEnvelope,
+  Context,
+  DetachedEnvelope,
+  Encoding,
+  Envelope,
+  Opened,
+  StreamEnvelope,
+} from "./envelope.js";
 export * from "./errors.js";
 export type { Pairs } from "./forms.js";
 export {

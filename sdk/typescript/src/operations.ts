@@ -8,12 +8,14 @@ import { canonicalJSON, type Plain } from "./canonicalJson.js";
 import { type Claims, type Operation as Op, readClaims } from "./claims.js";
 import { type Bytes, decodeBase64, encodeBase64, encodeUTF8 } from "./encoding.js";
 import {
+  type AnyEnvelope,
   type Context,
   type DetachedEnvelope,
   type Encoding,
   type Envelope,
   Opened,
   plaintextBytes,
+  readAnyEnvelope,
   readDetachedEnvelope,
   readEnvelope,
   readStreamEnvelope,
@@ -88,14 +90,20 @@ export function decrypting(envelope: Envelope, opening: Opening): Operation<Open
   };
 }
 
-export function rewrapping(envelope: Envelope, target: Target, opening: Opening): Operation<Envelope> {
-  const checked = readEnvelope(envelope);
+/** Move an envelope of any form, which comes back in its own. */
+export function rewrapping<E extends AnyEnvelope>(
+  envelope: E,
+  target: Target,
+  opening: Opening,
+): Operation<E> {
+  const checked = readAnyEnvelope(envelope);
   return {
     path: "/envelope/rewrap",
     scope: scopeOf(checked, "rewrap", opening),
     takesToken: true,
     members: { ...openingMembers(checked, opening), backend: target.backend, key_id: target.keyId },
-    read: (document) => readRewrapped(document, checked, target),
+    // Of the same members, as it was compared with what went in.
+    read: (document) => readRewrapped(document, checked, target) as E,
   };
 }
 
@@ -171,8 +179,8 @@ function readOpened(document: JSONObject, envelope: Envelope): Opened<Claims | n
 }
 
 /** Read a moved envelope: the same as it was but for the wrap, which is the asked for key's. */
-function readRewrapped(document: JSONObject, source: Envelope, target: Target): Envelope {
-  const moved = answered(() => readEnvelope(document.get("envelope")));
+function readRewrapped(document: JSONObject, source: AnyEnvelope, target: Target): AnyEnvelope {
+  const moved = answered(() => readAnyEnvelope(document.get("envelope")));
   const { backend, key_id, key_version, encrypted_data_key, wrap_tag } = moved;
   const expected = { ...source, backend, key_id, key_version, encrypted_data_key, wrap_tag };
   const isMoved = backend === target.backend && key_id === target.keyId;
