@@ -1,4 +1,4 @@
-"""The ciphertext format, byte by byte: envelope v1.
+"""The ciphertext format, byte by byte: envelope v1, and what a stream v1 begins with.
 
 An envelope is one JSON object. Binary members are base64url without padding (RFC 4648 section 5), unknown
 and missing members are refused, and every member is always present:
@@ -28,6 +28,8 @@ Rules:
 - A *detached* envelope is one without `nonce` and `ciphertext`: whoever seals or opens elsewhere is given it
   and its message key, K_enc, and never the data key. One message key is for one message: a second payload
   under it would open in the place of the first.
+- The envelope of a *stream* is a detached one with a seventh member in its header, `chunk_size`, and an `alg`
+  of its own. All keys are made of the header: it shares none with an envelope. `kkp.streams` has its chunks.
 - `encoding` is `"utf-8"` when the plaintext was given as text, and then it must decode; else `null`.
 - A structural fault and a failed check raise one error, `EnvelopeInvalidError`, always the same.
 - Text is taken as it is: no Unicode normalisation, no lone surrogates.
@@ -47,7 +49,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256, sha512
-from typing import Final, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias, TypeVar, overload
 
 import msgspec
 from cryptography.exceptions import InvalidTag
@@ -56,10 +58,13 @@ from cryptography.hazmat.primitives.hashes import SHA512
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kkp.errors import EnvelopeInvalidError, InvalidRequestError, KKPError, KMSUnavailableError
+from kkp.model import JSON
 
 Encoding: TypeAlias = Literal["utf-8"] | None
 
 DATA_KEY_BYTES = 32
+MIN_CHUNK_BYTES = 4096
+MAX_CHUNK_BYTES = 8 * 1024 * 1024
 MAX_CONTEXT_PAIRS = 32
 MAX_CONTEXT_NAME_BYTES = 128
 MAX_CONTEXT_BYTES = 4096
@@ -69,20 +74,25 @@ MAX_KEY_ID_BYTES = 2048
 MAX_KEY_VERSION_BYTES = 2048
 MAX_ENCRYPTED_DATA_KEY_BYTES = 65_536
 
+ChunkSize: TypeAlias = Annotated[int, msgspec.Meta(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)]
+
 _ALGORITHM: Final = "A256GCM-HKDF-SHA512-COMMIT"
+_STREAM_ALGORITHM: Final = "A256GCM-HKDF-SHA512-COMMIT-STREAM"
 _INFO = b"kkp/envelope/v1"
 _WRAP_INFO = b"kkp/envelope/v1/wrap"
 _MESSAGE_ID_BYTES = 32
 _MAC_BYTES = 32
 _NONCE_BYTES = 12
 _GCM_TAG_BYTES = 16
+_NOT_THERE: Final = msgspec.Raw()
+_FAULTS: Final = (msgspec.MsgspecError, ValueError, RecursionError, KKPError)  # of JSON that is no envelope
 
 
-class DetachedEnvelopeWire(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An envelope without nonce and ciphertext, as it stands in JSON."""
+class _Members(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What every envelope has in JSON."""
 
     v: Literal[1]
-    alg: Literal["A256GCM-HKDF-SHA512-COMMIT"]
+    alg: str
     context: dict[str, str]
     associated_data: str | None
     encoding: Encoding
@@ -95,6 +105,20 @@ class DetachedEnvelopeWire(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     commitment: str
 
 
+class DetachedEnvelopeWire(_Members, frozen=True, forbid_unknown_fields=True):
+    """An envelope without nonce and ciphertext, as it stands in JSON."""
+
+    alg: Literal["A256GCM-HKDF-SHA512-COMMIT"]
+
+
+class StreamEnvelopeWire(_Members, frozen=True, forbid_unknown_fields=True):
+    """The envelope of a stream, as it stands in JSON; `chunk_size` is in bytes of plaintext."""
+
+    alg: Literal["A256GCM-HKDF-SHA512-COMMIT-STREAM"]
+    encoding: None
+    chunk_size: ChunkSize
+
+
 class EnvelopeWire(DetachedEnvelopeWire, frozen=True, forbid_unknown_fields=True):
     """An envelope as it stands in JSON; `parse` reads it and `to_wire` makes it."""
 
@@ -102,21 +126,28 @@ class EnvelopeWire(DetachedEnvelopeWire, frozen=True, forbid_unknown_fields=True
     ciphertext: str
 
 
+DetachedWire: TypeAlias = DetachedEnvelopeWire | StreamEnvelopeWire
+Wire: TypeAlias = EnvelopeWire | DetachedWire
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is authenticated with the payload and never changes."""
+    """What is authenticated with the payload and never changes; only a stream's has a chunk size."""
 
     context: Mapping[str, str]
     associated_data: str | None
     encoding: Encoding
     message_id: bytes
+    chunk_size: int | None = None
 
     def canonical(self) -> bytes:
         """Return the RFC 8785 bytes that the payload is bound to."""
+        of_stream = {} if self.chunk_size is None else {"chunk_size": self.chunk_size}
         return msgspec.json.encode(
             {
-                "alg": _ALGORITHM,
+                "alg": _ALGORITHM if self.chunk_size is None else _STREAM_ALGORITHM,
                 "associated_data": self.associated_data,
+                **of_stream,
                 "context": _sorted(self.context),
                 "encoding": self.encoding,
                 "message_id": _encode(self.message_id),
@@ -138,7 +169,7 @@ class Wrap:
 
 @dataclass(frozen=True, slots=True)
 class DetachedEnvelope:
-    """A well-formed envelope without nonce and ciphertext, authentic once `verify` returned.
+    """A well-formed envelope without nonce and ciphertext, or a stream's; authentic once `verify` returned.
 
     Made only in this module.
     """
@@ -161,6 +192,9 @@ class Envelope(DetachedEnvelope):
         return len(self.ciphertext) - _GCM_TAG_BYTES
 
 
+EnvelopeT = TypeVar("EnvelopeT", bound=DetachedEnvelope)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class _MessageKeys:
     """The keys of one message."""
@@ -178,58 +212,81 @@ def parse(raw: bytes | bytearray | memoryview | msgspec.Raw) -> Envelope:
     """
     try:
         return _from_wire(_decoder.decode(raw))
-    except (msgspec.MsgspecError, ValueError, KKPError):
+    except _FAULTS:
         # Chained to nothing: which check failed is not to be read from the error.
         raise EnvelopeInvalidError from None
 
 
 def parse_detached(raw: bytes | bytearray | memoryview | msgspec.Raw) -> DetachedEnvelope:
-    """Read a detached envelope's JSON; one with a nonce or a ciphertext is none.
+    """Read the JSON of a detached envelope or a stream's; one with a nonce or a ciphertext is neither.
 
     Raises:
         EnvelopeInvalidError: Any structural fault.
     """
     try:
-        return _detached_from_wire(_detached_decoder.decode(raw))
-    except (msgspec.MsgspecError, ValueError, KKPError):
+        is_stream = _form_decoder.decode(raw).alg == _STREAM_ALGORITHM
+        return _detached_from_wire((_stream_decoder if is_stream else _detached_decoder).decode(raw))
+    except _FAULTS:
         raise EnvelopeInvalidError from None
 
 
-def to_wire(envelope: Envelope) -> EnvelopeWire:
+def parse_any(raw: bytes | bytearray | memoryview | msgspec.Raw) -> DetachedEnvelope:
+    """Read the JSON of an envelope in whichever of its forms.
+
+    Raises:
+        EnvelopeInvalidError: Any structural fault.
+    """
+    try:
+        is_whole = _form_decoder.decode(raw).ciphertext is not _NOT_THERE
+    except _FAULTS:
+        raise EnvelopeInvalidError from None
+    return parse(raw) if is_whole else parse_detached(raw)
+
+
+@overload
+def to_wire(envelope: Envelope) -> EnvelopeWire: ...
+@overload
+def to_wire(envelope: DetachedEnvelope) -> Wire: ...
+def to_wire(envelope: DetachedEnvelope) -> Wire:
     """Return the envelope as it is written in JSON."""
+    detached = detached_to_wire(envelope)
+    if not isinstance(envelope, Envelope):
+        return detached
     return EnvelopeWire(
-        **msgspec.structs.asdict(detached_to_wire(envelope)),
+        **msgspec.structs.asdict(detached),
         nonce=_encode(envelope.nonce),
         ciphertext=_encode(envelope.ciphertext),
     )
 
 
-def detached_to_wire(envelope: DetachedEnvelope) -> DetachedEnvelopeWire:
+def detached_to_wire(envelope: DetachedEnvelope) -> DetachedWire:
     """Return what a detached envelope has in JSON; of a whole one, all but its nonce and ciphertext."""
     header, wrap = envelope.header, envelope.wrap
-    return DetachedEnvelopeWire(
-        v=1,
-        alg=_ALGORITHM,
-        context=dict(header.context),
-        associated_data=header.associated_data,
-        encoding=header.encoding,
-        message_id=_encode(header.message_id),
-        backend=wrap.backend,
-        key_id=wrap.key_id,
-        key_version=wrap.key_version,
-        encrypted_data_key=_encode(wrap.encrypted_data_key),
-        wrap_tag=_encode(wrap.wrap_tag),
-        commitment=_encode(envelope.commitment),
-    )
+    members: dict[str, JSON] = {
+        "v": 1,
+        "context": dict(header.context),
+        "associated_data": header.associated_data,
+        "encoding": header.encoding,
+        "message_id": _encode(header.message_id),
+        "backend": wrap.backend,
+        "key_id": wrap.key_id,
+        "key_version": wrap.key_version,
+        "encrypted_data_key": _encode(wrap.encrypted_data_key),
+        "wrap_tag": _encode(wrap.wrap_tag),
+        "commitment": _encode(envelope.commitment),
+    }
+    if header.chunk_size is None:
+        return DetachedEnvelopeWire(alg=_ALGORITHM, **members)
+    return StreamEnvelopeWire(alg=_STREAM_ALGORITHM, chunk_size=header.chunk_size, **members)
 
 
-def canonical_bytes(envelope: Envelope) -> bytes:
-    """Return the RFC 8785 bytes of the whole envelope, which name it whatever way its JSON was written."""
+def canonical_bytes(envelope: DetachedEnvelope) -> bytes:
+    """Return the RFC 8785 bytes of all its members, which name it whatever way its JSON was written."""
     members = msgspec.structs.asdict(to_wire(envelope))
     return msgspec.json.encode(dict(sorted({**members, "context": _sorted(envelope.header.context)}.items())))
 
 
-def digest(envelope: Envelope) -> str:
+def digest(envelope: DetachedEnvelope) -> str:
     """Return the SHA-256 of the envelope's RFC 8785 bytes, in hex."""
     return sha256(canonical_bytes(envelope)).hexdigest()
 
@@ -257,6 +314,20 @@ def check_associated_data(associated_data: str | None) -> None:
     """
     if associated_data is not None:
         _check_text("The associated data", associated_data, 0, MAX_ASSOCIATED_DATA_BYTES)
+
+
+def check_chunk_size(chunk_size: int | None, encoding: Encoding) -> None:
+    """Refuse a stream that can't be one.
+
+    Raises:
+        InvalidRequestError: The chunk size is out of its limits, or the stream would be text.
+    """
+    if chunk_size is None:
+        return
+    if not MIN_CHUNK_BYTES <= chunk_size <= MAX_CHUNK_BYTES:
+        raise InvalidRequestError(f"A chunk size is {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES} bytes.")
+    if encoding is not None:
+        raise InvalidRequestError("A stream is of bytes: `chunk_size` and `encoding` exclude each other.")
 
 
 def context_bytes(context: Mapping[str, str]) -> bytes:
@@ -323,18 +394,20 @@ def detach(  # noqa: PLR0913  every argument is bound to the message's key, and 
     key_id: str,
     key_version: str,
     encrypted_data_key: bytes,
+    chunk_size: int | None = None,
     random: Callable[[int], bytes] = os.urandom,
 ) -> tuple[DetachedEnvelope, bytes]:
-    """Begin an envelope that somebody else seals: return it and the key of its one message.
+    """Begin an envelope or a stream that somebody else seals: return it and the key of its one message.
 
-    The arguments are those of `seal`, but for `encoding`: `"utf-8"` if the plaintext will be text.
+    The arguments are those of `seal`, but for `encoding`, `"utf-8"` if the plaintext will be text, and
+    `chunk_size`, which is a stream's.
 
     Raises:
-        InvalidRequestError: Context, associated data or labels that an envelope can't hold.
+        InvalidRequestError: Context, associated data, labels or chunk size that an envelope can't hold.
         KMSUnavailableError: The backend's wrapped key does not fit.
     """
     wrap = Wrap(backend, key_id, key_version, encrypted_data_key)
-    envelope, keys, _ = _begin(data_key, context, associated_data, encoding, wrap, random)
+    envelope, keys, _ = _begin(data_key, context, associated_data, encoding, wrap, random, chunk_size)
     return envelope, keys.encryption
 
 
@@ -374,14 +447,14 @@ def verify(envelope: DetachedEnvelope, data_key: bytes) -> None:
 
 
 def rewrap(  # noqa: PLR0913  the new labels, all of them authenticated
-    envelope: Envelope,
+    envelope: EnvelopeT,
     data_key: bytes,
     *,
     backend: str,
     key_id: str,
     key_version: str,
     encrypted_data_key: bytes,
-) -> Envelope:
+) -> EnvelopeT:
     """Return the envelope under a new wrap of the same data key; the payload is not touched.
 
     Raises:
@@ -393,8 +466,17 @@ def rewrap(  # noqa: PLR0913  the new labels, all of them authenticated
     return replace(envelope, wrap=_tagged(keys, Wrap(backend, key_id, key_version, encrypted_data_key)))
 
 
+class _Form(msgspec.Struct, frozen=True):
+    """What tells an envelope's form before it is read."""
+
+    alg: str
+    ciphertext: msgspec.Raw = _NOT_THERE
+
+
 _decoder = msgspec.json.Decoder(EnvelopeWire)
 _detached_decoder = msgspec.json.Decoder(DetachedEnvelopeWire)
+_stream_decoder = msgspec.json.Decoder(StreamEnvelopeWire)
+_form_decoder = msgspec.json.Decoder(_Form)
 
 
 def _from_wire(wire: EnvelopeWire) -> Envelope:
@@ -411,7 +493,7 @@ def _from_wire(wire: EnvelopeWire) -> Envelope:
     )
 
 
-def _detached_from_wire(wire: DetachedEnvelopeWire) -> DetachedEnvelope:
+def _detached_from_wire(wire: DetachedWire) -> DetachedEnvelope:
     check_context(wire.context)
     check_associated_data(wire.associated_data)
     wrap = Wrap(
@@ -423,8 +505,9 @@ def _detached_from_wire(wire: DetachedEnvelopeWire) -> DetachedEnvelope:
     )
     _check_wrap(wrap)
     message_id = _decode_exactly(_MESSAGE_ID_BYTES, wire.message_id)
+    chunk_size = wire.chunk_size if isinstance(wire, StreamEnvelopeWire) else None
     return DetachedEnvelope(
-        header=Header(wire.context, wire.associated_data, wire.encoding, message_id),
+        header=Header(wire.context, wire.associated_data, wire.encoding, message_id, chunk_size),
         wrap=wrap,
         commitment=_decode_exactly(_MAC_BYTES, wire.commitment),
     )
@@ -437,11 +520,13 @@ def _begin(  # noqa: PLR0913, PLR0917  see `seal`
     encoding: Encoding,
     wrap: Wrap,
     random: Callable[[int], bytes],
+    chunk_size: int | None = None,
 ) -> tuple[DetachedEnvelope, _MessageKeys, bytes]:
     """Return an envelope without its payload, its message's keys, and its header's canonical bytes."""
     check_context(context)
     check_associated_data(associated_data)
-    header = Header(dict(context), associated_data, encoding, random(_MESSAGE_ID_BYTES))
+    check_chunk_size(chunk_size, encoding)
+    header = Header(dict(context), associated_data, encoding, random(_MESSAGE_ID_BYTES), chunk_size)
     canonical = header.canonical()
     keys = _derive(data_key, header.message_id, canonical)
     return DetachedEnvelope(header, _tagged(keys, wrap), keys.commitment), keys, canonical

@@ -47,7 +47,7 @@ def read_key_set(raw: bytes) -> None:
 READERS: tuple[Read, ...] = (
     read_token,
     lambda raw: tokens.read_unverified(raw.decode("latin-1")),
-    envelope.parse,
+    envelope.parse_any,
     batches.take_apart,
     read_wrap,
     lambda raw: schemas.held_token(schemas.form_pairs(raw)),

@@ -25,9 +25,13 @@ from kkp.operations.envelopes import OpenRequest, SealRequest, opening, sealing,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataKeyRequest(SealRequest):
-    """What `POST /envelope/data-key` asks for; `encoding` is what the plaintext will be."""
+    """What `POST /envelope/data-key` asks for; `encoding` is what the plaintext will be.
+
+    `chunk_size` is that of the stream which it is to be, if it is to be one.
+    """
 
     encoding: Encoding
+    chunk_size: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class GenerateDataKey(Operation[Proposal, DataKeyRequest, MessageKey]):
             key_id=request.key_id,
             key_version=data_key.wrapped.key_version,
             encrypted_data_key=data_key.wrapped.encrypted_data_key,
+            chunk_size=request.chunk_size,
         )
         return MessageKey(envelope, key)
 

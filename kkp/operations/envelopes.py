@@ -72,7 +72,7 @@ class DecryptRequest(OpenRequest):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RewrapRequest(DecryptRequest):
+class RewrapRequest(OpenRequest):
     """What `POST /envelope/rewrap` asks for: the envelope, and the key to move it to."""
 
     backend: str
@@ -171,11 +171,11 @@ class Decrypt(BatchOperation[Proposal, DecryptRequest, Opened]):
 
 
 @final
-class Rewrap(BatchOperation[Proposal, RewrapRequest, Envelope]):
+class Rewrap(BatchOperation[Proposal, RewrapRequest, DetachedEnvelope]):
     """`POST /envelope/rewrap`, always with a KKP token for the key that the envelope has now.
 
-    The payload is not decrypted, and every byte of it stays as it is. Whatever fails, the envelope that the
-    caller has goes on opening.
+    The payload is not decrypted, and every byte of it stays as it is; of a detached envelope and of a stream
+    it is not even here. Whatever fails, the envelope that the caller has goes on opening.
 
     Args:
         registry: The configured backends.
@@ -194,7 +194,7 @@ class Rewrap(BatchOperation[Proposal, RewrapRequest, Envelope]):
             found, backend=request.backend, key_id=request.key_id, source=found.envelope
         )
 
-    async def run(self, proposal: Proposal, request: RewrapRequest) -> Envelope:  # noqa: ARG002  all is in the request
+    async def run(self, proposal: Proposal, request: RewrapRequest) -> DetachedEnvelope:  # noqa: ARG002  all is in the request
         """Unwrap the data key, check whose it is, and wrap it under the other key.
 
         Raises:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 
 from kkp import envelope as envelopes
 from kkp.approvals import Approval
-from kkp.envelope import Envelope
+from kkp.envelope import DetachedEnvelope, Envelope
 from kkp.keyring.rotation import Revocation, Rotation
 from kkp.model import JSON, Decision, Explanation, Identity
 from kkp.operations.accounts import Session
@@ -28,7 +29,7 @@ from kkp.revocations import RevocationKind
 from kkp.tokens import Claims, Federated, TokenType
 from kkp.web.exchange import ExchangeRequest
 from kkp.web.schemas import Wire
-from kkp.web.shapes import RequestedTokenType
+from kkp.web.shapes import DETACHED_FORMS, ENVELOPE_FORMS, RequestedTokenType, in_forms
 
 
 class Answer(Wire, frozen=True):
@@ -58,9 +59,15 @@ class ExchangedTokenAnswer(Answer, frozen=True):
 
 
 class EnvelopeAnswer(Answer, frozen=True):
-    """Answers `POST /envelope/encrypt` and `POST /envelope/rewrap`."""
+    """Answers `POST /envelope/encrypt`."""
 
     envelope: envelopes.EnvelopeWire
+
+
+class MovedEnvelopeAnswer(Answer, frozen=True):
+    """Answers `POST /envelope/rewrap`, in the form that was given."""
+
+    envelope: Annotated[JSON, in_forms(*ENVELOPE_FORMS)]
 
 
 class OpenedAnswer(Answer, frozen=True):
@@ -74,7 +81,7 @@ class OpenedAnswer(Answer, frozen=True):
 class DataKeyAnswer(Answer, frozen=True):
     """Answers `POST /envelope/data-key`: an envelope without a payload, and the key of its one message."""
 
-    envelope: envelopes.DetachedEnvelopeWire
+    envelope: Annotated[JSON, in_forms(*DETACHED_FORMS)]
     message_key_b64: bytes
 
 
@@ -269,8 +276,13 @@ def exchanged_token(answer: IssuedToken, request: ExchangeRequest) -> ExchangedT
 
 
 def sealed_envelope(answer: Envelope, _request: object) -> EnvelopeAnswer:
-    """Return the body that answers `POST /envelope/encrypt` and `POST /envelope/rewrap`."""
+    """Return the body that answers `POST /envelope/encrypt`."""
     return EnvelopeAnswer(envelopes.to_wire(answer))
+
+
+def moved_envelope(answer: DetachedEnvelope, _request: object) -> MovedEnvelopeAnswer:
+    """Return the body that answers `POST /envelope/rewrap`."""
+    return MovedEnvelopeAnswer(envelopes.to_wire(answer))
 
 
 def opened(answer: Opened, _request: object) -> OpenedAnswer:

@@ -50,6 +50,7 @@ from kkp.web.problems import STATUS, Problem
 from kkp.web.public import PublicRoute
 from kkp.web.routes import BatchRoute, Route
 from kkp.web.schemas import Asks
+from kkp.web.shapes import ENVELOPE_FORMS
 
 _INTERNAL: Final = "internal"
 _REF: Final = "#/components/schemas/{name}"
@@ -200,6 +201,7 @@ def _returned(route: Row, answer: Callable[..., JSON]) -> type[Answer]:
 def _types(routes: Sequence[Row], public: Sequence[PublicRoute]) -> Iterable[type]:
     yield Problem
     yield Refusal
+    yield from ENVELOPE_FORMS
     for route in routes:
         yield from _answers(route)
         yield from _bodies(route).values()

@@ -379,7 +379,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "/envelope/rewrap",
         lambda s: s.rewrap,
         JSONBody(schemas.RewrapBody, limit=lambda sizes: sizes.max_envelope_body_bytes, setting=_SIZED_BY),
-        answers.sealed_envelope,
+        answers.moved_envelope,
         "Move an envelope to another key, its payload untouched, always with a token",
         (EnvelopeInvalidError, *_BACKEND_ERRORS),
         credential_in_body=True,
@@ -390,7 +390,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         lambda s: s.generate_data_key,
         JSONBody(schemas.DataKeyBody),
         answers.data_key,
-        "Begin an envelope that the caller seals",
+        "Begin an envelope or a stream that the caller seals",
         _BACKEND_ERRORS,
     ),
     Route(
@@ -428,7 +428,7 @@ ROUTES: tuple[Route[Any, Any] | BatchRoute[Any, Any, Any], ...] = (
         "/envelope/rewrap/batch",
         lambda s: s.rewrap,
         JSONBatch(schemas.RewrapBatchBody, schemas.RewrapBody),
-        answers.sealed_envelope,
+        answers.moved_envelope,
         "Move up to 1,000 envelopes under one token, each with its own result",
     ),
     Route(

@@ -35,9 +35,11 @@ from kkp.revocations import RevocationKind
 from kkp.strict_json import refuse_deep, refuse_duplicates
 from kkp.web import shapes
 from kkp.web.shapes import (
+    AnyEnvelope,
     ApprovalId,
     AuditCursor,
     Context,
+    DetachedEnvelope,
     Document,
     Email,
     EnrolmentCode,
@@ -60,6 +62,7 @@ from kkp.web.shapes import (
     SubjectTokenType,
     TokenId,
     TokenOps,
+    WholeEnvelope,
     Word,
 )
 
@@ -74,13 +77,6 @@ _MAX_QUOTES = 2048  # several times what an honest body has around its one long 
 _MAX_DEPTH = 32  # of a member that may hold anything
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _MAX_EXPLANATION_CHARACTERS = 200
-# Envelopes are read by `kkp.envelope`, so that their faults are one error.
-_Envelope = Annotated[
-    msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/EnvelopeWire"})
-]
-_DetachedEnvelope = Annotated[
-    msgspec.Raw, msgspec.Meta(extra_json_schema={"$ref": "#/components/schemas/DetachedEnvelopeWire"})
-]
 _DETACHED_EXAMPLE: Mapping[str, JSON] = {
     "v": 1,
     "alg": "A256GCM-HKDF-SHA512-COMMIT",
@@ -251,7 +247,10 @@ def check_plaintext_size(request: EncryptRequest, max_plaintext_bytes: int) -> N
 
 
 class DataKeyBody(_SealingBody[DataKeyRequest], frozen=True):
-    """`POST /envelope/data-key`; `encoding` is `utf-8` if the plaintext will be text."""
+    """`POST /envelope/data-key`; `encoding` is `utf-8` if the plaintext will be text.
+
+    With `chunk_size`, in bytes of plaintext, it will be a stream's, which has no `encoding`.
+    """
 
     example: ClassVar[Mapping[str, JSON]] = {
         "backend": "aws",
@@ -260,15 +259,18 @@ class DataKeyBody(_SealingBody[DataKeyRequest], frozen=True):
     }
 
     encoding: envelopes.Encoding = None
+    chunk_size: envelopes.ChunkSize | None = None
 
     def request(self) -> DataKeyRequest:
         """Return what is asked for, checked."""
+        envelopes.check_chunk_size(self.chunk_size, self.encoding)
         return DataKeyRequest(
             backend=self.backend,
             key_id=self.key_id,
             context=self.context,
             associated_data=self.associated_data,
             encoding=self.encoding,
+            chunk_size=self.chunk_size,
             policy_context=self.policy_context,
         )
 
@@ -276,7 +278,7 @@ class DataKeyBody(_SealingBody[DataKeyRequest], frozen=True):
 class _OpeningBody(Asks[RequestT], Generic[RequestT], frozen=True):
     """What is asked for by whoever would have an envelope opened, or its wrap alone."""
 
-    envelope: _Envelope
+    envelope: WholeEnvelope
     token: str | None = None
     expected_audience: Audience | None = None
     context: PolicyContext | None = None
@@ -320,7 +322,10 @@ class DecryptBody(_OpeningBody[DecryptRequest], frozen=True):
 
 
 class RewrapBody(_OpeningBody[RewrapRequest], frozen=True, kw_only=True):
-    """`POST /envelope/rewrap`; `backend` and `key_id` are where the envelope is to move."""
+    """`POST /envelope/rewrap`; `backend` and `key_id` are where the envelope is to move.
+
+    It is answered in the form that it has: whole, detached, or a stream's.
+    """
 
     example: ClassVar[Mapping[str, JSON]] = {
         "token": _TOKEN_EXAMPLE,
@@ -329,6 +334,7 @@ class RewrapBody(_OpeningBody[RewrapRequest], frozen=True, kw_only=True):
         "key_id": "orders",
     }
 
+    envelope: AnyEnvelope
     backend: Backend
     key_id: KeyId
 
@@ -336,7 +342,7 @@ class RewrapBody(_OpeningBody[RewrapRequest], frozen=True, kw_only=True):
         """Return what is asked for, checked."""
         return RewrapRequest(
             policy_context=self.caller_context(),
-            envelope=envelopes.parse(self.envelope),
+            envelope=envelopes.parse_any(self.envelope),
             expected_audience=self.expected_audience,
             backend=self.backend,
             key_id=self.key_id,
@@ -348,7 +354,7 @@ class ReleaseBody(_OpeningBody[OpenRequest], frozen=True):
 
     example: ClassVar[Mapping[str, JSON]] = {"token": _TOKEN_EXAMPLE, "envelope": _DETACHED_EXAMPLE}
 
-    envelope: _DetachedEnvelope
+    envelope: DetachedEnvelope
 
     def request(self) -> OpenRequest:
         """Return what is asked for, checked."""

@@ -10,11 +10,25 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from kkp import emails
+from kkp.envelope import DetachedEnvelopeWire, EnvelopeWire, StreamEnvelopeWire
 from kkp.names import MAX_INTEGER, Name, Text, TokenOp, spelt
 from kkp.revocations import MAX_REASON_CHARACTERS
 from kkp.ring_times import MAX_SECONDS
 
 MAX_OVERLAP_SECONDS = 30 * 86400  # two keys for longer than that are no longer a change of keys
+
+
+def in_forms(*forms: type[msgspec.Struct]) -> msgspec.Meta:
+    """Describe an envelope in one of these forms; `kkp.envelope` reads it, and its faults are one error."""
+    refs = [{"$ref": f"#/components/schemas/{form.__name__}"} for form in forms]
+    return msgspec.Meta(extra_json_schema=refs[0] if len(refs) == 1 else {"anyOf": refs})
+
+
+DETACHED_FORMS = (DetachedEnvelopeWire, StreamEnvelopeWire)
+ENVELOPE_FORMS = (EnvelopeWire, *DETACHED_FORMS)
+WholeEnvelope = Annotated[msgspec.Raw, in_forms(EnvelopeWire)]
+DetachedEnvelope = Annotated[msgspec.Raw, in_forms(*DETACHED_FORMS)]
+AnyEnvelope = Annotated[msgspec.Raw, in_forms(*ENVELOPE_FORMS)]
 
 Integer = Annotated[int, msgspec.Meta(ge=-MAX_INTEGER, le=MAX_INTEGER)]
 KeyTTL = Annotated[int, msgspec.Meta(ge=1, le=MAX_SECONDS)]

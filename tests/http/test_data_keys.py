@@ -25,6 +25,7 @@ from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.probes import Probes, install
 from tests.http.tampering import all_of, decode, encode, flips, only_answer, text_flips, without_ids
 from tests.promises import Recorder
+from tests.streams import CHUNK, read, written
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -153,6 +154,55 @@ async def test_what_is_sealed_elsewhere_opens_elsewhere_and_moves_here(world: Wo
     released = await world.release(envelope=detached(moved), token=token)
     assert base64.b64decode(released.json["message_key_b64"]) == key
     assert open_elsewhere(moved, key) == b"far"
+
+
+async def test_a_stream_that_is_sealed_elsewhere_opens_elsewhere(world: World) -> None:
+    plaintext = os.urandom(2 * CHUNK + 7)
+    begun = await world.generate(chunk_size=CHUNK, context={"table": "orders"}, associated_data="backup 7")
+    assert (begun.status, set(begun.json)) == (200, {"envelope", "message_key_b64"})
+    assert tuple(begun.json["envelope"]) == (*MEMBERS, "chunk_size")
+    assert begun.json["envelope"]["encoding"] is None
+    key = base64.b64decode(begun.json["message_key_b64"], validate=True)
+    stream = written(begun.json["envelope"], key, plaintext)
+    line = json.loads(stream.partition(b"\n")[0])
+    released = await world.release(envelope=line)
+    assert (released.status, set(released.json)) == (200, {"message_key_b64"})
+    assert b"".join(read(stream, base64.b64decode(released.json["message_key_b64"]))) == plaintext
+
+
+async def test_a_stream_is_on_record_as_a_detached_envelope_is(world: World) -> None:
+    told = []
+    for chunk_size in (None, CHUNK):
+        begun = (await world.generate(context={"environment": "prod"}, chunk_size=chunk_size)).json[
+            "envelope"
+        ]
+        assert (await world.release(envelope=begun)).status == 200
+        records = await world.kkp.records()
+        told.append(
+            [
+                {name: each[-1].get(name) for name in ("decision", "backend", "key_id", "context_names")}
+                for action in ("generate_data_key", "release_data_key")
+                if (each := [record for record in records if record.get("action") == action])
+            ]
+        )
+    assert told[0] == told[1]
+    assert len(told[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"chunk_size": CHUNK - 1},
+        {"chunk_size": 8_388_609},
+        {"chunk_size": "4096"},
+        {"chunk_size": 4096.5},
+        {"chunk_size": CHUNK, "encoding": "utf-8"},
+    ],
+    ids=repr,
+)
+async def test_no_other_stream_is_begun(world: World, members: dict[str, Any]) -> None:
+    before = world.probes.fired.copy()
+    world.check(await world.generate(**members), before, 400, "invalid_request")
 
 
 async def test_every_message_key_is_of_a_data_key_of_its_own(world: World) -> None:
@@ -425,6 +475,31 @@ async def test_exactly_the_members_of_a_detached_envelope_are_taken(
         {**world.envelope, "alg": "A256GCM"},
         *({**world.envelope, name: f"{world.envelope[name]}="} for name in MEMBERS[-3:]),
         *({name: world.envelope[name] for name in MEMBERS if name != missing} for missing in MEMBERS),
+    ]
+    assert await _release_all(world, changed) == invalid
+
+
+@pytest.mark.promise(26)
+async def test_exactly_a_streams_members_are_taken_as_they_were_begun(
+    world: World, invalid: dict[str, Any]
+) -> None:
+    begun = (await world.generate(chunk_size=CHUNK, context={"environment": "prod"})).json["envelope"]
+    assert (await world.release(envelope=begun)).status == 200
+    changed = [
+        {**begun, "chunk_size": CHUNK + 1},
+        {**begun, "chunk_size": CHUNK - 1},
+        {**begun, "chunk_size": float(CHUNK)},
+        {**begun, "chunk_size": None},
+        {**begun, "encoding": "utf-8"},
+        {**begun, "context": {"environment": "dev"}},
+        {**begun, "associated_data": ""},
+        {**begun, "alg": world.envelope["alg"]},
+        {**{name: begun[name] for name in MEMBERS}, "alg": world.envelope["alg"]},
+        {**world.envelope, "chunk_size": CHUNK},
+        {**world.envelope, "chunk_size": CHUNK, "alg": begun["alg"]},
+        {**begun, "nonce": "A" * 16, "ciphertext": "A" * 22},
+        *({name: begun[name] for name in begun if name != missing} for missing in begun),
+        *({**begun, name: flip} for name in MEMBERS[-3:] for flip in map(encode, flips(decode(begun[name])))),
     ]
     assert await _release_all(world, changed) == invalid
 

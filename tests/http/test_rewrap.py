@@ -6,6 +6,9 @@ of them fails its test, unless the case says that it comes from there.
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -20,6 +23,7 @@ from tests.harness import KKP, Answer, detached, grant, running
 from tests.http.probes import Probes, install
 from tests.http.tampering import all_of, decode, encode, flips, only_answer, text_flips, without_ids
 from tests.promises import Recorder
+from tests.streams import CHUNK, read, written
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -158,6 +162,56 @@ async def test_an_envelope_moves_to_the_rotated_version_of_its_own_key(world: Wo
     assert (world.envelope["key_version"], moved["key_version"]) == ("1", "2")
     for envelope in (moved, world.envelope):
         assert await world.text(envelope) == "hello"
+
+
+async def test_a_detached_envelope_moves_without_its_payload(world: World) -> None:
+    moved = await world.moved(envelope=detached(world.envelope))
+    assert list(moved) == list(detached(world.envelope))
+    payload = {name: world.envelope[name] for name in ("nonce", "ciphertext")}
+    assert await world.text({**moved, **payload}) == "hello"
+
+
+async def test_a_stream_moves_by_its_line_alone_and_its_chunks_open_behind_the_new_one(world: World) -> None:
+    plaintext = os.urandom(CHUNK + 7)
+    document = {**SOURCE, "chunk_size": CHUNK, "context": {"environment": "prod"}}
+    begun = (await world.kkp.post("/envelope/data-key", document, credential=world.mover)).json
+    key = base64.b64decode(begun["message_key_b64"])
+    stream = written(begun["envelope"], key, plaintext)
+    moved = await world.moved(envelope=begun["envelope"])
+    assert list(moved) == list(begun["envelope"])
+    assert {name for name in moved if moved[name] != begun["envelope"][name]} <= set(WRAP)
+    token = await world.kkp.token(world.kkp.root_key, **TARGET)
+    released = await world.kkp.post("/envelope/data-key/unwrap", {"envelope": moved, "token": token})
+    assert base64.b64decode(released.json["message_key_b64"]) == key
+    chunks = stream.partition(b"\n")[2]
+    assert b"".join(read(json.dumps(moved).encode() + b"\n" + chunks, key)) == plaintext
+
+
+async def test_a_batch_moves_each_envelope_in_its_own_form(world: World) -> None:
+    document = {**SOURCE, "chunk_size": CHUNK}
+    begun = (await world.kkp.post("/envelope/data-key", document, credential=world.mover)).json["envelope"]
+    given = [world.envelope, detached(world.envelope), begun]
+    items = [{"envelope": envelope, **TARGET} for envelope in given]
+    answer = await world.kkp.post("/envelope/rewrap/batch", {"items": items}, credential=world.token)
+    assert [list(item["envelope"]) for item in answer.json["items"]] == [list(each) for each in given]
+
+
+@pytest.mark.promise(26)
+async def test_a_line_that_was_changed_moves_no_stream(world: World, invalid: dict[str, Any]) -> None:
+    document = {**SOURCE, "chunk_size": CHUNK, "context": {"environment": "prod"}}
+    begun = (await world.kkp.post("/envelope/data-key", document, credential=world.mover)).json["envelope"]
+    changed = [
+        {**begun, "chunk_size": CHUNK + 1},
+        {**begun, "alg": world.envelope["alg"]},
+        {**detached(world.envelope), "alg": begun["alg"], "chunk_size": CHUNK},
+        *({**begun, "context": {"environment": text}} for text in text_flips("prod")),
+        *(
+            {**begun, member: encode(data)}
+            for member in ("message_id", "wrap_tag", "commitment")
+            for data in flips(decode(begun[member]))
+        ),
+    ]
+    assert only_answer(await _move_all(world, changed)) == invalid
 
 
 async def test_the_payload_is_not_decrypted(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,14 +506,19 @@ async def test_no_bit_of_a_text_can_be_flipped(world: World, invalid: dict[str, 
 
 
 @pytest.mark.promise(26)
-async def test_a_detached_envelope_and_one_with_more_or_fewer_members_is_not_moved(
+async def test_an_envelope_with_more_or_fewer_members_is_not_moved(
     world: World, invalid: dict[str, Any]
 ) -> None:
     shorter = (
         {name: value for name, value in world.envelope.items() if name != left_out}
         for left_out in world.envelope
     )
-    changed = [*shorter, {**world.envelope, "extra": 1}, detached(world.envelope)]
+    changed = [
+        *shorter,
+        {**world.envelope, "extra": 1},
+        {**detached(world.envelope), "nonce": world.envelope["nonce"]},
+        {**world.envelope, "chunk_size": CHUNK},
+    ]
     assert only_answer(await _move_all(world, changed)) == invalid
 
 

@@ -676,6 +676,80 @@ def test_a_message_key_is_the_one_that_sealed() -> None:
     assert key not in {DATA_KEY, sealed.commitment, sealed.wrap.wrap_tag}
 
 
+def test_a_streams_header_has_a_chunk_size_and_an_algorithm_of_its_own() -> None:
+    header = Header({"b": "2", "a": "1"}, None, None, b"\0" * 32, 4096)
+
+    assert header.canonical() == (
+        b'{"alg":"A256GCM-HKDF-SHA512-COMMIT-STREAM","associated_data":null,"chunk_size":4096,'
+        b'"context":{"a":"1","b":"2"},"encoding":null,"message_id":"' + b"A" * 43 + b'","v":1}'
+    )
+    assert header.canonical() == rfc8785.dumps(msgspec.json.decode(header.canonical()))
+
+
+@pytest.mark.parametrize("chunk_size", [4096, 8_388_608])
+def test_a_stream_is_begun_with_a_chunk_size_within_its_limits(chunk_size: int) -> None:
+    begun, key = detach(encoding=None, chunk_size=chunk_size)
+    read = envelope.parse_detached(encoded_detached(begun))
+
+    assert read == begun
+    assert read.header.chunk_size == chunk_size
+    assert envelope.message_key(read, DATA_KEY) == key
+    assert list(msgspec.to_builtins(envelope.to_wire(begun))) == [*MEMBERS[:-2], "chunk_size"]
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "encoding", "problem"),
+    [
+        (4095, None, "4096 to 8388608"),
+        (8_388_609, None, "4096 to 8388608"),
+        (0, None, "4096 to 8388608"),
+        (4096, "utf-8", "exclude each other"),
+    ],
+)
+def test_no_other_stream_is_begun(chunk_size: int, encoding: str | None, problem: str) -> None:
+    with pytest.raises(InvalidRequestError, match=problem):
+        detach(chunk_size=chunk_size, encoding=encoding)
+
+
+FORMS: dict[str, Callable[[], DetachedEnvelope]] = {
+    "whole": seal,
+    "detached": lambda: detach()[0],
+    "a stream's": lambda: detach(encoding=None, chunk_size=4096)[0],
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_an_envelope_is_read_in_any_form_and_moves_in_its_own(form: Callable[[], DetachedEnvelope]) -> None:
+    begun = form()
+    read = envelope.parse_any(msgspec.json.encode(envelope.to_wire(begun)))
+    assert read == begun
+    assert type(read) is type(begun)
+    labels: Document = {"backend": "gcp", "key_id": "orders", "key_version": "7"}
+    moved = envelope.rewrap(read, DATA_KEY, **labels, encrypted_data_key=b"x" * 90)
+    envelope.verify(moved, DATA_KEY)
+
+    assert type(moved) is type(begun)
+    assert (moved.wrap.backend, moved.wrap.encrypted_data_key) == ("gcp", b"x" * 90)
+    assert replace(moved, wrap=begun.wrap) == begun
+    assert envelope.message_key(moved, DATA_KEY) == envelope.message_key(begun, DATA_KEY)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"alg":7}', b"\xff"])
+def test_what_is_an_envelope_in_no_form_is_refused(form: Callable[[], DetachedEnvelope], raw: bytes) -> None:
+    whole: Document = msgspec.to_builtins(envelope.to_wire(form()))
+    for broken in (raw, *(msgspec.json.encode({**whole, name: 7}) for name in [*whole, "nonce", "more"])):
+        with pytest.raises(EnvelopeInvalidError):
+            envelope.parse_any(broken)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_digest_of_every_form_is_that_of_its_rfc_8785_bytes(form: Callable[[], DetachedEnvelope]) -> None:
+    begun = form()
+    expected = rfc8785.dumps(msgspec.to_builtins(envelope.to_wire(begun)))
+    assert envelope.digest(begun) == sha256(expected).hexdigest()
+
+
 def test_every_message_has_a_key_of_its_own_under_one_data_key() -> None:
     keys = {detach()[1] for _ in range(100)}
     assert len(keys) == 100

@@ -7,6 +7,7 @@ time of this thread, the best of three, and the peak of what Python allocates.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import time
 import tracemalloc
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from kkp import envelope, tokens
+from kkp import envelope, streams, tokens
 from kkp.errors import KKPError
 from kkp.web import schemas
 from tests.parsing import Read, read_body, read_token, read_wrap
@@ -158,6 +159,10 @@ WRAPS: Mapping[str, bytes] = {
 SHAPES: Mapping[str, tuple[Read, bytes]] = {
     **{f"token: {name}": (read_token, raw) for name, raw in TOKENS.items()},
     **{f"envelope: {name}": (envelope.parse, raw) for name, raw in ENVELOPES.items()},
+    **{f"any form: {name}": (envelope.parse_any, raw) for name, raw in ENVELOPES.items()},
+    **{f"detached: {name}": (envelope.parse_detached, raw) for name, raw in ENVELOPES.items()},
+    **{f"stream: {name}": (lambda raw: streams.read_line(io.BytesIO(raw)), raw + b"\n")
+       for name, raw in ENVELOPES.items()},
     **{f"opening: {name}": (read_body(schemas.DecryptBody), b'{"envelope":' + raw + b"}")
        for name, raw in ENVELOPES.items()},
     **{f"sealing: {name}": (read_body(schemas.EncryptBody), raw) for name, raw in SEALINGS.items()},
@@ -211,4 +216,5 @@ def test_no_reader_takes_what_is_nested_beyond_its_schema_let_alone_32_deep(kind
         raw = json.dumps(document).encode().replace(b"null", b'{"a":' + deep + b"}")
         refuse(read_body(schemas.TokenBody), raw)
     refuse(envelope.parse, deep)
+    refuse(envelope.parse_any, deep)
     refuse(read_body(schemas.DecryptBody), b'{"envelope":' + deep + b"}")

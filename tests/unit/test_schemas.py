@@ -211,6 +211,7 @@ def test_the_shortest_requests_to_move_and_for_a_message_key_have_the_documented
         context={},
         associated_data=None,
         encoding=None,
+        chunk_size=None,
         policy_context={},
     )
     assert read_data_key(body(DATA_KEY, encoding="utf-8")).encoding == "utf-8"
@@ -801,6 +802,21 @@ def test_an_unknown_op_is_refused_by_place_with_those_that_there_are() -> None:
     assert refusal(read_token, body(TOKEN, ops=["x"])) == f"{told}.ops[0]`"
     grant_of_x = body(IDENTITY, grants=[{**GRANT, "ops": ["x - at `$.encoding`"]}])
     assert refusal(read_identity, grant_of_x) == f"{told}.grants[0].ops[0]`"
+
+
+@pytest.mark.parametrize("chunk_size", [4096, 1_048_576, 8_388_608, None])
+def test_a_chunk_size_within_its_limits_is_taken(chunk_size: int | None) -> None:
+    assert read_data_key(body(DATA_KEY, chunk_size=chunk_size, encoding=None)).chunk_size == chunk_size
+
+
+@pytest.mark.parametrize("chunk_size", [4095, 8_388_609, 0, -4096, 4096.0, "4096", True, [4096], 2**64])
+def test_any_other_chunk_size_is_refused_by_place(chunk_size: object) -> None:
+    assert "`$.chunk_size`" in refusal(read_data_key, body(DATA_KEY, chunk_size=chunk_size))
+
+
+def test_a_stream_of_text_is_refused() -> None:
+    explanation = refusal(read_data_key, body(DATA_KEY, chunk_size=4096, encoding="utf-8"))
+    assert explanation == "A stream is of bytes: `chunk_size` and `encoding` exclude each other."
 
 
 def test_an_unknown_encoding_is_refused_with_those_that_there_are() -> None:

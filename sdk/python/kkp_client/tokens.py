@@ -1,0 +1,122 @@
+"""The verdict on a token, without I/O: its claims, or the first rule that it breaks (sdk/README.md).
+
+Nothing is fetched, and nothing remembered but a proof in the memory that it comes with. `kkp_client.verifier`
+has keys and revocations at hand and asks this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+from kkp_client import dpop, jws
+from kkp_client.claims import Claims, read_claims
+from kkp_client.dpop import PresentedProof
+from kkp_client.encoding import base64url
+from kkp_client.errors import RevocationsUnavailableError, TokenError
+from kkp_client.keys import KeySet
+from kkp_client.leeway import DEFAULT_LEEWAY_SECONDS, refuse_leeway
+from kkp_client.revocations import Revocations
+
+TOKEN_TYPE: Final = "kkp+jwt"  # noqa: S105  the name of a type
+MAX_TOKEN_CHARACTERS: Final = 8192
+
+
+def verify_token(  # noqa: PLR0913  all that a verdict depends on
+    token: str,
+    *,
+    keys: KeySet | None,
+    now: float,
+    issuer: str,
+    audience: str,
+    leeway_seconds: float = DEFAULT_LEEWAY_SECONDS,
+    revocations: Revocations | None = None,
+    proof: PresentedProof | None = None,
+    certificate_sha256: str | None = None,
+) -> Claims:
+    """Return what a token says, if it can be relied on.
+
+    Args:
+        token: As it was shown.
+        keys: KKP's; None where there are none at hand.
+        now: Unix seconds.
+        issuer: The exact `iss`.
+        audience: The exact `aud`: the name of whoever verifies.
+        leeway_seconds: How far clocks may be apart, 0 to 60.
+        revocations: None where they are not wanted. `Revocations(None)` wants them, and has no list.
+        proof: The DPoP proof that was shown with it, and what that must be for.
+        certificate_sha256: What `certificate_sha256` makes of the TLS client's certificate, where it has one.
+
+    Raises:
+        TokenError: The token is refused.
+        KeysUnavailableError: It can't be verified for want of keys.
+        RevocationsUnavailableError: Whether it was revoked can't be told.
+        ConfigurationError: The leeway is out of its range.
+    """
+    refuse_leeway(leeway_seconds)
+    document = jws.read(token, typ=TOKEN_TYPE, max_characters=MAX_TOKEN_CHARACTERS)
+    claims = _claims_of(document)
+    if claims.iss != issuer:
+        raise TokenError.because("wrong_issuer")
+    if claims.aud != audience:
+        raise TokenError.because("wrong_audience")
+    if not now < claims.exp + leeway_seconds:  # NaN is refused, too
+        raise TokenError.because("expired")
+    if max(claims.nbf, claims.iat) > now + leeway_seconds:
+        raise TokenError.because("not_yet_valid")
+    jws.check_signature(document, keys, now)
+    if revocations is not None:
+        _check_revocations(claims, revocations, now)
+    if claims.cnf is not None or proof is not None:
+        _check_proven(token, claims, now, leeway_seconds, proof, certificate_sha256)
+    return claims
+
+
+def certificate_sha256(der: bytes) -> str:
+    """Return what `cnf` has of a certificate (RFC 8705 section 3.1).
+
+    Args:
+        der: As TLS libraries give it.
+    """
+    return base64url(hashlib.sha256(der).digest())
+
+
+def _claims_of(document: jws.JWS) -> Claims:
+    try:
+        return read_claims(document.claims)
+    except ValueError:
+        pass
+    raise TokenError.because("wrong_claims")
+
+
+def _check_revocations(claims: Claims, revocations: Revocations, now: float) -> None:
+    """Refuse what was revoked: the contract's steps 14 to 16."""
+    if revocations.list is None:
+        raise RevocationsUnavailableError("There is no revocation list of KKP's.", reason="no_list")
+    if not now < revocations.list.exp:  # no leeway: KKP signs it anew long before
+        raise RevocationsUnavailableError("The revocation list of KKP's is too old.", reason="list_too_old")
+    if revocations.list.is_about(claims):
+        raise TokenError.because("revoked")
+
+
+def _check_proven(  # noqa: PLR0913, PLR0917  what verify_token was given
+    token: str,
+    claims: Claims,
+    now: float,
+    leeway_seconds: float,
+    proof: PresentedProof | None,
+    certificate: str | None,
+) -> None:
+    """Refuse a token that is shown by somebody who has not proven what it demands: steps 17 to 20."""
+    jkt, x5t = claims.cnf or (None, None)
+    if (jkt is not None and proof is None) or (x5t is not None and certificate is None):
+        raise TokenError.because("proof_missing")
+    if x5t is not None and certificate is not None and not hmac.compare_digest(x5t, certificate):
+        raise TokenError.because("wrong_certificate")
+    if proof is None:
+        return
+    if jkt is None:
+        raise TokenError.because("not_bound")
+    if not dpop.is_good(proof, token=token, jkt=jkt, now=now, leeway_seconds=leeway_seconds):
+        raise TokenError.because("wrong_proof")
