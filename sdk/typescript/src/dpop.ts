@@ -109,8 +109,9 @@ function isInTime({ iat }: ProofClaims, { now, leewaySeconds }: ProofChecks): bo
   return Math.abs(now - iat) <= PROOF_SECONDS + leewaySeconds;
 }
 
-async function readKey(header: Bytes): Promise<ProofKey | undefined> {
-  const members = readOrNothing(() => readHeader(header));
+async function readKey(segment: string): Promise<ProofKey | undefined> {
+  const document = decodeBase64url(segment);
+  const members = document && readOrNothing(() => readHeader(document));
   if (members === undefined) return undefined;
   const { alg, jwk } = members;
   const [x, y] = [jwk.get("x"), jwk.get("y")];

@@ -9,7 +9,7 @@
 export type Bytes = Uint8Array<ArrayBuffer>;
 
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-const NO_LETTER = 0xff;
+const NO_LETTER = -1;
 const SEXTETS = sextets();
 
 // With the flag `u` a pair is one character, so that only a surrogate alone is of this category.
@@ -20,24 +20,39 @@ const UTF8_DECODER = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /** Return the bytes that `text` is the one spelling of, or undefined. */
 export function decodeBase64url(text: string): Bytes | undefined {
-  const remainder = text.length % 4;
-  if (remainder === 1) return undefined;
-  const bytes = new Uint8Array(Math.floor((text.length * 3) / 4));
-  let held = 0;
-  let heldBits = 0;
+  const whole = text.length & ~3;
+  const bytes = new Uint8Array((text.length * 3) >> 2);
   let length = 0;
-  for (let i = 0; i < text.length; i++) {
-    const sextet = SEXTETS[text.charCodeAt(i)] ?? NO_LETTER;
-    if (sextet === NO_LETTER) return undefined;
-    held = ((held << 6) | sextet) & 0xffff;
-    heldBits += 6;
-    if (heldBits >= 8) {
-      heldBits -= 8;
-      bytes[length++] = held >> heldBits;
-    }
+  for (let i = 0; i < whole; i += 4) {
+    const group =
+      (sextet(text, i) << 18) |
+      (sextet(text, i + 1) << 12) |
+      (sextet(text, i + 2) << 6) |
+      sextet(text, i + 3);
+    if (group < 0) return undefined;
+    bytes[length++] = group >> 16;
+    bytes[length++] = group >> 8;
+    bytes[length++] = group;
   }
+  return decodeRest(text, whole, bytes, length) ? bytes : undefined;
+}
+
+/** Decode the one or two bytes behind the last whole group of four letters; tells whether they are spelt right. */
+function decodeRest(text: string, from: number, bytes: Uint8Array, length: number): boolean {
+  const letters = text.length - from;
+  if (letters === 0) return true;
+  if (letters === 1) return false;
+  const third = letters === 3 ? sextet(text, from + 2) : 0;
+  const group = (sextet(text, from) << 18) | (sextet(text, from + 1) << 12) | (third << 6);
+  bytes[length] = group >> 16;
+  if (letters === 3) bytes[length + 1] = group >> 8;
   // Bits that are left over must be zero, or the same bytes would have several spellings.
-  return (held & ((1 << heldBits) - 1)) === 0 ? bytes : undefined;
+  return group >= 0 && (group & (letters === 3 ? 0xff : 0xffff)) === 0;
+}
+
+/** Return the six bits of a letter, or a number whose shifts and unions with others are negative. */
+function sextet(text: string, at: number): number {
+  return SEXTETS[text.charCodeAt(at)] ?? NO_LETTER;
 }
 
 export function encodeBase64url(bytes: Uint8Array): string {
@@ -106,8 +121,8 @@ export function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
   return difference === 0;
 }
 
-function sextets(): Uint8Array {
-  const table = new Uint8Array(128).fill(NO_LETTER);
+function sextets(): Int8Array {
+  const table = new Int8Array(128).fill(NO_LETTER);
   for (let value = 0; value < LETTERS.length; value++) table[LETTERS.charCodeAt(value)] = value;
   return table;
 }

@@ -6,15 +6,17 @@
  */
 
 import { type Bytes, decodeBase64url, encodeUTF8 } from "./encoding.js";
-import { objectOf, text } from "./forms.js";
+import { FormError, objectOf, text } from "./forms.js";
 import { refusal } from "./refusals.js";
 import { type JSONObject, parseStrictObject } from "./strictJson.js";
 
 const SIGNATURE_BYTES = 64;
+const NOTHING = new Uint8Array();
 
 /** The three parts of a JWS, none of which has been verified. */
 export interface Segments {
-  readonly header: Bytes;
+  /** Still in base64url, which has not been looked at. */
+  readonly header: string;
   readonly payload: Bytes;
   readonly signature: Bytes;
   readonly signingInput: Bytes;
@@ -31,34 +33,54 @@ export interface UnverifiedJWS {
 /** Return the parts of a JWS, or undefined for what is none, or could be spelt otherwise. */
 export function splitJWS(jws: string, maxCharacters: number): Segments | undefined {
   if (typeof jws !== "string" || jws.length > maxCharacters) return undefined;
-  const segments = jws.split(".", 4);
-  if (segments.length !== 3 || segments.includes("")) return undefined;
-  const [header, payload, signature] = segments.map(decodeBase64url);
-  if (header === undefined || payload === undefined || signature?.length !== SIGNATURE_BYTES)
-    return undefined;
-  return { header, payload, signature, signingInput: encodeUTF8(jws.slice(0, jws.lastIndexOf("."))) };
+  const [header = "", payloadText = "", signatureText = "", ...others] = jws.split(".", 4);
+  if (header === "" || payloadText === "" || others.length > 0) return undefined;
+  const [payload, signature] = [decodeBase64url(payloadText), decodeBase64url(signatureText)];
+  if (payload === undefined || signature?.length !== SIGNATURE_BYTES) return undefined;
+  return { header, payload, signature, signingInput: encodeUTF8(`${header}.${payloadText}`) };
 }
 
 /** Read a JWS of KKP's, of this `typ`: steps 1 to 4 of the verdict. Throws a `TokenError`. */
 export function readJWS(jws: string, typ: string, maxCharacters: number): UnverifiedJWS {
-  const segments = splitJWS(jws, maxCharacters);
-  if (segments === undefined) throw refusal("malformed");
-  const { alg, kid, typ: given, claims } = readParts(segments);
-  if (alg !== "EdDSA") throw refusal("wrong_algorithm");
-  if (given !== typ) throw refusal("wrong_type");
-  return { kid, claims, signature: segments.signature, signingInput: segments.signingInput };
+  const { header, claims, signature, signingInput } = readParts(jws, maxCharacters);
+  if (header.alg !== "EdDSA") throw refusal("wrong_algorithm");
+  if (header.typ !== typ) throw refusal("wrong_type");
+  return { kid: header.kid, claims, signature, signingInput };
 }
 
-function readParts({ header, payload }: Segments) {
+function readParts(jws: string, maxCharacters: number) {
   try {
-    const members = objectOf(parseStrictObject(header), "alg", "kid", "typ");
+    const segments = splitJWS(jws, maxCharacters);
+    if (segments === undefined) throw new FormError("no JWS");
+    const { payload, signature, signingInput } = segments;
     return {
-      alg: text(members.get("alg")),
-      kid: text(members.get("kid")),
-      typ: text(members.get("typ")),
+      header: readHeader(segments.header),
       claims: parseStrictObject(payload),
+      signature,
+      signingInput,
     };
   } catch {
     throw refusal("malformed");
   }
+}
+
+interface Header {
+  readonly alg: string;
+  readonly kid: string;
+  readonly typ: string;
+}
+
+// All tokens by one key have one header, to the letter: the last one that was read need not be read again.
+let lastHeader: { readonly text: string; readonly header: Header } | undefined;
+
+function readHeader(segment: string): Header {
+  if (lastHeader?.text === segment) return lastHeader.header;
+  const members = objectOf(parseStrictObject(decodeBase64url(segment) ?? NOTHING), "alg", "kid", "typ");
+  const header = {
+    alg: text(members.get("alg")),
+    kid: text(members.get("kid")),
+    typ: text(members.get("typ")),
+  };
+  lastHeader = { text: segment, header };
+  return header;
 }

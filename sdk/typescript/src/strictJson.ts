@@ -42,6 +42,9 @@ const COLON = 0x3a;
 const OPEN_BRACKET = 0x5b;
 const BACKSLASH = 0x5c;
 const CLOSE_BRACKET = 0x5d;
+const LETTER_F = 0x66;
+const LETTER_N = 0x6e;
+const LETTER_T = 0x74;
 const OPEN_BRACE = 0x7b;
 const CLOSE_BRACE = 0x7d;
 
@@ -98,43 +101,58 @@ class Parser {
       case QUOTE:
         return this.string();
       case OPEN_BRACE:
-        return this.nested(() => this.object());
+        return this.object();
       case OPEN_BRACKET:
-        return this.nested(() => this.array());
+        return this.array();
+      case LETTER_T:
+        return this.word("true", true);
+      case LETTER_F:
+        return this.word("false", false);
+      case LETTER_N:
+        return this.word("null", null);
       default:
-        return this.word();
+        return this.number();
     }
   }
 
-  private nested<T>(read: () => T): T {
+  private enter(): void {
     if (this.depth === MAX_DEPTH) throw new StrictJSONError("nested too deep");
     this.depth += 1;
     this.at += 1;
-    const value = read();
+  }
+
+  private leave(unit: number): void {
+    if (!this.takes(unit)) throw new StrictJSONError("no end where one must be");
     this.depth -= 1;
-    return value;
   }
 
   private object(): JSONObject {
     const members = new Map<string, JSONValue>();
-    if (this.takes(CLOSE_BRACE)) return members;
-    do {
-      this.skipSpace();
-      const name = this.string();
-      if (members.has(name)) throw new StrictJSONError("a name twice");
-      this.demand(COLON);
-      members.set(name, this.value());
-    } while (this.takes(COMMA));
-    this.demand(CLOSE_BRACE);
+    this.enter();
+    if (!this.isNext(CLOSE_BRACE)) {
+      do this.member(members);
+      while (this.takes(COMMA));
+    }
+    this.leave(CLOSE_BRACE);
     return members;
+  }
+
+  private member(members: Map<string, JSONValue>): void {
+    this.skipSpace();
+    const name = this.string();
+    if (members.has(name)) throw new StrictJSONError("a name twice");
+    if (!this.takes(COLON)) throw new StrictJSONError("a name without a value");
+    members.set(name, this.value());
   }
 
   private array(): readonly JSONValue[] {
     const items: JSONValue[] = [];
-    if (this.takes(CLOSE_BRACKET)) return items;
-    do items.push(this.value());
-    while (this.takes(COMMA));
-    this.demand(CLOSE_BRACKET);
+    this.enter();
+    if (!this.isNext(CLOSE_BRACKET)) {
+      do items.push(this.value());
+      while (this.takes(COMMA));
+    }
+    this.leave(CLOSE_BRACKET);
     return items;
   }
 
@@ -189,10 +207,13 @@ class Parser {
     return String.fromCharCode(Number.parseInt(digits, 16));
   }
 
-  private word(): JSONValue {
-    if (this.takesText("true")) return true;
-    if (this.takesText("false")) return false;
-    if (this.takesText("null")) return null;
+  private word<T extends JSONValue>(word: string, value: T): T {
+    if (!this.text.startsWith(word, this.at)) throw new StrictJSONError("no value where one must be");
+    this.at += word.length;
+    return value;
+  }
+
+  private number(): JSONNumber {
     NUMBER.lastIndex = this.at;
     const literal = NUMBER.exec(this.text)?.[0];
     if (literal === undefined) throw new StrictJSONError("no value where one must be");
@@ -200,21 +221,15 @@ class Parser {
     return new JSONNumber(literal);
   }
 
-  private takesText(word: string): boolean {
-    if (!this.text.startsWith(word, this.at)) return false;
-    this.at += word.length;
-    return true;
-  }
-
   private takes(unit: number): boolean {
-    this.skipSpace();
-    if (this.text.charCodeAt(this.at) !== unit) return false;
+    if (!this.isNext(unit)) return false;
     this.at += 1;
     return true;
   }
 
-  private demand(unit: number): void {
-    if (!this.takes(unit)) throw new StrictJSONError("another character than JSON has there");
+  private isNext(unit: number): boolean {
+    this.skipSpace();
+    return this.text.charCodeAt(this.at) === unit;
   }
 
   private skipSpace(): void {
