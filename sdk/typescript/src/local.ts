@@ -10,7 +10,7 @@ import type { CallOptions, KKPClient, OpeningOptions } from "./client.js";
 import { type Bytes, encodeUTF8, isWellFormed } from "./encoding.js";
 import { detach, type Envelope, isChunkSize, Opened, open, readEnvelope, seal } from "./envelope.js";
 import { ConfigurationError } from "./errors.js";
-import type { Message, Sealing } from "./operations.js";
+import { checkedBytes, type Message, type Sealing } from "./operations.js";
 import { DEFAULT_CHUNK_BYTES, opening, sealing } from "./stream.js";
 
 export interface StreamOptions extends Sealing, CallOptions {
@@ -60,7 +60,7 @@ export class LocalEnvelope {
 }
 
 function payloadOf(plaintext: string | Uint8Array): Bytes {
-  if (typeof plaintext !== "string") return new Uint8Array(plaintext);
+  if (typeof plaintext !== "string") return new Uint8Array(checkedBytes(plaintext));
   if (!isWellFormed(plaintext)) throw new ConfigurationError("a text with a lone surrogate has no UTF-8");
   return encodeUTF8(plaintext);
 }

@@ -21,7 +21,7 @@ import {
   readStreamEnvelope,
   type StreamEnvelope,
 } from "./envelope.js";
-import { EnvelopeInvalidError } from "./errors.js";
+import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
 import { badAnswer, type Members, type PolicyContext, type Scope, textOf } from "./protocol.js";
 import { isObject, type JSONObject, type JSONValue } from "./strictJson.js";
 
@@ -74,9 +74,16 @@ const MESSAGE_KEY_BYTES = 32;
 
 export function encrypting(message: Message): Operation<Envelope> {
   const { plaintext } = message;
-  const payload = typeof plaintext === "string" ? { plaintext } : { plaintext_b64: encodeBase64(plaintext) };
+  const isText = typeof plaintext === "string";
+  const payload = isText ? { plaintext } : { plaintext_b64: encodeBase64(checkedBytes(plaintext)) };
   const members = { ...sealingMembers(message), ...payload };
   return sealing("/envelope/encrypt", message, members, (document) => readSealed(document, message));
+}
+
+/** Return a plaintext that is bytes: of whatever else is handed in, nothing at all might be sealed. */
+export function checkedBytes(plaintext: Uint8Array): Uint8Array {
+  if (plaintext instanceof Uint8Array) return plaintext;
+  throw new ConfigurationError("a plaintext is a text or a Uint8Array");
 }
 
 export function decrypting(envelope: Envelope, opening: Opening): Operation<Opened<Claims | null>> {

@@ -15,7 +15,7 @@
 
 import { type Bytes, concatenate, encodeUTF8 } from "./encoding.js";
 import { readStreamEnvelope, type StreamEnvelope, TAG_BYTES } from "./envelope.js";
-import { EnvelopeInvalidError } from "./errors.js";
+import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
 import { parseStrictJSON } from "./strictJson.js";
 
 /** A stream's envelope, and the key of its one message. */
@@ -93,9 +93,9 @@ function inOrder(
     await writer.ready;
     handled(writer.write(work));
   };
-  const guarded = async (step: Promise<void>) => {
+  const guarded = async (step: () => Promise<void>) => {
     try {
-      await step;
+      await step();
     } catch (error) {
       await writer.abort(error);
       throw error;
@@ -103,11 +103,20 @@ function inOrder(
   };
   handled(writer.closed);
   const writable = new WritableStream<Uint8Array>({
-    write: (piece) => guarded(take(piece, put)),
-    close: () => guarded(end(put).then(() => writer.close())),
+    write: (piece) => guarded(() => take(bytesOf(piece), put)),
+    close: () => guarded(() => end(put).then(() => writer.close())),
     abort: (reason) => writer.abort(reason),
   });
   return { readable: results.readable, writable };
+}
+
+/** Return a piece's bytes. Some sources give out other kinds than they say: Node's files `ArrayBuffer`s. */
+function bytesOf(piece: unknown): Uint8Array {
+  if (piece instanceof Uint8Array) return piece;
+  if (piece instanceof ArrayBuffer) return new Uint8Array(piece);
+  if (ArrayBuffer.isView(piece)) return new Uint8Array(piece.buffer, piece.byteOffset, piece.byteLength);
+  // Anything else would have no length, and pass for a piece of nothing.
+  throw new ConfigurationError("a stream is made of pieces of bytes");
 }
 
 async function giveOut(work: Work, controller: TransformStreamDefaultController<Uint8Array>): Promise<void> {

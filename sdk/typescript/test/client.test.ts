@@ -14,13 +14,13 @@ import {
   ProblemError,
   TransportError,
 } from "@kkp/client";
-import { type Answer, type Body, FakeKKP, labels, problem, sealed } from "./fakeKkp.js";
+import { type Answer, type Body, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
 
 const KEY = "kkp_sk_canary-of-a-service-key";
 const MESSAGE: Message = { backend: "aws", keyId: "alias/orders", plaintext: "canary of a plaintext" };
 const SCOPE = { backend: "aws", keyId: "alias/orders" };
 
-const kkp = await FakeKKP.start();
+const kkp = await ScriptedKKP.start();
 after(() => kkp.stop());
 beforeEach(() => {
   kkp.received.length = 0;

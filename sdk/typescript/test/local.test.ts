@@ -7,10 +7,11 @@ import {
   EnvelopeInvalidError,
   KKPClient,
   LocalEnvelope,
+  type Message,
   ProblemError,
   TransportError,
 } from "@kkp/client";
-import { type Answer, type Body, FakeKKP, labels, problem } from "./fakeKkp.js";
+import { type Answer, type Body, labels, problem, ScriptedKKP } from "./scriptedKKP.js";
 
 const UNDER = {
   backend: "aws",
@@ -20,7 +21,7 @@ const UNDER = {
 };
 const RAW_KEY = Buffer.alloc(32, 7).toString("base64");
 
-const kkp = await FakeKKP.start();
+const kkp = await ScriptedKKP.start();
 after(() => kkp.stop());
 beforeEach(() => {
   kkp.received.length = 0;
@@ -120,6 +121,16 @@ test("a text with a lone surrogate can't be sealed as what it is", async () => {
   await assert.rejects(local.seal({ ...UNDER, plaintext: "\ud800" }), ConfigurationError);
   assert.deepEqual(kkp.paths(), []);
 });
+
+for (const plaintext of [new ArrayBuffer(8), [1, 2], 7, null, undefined, { length: 0 }]) {
+  test(`nothing is sealed in the place of a plaintext that is ${inspect(plaintext)}`, async () => {
+    const message = { ...UNDER, plaintext } as unknown as Message;
+    await assert.rejects(local.seal(message), ConfigurationError);
+    await assert.rejects(client.encrypt(message), ConfigurationError);
+    assert.ok((await client.encryptMany([message]))[0] instanceof ConfigurationError);
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
 
 const BAD_KEYS: Readonly<Record<string, Answer>> = {
   "no key": dataKey({}, null),

@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { concatenate, encodeUTF8 } from "#src/encoding.js";
 import { headerBytes, importMessageKey, readStreamEnvelope, type StreamEnvelope } from "#src/envelope.js";
-import { EnvelopeInvalidError } from "#src/errors.js";
+import { ConfigurationError, EnvelopeInvalidError } from "#src/errors.js";
 import { MAX_LINE_BYTES, opening, sealing } from "#src/stream.js";
 import { bytes, vectors } from "./vectors.js";
 
@@ -153,6 +153,36 @@ test("memory does not grow with a stream that nobody reads: writing waits", asyn
   await reader.cancel("enough");
   await assert.rejects(writing);
 });
+
+test("pieces may be of any kind that bytes have", async () => {
+  const golden = THREE_CHUNKS ?? assert.fail("no vector");
+  const whole = new Uint8Array(9000).map((_, i) => i % 251);
+  const { buffer } = whole;
+  for (const given of [whole, buffer, new DataView(buffer), new Float64Array(buffer), Buffer.from(buffer)]) {
+    const source = new ReadableStream<Uint8Array>({
+      start: (controller) => {
+        controller.enqueue(given as Uint8Array);
+        controller.close();
+      },
+    });
+    const { released } = await collected(source.pipeThrough(sealing(() => begin(golden))));
+    assert.deepEqual((await opened(released, golden.message_key, 4096)).released, whole);
+  }
+});
+
+for (const piece of ["text", 7, null, undefined, [1, 2], { length: 2 }]) {
+  test(`what has no bytes is refused and not passed over: ${JSON.stringify(piece)}`, async () => {
+    const golden = THREE_CHUNKS ?? assert.fail("no vector");
+    for (const stream of [sealing(() => begin(golden)), opening(() => assert.fail("no key is asked for"))]) {
+      const reading = collected(stream.readable);
+      await assert.rejects(
+        stream.writable.getWriter().write(piece as unknown as Uint8Array),
+        ConfigurationError,
+      );
+      assert.ok((await reading).error instanceof ConfigurationError);
+    }
+  });
+}
 
 test("what reads may stop, and what writes hears of it", async () => {
   const golden = THREE_CHUNKS ?? assert.fail("no vector");

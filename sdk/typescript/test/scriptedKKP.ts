@@ -38,7 +38,7 @@ export function problem(status: number, code: string, more: object = {}, headers
   return { status, headers: { "Content-Type": "application/problem+json", ...headers }, body };
 }
 
-export class FakeKKP {
+export class ScriptedKKP {
   readonly received: Received[] = [];
   /** What the next requests are answered with, whatever they ask. */
   readonly script: Answer[] = [];
@@ -59,8 +59,8 @@ export class FakeKKP {
     });
   }
 
-  static async start(): Promise<FakeKKP> {
-    const fake = new FakeKKP();
+  static async start(): Promise<ScriptedKKP> {
+    const fake = new ScriptedKKP();
     await new Promise<void>((resolve) => fake.#server.listen(0, "127.0.0.1", resolve));
     return fake;
   }
