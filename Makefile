@@ -1,5 +1,5 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
-.PHONY: run test soak lint fmt rego deploy-check bench bench-smoke clean
+.PHONY: run test soak lint fmt rego deploy-check bench bench-smoke sdk-typescript clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,16 @@ rego:
 deploy-check: $(READY)
 	tests/tools/deploy.sh
 
+# The SDK for TypeScript by itself: Node 20 or newer, and what its own lock has.
+sdk-typescript: sdk/typescript/node_modules/.ready
+	npm --prefix sdk/typescript run --silent lint
+	npm --prefix sdk/typescript test --silent
+
+sdk/typescript/node_modules/.ready: sdk/typescript/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing; the SDK for TypeScript needs Node 20 or newer" >&2; exit 1; }
+	npm --prefix sdk/typescript ci --loglevel error --ignore-scripts </dev/null
+	@touch $@
+
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
@@ -49,7 +59,7 @@ bench-smoke: $(READY)
 	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
-	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
+	rm -rf .venv .tools dist build sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, from one lock: every package is pinned by hash. The lock is whole, and pip resolves nothing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -32,7 +33,8 @@ Run = Callable[..., Ended]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run a command in a directory of its own, in which `kkp init` was run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("KKP_CONFIG", raising=False)
+    for name in [name for name in os.environ if name.startswith("KKP_")]:  # the tests' own scale too
+        monkeypatch.delenv(name)
 
     def command(*arguments: str) -> Ended:
         try:

@@ -41,14 +41,14 @@ async function through(
     try {
       for await (const bytes of pieces(source).pipeThrough(stream)) await write(target, bytes);
       await target.sync();
+      await rename(part, to);
+    } catch (error) {
+      await unlink(part);
+      throw error;
     } finally {
       await target.close();
     }
-    await rename(part, to);
     await syncDirectory(dirname(to));
-  } catch (error) {
-    await unlink(part).catch(() => undefined); // it may not be there, or may have its new name already
-    throw error;
   } finally {
     await source.close();
   }

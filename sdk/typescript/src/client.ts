@@ -13,7 +13,7 @@ import { bodyOf, type Item, orError, type Placed, type Result, readResults, requ
 import type { Claims } from "./claims.js";
 import { Deadline } from "./deadline.js";
 import type { DPoPKey } from "./dpop.js";
-import { encodeUTF8 } from "./encoding.js";
+import { encodeUTF8, type WebCryptoKey } from "./encoding.js";
 import {
   type AnyEnvelope,
   type DetachedEnvelope,
@@ -67,22 +67,22 @@ export interface ClientOptions {
   /** A service key; or a function that returns a JWT of an issuer that KKP knows, or another bearer credential. */
   readonly credential: Credential;
   /** Whom tokens are for, where a scope does not say. */
-  readonly audience?: string | undefined;
+  readonly audience?: string;
   /** The key that tokens are bound to; without one they are bearer tokens. */
-  readonly dpopKey?: DPoPKey | undefined;
+  readonly dpopKey?: DPoPKey;
   /** What KKP calls itself (`KKP_ISSUER`), where that is not `url`: DPoP proofs name it. */
-  readonly issuer?: string | undefined;
+  readonly issuer?: string;
   /** How long a call may take; 10 s where left out. */
-  readonly deadlineSeconds?: number | undefined;
+  readonly deadlineSeconds?: number;
   /** How often a request is repeated at the most; twice where left out. */
-  readonly repeats?: number | undefined;
-  readonly allowHTTP?: boolean | undefined;
-  readonly fetch?: Fetch | undefined;
+  readonly repeats?: number;
+  readonly allowHTTP?: boolean;
+  readonly fetch?: Fetch;
 }
 
 export interface CallOptions {
-  readonly signal?: AbortSignal | undefined;
-  readonly deadlineSeconds?: number | undefined;
+  readonly signal?: AbortSignal;
+  readonly deadlineSeconds?: number;
 }
 
 export interface OpeningOptions extends Opening, CallOptions {}
@@ -202,7 +202,7 @@ export class KKPClient {
   async messageKey(
     envelope: DetachedEnvelope | StreamEnvelope,
     options: OpeningOptions = {},
-  ): Promise<CryptoKey> {
+  ): Promise<WebCryptoKey> {
     return await importMessageKey(await this.#run(releasing(envelope, options), options), "decrypt");
   }
 
@@ -338,7 +338,7 @@ export class KKPClient {
 /** An envelope that is being sealed, and the key of its one message, which can't be taken out. */
 export interface SealingKey<E> {
   readonly envelope: E;
-  readonly key: CryptoKey;
+  readonly key: WebCryptoKey;
 }
 
 async function sealingKey<E>({ envelope, raw }: MessageKey<E>): Promise<SealingKey<E>> {

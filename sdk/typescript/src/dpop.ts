@@ -13,7 +13,15 @@
  * - A proof is remembered only once all else was right, so that nobody can use up another's.
  */
 
-import { type Bytes, concatenate, decodeBase64url, encodeBase64url, encodeUTF8, sha256 } from "./encoding.js";
+import {
+  type Bytes,
+  concatenate,
+  decodeBase64url,
+  encodeBase64url,
+  encodeUTF8,
+  sha256,
+  type WebCryptoKey,
+} from "./encoding.js";
 import { ConfigurationError } from "./errors.js";
 import { FormError, integer, list, objectOf, optional, text } from "./forms.js";
 import { normalisedURL } from "./htu.js";
@@ -203,14 +211,20 @@ export interface ProofRequest {
   readonly now?: number | undefined;
 }
 
+/** A key pair of WebCrypto's, a `CryptoKeyPair`. */
+export interface SigningKeyPair {
+  readonly publicKey: WebCryptoKey;
+  readonly privateKey: WebCryptoKey;
+}
+
 /** A private key that signs proofs. It shows itself to nobody: not as text, not as JSON, not to a debugger's print. */
 export class DPoPKey {
   /** The RFC 7638 thumbprint of the public key, which a token that is bound to it has as `cnf.jkt`. */
   readonly thumbprint: string;
-  readonly #privateKey: CryptoKey;
+  readonly #privateKey: WebCryptoKey;
   readonly #header: string;
 
-  private constructor(privateKey: CryptoKey, header: string, thumbprint: string) {
+  private constructor(privateKey: WebCryptoKey, header: string, thumbprint: string) {
     this.#privateKey = privateKey;
     this.#header = header;
     this.thumbprint = thumbprint;
@@ -227,7 +241,7 @@ export class DPoPKey {
   }
 
   /** Take a key pair of WebCrypto's, of P-256 (ECDSA) or Ed25519; the private key need not be extractable. */
-  static async of({ publicKey, privateKey }: CryptoKeyPair): Promise<DPoPKey> {
+  static async of({ publicKey, privateKey }: SigningKeyPair): Promise<DPoPKey> {
     const { kty, crv, x, y } = await exported(publicKey);
     const alg = proofAlgorithmOf(privateKey, crv);
     if (kty === undefined || crv === undefined || x === undefined) throw unusableKey();
@@ -255,7 +269,7 @@ export class DPoPKey {
   }
 }
 
-async function exported(publicKey: CryptoKey): Promise<JsonWebKey> {
+async function exported(publicKey: WebCryptoKey): Promise<JsonWebKey> {
   try {
     return await crypto.subtle.exportKey("jwk", publicKey);
   } catch {
@@ -263,7 +277,7 @@ async function exported(publicKey: CryptoKey): Promise<JsonWebKey> {
   }
 }
 
-function proofAlgorithmOf(privateKey: CryptoKey, crv: string | undefined): ProofAlgorithm {
+function proofAlgorithmOf(privateKey: WebCryptoKey, crv: string | undefined): ProofAlgorithm {
   const { name } = privateKey.algorithm;
   if (!privateKey.usages.includes("sign")) throw unusableKey();
   if (name === "ECDSA" && crv === "P-256") return "ES256";

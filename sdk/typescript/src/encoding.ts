@@ -8,6 +8,9 @@
 /** Bytes that WebCrypto and fetch take: not a view of memory that another thread may change. */
 export type Bytes = Uint8Array<ArrayBuffer>;
 
+/** A `CryptoKey`, by a name that needs no types of the web's. */
+export type WebCryptoKey = Parameters<typeof crypto.subtle.sign>[1];
+
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const NO_LETTER = -1;
 const SEXTETS = sextets();
@@ -56,13 +59,22 @@ function sextet(text: string, at: number): number {
 }
 
 export function encodeBase64url(bytes: Uint8Array): string {
-  let text = "";
+  const letters = new Uint8Array(Math.ceil(bytes.length / 3) * 4);
+  let at = 0;
   for (let i = 0; i < bytes.length; i += 3) {
     const group = ((bytes[i] ?? 0) << 16) | ((bytes[i + 1] ?? 0) << 8) | (bytes[i + 2] ?? 0);
-    const letters = Math.min(bytes.length - i, 3) + 1;
-    for (let n = 0; n < letters; n++) text += LETTERS[(group >> (18 - 6 * n)) & 63];
+    letters[at++] = letter(group >> 18);
+    letters[at++] = letter(group >> 12);
+    letters[at++] = letter(group >> 6);
+    letters[at++] = letter(group);
   }
-  return text;
+  // What the last group has beyond the bytes is left out: there is no padding.
+  return UTF8_DECODER.decode(letters.subarray(0, Math.ceil((bytes.length * 4) / 3)));
+}
+
+/** Tell whether a text has no lone surrogate, which UTF-8 has no bytes for. */
+export function isWellFormed(text: string): boolean {
+  return !LONE_SURROGATE.test(text);
 }
 
 /** Return the bytes that `text` is the padded base64 of (RFC 4648 section 4), in its one spelling, or undefined. */
@@ -79,11 +91,6 @@ export function decodeBase64(text: string): Bytes | undefined {
 export function encodeBase64(bytes: Uint8Array): string {
   const text = encodeBase64url(bytes).replaceAll("-", "+").replaceAll("_", "/");
   return text.padEnd(Math.ceil(text.length / 4) * 4, "=");
-}
-
-/** Tell whether a text has no lone surrogate, which UTF-8 has no bytes for. */
-export function isWellFormed(text: string): boolean {
-  return !LONE_SURROGATE.test(text);
 }
 
 export function encodeUTF8(text: string): Bytes {
@@ -119,6 +126,10 @@ export function equalBytes(a: Uint8Array, b: Uint8Array): boolean {
   let difference = 0;
   for (let i = 0; i < a.length; i++) difference |= (a[i] ?? 0) ^ (b[i] ?? 0);
   return difference === 0;
+}
+
+function letter(bits: number): number {
+  return LETTERS.charCodeAt(bits & 63);
 }
 
 function sextets(): Int8Array {

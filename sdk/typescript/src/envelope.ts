@@ -14,6 +14,7 @@ import {
   encodeBase64url,
   encodeUTF8,
   isWellFormed,
+  type WebCryptoKey,
 } from "./encoding.js";
 import { EnvelopeInvalidError } from "./errors.js";
 import { JSONNumber } from "./strictJson.js";
@@ -140,7 +141,7 @@ export function plaintextBytes(envelope: Envelope): number {
 }
 
 /** Return a message key's raw bytes as a key that can't be taken out again, and wipe them. */
-export async function importMessageKey(raw: Bytes, usage: "encrypt" | "decrypt"): Promise<CryptoKey> {
+export async function importMessageKey(raw: Bytes, usage: "encrypt" | "decrypt"): Promise<WebCryptoKey> {
   try {
     return await crypto.subtle.importKey("raw", raw, "AES-GCM", false, [usage]);
   } finally {
@@ -152,7 +153,7 @@ export async function importMessageKey(raw: Bytes, usage: "encrypt" | "decrypt")
 export async function seal(
   plaintext: Bytes,
   detachedEnvelope: DetachedEnvelope,
-  key: CryptoKey,
+  key: WebCryptoKey,
   nonce: Bytes = crypto.getRandomValues(new Uint8Array(NONCE_BYTES)),
 ): Promise<Envelope> {
   const parameters = { name: "AES-GCM", iv: nonce, additionalData: headerBytes(detachedEnvelope) };
@@ -161,7 +162,7 @@ export async function seal(
 }
 
 /** Open a payload under its message key; nothing of it is given out before its tag was checked. */
-export async function open(envelope: Envelope, key: CryptoKey): Promise<Bytes> {
+export async function open(envelope: Envelope, key: WebCryptoKey): Promise<Bytes> {
   const iv = bytesOf(envelope.nonce);
   const parameters = { name: "AES-GCM", iv, additionalData: headerBytes(envelope) };
   try {

@@ -48,15 +48,18 @@ export abstract class KKPError extends Error {
     this.retryAfterSeconds = details.retryAfterSeconds;
   }
 
-  override get name(): string {
-    return this.constructor.name;
-  }
+  /** Written out in each class, since a bundler may rename those. */
+  abstract override get name(): string;
 }
 
 /** What a client or verifier was made with can't be used. */
 export class ConfigurationError extends KKPError {
   constructor(message: string) {
     super("invalid_configuration", message);
+  }
+
+  override get name(): string {
+    return "ConfigurationError";
   }
 }
 
@@ -70,6 +73,10 @@ export class TokenError extends KKPError {
   constructor(code: TokenErrorCode, reason: string, message: string) {
     super(code, message, { reason });
   }
+
+  override get name(): string {
+    return "TokenError";
+  }
 }
 
 /** There are no keys to verify with, or none young enough; the message says what could not be fetched, from where. */
@@ -78,6 +85,10 @@ export class KeysUnavailableError extends KKPError {
 
   constructor(reason: string, message: string) {
     super("keys_unavailable", message, { reason });
+  }
+
+  override get name(): string {
+    return "KeysUnavailableError";
   }
 }
 
@@ -88,6 +99,10 @@ export class RevocationsUnavailableError extends KKPError {
   constructor(reason: string, message: string) {
     super("revocations_unavailable", message, { reason });
   }
+
+  override get name(): string {
+    return "RevocationsUnavailableError";
+  }
 }
 
 /** An envelope that does not open, whatever the cause: one error, so that it is no oracle. */
@@ -96,6 +111,10 @@ export class EnvelopeInvalidError extends KKPError {
 
   constructor(message = "the envelope does not open", details: ErrorDetails = {}) {
     super("envelope_invalid", message, details);
+  }
+
+  override get name(): string {
+    return "EnvelopeInvalidError";
   }
 }
 
@@ -108,9 +127,17 @@ export class TransportError extends KKPError {
   constructor(code: TransportErrorCode, message: string, details: ErrorDetails = {}) {
     super(code, message, details);
   }
+
+  override get name(): string {
+    return "TransportError";
+  }
 }
 
 /** KKP refused, and said why in a problem document. */
 export class ProblemError extends KKPError {
   declare readonly status: number;
+
+  override get name(): string {
+    return "ProblemError";
+  }
 }

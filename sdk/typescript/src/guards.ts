@@ -56,8 +56,9 @@ export interface NodeRequest {
   readonly url?: string | undefined;
   /** Express has the path here as it came, where a router took off a part of it. */
   readonly originalUrl?: string | undefined;
-  /** Every value of a header; `headers` would show the first of two credentials alone. */
-  readonly headersDistinct: Readonly<Record<string, readonly string[] | undefined>>;
+  readonly headers: Readonly<Record<string, string | readonly string[] | undefined>>;
+  /** Every value of a header, where the request has them: `headers` shows the first of two credentials alone. */
+  readonly headersDistinct?: Readonly<Record<string, readonly string[] | undefined>> | undefined;
   readonly socket: object;
 }
 
@@ -202,17 +203,24 @@ function shownBy(request: Request, { certificate }: GuardOptions<Request>): Show
 
 function shownByNode<R extends NodeRequest>(request: R, { certificate }: GuardOptions<R>): Shown {
   return {
-    authorization: request.headersDistinct.authorization ?? [],
-    proofs: request.headersDistinct.dpop ?? [],
+    authorization: valuesOf(request, "authorization"),
+    proofs: valuesOf(request, "dpop"),
     method: request.method ?? "",
     path: pathOf(request.originalUrl ?? request.url ?? ""),
     certificate: certificate === undefined ? peerCertificateOf(request.socket) : certificate(request),
   };
 }
 
+function valuesOf({ headers, headersDistinct }: NodeRequest, name: string): readonly string[] {
+  const values = headersDistinct === undefined ? headers[name] : headersDistinct[name];
+  return values === undefined ? [] : [values].flat();
+}
+
 /** Return the path of a request's target, which may be a whole URL (RFC 9112 section 3.2.2). */
 function pathOf(target: string): string {
-  return target.replace(/^https?:\/\/[^/?#]*/i, "");
+  const path = target.replace(/^https?:\/\/[^/?#]*/i, "");
+  // What stands behind the service's URL must not go on with its host: `.elsewhere.example/` is no path.
+  return path.startsWith("/") ? path : `/${path}`;
 }
 
 /** Return the DER of the certificate whose key the TLS handshake showed the caller to have. */

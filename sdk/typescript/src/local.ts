@@ -15,7 +15,7 @@ import { DEFAULT_CHUNK_BYTES, opening, sealing } from "./stream.js";
 
 export interface StreamOptions extends Sealing, CallOptions {
   /** Bytes of plaintext in a chunk: 4,096 to 8,388,608; 1,048,576 where left out. */
-  readonly chunkSize?: number | undefined;
+  readonly chunkSize?: number;
 }
 
 export class LocalEnvelope {

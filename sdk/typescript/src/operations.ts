@@ -29,9 +29,9 @@ import { isObject, type JSONObject, type JSONValue } from "./strictJson.js";
 export interface Sealing {
   readonly backend: string;
   readonly keyId: string;
-  readonly context?: Context | undefined;
-  readonly associatedData?: string | undefined;
-  readonly policyContext?: PolicyContext | undefined;
+  readonly context?: Context;
+  readonly associatedData?: string;
+  readonly policyContext?: PolicyContext;
 }
 
 /** A plaintext, and what it is sealed under. */
@@ -55,8 +55,8 @@ export interface MessageKey<E> {
 /** How an envelope is opened or moved. */
 export interface Opening {
   /** What the token is for, beyond the envelope's own key: with a key named, an envelope of another is refused. */
-  readonly scope?: Partial<Omit<Scope, "ops">> | undefined;
-  readonly policyContext?: PolicyContext | undefined;
+  readonly scope?: Partial<Omit<Scope, "ops">>;
+  readonly policyContext?: PolicyContext;
 }
 
 export interface Operation<T> {

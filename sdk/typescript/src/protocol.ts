@@ -33,18 +33,18 @@ export type PolicyContext = Readonly<Record<string, string | number | boolean | 
 /** What a token is for. */
 export interface Scope {
   /** Whom it is meant for; the client's own audience where left out. */
-  readonly audience?: string | undefined;
+  readonly audience?: string;
   readonly backend: string;
   readonly keyId: string;
   /** `["decrypt"]` where left out; `[]` for a token that opens nothing. */
-  readonly ops?: readonly Operation[] | undefined;
-  readonly ttlSeconds?: number | undefined;
-  readonly policyClaims?: Context | undefined;
+  readonly ops?: readonly Operation[];
+  readonly ttlSeconds?: number;
+  readonly policyClaims?: Context;
   /** Pairs that the context of an envelope must contain. */
-  readonly context?: Context | undefined;
+  readonly context?: Context;
   /** Whom it speaks for, where policy lets the caller speak for another. */
-  readonly subject?: string | undefined;
-  readonly requestContext?: PolicyContext | undefined;
+  readonly subject?: string;
+  readonly requestContext?: PolicyContext;
 }
 
 /** A token of KKP's. Whoever holds `token` may use it; what is printed of this does not show it. */

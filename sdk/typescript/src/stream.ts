@@ -13,7 +13,7 @@
  * takes does not depend on the stream's length, nor on the pieces that it comes in.
  */
 
-import { type Bytes, concatenate, encodeUTF8 } from "./encoding.js";
+import { type Bytes, concatenate, encodeUTF8, type WebCryptoKey } from "./encoding.js";
 import { readStreamEnvelope, type StreamEnvelope, TAG_BYTES } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
 import { parseStrictJSON } from "./strictJson.js";
@@ -21,7 +21,7 @@ import { parseStrictJSON } from "./strictJson.js";
 /** A stream's envelope, and the key of its one message. */
 export interface StreamKey {
   readonly envelope: StreamEnvelope;
-  readonly key: CryptoKey;
+  readonly key: WebCryptoKey;
 }
 
 export const DEFAULT_CHUNK_BYTES = 1024 * 1024;
@@ -50,7 +50,7 @@ export function sealing(begin: () => Promise<StreamKey>): TransformStream<Uint8A
 
 /** Return what turns a stream into its plaintext; `release` is asked for the key once the line is there. */
 export function opening(
-  release: (envelope: StreamEnvelope) => Promise<CryptoKey>,
+  release: (envelope: StreamEnvelope) => Promise<WebCryptoKey>,
 ): TransformStream<Uint8Array, Uint8Array> {
   const line = new Line();
   let chunks: Chunks | undefined;
@@ -131,17 +131,17 @@ function handled(promise: Promise<unknown>): void {
 
 async function openingChunks(
   envelope: StreamEnvelope,
-  release: (envelope: StreamEnvelope) => Promise<CryptoKey>,
+  release: (envelope: StreamEnvelope) => Promise<WebCryptoKey>,
   put: Put,
 ): Promise<Chunks> {
   return new Chunks(envelope.chunk_size + TAG_BYTES, opener(await release(envelope)), put);
 }
 
-function sealer(key: CryptoKey): Cipher {
+function sealer(key: WebCryptoKey): Cipher {
   return (chunk, index, isLast) => crypto.subtle.encrypt(parameters(index, isLast), key, chunk);
 }
 
-function opener(key: CryptoKey): Cipher {
+function opener(key: WebCryptoKey): Cipher {
   return async (chunk, index, isLast) => {
     // Only a stream of nothing has an empty chunk, or two streams would have one plaintext.
     if (chunk.length === TAG_BYTES && index > 0) throw new EnvelopeInvalidError();

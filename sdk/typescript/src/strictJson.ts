@@ -158,37 +158,29 @@ class Parser {
 
   private string(): string {
     if (this.text.charCodeAt(this.at) !== QUOTE) throw new StrictJSONError("no string where one must be");
-    const start = ++this.at;
-    for (;;) {
-      const unit = this.text.charCodeAt(this.at);
-      if (unit === QUOTE) return this.text.slice(start, this.at++);
-      if (unit === BACKSLASH) return this.escapedString(start);
-      this.passOverPlain(unit);
-    }
+    this.at += 1;
+    const plain = this.plainText();
+    return this.takesHere(QUOTE) ? plain : this.escapedString(plain);
   }
 
-  private escapedString(start: number): string {
-    let value = this.text.slice(start, this.at);
-    for (;;) {
-      const unit = this.text.charCodeAt(this.at);
-      if (unit === QUOTE) break;
-      if (unit === BACKSLASH) {
-        value += this.escape();
-      } else {
-        value += this.text[this.at];
-        this.passOverPlain(unit);
-      }
-    }
-    this.at += 1;
+  private escapedString(begin: string): string {
+    let value = begin;
+    while (!this.takesHere(QUOTE)) value += this.escape() + this.plainText();
     // Only an escape can make one: text that was decoded from UTF-8 has none.
     if (!isWellFormed(value)) throw new StrictJSONError("a lone surrogate");
     return value;
   }
 
-  private passOverPlain(unit: number): void {
-    // NaN is the end of the text, and is not at least a space either.
-    if (!(unit >= 0x20)) throw new StrictJSONError("a control character, or no end, in a string");
-    this.at += 1;
+  /** Read on to the next quote or backslash. */
+  private plainText(): string {
+    const start = this.at;
+    for (;;) {
+      const unit = this.text.charCodeAt(this.at);
+      if (unit === QUOTE || unit === BACKSLASH) return this.text.slice(start, this.at);
+      // The end of the text is no number, and so not at least a space either.
+      if (!(unit >= 0x20)) throw new StrictJSONError("a control character, or no end, in a string");
+      this.at += 1;
+    }
   }
 
   private escape(): string {
@@ -222,7 +214,12 @@ class Parser {
   }
 
   private takes(unit: number): boolean {
-    if (!this.isNext(unit)) return false;
+    this.skipSpace();
+    return this.takesHere(unit);
+  }
+
+  private takesHere(unit: number): boolean {
+    if (this.text.charCodeAt(this.at) !== unit) return false;
     this.at += 1;
     return true;
   }

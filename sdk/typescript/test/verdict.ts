@@ -62,8 +62,9 @@ export async function tokenVerdict(
     ...presentedBy(input),
     ...(revocations && { revocations }),
   };
-  if (input.proof?.used_before) await verifyToken(input.token, checks);
-  return await answered(async () => ({ claims: await verifyToken(input.token, checks) }));
+  const ask = () => answered(async () => ({ claims: await verifyToken(input.token, checks) }));
+  if (input.proof?.used_before) await ask();
+  return await ask();
 }
 
 export async function listVerdict(input: ListInput, keys: KeySet | undefined): Promise<Answer> {
