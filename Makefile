@@ -1,4 +1,5 @@
-# Everything a user or a maintainer runs. Each target does its own set-up; only python3 with venv is needed.
+# Everything a user or a maintainer runs. Each target does its own set-up; python3 with venv is needed,
+# and Node 20 with npm for the SDK for TypeScript.
 .PHONY: run test soak lint fmt rego deploy-check bench bench-smoke sdk-typescript clean
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ run: $(READY)
 	@exec $(BIN)/kkp dev
 
 # Coverage counts what runs in the tests' own process. The others start processes, and would be slower for nothing.
-test: $(READY)
+test: $(READY) sdk-typescript
 	$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/properties tests/contract tests/http $(IN_PROCESS)
 	$(PYTEST) $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
 
@@ -38,18 +39,13 @@ rego:
 deploy-check: $(READY)
 	tests/tools/deploy.sh
 
-# The SDK for TypeScript by itself: Node 20 or newer, and what its own lock has.
-sdk-typescript: sdk/typescript/node_modules/.ready
-	npm --prefix sdk/typescript run --silent lint
-	npm --prefix sdk/typescript test --silent
-
-sdk/typescript/node_modules/.ready: sdk/typescript/package-lock.json
-	@command -v npm >/dev/null || { echo "npm is missing; the SDK for TypeScript needs Node 20 or newer" >&2; exit 1; }
-	npm --prefix sdk/typescript ci --loglevel error --ignore-scripts </dev/null
-	@touch $@
+# The client for TypeScript alone. It stands before the other tests, which run it too.
+sdk-typescript:
+	$(MAKE) -C sdk/typescript lint test
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+	$(MAKE) -C sdk/typescript bench
 
 # The same suite, tiny: shows that it works, measures nothing.
 bench-smoke: $(READY)
@@ -59,7 +55,8 @@ bench-smoke: $(READY)
 	$(BIN)/python benchmarks/workers.py --smoke
 
 clean:
-	rm -rf .venv .tools dist build sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
+	$(MAKE) -C sdk/typescript clean
+	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment, from one lock: every package is pinned by hash. The lock is whole, and pip resolves nothing:

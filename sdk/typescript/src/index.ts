@@ -10,13 +10,7 @@ export {
   type OpeningOptions,
   type SealingKey,
 } from "./client.js";
-export {
-  DPoPKey,
-  type PresentedProof,
-  type ProofAlgorithm,
-  type ProofRequest,
-  type SigningKeyPair,
-} from "./dpop.js";
+export { DPoPKey, type PresentedProof, type ProofAlgorithm, type ProofRequest } from "./dpop.js";
 export type {
   AnyEnvelope,
   Context,

@@ -76,32 +76,42 @@ export async function checkRevocations(
 
 async function isRevoked(claims: Claims, revocations: RevocationList): Promise<boolean> {
   if (revocations.tokens.has(claims.jti)) return true;
-  // A digest is made only where there is something to compare it with: mostly there is nothing.
-  if (revocations.subjects.size > 0) {
-    const voidUntil = revocations.subjects.get(await entryId("subject", claims.sub));
-    if (voidUntil !== undefined && claims.iat <= voidUntil) return true;
+  for (const { entries, names, isVoid } of questionsAbout(claims, revocations)) {
+    // A digest is made only where there is something to compare it with, and nothing is awaited where it is known.
+    if (entries === 0) continue;
+    const canonical = JSON.stringify(names);
+    if (isVoid(rememberedIds.get(canonical) ?? (await idOf(canonical)))) return true;
   }
-  const { identities, keys, backends } = revocations;
-  return (
-    (await holds(identities, "identity", claims.sub)) ||
-    (claims.act !== undefined && (await holds(identities, "identity", claims.act.sub))) ||
-    (await holds(keys, "key", claims.backend, claims.key_id)) ||
-    (await holds(backends, "backend", claims.backend))
-  );
+  return false;
 }
 
-async function holds(ids: ReadonlySet<string>, ...names: readonly string[]): Promise<boolean> {
-  return ids.size > 0 && ids.has(await entryId(...names));
+/** What may make a token void: how many entries there are, whose id to look for, and what finding it means. */
+interface Question {
+  readonly entries: number;
+  readonly names: readonly string[];
+  isVoid(id: string): boolean;
+}
+
+function questionsAbout(
+  claims: Claims,
+  { subjects, identities, keys, backends }: RevocationList,
+): readonly Question[] {
+  const { sub, act, iat, backend, key_id } = claims;
+  const isIdentity = (id: string) => identities.has(id);
+  return [
+    { entries: subjects.size, names: ["subject", sub], isVoid: (id) => iat <= (subjects.get(id) ?? -1) },
+    { entries: identities.size, names: ["identity", sub], isVoid: isIdentity },
+    ...(act ? [{ entries: identities.size, names: ["identity", act.sub], isVoid: isIdentity }] : []),
+    { entries: keys.size, names: ["key", backend, key_id], isVoid: (id) => keys.has(id) },
+    { entries: backends.size, names: ["backend", backend], isVoid: (id) => backends.has(id) },
+  ];
 }
 
 // An id is a function of its names alone, so that whose token asked for it first tells nothing to anybody.
 const rememberedIds = new Map<string, string>();
 
-async function entryId(...names: readonly string[]): Promise<string> {
-  // Of a list of texts without lone surrogates, of which strict JSON has none, this is RFC 8785's form.
-  const canonical = JSON.stringify(names);
-  const remembered = rememberedIds.get(canonical);
-  if (remembered !== undefined) return remembered;
+/** Of a list of texts without lone surrogates, of which strict JSON has none, JSON.stringify makes RFC 8785's form. */
+async function idOf(canonical: string): Promise<string> {
   const id = encodeBase64url(await sha256(encodeUTF8(canonical)));
   if (rememberedIds.size >= MAX_REMEMBERED_IDS) rememberedIds.clear();
   rememberedIds.set(canonical, id);

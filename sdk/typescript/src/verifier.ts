@@ -89,10 +89,12 @@ export class TokenVerifier {
     this.#refreshInBackground();
     if (this.#list?.isOlderThan(1) && this.#list.document !== undefined) await this.#list.refresh();
     for (let fetches = 0; ; fetches++) {
+      const [keys, list] = [this.#keys.document, this.#list?.document];
       try {
-        return await this.#verdict(token, presented);
+        return await this.#verdict(token, presented, keys, list);
       } catch (error) {
-        if (fetches === MAX_FETCHES || !(await this.#fetchWhatIsMissing(error))) throw this.#explained(error);
+        const isThereMore = fetches < MAX_FETCHES && (await this.#fetchWhatIsMissing(error, keys, list));
+        if (!isThereMore) throw this.#explained(error);
       }
     }
   }
@@ -106,16 +108,21 @@ export class TokenVerifier {
       throw this.#explained(refusal("no_list"));
   }
 
-  #verdict(token: string, presented: Presented): Promise<Claims> {
+  #verdict(
+    token: string,
+    presented: Presented,
+    keys: KeySet | undefined,
+    list: RevocationList | undefined,
+  ): Promise<Claims> {
     return verifyToken(token, {
       ...presented,
-      keys: this.#keys.document,
+      keys,
       now: this.#clock(),
       issuer: this.issuer,
       audience: this.audience,
       leewaySeconds: this.#leewaySeconds,
       proofs: this.#proofs,
-      ...(this.#list && { revocations: { list: this.#list.document } }),
+      ...(this.#list && { revocations: { list } }),
     });
   }
 
@@ -127,16 +134,25 @@ export class TokenVerifier {
     }
   }
 
-  /** Fetch what a verdict on a token lacked; tells whether it came. */
-  async #fetchWhatIsMissing(error: unknown): Promise<boolean> {
-    if (error instanceof RevocationsUnavailableError) return (await this.#list?.refresh()) ?? false;
-    return await this.#fetchKeysFor(error);
+  /**
+   * Fetch what a verdict on a token lacked that was given with these; tells whether there is something else now.
+   *
+   * It may have come meanwhile, for another token: then there is nothing to fetch, and it is too soon to.
+   */
+  async #fetchWhatIsMissing(
+    error: unknown,
+    keys: KeySet | undefined,
+    list: RevocationList | undefined,
+  ): Promise<boolean> {
+    if (!(error instanceof RevocationsUnavailableError)) return await this.#fetchKeysFor(error, keys);
+    return this.#list?.document !== list || ((await this.#list?.refresh()) ?? false);
   }
 
-  async #fetchKeysFor(error: unknown): Promise<boolean> {
-    if (error instanceof KeysUnavailableError) return await this.#keys.refresh();
+  async #fetchKeysFor(error: unknown, keys: KeySet | undefined): Promise<boolean> {
     const isUnknownKey = error instanceof TokenError && error.reason === "unknown_key";
-    return isUnknownKey && (await this.#keys.refreshForUnknownKey());
+    if (!isUnknownKey && !(error instanceof KeysUnavailableError)) return false;
+    if (this.#keys.document !== keys) return true;
+    return await (isUnknownKey ? this.#keys.refreshForUnknownKey() : this.#keys.refresh());
   }
 
   /** Say what could not be fetched, from where, in the error of a verdict that lacked it. */
@@ -161,20 +177,21 @@ export class TokenVerifier {
   async #readList(body: Uint8Array): Promise<RevocationList> {
     const jws = decodeUTF8(body) ?? "";
     for (let fetches = 0; ; fetches++) {
+      const keys = this.#keys.document;
       try {
-        const list = await this.#listOf(jws);
+        const list = await this.#listOf(jws, keys);
         this.#highestSeq = list.seq;
         return list;
       } catch (error) {
         // The list of a KKP that rotated its key a moment ago is by a key that is not among those here.
-        if (fetches === MAX_FETCHES || !(await this.#fetchKeysFor(error))) throw error;
+        if (fetches === MAX_FETCHES || !(await this.#fetchKeysFor(error, keys))) throw error;
       }
     }
   }
 
-  #listOf(jws: string): Promise<RevocationList> {
+  #listOf(jws: string, keys: KeySet | undefined): Promise<RevocationList> {
     return verifyRevocationList(jws, {
-      keys: this.#keys.document,
+      keys,
       now: this.#clock(),
       issuer: this.issuer,
       leewaySeconds: this.#leewaySeconds,

@@ -23,8 +23,7 @@ export class FakeKKP {
   seq = 41;
   revoked: Members = {};
   /** Called before each answer; may throw, as a network does, or answer something else. */
-  onRequest: (asked: Asked) => Response | Promise<Response> | undefined | Promise<undefined> = () =>
-    undefined;
+  onRequest: (asked: Asked) => Response | undefined | Promise<Response | undefined> = () => undefined;
 
   private constructor(private pair: CryptoKeyPair) {}
 

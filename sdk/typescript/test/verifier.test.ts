@@ -56,6 +56,27 @@ test("a hundred tokens at a cold start make one request for each document", asyn
   assert.deepEqual(paths(kkp), [KEYS, LIST]);
 });
 
+test("what came for another token, while a verdict was on its way, is used, though it is too soon to fetch", async (t) => {
+  const { kkp, verifier } = await made();
+  const token = await kkp.token();
+  const verify = crypto.subtle.verify.bind(crypto.subtle);
+  let goOn = (): void => undefined;
+  const held = new Promise<void>((resolve) => {
+    goOn = resolve;
+  });
+  const slowOnce = async (...args: Parameters<typeof verify>) => {
+    await held;
+    return await verify(...args);
+  };
+  t.mock.method(crypto.subtle, "verify").mock.mockImplementationOnce(slowOnce);
+  const first = verifier.verify(token); // has keys and no list, when it comes to its signature
+  while (kkp.requests.length < 1) await settled();
+  await verifier.verify(token);
+  goOn();
+  assert.equal((await first).sub, "orders");
+  assert.deepEqual(paths(kkp), [KEYS, LIST]);
+});
+
 test("without revocations no list is fetched", async () => {
   const { kkp, verifier } = await made({ revocations: false });
   await verifier.verify(await kkp.token());
@@ -297,6 +318,32 @@ for (const [name, answer] of Object.entries(BAD_ANSWERS)) {
     assert.match(error.message, /https:\/\/kkp\.test\/keys\/jwks/);
   });
 }
+
+test("a KKP that does not answer is given up after 5 s", async (t) => {
+  const { kkp, verifier } = await made();
+  const token = await kkp.token();
+  let asked = (): void => undefined;
+  const isAsked = new Promise<void>((resolve) => {
+    asked = resolve;
+  });
+  kkp.onRequest = () => {
+    asked();
+    return new Promise(() => undefined);
+  };
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  let isOver = false;
+  const refusal = failure(verifier.verify(token)).finally(() => {
+    isOver = true;
+  });
+  await isAsked;
+  t.mock.timers.tick(4999);
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(isOver, false);
+  t.mock.timers.tick(1);
+  const error = await refusal;
+  assert.equal(`${error.code} ${error.reason}`, "keys_unavailable no_keys");
+  assert.match(error.message, /https:\/\/kkp\.test\/keys\/jwks .*within 5 s/);
+});
 
 test("a DPoP proof is good once at one verifier", async () => {
   const { kkp, verifier } = await made();
