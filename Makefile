@@ -1,6 +1,6 @@
 # Everything a user or a maintainer runs. Each target does its own set-up; python3 with venv is needed,
 # and Node 20 with npm for the SDK for TypeScript.
-.PHONY: run test soak lint fmt rego deploy-check bench bench-smoke sdk-typescript clean
+.PHONY: run test sdk-python soak lint fmt rego deploy-check bench bench-smoke sdk-typescript clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,6 +16,11 @@ run: $(READY)
 test: $(READY) sdk-typescript
 	$(PYTEST) --cov --cov-report=term:skip-covered tests/unit tests/properties tests/contract tests/http $(IN_PROCESS)
 	$(PYTEST) $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
+	$(MAKE) sdk-python
+
+# The Python client alone, in an environment of its own, which has nothing of the server's.
+sdk-python:
+	$(MAKE) -C sdk/python lint test
 
 # Every promise at its bar (docs/promises.md): hours. PROMISES="13 19" holds those alone; REPORT= keeps a table.
 soak: $(READY)
@@ -46,6 +51,7 @@ sdk-typescript:
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(MAKE) -C sdk/typescript bench
+	$(MAKE) -C sdk/python bench
 
 # The same suite, tiny: shows that it works, measures nothing.
 bench-smoke: $(READY)
@@ -56,6 +62,7 @@ bench-smoke: $(READY)
 
 clean:
 	$(MAKE) -C sdk/typescript clean
+	$(MAKE) -C sdk/python clean
 	rm -rf .venv .tools dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .soak .coverage* .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

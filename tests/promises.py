@@ -81,6 +81,10 @@ PROMISES: Mapping[int, Promise] = {
     11: Promise(7, (Bar("restored databases", 20),)),
     12: Promise(10, (Bar("answers", 2_000), Bar("answers on PostgreSQL", 2_000))),
     13: Promise(1, (Bar("mutations", 2_000),)),
+    14: Promise(
+        20,
+        (Bar("cases", 2_000), Bar("fuzzed tokens", 10_000), Bar("fuzzed lists and key sets", 4_000)),
+    ),
     15: Promise(1, (Bar("claims", 60),)),
     16: Promise(10, (Bar("parallel uses", 1_000),)),
     17: Promise(1, (Bar("random kids", 10_000), Bar("servers at fault", 20), Bar("fetches in 30 s", most=1))),

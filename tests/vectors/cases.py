@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
 
 from tests.vectors.forging import AUDIENCE, ISSUER, LEEWAY, NOW, Document, b64
 
 Server: TypeAlias = Literal["accepts", "refuses"]
+ServerKeys: TypeAlias = Literal["same", "more", "none"]
 
 CODES: Final = {
     "malformed": "token_invalid",
@@ -93,6 +94,7 @@ class KeySetCase:
 
     Attributes:
         spaces: How many stand behind it.
+        server: What KKP reads of it, where it stands for another issuer's keys.
         expected: Public keys by kid; None where it is no key set.
     """
 
@@ -100,12 +102,19 @@ class KeySetCase:
     document: str | bytes
     expected: dict[str, str] | None
     spaces: int = 0
+    server: ServerKeys = "same"
 
     def written(self) -> Document:
         text: Document = {"document": self.document}
         if isinstance(self.document, bytes):
             text = {"document_base64url": b64(self.document)}
-        return {"name": self.name, **text, "spaces": self.spaces, "expected": {"keys": self.expected}}
+        return {
+            "name": self.name,
+            **text,
+            "spaces": self.spaces,
+            "expected": {"keys": self.expected},
+            "server": self.server,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,18 +149,6 @@ class ListCase:
             "highest_seq": self.highest_seq,
             "expected": _refusal(self.expected) if isinstance(self.expected, str) else expected,
         }
-
-
-@dataclass(kw_only=True)
-class File:
-    """One of the files: what its cases share by name, and the cases."""
-
-    format: str
-    cases: list[Document] = field(default_factory=list)
-    shared: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def written(self) -> Document:
-        return {"format": self.format, **self.shared, "cases": self.cases}
 
 
 def answered(claims: Document) -> Document:

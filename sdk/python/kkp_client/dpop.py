@@ -62,13 +62,11 @@ class PresentedProof:
         proof: The value of the header `DPoP`.
         method: The request's method.
         url: The URL that it was sent to: never what a `Host` header says, which is the sender's to choose.
-        memory: Of all proofs that were taken.
     """
 
     proof: str = field(repr=False)
     method: str
     url: str
-    memory: ReplayMemory
 
 
 class _Claims(NamedTuple):
@@ -84,15 +82,32 @@ class _Key(NamedTuple):
     jkt: str
 
 
-def is_good(presented: PresentedProof, *, token: str, jkt: str, now: float, leeway_seconds: float) -> bool:
+class ProofChecks(NamedTuple):
+    """What a proof is checked against.
+
+    Attributes:
+        token: What was shown with it.
+        now: Unix seconds.
+        leeway_seconds: How far clocks may be apart.
+        memory: Of all proofs that were taken.
+    """
+
+    token: str
+    now: float
+    leeway_seconds: float
+    memory: ReplayMemory
+
+    def __repr__(self) -> str:  # the token is a secret
+        return "ProofChecks(…)"
+
+
+def is_good(presented: PresentedProof, jkt: str, checks: ProofChecks) -> bool:
     """Tell whether a proof is by this key, for this request and token, in time, and used for the first time.
 
     Args:
         presented: The proof, and the request.
-        token: What was shown with it.
         jkt: The thumbprint of the key that the token is bound to.
-        now: Unix seconds.
-        leeway_seconds: How far clocks may be apart.
+        checks: See there.
     """
     try:
         segments = jws.split(presented.proof, MAX_PROOF_CHARACTERS)
@@ -100,6 +115,7 @@ def is_good(presented: PresentedProof, *, token: str, jkt: str, now: float, leew
         key = _read_header(segments.header)
     except ValueError:
         return False
+    token, now, leeway_seconds, memory = checks
     ends_at = claims.iat + PROOF_SECONDS + leeway_seconds
     return (
         key.jkt == jkt
@@ -108,7 +124,7 @@ def is_good(presented: PresentedProof, *, token: str, jkt: str, now: float, leew
         and claims.ath == _digest(token)
         and abs(now - claims.iat) <= PROOF_SECONDS + leeway_seconds
         and key.verifies(segments.signature, segments.signing_input)
-        and presented.memory.takes(f"{jkt} {claims.jti}", ends_at, now)
+        and memory.takes(f"{jkt} {claims.jti}", ends_at, now)
     )
 
 

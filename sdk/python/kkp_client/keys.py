@@ -1,9 +1,9 @@
 """Key sets: which keys of a JWKS (RFC 7517) sign tokens. Pure.
 
 Rules that hold here:
-- A member counts if it is an Ed25519 public key for signatures, `kid` is its RFC 7638 thumbprint, and its point
-  is written canonically and not of small order: with such a key anybody could sign. Members that don't count
-  are passed over, as RFC 7517 section 5 wants it.
+- A member counts if it is an Ed25519 public key for signatures whose `kid` is its RFC 7638 thumbprint. Its
+  point must be written canonically and not be of small order: with such a key anybody could sign. What does
+  not count is passed over, as RFC 7517 section 5 wants it.
 - A member with a private half is no key: anybody could sign with it.
 - A set in which none counts, or one twice, is no set.
 - Whether a key is a point of the curve is not looked at: under one that is none nothing verifies.
@@ -27,9 +27,7 @@ MAX_KEYS: Final = 256
 MAX_AGE_SECONDS: Final = 600  # C of the issuer's ring: the longest that anybody may use a copy of its keys
 KEY_BYTES: Final = 32
 _PRIME: Final = 2**255 - 19
-# The y of the eight points whose order divides 8; the sign of x does not matter.
-_ORDER_8: Final = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
-_SMALL: Final = frozenset({0, 1, _PRIME - 1, _ORDER_8, _PRIME - _ORDER_8})
+_D: Final = -121665 * pow(121666, -1, _PRIME)  # of the curve's equation, -x^2 + y^2 = 1 + d x^2 y^2
 
 
 @final
@@ -70,7 +68,16 @@ class KeySet(NamedTuple):
 def is_sound(raw: bytes) -> bool:
     """Tell whether 32 bytes are a point in its one spelling, of an order that is worth something."""
     y = int.from_bytes(raw, "little") % 2**255  # the highest bit is the sign of x
-    return y < _PRIME and y not in _SMALL
+    return y < _PRIME and not _is_of_small_order(y)
+
+
+def _is_of_small_order(y: int) -> bool:
+    """Tell whether these are points of which eight make nothing.
+
+    The y of that of order 1 is 1, of order 2 it is -1, and of order 4 it is 0. Of order 8 are those whose
+    double has y = 0: by the law of addition x^2 = -y^2, which makes the curve's equation d y^4 + 2 y^2 = 1.
+    """
+    return y in {0, 1, _PRIME - 1} or (_D * y**4 + 2 * y**2 - 1) % _PRIME == 0
 
 
 def thumbprint(members: Mapping[str, str]) -> str:

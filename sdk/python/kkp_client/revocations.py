@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, cast
@@ -36,7 +37,7 @@ class RevocationList:
         seq: Never falls; of two lists, the one with the higher knows more.
         tokens: The `jti` of each, with a time after which it no longer matters.
         subjects: From the digest of each to the latest `iat` that is void.
-        identities: Digests, of `sub` and of `act.sub`.
+        identities: Digests, of `sub` and of `act.sub`; these and the following in their order.
         keys: Digests of backend and key id.
         backends: Digests.
     """
@@ -47,9 +48,9 @@ class RevocationList:
     seq: int
     tokens: Mapping[str, int]
     subjects: Mapping[str, int]
-    identities: frozenset[str]
-    keys: frozenset[str]
-    backends: frozenset[str]
+    identities: AbstractSet[str]
+    keys: AbstractSet[str]
+    backends: AbstractSet[str]
 
     def __repr__(self) -> str:  # of megabytes
         return f"RevocationList(seq={self.seq}, exp={self.exp})"
@@ -68,7 +69,7 @@ class RevocationList:
         return any(entry_id("identity", name) in self.identities for name in {claims.sub, claims.asked_by})
 
     def as_json(self) -> dict[str, JSON]:
-        """Return the claims as JSON has them, what has no order in the order of its letters."""
+        """Return the claims as JSON has them."""
         return {
             "iss": self.iss,
             "iat": self.iat,
@@ -76,9 +77,9 @@ class RevocationList:
             "seq": self.seq,
             "tokens": dict(self.tokens),
             "subjects": dict(self.subjects),
-            "identities": cast("list[JSON]", sorted(self.identities)),
-            "keys": cast("list[JSON]", sorted(self.keys)),
-            "backends": cast("list[JSON]", sorted(self.backends)),
+            "identities": [*self.identities],
+            "keys": [*self.keys],
+            "backends": [*self.backends],
         }
 
 
@@ -169,7 +170,7 @@ def _times(value: JSON) -> Mapping[str, int]:
     return cast("dict[str, int]", value)
 
 
-def _ids(value: JSON) -> frozenset[str]:
+def _ids(value: JSON) -> AbstractSet[str]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise ValueError("no list of strings")
-    return frozenset(cast("list[str]", value))
+    return dict.fromkeys(cast("list[str]", value)).keys()  # a set that keeps its order

@@ -7,16 +7,16 @@ has keys and revocations at hand and asks this.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from typing import Final
 
 from kkp_client import dpop, jws
-from kkp_client.claims import Claims, read_claims
-from kkp_client.dpop import PresentedProof
+from kkp_client.claims import Claims, Confirmation, read_claims
+from kkp_client.dpop import PresentedProof, ProofChecks
 from kkp_client.encoding import base64url
-from kkp_client.errors import RevocationsUnavailableError, TokenError
+from kkp_client.errors import ConfigurationError, RevocationsUnavailableError, TokenError
 from kkp_client.keys import KeySet
 from kkp_client.leeway import DEFAULT_LEEWAY_SECONDS, refuse_leeway
+from kkp_client.replay_memory import ReplayMemory
 from kkp_client.revocations import Revocations
 
 TOKEN_TYPE: Final = "kkp+jwt"  # noqa: S105  the name of a type
@@ -33,6 +33,7 @@ def verify_token(  # noqa: PLR0913  all that a verdict depends on
     leeway_seconds: float = DEFAULT_LEEWAY_SECONDS,
     revocations: Revocations | None = None,
     proof: PresentedProof | None = None,
+    proof_memory: ReplayMemory | None = None,
     certificate_sha256: str | None = None,
 ) -> Claims:
     """Return what a token says, if it can be relied on.
@@ -46,15 +47,18 @@ def verify_token(  # noqa: PLR0913  all that a verdict depends on
         leeway_seconds: How far clocks may be apart, 0 to 60.
         revocations: None where they are not wanted. `Revocations(None)` wants them, and has no list.
         proof: The DPoP proof that was shown with it, and what that must be for.
+        proof_memory: One for all proofs that are verified; needed with a proof.
         certificate_sha256: What `certificate_sha256` makes of the TLS client's certificate, where it has one.
 
     Raises:
         TokenError: The token is refused.
         KeysUnavailableError: It can't be verified for want of keys.
         RevocationsUnavailableError: Whether it was revoked can't be told.
-        ConfigurationError: The leeway is out of its range.
+        ConfigurationError: The leeway is out of its range, or there is a proof and no memory.
     """
     refuse_leeway(leeway_seconds)
+    if proof is not None and proof_memory is None:
+        raise ConfigurationError("Proofs need a memory of those that were used.")
     document = jws.read(token, typ=TOKEN_TYPE, max_characters=MAX_TOKEN_CHARACTERS)
     claims = _claims_of(document)
     if claims.iss != issuer:
@@ -68,8 +72,10 @@ def verify_token(  # noqa: PLR0913  all that a verdict depends on
     jws.check_signature(document, keys, now)
     if revocations is not None:
         _check_revocations(claims, revocations, now)
-    if claims.cnf is not None or proof is not None:
-        _check_proven(token, claims, now, leeway_seconds, proof, certificate_sha256)
+    if claims.cnf is not None:
+        _check_shown(claims.cnf, proof, certificate_sha256)
+    if proof is not None and proof_memory is not None:
+        _check_proof(claims, proof, ProofChecks(token, now, leeway_seconds, proof_memory))
     return claims
 
 
@@ -100,23 +106,21 @@ def _check_revocations(claims: Claims, revocations: Revocations, now: float) -> 
         raise TokenError.because("revoked")
 
 
-def _check_proven(  # noqa: PLR0913, PLR0917  what verify_token was given
-    token: str,
-    claims: Claims,
-    now: float,
-    leeway_seconds: float,
-    proof: PresentedProof | None,
-    certificate: str | None,
-) -> None:
-    """Refuse a token that is shown by somebody who has not proven what it demands: steps 17 to 20."""
-    jkt, x5t = claims.cnf or (None, None)
-    if (jkt is not None and proof is None) or (x5t is not None and certificate is None):
+def _check_shown(cnf: Confirmation, proof: PresentedProof | None, certificate: str | None) -> None:
+    """Refuse a token that is shown without what it is bound to: the contract's steps 17 and 18."""
+    if cnf.jkt is not None and proof is None:
         raise TokenError.because("proof_missing")
-    if x5t is not None and certificate is not None and not hmac.compare_digest(x5t, certificate):
-        raise TokenError.because("wrong_certificate")
-    if proof is None:
+    if cnf.x5t_s256 is None:
         return
-    if jkt is None:
+    if certificate is None:
+        raise TokenError.because("proof_missing")
+    if certificate != cnf.x5t_s256:  # neither is a secret
+        raise TokenError.because("wrong_certificate")
+
+
+def _check_proof(claims: Claims, proof: PresentedProof, checks: ProofChecks) -> None:
+    """Refuse a proof that is not what the token demands: the contract's steps 19 and 20."""
+    if claims.cnf is None or claims.cnf.jkt is None:
         raise TokenError.because("not_bound")
-    if not dpop.is_good(proof, token=token, jkt=jkt, now=now, leeway_seconds=leeway_seconds):
+    if not dpop.is_good(proof, claims.cnf.jkt, checks):
         raise TokenError.because("wrong_proof")

@@ -92,3 +92,12 @@ def test_numbers_of_digits_alone_are_integers_and_others_are_not(document: bytes
     number = strict_json.loads(document)
     assert number == NUMBERS[document]
     assert type(number) is type(NUMBERS[document])
+
+
+def test_depth_is_told_in_one_pass_even_of_a_string_that_never_ends() -> None:
+    text = '{"a":' + "[]," * 33 + '"' + '\\"' * 50_000
+    found = list(strict_json._OUTSIDE_STRINGS.finditer(text))
+    assert sum(len(match[0]) for match in found) <= len(text)
+    assert len(found) == 1 + 1 + 2 * 33 + 1, (
+        "the string that never ends is one match, and not one for each quote"
+    )
