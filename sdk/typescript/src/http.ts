@@ -64,6 +64,7 @@ export async function send(
   signal: AbortSignal,
 ): Promise<Answer | NoAnswer> {
   try {
+    signal.throwIfAborted(); // a fetch of somebody's own may pass over the signal
     const response = await fetcher(url, { ...init, ...SETTINGS, signal });
     const body = await bounded(response, maxBytes);
     if (body === undefined) return noAnswer("bad_answer", `${url} answered more than ${maxBytes} bytes`);

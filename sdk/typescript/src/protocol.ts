@@ -73,6 +73,7 @@ const CODE = /^[a-z_]{1,64}$/;
 const WORD = /^[A-Za-z0-9._:-]{1,128}$/;
 const MAX_REASONS = 32;
 const CREDENTIAL = /^[A-Za-z0-9._~+/-]+=*$/;
+const TOKEN = /^[A-Za-z0-9_-]+\.([A-Za-z0-9_-]+)\.[A-Za-z0-9_-]+$/;
 const NONCE = /^[\x21-\x7e]{1,256}$/;
 const REPEATABLE = new Set([429, 503]);
 const FIRST_DELAY_SECONDS = 0.1;
@@ -179,10 +180,8 @@ export function readToken(
 }
 
 function lifeOf(token: string): number {
-  const [, payload = "", ...others] = token.length <= MAX_TOKEN_CHARACTERS ? token.split(".") : [];
-  const bytes = decodeBase64url(payload);
-  if (others.length !== 1 || bytes === undefined) return badAnswer();
-  const claims = strictDocument(bytes);
+  const payload = token.length <= MAX_TOKEN_CHARACTERS ? TOKEN.exec(token)?.[1] : undefined;
+  const claims = strictDocument(decodeBase64url(payload ?? "") ?? new Uint8Array());
   const [iat, exp] = [integerOf(claims?.get("iat")), integerOf(claims?.get("exp"))];
   return iat === undefined || exp === undefined || exp < iat ? badAnswer() : exp - iat;
 }

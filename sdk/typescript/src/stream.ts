@@ -13,10 +13,10 @@
  * takes does not depend on the stream's length, nor on the pieces that it comes in.
  */
 
-import { type Bytes, concatenate, encodeUTF8, type WebCryptoKey } from "./encoding.js";
+import { type Bytes, encodeUTF8, type WebCryptoKey } from "./encoding.js";
 import { readStreamEnvelope, type StreamEnvelope, TAG_BYTES } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
-import { parseStrictJSON } from "./strictJson.js";
+import { parseStrictJSON, StrictJSONError } from "./strictJson.js";
 
 /** A stream's envelope, and the key of its one message. */
 export interface StreamKey {
@@ -97,15 +97,18 @@ function inOrder(
     try {
       await step();
     } catch (error) {
-      await writer.abort(error);
+      handled(writer.abort(error));
       throw error;
     }
   };
-  handled(writer.closed);
   const writable = new WritableStream<Uint8Array>({
+    // A failure, or a reader that stops, is heard of at once, and not only with the next piece.
+    start(controller) {
+      writer.closed.catch((error) => controller.error(error));
+    },
     write: (piece) => guarded(() => take(bytesOf(piece), put)),
     close: () => guarded(() => end(put).then(() => writer.close())),
-    abort: (reason) => writer.abort(reason),
+    abort: (reason) => handled(writer.abort(reason)),
   });
   return { readable: results.readable, writable };
 }
@@ -138,7 +141,7 @@ async function openingChunks(
 }
 
 function sealer(key: WebCryptoKey): Cipher {
-  return (chunk, index, isLast) => crypto.subtle.encrypt(parameters(index, isLast), key, chunk);
+  return async (chunk, index, isLast) => await crypto.subtle.encrypt(parameters(index, isLast), key, chunk);
 }
 
 function opener(key: WebCryptoKey): Cipher {
@@ -153,7 +156,9 @@ function opener(key: WebCryptoKey): Cipher {
   };
 }
 
-function parameters(index: number, isLast: boolean): AesGcmParams {
+/** Return the parameters of a chunk. No index is used beyond 2^32 - 1: a nonce would come again. */
+export function parameters(index: number, isLast: boolean): AesGcmParams {
+  if (index >= MAX_CHUNKS) throw new EnvelopeInvalidError("a stream has at most 2^32 chunks");
   const iv = new Uint8Array(12);
   new DataView(iv.buffer).setUint32(7, index);
   iv[11] = isLast ? 1 : 0;
@@ -162,24 +167,24 @@ function parameters(index: number, isLast: boolean): AesGcmParams {
 
 /** The line that a stream begins with, as it comes in. */
 class Line {
-  readonly #parts: Bytes[] = [];
+  readonly #bytes = new Uint8Array(MAX_LINE_BYTES - 1);
   #length = 0;
 
   /** Take what comes; return what is behind the line, or undefined while it has not ended. */
   take(piece: Uint8Array): Uint8Array | undefined {
     const end = piece.indexOf(LINE_FEED);
-    const part = new Uint8Array(end === -1 ? piece : piece.subarray(0, end));
+    const part = end === -1 ? piece : piece.subarray(0, end);
+    if (this.#length + part.length > this.#bytes.length) throw new EnvelopeInvalidError();
+    this.#bytes.set(part, this.#length);
     this.#length += part.length;
-    if (this.#length >= MAX_LINE_BYTES) throw new EnvelopeInvalidError();
-    this.#parts.push(part);
     return end === -1 ? undefined : piece.subarray(end + 1);
   }
 
   envelope(): StreamEnvelope {
     try {
-      return readStreamEnvelope(parseStrictJSON(concatenate(...this.#parts)));
-    } catch {
-      throw new EnvelopeInvalidError();
+      return readStreamEnvelope(parseStrictJSON(this.#bytes.subarray(0, this.#length)));
+    } catch (error) {
+      throw error instanceof StrictJSONError ? new EnvelopeInvalidError() : error;
     }
   }
 }
@@ -217,7 +222,6 @@ class Chunks {
   }
 
   async #work(isLast: boolean): Promise<void> {
-    if (this.#index === MAX_CHUNKS) throw new EnvelopeInvalidError("a stream has at most 2^32 chunks");
     const result = this.#through(this.#held, isLast);
     this.#index += 1;
     this.#length = 0;

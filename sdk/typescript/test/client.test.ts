@@ -389,6 +389,23 @@ test("a caller may stop, and is told its own reason", async () => {
   assert.equal(kkp.received.length, 1);
 });
 
+test("a caller that stops while it waits for its token sends nothing more", async () => {
+  const stop = new AbortController();
+  const reason = new Error("no longer wanted");
+  const sent: string[] = [];
+  const envelope = await client().encrypt(MESSAGE);
+  const one = client({
+    fetch: (url) => {
+      sent.push(url);
+      stop.abort(reason);
+      return Promise.resolve(Response.json(tokenAnswer()));
+    },
+  });
+  await assert.rejects(one.decrypt(envelope, { signal: stop.signal }), reason);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.deepEqual(sent, [`${kkp.url}/token`]);
+});
+
 test("a caller that stops takes no token from others who wait for it", async () => {
   const one = client();
   const stop = new AbortController();
@@ -441,6 +458,7 @@ const BAD_TOKENS: Readonly<Record<string, object>> = {
   "no token": { token: undefined },
   "a token that is no text": { token: 7 },
   "a token that is none": { token: "a.b" },
+  "a token with a line's end": { token: `${tokenAnswer().token}\r\nX-Other: b` },
   "a token whose times are missing": { token: "e30.e30.c2ln" },
   "a token that ends before it begins": { token: `e30.${base64url('{"iat":2,"exp":1}')}.c2ln` },
   "a token with a fraction of a second": { token: `e30.${base64url('{"iat":1.0,"exp":2}')}.c2ln` },

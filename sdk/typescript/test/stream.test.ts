@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { concatenate, encodeUTF8 } from "#src/encoding.js";
 import { headerBytes, importMessageKey, readStreamEnvelope, type StreamEnvelope } from "#src/envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "#src/errors.js";
-import { MAX_LINE_BYTES, opening, sealing } from "#src/stream.js";
+import { MAX_LINE_BYTES, opening, parameters, sealing } from "#src/stream.js";
 import { bytes, vectors } from "./vectors.js";
 
 interface Vectors {
@@ -205,6 +205,39 @@ test("what reads may stop, and what writes hears of it", async () => {
   await reader.cancel("enough");
   await new Promise((resolve) => setTimeout(resolve, 20));
   assert.equal(cancelled, "enough");
+});
+
+test("a source that gives nothing hears of a reader that stops as well", async () => {
+  let cancelled: unknown;
+  const source = new ReadableStream<Uint8Array>({
+    cancel: (reason) => {
+      cancelled = reason;
+    },
+  });
+  const reader = source.pipeThrough(opening(() => assert.fail("no key is asked for"))).getReader();
+  await reader.cancel("enough");
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(cancelled, "enough");
+});
+
+test("who aborts what is written is heard by who reads", async () => {
+  const golden = THREE_CHUNKS ?? assert.fail("no vector");
+  const stream = sealing(() => begin(golden));
+  const reading = collected(stream.readable);
+  const writer = stream.writable.getWriter();
+  const failure = new Error("the disk is gone");
+  await writer.write(new Uint8Array(5000));
+  await writer.abort(failure);
+  assert.equal((await reading).error, failure);
+});
+
+test("a chunk's nonce is its index and whether it is the last, and no index comes twice", () => {
+  const nonce = (index: number, isLast: boolean) =>
+    Buffer.from(parameters(index, isLast).iv as Uint8Array).toString("hex");
+  assert.equal(nonce(0, false), "000000000000000000000000");
+  assert.equal(nonce(258, true), "000000000000000000010201");
+  assert.equal(nonce(2 ** 32 - 1, true), "00000000000000ffffffff01");
+  assert.throws(() => parameters(2 ** 32, false), EnvelopeInvalidError);
 });
 
 test("a source that fails is what the reader sees", async () => {
