@@ -30,6 +30,7 @@ import { isAcceptablePoint, thumbprintOf } from "./keys.js";
 import { refusal } from "./refusals.js";
 import type { ReplayMemory } from "./replayMemory.js";
 import { type JSONObject, parseStrictObject } from "./strictJson.js";
+import type { WebCryptoKey } from "./webCrypto.js";
 
 export type ProofAlgorithm = "ES256" | "EdDSA";
 /** In the order in which a challenge names them. */
