@@ -13,7 +13,7 @@ import { bodyOf, type Item, orError, type Placed, type Result, readResults, requ
 import type { Claims } from "./claims.js";
 import { Deadline } from "./deadline.js";
 import type { DPoPKey } from "./dpop.js";
-import { encodeUTF8, type WebCryptoKey } from "./encoding.js";
+import { encodeUTF8 } from "./encoding.js";
 import {
   type AnyEnvelope,
   type DetachedEnvelope,
@@ -57,6 +57,7 @@ import {
 import type { JSONObject } from "./strictJson.js";
 import { type Dated, TokenCache } from "./tokenCache.js";
 import { checkedURL } from "./urls.js";
+import type { WebCryptoKey } from "./webCrypto.js";
 
 /** A bearer credential, or what returns one: asked anew for each request that shows it. */
 export type Credential = string | (() => string | Promise<string>);

@@ -13,15 +13,7 @@
  * - A proof is remembered only once all else was right, so that nobody can use up another's.
  */
 
-import {
-  type Bytes,
-  concatenate,
-  decodeBase64url,
-  encodeBase64url,
-  encodeUTF8,
-  sha256,
-  type WebCryptoKey,
-} from "./encoding.js";
+import { type Bytes, concatenate, decodeBase64url, encodeBase64url, encodeUTF8, sha256 } from "./encoding.js";
 import { ConfigurationError } from "./errors.js";
 import { FormError, integer, list, objectOf, optional, text } from "./forms.js";
 import { normalisedURL } from "./htu.js";

@@ -8,9 +8,6 @@
 /** Bytes that WebCrypto and fetch take: not a view of memory that another thread may change. */
 export type Bytes = Uint8Array<ArrayBuffer>;
 
-/** A `CryptoKey`, by a name that needs no types of the web's. */
-export type WebCryptoKey = Parameters<typeof crypto.subtle.sign>[1];
-
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 const NO_LETTER = -1;
 const SEXTETS = sextets();

@@ -14,10 +14,10 @@ import {
   encodeBase64url,
   encodeUTF8,
   isWellFormed,
-  type WebCryptoKey,
 } from "./encoding.js";
 import { EnvelopeInvalidError } from "./errors.js";
 import { JSONNumber } from "./strictJson.js";
+import type { WebCryptoKey } from "./webCrypto.js";
 
 export type Encoding = "utf-8" | null;
 export type Context = Readonly<Record<string, string>>;

@@ -13,10 +13,11 @@
  * takes does not depend on the stream's length, nor on the pieces that it comes in.
  */
 
-import { type Bytes, encodeUTF8, type WebCryptoKey } from "./encoding.js";
+import { type Bytes, encodeUTF8 } from "./encoding.js";
 import { readStreamEnvelope, type StreamEnvelope, TAG_BYTES } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
 import { parseStrictJSON, StrictJSONError } from "./strictJson.js";
+import type { WebCryptoKey } from "./webCrypto.js";
 
 /** A stream's envelope, and the key of its one message. */
 export interface StreamKey {
