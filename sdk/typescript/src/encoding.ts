@@ -69,6 +69,12 @@ export function encodeBase64url(bytes: Uint8Array): string {
   return UTF8_DECODER.decode(letters.subarray(0, Math.ceil((bytes.length * 4) / 3)));
 }
 
+/** Return the bytes of what has some, of whatever kind it is, or undefined. */
+export function bytesOf(value: unknown): Uint8Array | undefined {
+  if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  return value instanceof ArrayBuffer ? new Uint8Array(value) : undefined;
+}
+
 /** Tell whether a text has no lone surrogate, which UTF-8 has no bytes for. */
 export function isWellFormed(text: string): boolean {
   return !LONE_SURROGATE.test(text);

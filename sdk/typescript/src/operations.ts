@@ -6,7 +6,7 @@
 
 import { canonicalJSON, type Plain } from "./canonicalJson.js";
 import { type Claims, type Operation as Op, readClaims } from "./claims.js";
-import { type Bytes, decodeBase64, encodeBase64, encodeUTF8 } from "./encoding.js";
+import { type Bytes, bytesOf, decodeBase64, encodeBase64, encodeUTF8 } from "./encoding.js";
 import {
   type AnyEnvelope,
   type Context,
@@ -75,15 +75,21 @@ const MESSAGE_KEY_BYTES = 32;
 export function encrypting(message: Message): Operation<Envelope> {
   const { plaintext } = message;
   const isText = typeof plaintext === "string";
-  const payload = isText ? { plaintext } : { plaintext_b64: encodeBase64(checkedBytes(plaintext)) };
+  const bytes = isText ? encodeUTF8(plaintext) : checkedBytes(plaintext);
+  const payload = isText ? { plaintext } : { plaintext_b64: encodeBase64(bytes) };
   const members = { ...sealingMembers(message), ...payload };
-  return sealing("/envelope/encrypt", message, members, (document) => readSealed(document, message));
+  return sealing("/envelope/encrypt", message, members, (document) => {
+    const envelope = answered(() => readEnvelope(document.get("envelope")));
+    const isRight = isSealedUnder(envelope, message) && plaintextBytes(envelope) === bytes.length;
+    return isRight && (envelope.encoding === "utf-8") === isText ? envelope : badAnswer();
+  });
 }
 
-/** Return a plaintext that is bytes: of whatever else is handed in, nothing at all might be sealed. */
-export function checkedBytes(plaintext: Uint8Array): Uint8Array {
-  if (plaintext instanceof Uint8Array) return plaintext;
-  throw new ConfigurationError("a plaintext is a text or a Uint8Array");
+/** Return the bytes of a plaintext: what has none has no length either, and would be sealed as nothing. */
+export function checkedBytes(plaintext: unknown): Uint8Array {
+  const bytes = bytesOf(plaintext);
+  if (bytes === undefined) throw new ConfigurationError("a plaintext is a text or a Uint8Array");
+  return bytes;
 }
 
 export function decrypting(envelope: Envelope, opening: Opening): Operation<Opened<Claims | null>> {
@@ -169,14 +175,6 @@ function openingMembers(envelope: DetachedEnvelope | StreamEnvelope, opening: Op
 
 function scopeOf(envelope: DetachedEnvelope | StreamEnvelope, op: Op, opening: Opening): Scope {
   return { backend: envelope.backend, keyId: envelope.key_id, ...opening.scope, ops: [op] };
-}
-
-function readSealed(document: JSONObject, message: Message): Envelope {
-  const envelope = answered(() => readEnvelope(document.get("envelope")));
-  const isText = typeof message.plaintext === "string";
-  const length = isText ? encodeUTF8(message.plaintext).length : message.plaintext.length;
-  if (!isSealedUnder(envelope, message) || plaintextBytes(envelope) !== length) return badAnswer();
-  return (envelope.encoding === "utf-8") === isText ? envelope : badAnswer();
 }
 
 function readOpened(document: JSONObject, envelope: Envelope): Opened<Claims | null> {

@@ -13,7 +13,7 @@
  * takes does not depend on the stream's length, nor on the pieces that it comes in.
  */
 
-import { type Bytes, encodeUTF8 } from "./encoding.js";
+import { type Bytes, bytesOf, encodeUTF8 } from "./encoding.js";
 import { readStreamEnvelope, type StreamEnvelope, TAG_BYTES } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
 import { parseStrictJSON, StrictJSONError } from "./strictJson.js";
@@ -107,7 +107,7 @@ function inOrder(
     start(controller) {
       writer.closed.catch((error) => controller.error(error));
     },
-    write: (piece) => guarded(() => take(bytesOf(piece), put)),
+    write: (piece) => guarded(() => take(checkedPiece(piece), put)),
     close: () => guarded(() => end(put).then(() => writer.close())),
     abort: (reason) => handled(writer.abort(reason)),
   });
@@ -115,12 +115,11 @@ function inOrder(
 }
 
 /** Return a piece's bytes. Some sources give out other kinds than they say: Node's files `ArrayBuffer`s. */
-function bytesOf(piece: unknown): Uint8Array {
-  if (piece instanceof Uint8Array) return piece;
-  if (piece instanceof ArrayBuffer) return new Uint8Array(piece);
-  if (ArrayBuffer.isView(piece)) return new Uint8Array(piece.buffer, piece.byteOffset, piece.byteLength);
-  // Anything else would have no length, and pass for a piece of nothing.
-  throw new ConfigurationError("a stream is made of pieces of bytes");
+function checkedPiece(piece: unknown): Uint8Array {
+  const bytes = bytesOf(piece);
+  // What has none has no length either, and would pass for a piece of nothing.
+  if (bytes === undefined) throw new ConfigurationError("a stream is made of pieces of bytes");
+  return bytes;
 }
 
 async function giveOut(work: Work, controller: TransformStreamDefaultController<Uint8Array>): Promise<void> {

@@ -122,7 +122,20 @@ test("a text with a lone surrogate can't be sealed as what it is", async () => {
   assert.deepEqual(kkp.paths(), []);
 });
 
-for (const plaintext of [new ArrayBuffer(8), [1, 2], 7, null, undefined, { length: 0 }]) {
+test("bytes of any kind are sealed as what they are", async () => {
+  const whole = Uint8Array.of(9, 1, 2, 3, 4, 9);
+  for (const given of [whole.subarray(1, 5), new DataView(whole.buffer, 1, 4), whole.slice(1, 5).buffer]) {
+    const message = { ...UNDER, plaintext: given } as Message;
+    for (const envelope of [await local.seal(message), await client.encrypt(message)]) {
+      const opener = envelope.ciphertext.startsWith("AQIDBA")
+        ? client.decrypt(envelope)
+        : local.open(envelope);
+      assert.deepEqual((await opener).plaintext, Uint8Array.of(1, 2, 3, 4));
+    }
+  }
+});
+
+for (const plaintext of [[1, 2], 7, null, undefined, { length: 0 }]) {
   test(`nothing is sealed in the place of a plaintext that is ${inspect(plaintext)}`, async () => {
     const message = { ...UNDER, plaintext } as unknown as Message;
     await assert.rejects(local.seal(message), ConfigurationError);
