@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/pytest -n auto --dist worksteal -q
 # Tests of tests/integration that run what they test in their own process.
-IN_PROCESS := $(patsubst %,tests/integration/test_%.py,doctor doctor_backends opa supervisor)
+IN_PROCESS := $(patsubst %,tests/integration/test_%.py,calling doctor doctor_backends opa supervisor)
 
 run: $(READY)
 	@exec $(BIN)/kkp dev
@@ -68,12 +68,12 @@ clean:
 
 # One environment, from one lock: every package is pinned by hash. The lock is whole, and pip resolves nothing:
 # left to resolve `coverage[toml]`, it would ask for the newest release and refuse that for want of a hash.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock pyproject.toml sdk/python/pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing; on Debian: apt install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "installing into .venv, about a minute"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable sdk/python
 	@touch $@

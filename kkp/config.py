@@ -596,6 +596,8 @@ _SETTINGS: Mapping[str, _Setting] = {
     "KKP_CLOCK_ERROR_SECS": _Setting("5", float, _SECONDS_HINT),
     "KKP_FETCH_SECS": _Setting("10", float, _SECONDS_HINT),
 }
+# What the commands read that call KKP from outside (`kkp.cli.calling`): a server has no use for them.
+_OF_CALLERS = frozenset({"KKP_URL", "KKP_CA_FILE", "KKP_AUDIENCE", "KKP_SERVICE_KEY", "KKP_SERVICE_KEY_FILE"})
 # Members of the file that are tables for callers: what each table must be, and where that is documented.
 _TABLES: Mapping[str, tuple[type[msgspec.Struct], str]] = {
     "issuers": (Issuer, "federation.md"),
@@ -1040,7 +1042,7 @@ def _data_key_cache(values: Mapping[str, Any]) -> DataKeyCacheLimits | None:
 
 
 def _warnings(environ: Mapping[str, str], draft: Draft) -> tuple[str, ...]:
-    known = {*_SETTINGS, "KKP_CONFIG"}
+    known = {*_SETTINGS, "KKP_CONFIG", *_OF_CALLERS}
     unknown = [
         f"{name} is not a setting of KKP and is ignored"
         for name in sorted(environ)

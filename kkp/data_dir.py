@@ -23,6 +23,7 @@ from kkp.errors import ConfigError
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_COPIED_BYTES = 1024 * 1024  # at a time
 _SQLITE_COMPANIONS = ("-wal", "-shm", "-journal")  # SQLite gives those that it makes the database's mode
 
 
@@ -250,39 +251,85 @@ def write_secret(path: Path, text: str) -> None:
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a new file for its owner only and make it durable; never overwrite one.
+    """Write a new file for its owner only and make it durable; never overwrite one. See `whole_file`.
 
-    The file gets its name once it is whole on disk. Until then it has none, so that whatever ends the process
-    leaves all of it or nothing. Where the filesystem has no files without a name, it has another one until
-    then, and a kill leaves that; where it has no links either (FAT), it is written in its place, and a kill
-    leaves a part of it.
+    Raises:
+        OSError: It exists or can't be written; then there is nothing of it.
+    """
+    with whole_file(path) as descriptor:
+        write_all(descriptor, content)
+
+
+@contextmanager
+def whole_file(path: Path, *, replaces: bool = False) -> Iterator[int]:
+    """Give the descriptor of a new file for its owner only, which has its name once it is whole and on disk.
+
+    Until then it has none, so that whatever ends the block or the process leaves all of it or nothing. Where
+    the filesystem has no files without a name, it has another one until then, and a kill leaves that; where
+    it has no links either (FAT), a kill in the last moment can leave an empty file of the name.
+
+    Args:
+        path: Its name.
+        replaces: Whether it takes the place of a file that has the name.
 
     Raises:
         OSError: It exists or can't be written; then there is nothing of it.
     """
     with ExitStack() as stack:
         descriptor, source = _unnamed_file(path, stack)
-        _write_durably(descriptor, content)
-        try:
-            _link(source, path)
-        except FileExistsError:
-            raise
-        except OSError:  # it has no links, or there is no /proc; whatever else is wrong is met again
-            _write_in_place(path, content)
+        yield descriptor
+        os.fsync(descriptor)
+        if replaces:
+            _named(descriptor, source, path, stack).replace(path)
+        else:
+            _give_name(descriptor, source, path, stack)
     flush_directory(path.parent)
 
 
 def _unnamed_file(path: Path, stack: ExitStack) -> tuple[int, Path]:
     """Return a new file that does not last beyond the stack, and where it can be linked from."""
     try:
-        descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         source = Path(f"/proc/self/fd/{descriptor}")
     except OSError:  # it has no such files; whatever else is wrong is met again
-        source = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
-        stack.callback(source.unlink, missing_ok=True)
+        source = _beside(path, stack)
         descriptor = os.open(source, _NEW_FILE, 0o600)
     stack.callback(os.close, descriptor)
     return descriptor, source
+
+
+def _give_name(descriptor: int, source: Path, path: Path, stack: ExitStack) -> None:
+    """Give the file its name, which nobody else's has."""
+    try:
+        _link(source, path)
+    except FileExistsError:
+        raise
+    except OSError:  # it has no links, or there is no /proc; whatever else is wrong is met again
+        named = _named(descriptor, source, path, stack)
+        os.close(os.open(path, _NEW_FILE, 0o600))  # from here on the name is ours
+        try:
+            named.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def _named(descriptor: int, source: Path, path: Path, stack: ExitStack) -> Path:
+    """Return a file of this content, with a name beside its own that does not last beyond the stack."""
+    if source.parent == path.parent:
+        return source
+    named = _beside(path, stack)
+    try:
+        _link(source, named)
+    except OSError:
+        _copy(descriptor, named)
+    return named
+
+
+def _beside(path: Path, stack: ExitStack) -> Path:
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.new")
+    stack.callback(beside.unlink, missing_ok=True)
+    return beside
 
 
 def _link(source: Path, path: Path) -> None:
@@ -292,17 +339,12 @@ def _link(source: Path, path: Path) -> None:
         os.link(source, path.name, dst_dir_fd=directory, follow_symlinks=True)
 
 
-def _write_in_place(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, _NEW_FILE, 0o600)
+def _copy(descriptor: int, path: Path) -> None:
+    copied = os.open(path, _NEW_FILE, 0o600)
     try:
-        _write_durably(descriptor, content)
-    except BaseException:
-        path.unlink()
-        raise
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        while piece := os.read(descriptor, _COPIED_BYTES):
+            write_all(copied, piece)
+        os.fsync(copied)
     finally:
-        os.close(descriptor)
-
-
-def _write_durably(descriptor: int, content: bytes) -> None:
-    write_all(descriptor, content)
-    os.fsync(descriptor)
+        os.close(copied)

@@ -9,7 +9,7 @@ Exit codes: 0 done; 1 refused, or `audit verify` found tampering, or `token insp
 that can't be read; 3 `audit verify` found the log behind or inconsistent with a checkpoint; 4 its newest
 checkpoint is too old; 65 the database was rolled back under the process; 74 the disk lost a write to the
 database (a failed fsync); 141 whoever read what is printed went away before the end, as a shell says of
-SIGPIPE. Those of `envelope open` are its own, and in its --help.
+SIGPIPE. Those of `envelope open`, and of `token mint`, `encrypt` and `decrypt`, are in their --help.
 
 A command is a module with `register`, and a name in `_COMMANDS`. Only the one that is asked for is loaded:
 what the servers need of HTTP takes longer to load than most of the others take to run.
@@ -43,6 +43,8 @@ _COMMANDS = (
     "revoke",
     "token",
     "audit",
+    "encrypt",
+    "decrypt",
     "envelope",
     "master",
     "doctor",

@@ -7,13 +7,15 @@ import gc
 import os
 import re
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from kkp import app, kms
+from kkp import app, data_dir, kms
 from kkp.audit.signed_lines import read_public_key
 from kkp.config import Check, Settings, Way, load
 from kkp.errors import ConfigError
@@ -21,7 +23,11 @@ from kkp.pipeline import Origin
 from kkp.ways import COMMAND
 
 OK, REFUSED, UNUSABLE, UNREAD = 0, 1, 2, 141
+# Of the commands that open and seal.
+AWAY, DENIED, NO_KEY, NO_RECORD, NOT_WRITTEN, BROKEN, INTERRUPTED = 3, 4, 5, 6, 7, 8, 130
+STDIN, STDOUT, _STDERR = 0, 1, 2
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 _SECONDS_OF = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -62,6 +68,28 @@ def with_foundation(command: Callable[[app.Foundation], Coroutine[Any, Any, int]
 def origin() -> Origin:
     """Return where a command's operation comes from."""
     return Origin(request_id=secrets.token_hex(16))
+
+
+def say(text: str) -> None:
+    """Tell the operator, if they can be told: what is done does not depend on it."""
+    with suppress(OSError):  # the terminal of a session that was lost
+        data_dir.write_all(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
+
+
+def end_as_by_ctrl_c() -> None:
+    """Have what else ends a process, such as a session that is lost, interrupt it as Ctrl-C does, and once.
+
+    So the outcome goes on record, and no file is left behind. What is ignored, as under nohup, stays so.
+    """
+    heard = [number for number in _ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
+
+    def interrupt(*_: object) -> None:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heard:
+        signal.signal(number, interrupt)
 
 
 def check_public_key(text: str) -> None:

@@ -1,32 +1,34 @@
-"""Opening an envelope past KKP, on record.
+"""Opening an envelope or a stream past KKP, on record.
 
 The attempt is recorded before a backend is asked, the outcome before the plaintext goes anywhere: no record,
-no plaintext. `kkp.cli.envelope` checks what was given, and has the person say that they mean it.
+no plaintext. A stream is read twice: all of it is checked before any of it is released, as an envelope's
+plaintext is, and it is never in memory as a whole. `kkp.cli.envelope` checks what was given, and has the
+person say that they mean it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from kkp import data_dir
+from kkp import data_dir, streams
 from kkp import envelope as envelopes
 from kkp.audit.break_glass import OPENED, Attempt, Outcome, Place, RecordFile, Stored
 from kkp.authn.operator import account
 from kkp.cli import reach
+from kkp.cli.common import STDOUT, say
 from kkp.config import Settings
-from kkp.envelope import Envelope
-from kkp.errors import ConfigError, KKPError, KMSUnavailableError
+from kkp.envelope import DetachedEnvelope, Envelope
+from kkp.errors import ConfigError, EnvelopeInvalidError, KKPError, KMSUnavailableError
 from kkp.model import BackendLimits
 from kkp.operations.envelopes import unwrapped
 
-STDOUT: Final = 1
-_STDERR: Final = 2
 _DEADLINE_SECONDS: Final = 120.0
 
 
@@ -36,9 +38,10 @@ class NotWrittenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What is to be done, once it is all known to make sense."""
+    """What is to be done, once it is all known to make sense; of a stream, the file has what is behind it."""
 
-    envelope: Envelope
+    envelope: DetachedEnvelope
+    file: Path
     uris: Mapping[str, str]
     settings: Callable[[], Settings]
     limits: BackendLimits
@@ -51,12 +54,6 @@ class Act:
         return envelopes.digest(self.envelope)
 
 
-def say(text: str) -> None:
-    """Tell the operator, if they can be told: what is done does not depend on it."""
-    with suppress(OSError):  # the terminal of a session that was lost
-        data_dir.write_all(_STDERR, f"{text}\n".encode(errors="backslashreplace"))
-
-
 def open_on_record(act: Act, records: RecordFile) -> None:
     """Open the envelope and release its plaintext.
 
@@ -67,16 +64,17 @@ def open_on_record(act: Act, records: RecordFile) -> None:
     """
     attempt = records.append(lambda place: _attempt(act, place))
     try:
-        plaintext = asyncio.run(_opened(act))
+        pieces = _opened(act, asyncio.run(_data_key(act)))
     except BaseException as error:  # of whatever kind: it goes on record, and on
         _record(records, attempt, _result(error))
         raise
     _record(records, attempt, OPENED)
     try:
-        _release(plaintext, act.output)
-    except OSError as error:
+        _release(pieces(), act.output)
+    except (OSError, KKPError) as error:
         _record(records, attempt, "output_failed")
-        raise NotWrittenError(error.strerror) from error
+        told = error.strerror if isinstance(error, OSError) else "the stream was changed after it was checked"
+        raise NotWrittenError(told) from error
 
 
 def _attempt(act: Act, place: Place) -> Attempt:
@@ -108,11 +106,10 @@ def _result(error: BaseException) -> str:
     return error.code if isinstance(error, KKPError) else "internal"
 
 
-async def _opened(act: Act) -> bytes:
-    """Have the backend unwrap the data key, and open the envelope.
+async def _data_key(act: Act) -> bytes:
+    """Have the backend unwrap the data key.
 
     Raises:
-        EnvelopeInvalidError: A check failed.
         KKPError: The backend's answer was no.
     """
     try:
@@ -121,14 +118,42 @@ async def _opened(act: Act) -> bytes:
             reach.own_resources(act.uris, act.settings, act.limits) as resources,
             reach.reached(act.envelope.wrap.backend, act.uris, resources) as backend,
         ):
-            data_key = await unwrapped(backend, act.envelope)
+            return await unwrapped(backend, act.envelope)
     except TimeoutError:
         raise KMSUnavailableError("The backend did not answer in time.") from None
-    return envelopes.open(act.envelope, data_key)
 
 
-def _release(plaintext: bytes, output: Path | None) -> None:
-    if output is None:
-        data_dir.write_all(STDOUT, plaintext)
-    else:
-        data_dir.write_new(output, plaintext)
+def _opened(act: Act, data_key: bytes) -> Callable[[], Iterable[bytes]]:
+    """Open the envelope, or check the stream to its end, and return what gives the plaintext.
+
+    Raises:
+        EnvelopeInvalidError: A check failed.
+    """
+    if isinstance(act.envelope, Envelope):
+        plaintext = envelopes.open(act.envelope, data_key)
+        return lambda: (plaintext,)
+    pieces = partial(_pieces, act, envelopes.message_key(act.envelope, data_key))
+    for _ in pieces():  # each is checked, and let go
+        pass
+    return pieces
+
+
+def _pieces(act: Act, message_key: bytes) -> Iterator[bytes]:
+    """Give a stream's plaintext, piece by piece.
+
+    Raises:
+        EnvelopeInvalidError: It is not what it was, or not whole.
+    """
+    try:
+        with act.file.open("rb") as file:
+            if streams.read_line(file) != act.envelope:
+                raise EnvelopeInvalidError
+            yield from streams.opened(file, act.envelope, message_key)
+    except OSError as error:
+        raise ConfigError([f"{act.file}: it can't be read ({error.strerror})"]) from None
+
+
+def _release(pieces: Iterable[bytes], output: Path | None) -> None:
+    with data_dir.whole_file(output) if output is not None else nullcontext(STDOUT) as descriptor:
+        for piece in pieces:
+            data_dir.write_all(descriptor, piece)

@@ -1,4 +1,4 @@
-"""`kkp envelope open --direct`: open an envelope past KKP, with the operator's own credentials.
+"""`kkp envelope open --direct`: open an envelope or a stream past KKP, with the operator's own credentials.
 
 For when KKP is down and what is sealed is needed: there is no lock-in. No server, database, policy or audit
 log takes part; docs/runbooks/break-glass.md says when and how. Whoever may use the key in the cloud could do
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,13 +24,30 @@ from typing import Final, NamedTuple
 import msgspec
 
 from kkp import envelope as envelopes
+from kkp import streams
 from kkp.audit.break_glass import MAX_REASON_CHARACTERS, RecordFile
 from kkp.cli import reach
-from kkp.cli.common import OK, REFUSED, UNUSABLE, pair, settings
-from kkp.cli.direct import STDOUT, Act, NotWrittenError, open_on_record, say
+from kkp.cli.common import (
+    AWAY,
+    BROKEN,
+    DENIED,
+    INTERRUPTED,
+    NO_KEY,
+    NO_RECORD,
+    NOT_WRITTEN,
+    OK,
+    REFUSED,
+    STDOUT,
+    UNUSABLE,
+    end_as_by_ctrl_c,
+    pair,
+    say,
+    settings,
+)
+from kkp.cli.direct import Act, NotWrittenError, open_on_record
 from kkp.clock import SteadyClock
 from kkp.config import Settings, given, load_backend_limits
-from kkp.envelope import Envelope
+from kkp.envelope import DetachedEnvelope, Envelope
 from kkp.errors import (
     AuditUnavailableError,
     ConfigError,
@@ -47,13 +63,6 @@ from kkp.strict_json import refuse_duplicates
 from kkp.ways import COMMAND
 
 ACKNOWLEDGEMENT: Final = "I open this envelope past KKP and will account for it"
-AWAY: Final = 3
-DENIED: Final = 4
-NO_KEY: Final = 5
-NO_RECORD: Final = 6
-NOT_WRITTEN: Final = 7
-BROKEN: Final = 8
-INTERRUPTED: Final = 130
 
 _CODES: Final = (
     (EnvelopeInvalidError, REFUSED),
@@ -73,7 +82,6 @@ _EPILOG: Final = (
     "plaintext was written whole. "
     "docs/runbooks/break-glass.md has the steps."
 )
-_ENDINGS: Final = (signal.SIGTERM, signal.SIGHUP)
 _MAX_FILE_BYTES: Final = 96 * 1024 * 1024  # 64 MiB of plaintext in base64url, and what stands around it
 
 
@@ -101,7 +109,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "open", help="open an envelope with your own cloud credentials, without KKP", epilog=_EPILOG
     )
     opening.add_argument(
-        "file", type=Path, metavar="FILE", help="the envelope, or the answer that it came in"
+        "file", type=Path, metavar="FILE", help="the envelope, or the answer that it came in, or a stream"
     )
     opening.add_argument(
         "--direct",
@@ -136,7 +144,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _open(options: argparse.Namespace) -> int:
-    _end_as_by_ctrl_c()
+    end_as_by_ctrl_c()
     try:
         uses = _uses(options.backend)
         act = _prepared(options, uses)
@@ -155,22 +163,6 @@ def _open(options: argparse.Namespace) -> int:
         say(f"kkp: internal: {type(error).__name__}; report it")
         return BROKEN
     return OK
-
-
-def _end_as_by_ctrl_c() -> None:
-    """Have what else ends a process, such as a session that is lost, interrupt it as Ctrl-C does, and once.
-
-    So the outcome goes on record, and no file is left behind. What is ignored, as under nohup, stays so.
-    """
-    heard = [number for number in _ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
-
-    def interrupt(*_: object) -> None:
-        for number in heard:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in heard:
-        signal.signal(number, interrupt)
 
 
 def _told(error: KKPError) -> int:
@@ -209,14 +201,25 @@ def _prepared(options: argparse.Namespace, uses: _Uses) -> Act:
         )
     if options.output is None and os.isatty(STDOUT) and not options.to_terminal:
         raise ConfigError(["stdout is a terminal: give --output FILE, or --to-terminal if you mean it"])
-    envelope = _read(options.file)
+    envelope = _read_line(options.file) or _read(options.file)
     name = envelope.wrap.backend
     if name not in uses.uris:
         known = ", ".join(uses.uris)
         problem = f"the envelope is of the backend {name!r}, and there are {known}"
         raise ConfigError([f"{problem}; give --backend NAME=URI"])
     chosen = reach.needed(name, uses.uris)
-    return Act(envelope, chosen, uses.settings, uses.limits, reason, options.output)
+    return Act(envelope, options.file, chosen, uses.settings, uses.limits, reason, options.output)
+
+
+def _read_line(path: Path) -> DetachedEnvelope | None:
+    """Read what a stream begins with; None if the file holds none, or can be read only once."""
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return streams.read_line(file)
+    except (OSError, EnvelopeInvalidError):
+        return None
 
 
 def _read(path: Path) -> Envelope:
@@ -237,7 +240,7 @@ def _read(path: Path) -> Envelope:
         return envelopes.parse(_unwrapped(raw))
     except (ValueError, RecursionError, EnvelopeInvalidError):
         raise ConfigError(
-            [f"{path}: it is no envelope with its ciphertext; give its JSON as KKP answered it"]
+            [f"{path}: it is no envelope with its ciphertext, and no stream; give it as it was made"]
         ) from None
 
 

@@ -16,18 +16,25 @@ _ITEMS_AT_ONCE: Final = 4096
 
 @final
 class Progress:
-    """A bar that counts records.
+    """A bar that counts.
 
     Args:
-        total: How many there will be; a guess is enough.
+        total: How many there will be; a guess is enough. None if nobody knows, and then nothing is drawn.
         stream: Where it is drawn, if that is a terminal.
+        unit: What it counts.
+        unit_size: How many make one of them.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
-        self._total = total
+    def __init__(
+        self, total: int | None, stream: TextIO | None = None, *, unit: str = "records", unit_size: int = 1
+    ) -> None:
+        self._unit = unit
+        self._unit_size = unit_size
+        self._total = total or 0
         self._stream = stream or sys.stderr
         self._began_at = time.monotonic()
-        self._due_at = self._began_at + _WAIT_SECONDS if self._stream.isatty() else float("inf")
+        is_shown = total is not None and self._stream.isatty()
+        self._due_at = self._began_at + _WAIT_SECONDS if is_shown else float("inf")
         self._count = 0
         self._drawn = False
 
@@ -49,8 +56,9 @@ class Progress:
         self._drawn = True
         done = min(1.0, self._count / max(1, self._total))
         bar = ("#" * round(done * _WIDTH)).ljust(_WIDTH, ".")
-        rate = self._count / max(now - self._began_at, 0.001)
-        print(f"\r[{bar}] {done:4.0%}  {self._count:,} records, {rate:,.0f}/s ", end="", file=self._stream)
+        count = self._count // self._unit_size
+        rate = self._count / self._unit_size / max(now - self._began_at, 0.001)
+        print(f"\r[{bar}] {done:4.0%}  {count:,} {self._unit}, {rate:,.0f}/s ", end="", file=self._stream)
         self._stream.flush()
 
 

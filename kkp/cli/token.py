@@ -1,4 +1,6 @@
-"""`kkp token inspect`: what a token says, and whether to believe it.
+"""`kkp token mint` gets a token of a running KKP (`kkp.cli.calling`); `kkp token inspect` looks into one.
+
+What follows is of `inspect`: what a token says, and whether to believe it.
 
 The token is read from standard input, never from the arguments, which every account on the machine can see,
 and is not printed. Nothing is contacted: the keys come from `--jwks`, or from a SQLite file, where it is
@@ -19,16 +21,19 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from kkp import app, tokens
 from kkp.authn.revocations import Revocations
+from kkp.cli import callers
 from kkp.cli.common import OK, REFUSED, settings
 from kkp.cli.moments import both
 from kkp.clock import Clock, SteadyClock
 from kkp.errors import AuthenticationError, ConfigError, TokenExpiredError, TokenInvalidError
 from kkp.keyring import jwks
+from kkp.names import TokenOp
 from kkp.ring_times import RingTimes
 from kkp.tokens import ALGORITHM, TOKEN_TYPE, Claims, Federated
 
@@ -42,8 +47,10 @@ _NO_FILE = (
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
-    token = commands.add_parser("token", help="look into a token")
-    inspect = token.add_subparsers(required=True, metavar="VERB").add_parser(
+    token = commands.add_parser("token", help="get a token, or look into one")
+    verbs = token.add_subparsers(required=True, metavar="VERB")
+    _register_mint(verbs)
+    inspect = verbs.add_parser(
         "inspect",
         help="read a token from standard input; print what it says, and whether it verifies",
         epilog="Exit codes: 0 it verifies and is good now; 1 it is NOT VERIFIED; 2 unusable input.",
@@ -55,6 +62,30 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "standard input, from its second line on",
     )
     inspect.set_defaults(command=_inspect)
+
+
+def _register_mint(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    mint = verbs.add_parser(
+        "mint",
+        help="get a token from KKP, and print it",
+        description=callers.CREDENTIAL,
+        epilog=callers.CODES,
+    )
+    callers.add_kkp(mint)
+    callers.add_key(mint)
+    callers.add_audience(mint, "whom it is meant for")
+    mint.add_argument(
+        "--op",
+        action="append",
+        default=[],
+        choices=get_args(TokenOp),
+        help="what it opens; may be given several times; default: decrypt",
+    )
+    mint.add_argument("--ttl", metavar="TIME", help="how long it lives, such as 90s or 15m; default: KKP's")
+    mint.add_argument("--subject", metavar="NAME", help="for whom it speaks, if not for who asks")
+    callers.add_pairs(mint, "--claim", "what it claims, for policy to see")
+    callers.add_pairs(mint, "--context", "what the context of an envelope must have")
+    mint.set_defaults(command=callers.calling("mint"))
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -26,10 +26,12 @@ from typing import Any
 
 import grpc
 import pytest
+import rfc8785
 
 from kkp.audit.break_glass import Attempt, read_record_file
-from kkp.cli import _parser
+from kkp.cli import _parser, direct
 from kkp.cli.envelope import ACKNOWLEDGEMENT
+from tests import streams
 from tests.emulators import aws, azure
 from tests.emulators.clouds import CLOUDS, Cloud, aws_kms, vault_transit
 from tests.harness import running
@@ -103,6 +105,18 @@ async def seal(here: Path, uri: str, key: str, plaintext: bytes = PLAINTEXT.enco
     shutil.rmtree(here.parent / "kkp")
     (here / "sealed.json").write_bytes(sealed.raw)
     envelope: dict[str, Any] = sealed.json["envelope"]
+    return envelope
+
+
+async def seal_stream(here: Path, uri: str, key: str, plaintext: bytes) -> dict[str, Any]:
+    """Seal a stream into `sealed.kkp` with a message key of KKP's, and let KKP be gone."""
+    document = {"backend": "cloud", "key_id": key, "context": CONTEXT, "chunk_size": streams.CHUNK}
+    async with running(here.parent / "kkp", KKP_BACKENDS=f"cloud={uri}") as server:
+        begun = (await server.post("/envelope/data-key", document, credential=server.root_key)).json
+    shutil.rmtree(here.parent / "kkp")
+    key_bytes = base64.b64decode(begun["message_key_b64"])
+    (here / "sealed.kkp").write_bytes(streams.written(begun["envelope"], key_bytes, plaintext))
+    envelope: dict[str, Any] = begun["envelope"]
     return envelope
 
 
@@ -400,6 +414,87 @@ FILES: dict[str, tuple[bytes | None, str]] = {
     "deep nesting": (b"[" * 1_000_000, "is no envelope"),
     "two envelopes": (b'{"envelope": {}, "envelope": {}}', "is no envelope"),
 }
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("size", [0, 1, streams.CHUNK, 3 * streams.CHUNK + 7])
+async def test_a_stream_is_opened_whole_and_on_record(cloud: Cloud, operator: Operator, size: int) -> None:
+    here, plaintext = operator.here, os.urandom(size)
+    envelope = await seal_stream(here, cloud.uri, cloud.key, plaintext)
+    opened = await operator.open(cloud, *MEANT, "--output", "opened", file="sealed.kkp")
+    assert (opened.code, opened.out) == (0, "")
+    assert (here / "opened").read_bytes() == plaintext
+    assert stat.S_IMODE((here / "opened").stat().st_mode) == 0o600
+    assert results(here) == ["attempt", "opened"]
+    attempt, _ = next(iter(read_record_file(here / "break-glass.jsonl")))
+    assert isinstance(attempt, Attempt)
+    assert attempt.envelope == sha256(rfc8785.dumps(envelope)).hexdigest()
+
+
+async def test_a_stream_goes_to_standard_output_whole(cloud: Cloud, operator: Operator) -> None:
+    text = "0123456789abcdef" * streams.CHUNK
+    await seal_stream(operator.here, cloud.uri, cloud.key, text.encode())
+    opened = await operator.open(cloud, file="sealed.kkp")
+    assert (opened.code, opened.out) == (0, text)
+
+
+async def test_of_a_damaged_stream_nothing_is_released(cloud: Cloud, operator: Operator) -> None:
+    here = operator.here
+    await seal_stream(here, cloud.uri, cloud.key, b"p" * (2 * streams.CHUNK + 7))
+    sealed = (here / "sealed.kkp").read_bytes()
+    begins = sealed.index(b"\n") + 1
+    first_ends = begins + streams.CHUNK + 16
+    damaged = (
+        sealed[:-1],
+        sealed[:begins],
+        sealed[:first_ends],
+        sealed + b"\0",
+        sealed[:first_ends] + bytes([sealed[first_ends] ^ 1]) + sealed[first_ends + 1 :],
+        sealed.replace(b"canary-value", b"canary-other"),
+    )
+    for raw in damaged:
+        (here / "sealed.kkp").write_bytes(raw)
+        for output in ((), ("--output", "opened")):
+            refused = await operator.open(cloud, *MEANT, *output, file="sealed.kkp")
+            assert (refused.code, refused.out) == (1, "")
+            assert not (here / "opened").exists()
+    assert set(results(here)[1::2]) == {"envelope_invalid"}
+
+
+CHANGES: Mapping[str, Callable[[Path], object]] = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "gone": lambda path: path.unlink(missing_ok=True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_a_stream_that_is_changed_after_it_was_checked_is_not_released(
+    cloud: Cloud, operator: Operator, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    here = operator.here
+    await seal_stream(here, cloud.uri, cloud.key, b"p" * (2 * streams.CHUNK))
+    recorded = direct._record
+
+    def record(*given: Any) -> None:
+        recorded(*given)
+        change(here / "sealed.kkp")
+
+    monkeypatch.setattr(direct, "_record", record)
+    refused = await operator.open(cloud, *MEANT, "--output", "opened", file="sealed.kkp")
+    assert (refused.code, "the stream was changed after it was checked" in refused.err) == (7, True)
+    assert results(here) == ["attempt", "opened", "output_failed"]
+    assert not (here / "opened").exists()
+
+
+async def test_a_line_without_its_chunks_in_a_pipe_is_no_stream(cloud: Cloud, operator: Operator) -> None:
+    await seal_stream(operator.here, cloud.uri, cloud.key, b"p")
+    os.mkfifo(operator.here / "pipe")
+    sealed = (operator.here / "sealed.kkp").read_bytes()
+    writing = asyncio.to_thread((operator.here / "pipe").write_bytes, sealed)
+    refused, _ = await asyncio.gather(operator.open(cloud, file="pipe"), writing)
+    assert (refused.code, "and no stream" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(("content", "problem"), FILES.values(), ids=FILES.keys())

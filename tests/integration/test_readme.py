@@ -110,6 +110,12 @@ def check_opened(directory: Path) -> None:
     assert opened == {f"opened-{backend}": expected for backend in ("aws", "azure", "gcp")}
 
 
+async def test_files_of_any_size_come_back(tmp_path: Path) -> None:
+    printed = await run(tmp_path, [*commands("files"), 'echo "$TOKEN"'])
+    assert content(tmp_path / "again.tar") == content(tmp_path / "backup.tar")
+    assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", printed)
+
+
 async def test_the_round_trip_gives_back_the_file(tmp_path: Path) -> None:
     await run(tmp_path, commands("round trip"))
     check_opened(tmp_path)

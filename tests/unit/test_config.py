@@ -1215,6 +1215,13 @@ def test_a_command_refuses_what_it_uses_itself(here: Path) -> None:
 # What looks unintended.
 
 
+@pytest.mark.parametrize(
+    "name", ["KKP_URL", "KKP_CA_FILE", "KKP_AUDIENCE", "KKP_SERVICE_KEY", "KKP_SERVICE_KEY_FILE"]
+)
+def test_what_the_commands_of_callers_read_is_not_warned_of(name: str) -> None:
+    assert settings(**{name: "x"}).warnings == ()
+
+
 def test_unknown_variables_are_warned_of_and_others_are_left_alone() -> None:
     chosen = settings(KKP_TOKEN_TTL="1", KKP_PORT="tcp://10.0.0.1:8080", PATH="/bin", kkp_issuer="x")
     assert chosen.warnings == (

@@ -24,6 +24,8 @@ from kkp.data_dir import (
     prepare,
     prepare_database,
     read_secret,
+    whole_file,
+    write_all,
     write_new,
     write_secret,
 )
@@ -292,6 +294,95 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         write_secret(tmp_path / "root.key", SECRET)
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+# Files that are written piece by piece.
+
+PIECE = bytes(range(256)) * 4096
+
+
+def written(path: Path, *pieces: bytes, replaces: bool = False, end: BaseException | None = None) -> None:
+    with whole_file(path, replaces=replaces) as descriptor:
+        for piece in pieces:
+            write_all(descriptor, piece)
+        if end is not None:
+            raise end
+
+
+@pytest.mark.usefixtures("filesystem")
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_file_of_many_pieces_is_whole_its_owners_alone_and_lies_alone(
+    tmp_path: Path, *, replaces: bool
+) -> None:
+    written(tmp_path / "opened", PIECE, b"", PIECE, replaces=replaces)
+    assert [path.name for path in tmp_path.iterdir()] == ["opened"]
+    assert (tmp_path / "opened").read_bytes() == PIECE * 2
+    assert mode(tmp_path / "opened") == 0o600
+
+
+@pytest.mark.usefixtures("filesystem")
+def test_a_file_is_not_there_before_it_is_whole_and_the_old_one_stays_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "opened"
+    with whole_file(path) as descriptor:
+        write_all(descriptor, PIECE)
+        assert not path.exists()
+    path.chmod(0o644)
+    with whole_file(path, replaces=True) as descriptor:
+        write_all(descriptor, b"after")
+        assert path.read_bytes() == PIECE
+    assert (path.read_bytes(), mode(path), list(tmp_path.iterdir())) == (b"after", 0o600, [path])
+
+
+@pytest.mark.usefixtures("filesystem")
+def test_a_file_that_came_meanwhile_is_kept_unless_it_is_to_be_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "opened"
+    with pytest.raises(FileExistsError), whole_file(path):
+        path.write_bytes(b"before")
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
+    path.unlink()
+    path.symlink_to("elsewhere")
+    with pytest.raises(FileExistsError):
+        written(path, b"after")
+    written(path, b"after", replaces=True)
+    assert (path.is_symlink(), path.read_bytes(), list(tmp_path.iterdir())) == (False, b"after", [path])
+
+
+@pytest.mark.usefixtures("filesystem")
+@pytest.mark.parametrize("end", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt(), ValueError("bad chunk")])
+def test_whatever_ends_the_writing_leaves_what_was_there_before(tmp_path: Path, end: BaseException) -> None:
+    path = tmp_path / "opened"
+    with pytest.raises(type(end)):
+        written(path, PIECE, end=end)
+    assert not list(tmp_path.iterdir())
+    path.write_bytes(b"before")
+    with pytest.raises(type(end)):
+        written(path, PIECE, replaces=True, end=end)
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"before", [path])
+
+
+@pytest.mark.usefixtures("filesystem")
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_name_that_can_not_be_taken_leaves_nothing_beside_it(tmp_path: Path, *, replaces: bool) -> None:
+    (tmp_path / "opened").mkdir()
+    with pytest.raises(OSError, match=r"exists|directory"):
+        written(tmp_path / "opened", PIECE, replaces=replaces)
+    assert [path.name for path in tmp_path.iterdir()] == ["opened"]
+
+
+@pytest.mark.parametrize("moment", ["os.write", "os.fsync", "os.link"])
+def test_a_kill_before_a_file_of_pieces_has_its_name_leaves_nothing(tmp_path: Path, moment: str) -> None:
+    script = f"""
+import os
+from pathlib import Path
+from kkp.data_dir import whole_file, write_all
+
+{moment} = lambda *_, **__: os.kill(os.getpid(), {signal.SIGKILL:d})
+with whole_file(Path("opened"), replaces=True) as descriptor:
+    write_all(descriptor, b"content")
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)  # noqa: S603  our own
+    assert killed.returncode == -signal.SIGKILL
+    assert not list(tmp_path.iterdir())
 
 
 # Reading secrets.

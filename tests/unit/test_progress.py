@@ -42,6 +42,23 @@ def test_what_takes_long_is_drawn_and_counted_to_the_end(clock: list[float]) -> 
     assert terminal.getvalue().endswith("\n")
 
 
+def test_of_what_nobody_knows_the_end_nothing_is_drawn(clock: list[float]) -> None:
+    terminal = Terminal()
+    bar = Progress(None, terminal)
+    clock[0] += 10
+    bar.advance(10)
+    bar.close()
+    assert not terminal.getvalue()
+
+
+def test_bytes_are_drawn_in_the_unit_that_is_wanted(clock: list[float]) -> None:
+    terminal = Terminal()
+    bar = Progress(10_000_000, terminal, unit="MB", unit_size=1_000_000)
+    clock[0] += 2
+    bar.advance(5_500_000)
+    assert terminal.getvalue() == "\r[################..............]  55%  5 MB, 3/s "
+
+
 def test_what_is_done_at_once_draws_nothing(clock: list[float]) -> None:
     terminal = Terminal()
     bar = Progress(10, terminal)

@@ -7,7 +7,6 @@ out or has its form: `null` is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from kkp_client.keys import read_coordinate
@@ -50,8 +49,7 @@ class Federated(NamedTuple):
     attributes: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claims:
+class Claims(NamedTuple):
     """What a token says. Times are whole Unix seconds.
 
     Attributes:

@@ -209,9 +209,22 @@ class KKPClient:
                 return await asyncio.sleep(seconds, None)
             case AskToken(scope, deadline):
                 return await self._token(scope, deadline)
-            case AskCredential():
-                credential = self._credential() if callable(self._credential) else self._credential
-                return await credential if inspect.isawaitable(credential) else credential
+            case AskCredential(deadline):
+                return await self._given(deadline)
+
+    async def _given(self, deadline: float) -> str:
+        """Return the caller's own credential."""
+        given = self._credential() if callable(self._credential) else self._credential
+        if not inspect.isawaitable(given):
+            return given
+        limit = asyncio.timeout(deadline - self._core.monotonic())
+        try:
+            async with limit:
+                return await given
+        except TimeoutError:
+            if not limit.expired():
+                raise  # it is the function's own
+        raise timed_out("credential")
 
     async def _token(self, scope: bytes, deadline: float) -> HeldToken:
         found = self._core.tokens.find(scope, self._core.monotonic())
@@ -240,5 +253,5 @@ class KKPClient:
             async with asyncio.timeout(deadline - self._core.monotonic()):
                 await arrived.wait()
         except TimeoutError:
-            raise timed_out() from None
+            raise timed_out("token") from None
         return landed(flight)

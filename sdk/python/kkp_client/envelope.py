@@ -221,10 +221,9 @@ def seal(
         random: Where the nonce comes from; only test vectors replace it.
 
     Raises:
-        ConfigurationError: The plaintext is text that can't be.
+        ConfigurationError: The plaintext is none.
     """
-    payload = utf8(plaintext) if isinstance(plaintext, str) else plaintext
-    nonce = random(_NONCE_BYTES)
+    payload, nonce = payload_of(plaintext), random(_NONCE_BYTES)
     return Envelope(
         envelope, nonce, AESGCM(message_key).encrypt(nonce, payload, canonical(envelope.header()))
     )
@@ -242,16 +241,22 @@ def open(envelope: Envelope, message_key: bytes) -> bytes:  # noqa: A001  the co
         if envelope.detached.encoding == "utf-8":
             plaintext.decode()
     except (InvalidTag, UnicodeDecodeError):
-        raise invalid() from None
-    return plaintext
+        pass  # the latter holds the plaintext, so that ours is raised where it does not hang from it
+    else:
+        return plaintext
+    raise invalid()
 
 
-def utf8(plaintext: str) -> bytes:
-    """Return a text's bytes.
+def payload_of(plaintext: object) -> bytes:
+    """Return the bytes of a plaintext, which is text or bytes and nothing else.
 
     Raises:
-        ConfigurationError: It has a lone surrogate. The error of Python's own would hold the plaintext.
+        ConfigurationError: It is neither, or has a lone surrogate; Python's own error would hold it.
     """
+    if isinstance(plaintext, bytes | bytearray | memoryview):
+        return bytes(plaintext)
+    if not isinstance(plaintext, str):
+        raise ConfigurationError("A plaintext is text or bytes.")
     try:
         return plaintext.encode()
     except UnicodeEncodeError:
@@ -283,8 +288,7 @@ def _decoded(document: str | bytes) -> JSONObject:
     try:
         value = strict_json.loads(document.encode() if isinstance(document, str) else document)
     except ValueError:
-        # Chained to nothing: which check failed is not to be read from the error.
-        raise invalid() from None
+        value = None
     if not isinstance(value, dict):
         raise invalid()
     return value
@@ -341,12 +345,10 @@ def _text(text: object, minimum: int, maximum: int) -> str:
 
 def _binary(text: object, length: int | None = None) -> bytes:
     """Return the bytes of a member, which has one spelling; of a certain length where one is given."""
-    if not isinstance(text, str):
-        raise invalid()
     try:
-        data = from_base64url(text)
+        data = from_base64url(text) if isinstance(text, str) else None
     except ValueError:
-        raise invalid() from None
-    if length is not None and len(data) != length:
+        data = None
+    if data is None or (length is not None and len(data) != length):
         raise invalid()
     return data

@@ -60,6 +60,15 @@ _TOKEN_MESSAGES: Final[Mapping[TokenReason, str]] = {
     "wrong_proof": "The DPoP proof is malformed, for something else, not in time, or was used before.",
     "not_bound": "There is a DPoP proof, and the token names no key for it.",
 }
+_KEYS_MESSAGES: Final[Mapping[KeysReason, str]] = {
+    "no_keys": "There is no key set of KKP's.",
+    "keys_too_old": "The key set of KKP's is too old to be used.",
+}
+_REVOCATIONS_MESSAGES: Final[Mapping[RevocationsReason, str]] = {
+    "no_list": "There is no revocation list of KKP's.",
+    "list_too_old": "The revocation list of KKP's is too old to be used.",
+    "older_list": "The revocation list of KKP's is older than one that was accepted.",
+}
 
 
 class KKPError(Exception):
@@ -122,11 +131,21 @@ class KeysUnavailableError(KKPError):
 
     code = "keys_unavailable"
 
+    @classmethod
+    def because(cls, reason: KeysReason, failure: str = "") -> KeysUnavailableError:
+        """Return the error for a reason, which says what could not be fetched, if that is why."""
+        return cls(_with(_KEYS_MESSAGES[reason], failure), reason=reason)
+
 
 class RevocationsUnavailableError(KKPError):
     """There is no revocation list that can be relied on."""
 
     code = "revocations_unavailable"
+
+    @classmethod
+    def because(cls, reason: RevocationsReason, failure: str = "") -> RevocationsUnavailableError:
+        """Return the error for a reason, which says what could not be fetched, if that is why."""
+        return cls(_with(_REVOCATIONS_MESSAGES[reason], failure), reason=reason)
 
 
 class EnvelopeInvalidError(KKPError):
@@ -143,3 +162,7 @@ class TransportError(KKPError):
 
 class ProblemError(KKPError):
     """KKP refused; `code` is that of its answer."""
+
+
+def _with(message: str, failure: str) -> str:
+    return f"{message} {failure}." if failure else message

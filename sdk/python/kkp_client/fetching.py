@@ -15,7 +15,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -44,11 +44,11 @@ async def fetch(
     try:
         async with (
             asyncio.timeout(DEADLINE_SECONDS),
-            _client(ssl_context) as client,
+            httpx.AsyncClient(**options(ssl_context), timeout=DEADLINE_SECONDS) as client,
             client.stream("GET", url, headers={**_HEADERS, **headers}) as response,
         ):
             return await _read(response, max_bytes)
-    except TimeoutError:
+    except (TimeoutError, httpx.TimeoutException):
         why = f"no answer within {DEADLINE_SECONDS} s"
     except httpx.ConnectError as error:  # its text is the system's, from before anything was sent
         why = f"no connection could be made: {error}"
@@ -57,21 +57,25 @@ async def fetch(
     raise NotReadError(why)
 
 
-def _client(ssl_context: ssl.SSLContext) -> httpx.AsyncClient:
-    return httpx.AsyncClient(
-        verify=ssl_context,
-        trust_env=False,
-        follow_redirects=False,
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        timeout=DEADLINE_SECONDS,
-    )
+def options(ssl_context: ssl.SSLContext) -> dict[str, Any]:
+    """Return what any client of httpx is made with here."""
+    return {
+        "verify": ssl_context,
+        "trust_env": False,
+        "follow_redirects": False,
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    }
+
+
+def headers_of(response: httpx.Response) -> dict[str, str]:
+    """Return an answer's headers by their names in small letters; of two with one name the first counts."""
+    return {name.lower(): value for name, value in reversed(response.headers.multi_items())}
 
 
 async def _read(response: httpx.Response, max_bytes: int) -> Answer:
     if response.headers.get("content-encoding", "identity") != "identity":
         raise NotReadError("it answered in an encoding that nobody asked for")
-    # Of two with one name the first counts.
-    headers = {name.lower(): value for name, value in reversed(response.headers.multi_items())}
+    headers = headers_of(response)
     if response.status_code != _OK:
         return Answer(response.status_code, headers, b"")
     body = bytearray()

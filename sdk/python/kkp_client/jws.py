@@ -132,9 +132,9 @@ def check_signature(jws: JWS, keys: KeySet | None, now: float) -> None:
         TokenError: The key is not in it, or the signature is wrong.
     """
     if keys is None:
-        raise KeysUnavailableError("There is no key set of KKP's.", reason="no_keys")
+        raise KeysUnavailableError.because("no_keys")
     if not now - keys.fetched_at < MAX_AGE_SECONDS:  # NaN is refused, too
-        raise KeysUnavailableError("The key set of KKP's is too old to be used.", reason="keys_too_old")
+        raise KeysUnavailableError.because("keys_too_old")
     key = keys.keys.get(jws.kid)
     if key is None:
         raise TokenError.because("unknown_key")

@@ -10,7 +10,8 @@ Rules that hold here:
   before the last one: whoever acts on a plaintext as a whole waits until the stream has ended without an
   error. `open_file` does: a file stands under its name when it is whole, and never before.
 - A file that is written is readable by its owner alone, takes the place of one that has its name, and is on
-  disk when it does. A name that is a symbolic link is replaced itself.
+  disk when it does. A name that is a symbolic link is replaced itself. A process that is killed leaves what
+  it had written beside it, as `.kkp-…`.
 
 `LocalEnvelope` is for asyncio, `SyncLocalEnvelope` for threads.
 """
@@ -28,7 +29,7 @@ from typing import BinaryIO, Final, Protocol, TypeAlias, Unpack, final, runtime_
 from kkp_client import envelope as envelopes
 from kkp_client import stream
 from kkp_client.client import KKPClient
-from kkp_client.envelope import DetachedEnvelope, Document, Encoding, JSONObject
+from kkp_client.envelope import DetachedEnvelope, Document, Envelope, JSONObject
 from kkp_client.messages import (
     DEFAULT_SCOPE,
     NOTHING,
@@ -82,7 +83,7 @@ class LocalEnvelope:
         Raises:
             KKPError: There is no message key for it, or text that can't be.
         """
-        request = KeyRequest(encoding=_encoding(plaintext), **sealing)
+        request = _request(plaintext, sealing)
         return _sealed(await self._client.data_key(request, scope=scope), plaintext)
 
     async def open(
@@ -95,7 +96,7 @@ class LocalEnvelope:
         """
         whole = envelopes.parse(envelope)
         key = await self._client.message_key(whole.detached, policy_context=policy_context, scope=scope)
-        return Opened.of(envelopes.open(whole, key), whole.detached.encoding)
+        return _opened(whole, key)
 
     async def seal_stream(
         self,
@@ -205,7 +206,7 @@ class SyncLocalEnvelope:
         **sealing: Unpack[Sealing],
     ) -> JSONObject:
         """Return the envelope of a plaintext: see `LocalEnvelope.seal`."""
-        request = KeyRequest(encoding=_encoding(plaintext), **sealing)
+        request = _request(plaintext, sealing)
         return _sealed(self._client.data_key(request, scope=scope), plaintext)
 
     def open(
@@ -214,7 +215,7 @@ class SyncLocalEnvelope:
         """Return what an envelope holds: see `LocalEnvelope.open`."""
         whole = envelopes.parse(envelope)
         key = self._client.message_key(whole.detached, policy_context=policy_context, scope=scope)
-        return Opened.of(envelopes.open(whole, key), whole.detached.encoding)
+        return _opened(whole, key)
 
     def seal_stream(
         self,
@@ -267,12 +268,18 @@ class SyncLocalEnvelope:
             _write(target, stream.opened(envelope, key, behind_line, pieces))
 
 
-def _encoding(plaintext: bytes | str) -> Encoding:
-    return "utf-8" if isinstance(plaintext, str) else None
+def _request(plaintext: bytes | str, sealing: Sealing) -> KeyRequest:
+    envelopes.payload_of(plaintext)  # before a key is asked for that it would be no use to
+    return KeyRequest(encoding="utf-8" if isinstance(plaintext, str) else None, **sealing)
 
 
 def _sealed(begun: MessageKey, plaintext: bytes | str) -> JSONObject:
     return envelopes.seal(begun.envelope, begun.key, plaintext).document()
+
+
+def _opened(envelope: Envelope, key: bytes) -> Opened:
+    plaintext = envelopes.open(envelope, key)
+    return Opened(plaintext, plaintext.decode() if envelope.detached.encoding == "utf-8" else None)
 
 
 def _stream_request(sealing: StreamSealing) -> KeyRequest:
@@ -285,7 +292,7 @@ def _pieces(source: Source) -> Iterator[bytes]:
     if not isinstance(source, Reads):
         yield from source
         return
-    while piece := source.read(_READ_BYTES):
+    while (piece := source.read(_READ_BYTES)) != b"":  # None, of a file that does not block, is no end
         yield piece
 
 
@@ -295,7 +302,7 @@ async def _pieces_async(source: AsyncSource) -> AsyncIterator[bytes]:
             yield piece
         return
     if isinstance(source, Reads):
-        while piece := await asyncio.to_thread(source.read, _READ_BYTES):
+        while (piece := await asyncio.to_thread(source.read, _READ_BYTES)) != b"":
             yield piece
         return
     for piece in source:

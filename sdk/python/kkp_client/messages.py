@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, Required, TypeAlias, TypedDict, TypeVar
 
 from kkp_client import envelope as envelopes
 from kkp_client import strict_json
+from kkp_client.claims import Claims, read_claims
 from kkp_client.encoding import from_base64url
 from kkp_client.envelope import DetachedEnvelope, Document, Encoding, Envelope, JSONObject
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, KKPError, ProblemError, TransportError
@@ -58,9 +59,6 @@ class Scope:
     context: Mapping[str, str] = field(default_factory=dict)
     subject: str | None = None
     request_context: JSONObject = field(default_factory=dict)
-
-
-ANY_SCOPE: Final = Scope()
 
 
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -114,13 +112,14 @@ class EncryptItem:
     @property
     def length(self) -> int:
         """How many bytes the plaintext has."""
-        return len(envelopes.utf8(self.plaintext) if isinstance(self.plaintext, str) else self.plaintext)
+        return len(envelopes.payload_of(self.plaintext))
 
     def body(self) -> dict[str, Any]:
         """Return what `/envelope/encrypt` takes."""
+        payload = envelopes.payload_of(self.plaintext)
         if isinstance(self.plaintext, str):
-            return {**_asked(self), "plaintext": envelopes.utf8(self.plaintext).decode()}
-        return {**_asked(self), "plaintext_b64": b64encode(self.plaintext).decode()}
+            return {**_asked(self), "plaintext": self.plaintext}
+        return {**_asked(self), "plaintext_b64": b64encode(payload).decode()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,12 +173,7 @@ class Opened:
 
     plaintext: bytes = field(repr=False)
     text: str | None = field(repr=False)
-    claims: JSONObject | None = None
-
-    @classmethod
-    def of(cls, plaintext: bytes, encoding: Encoding, claims: JSONObject | None = None) -> Opened:
-        """Return a plaintext that was found to be what its encoding says."""
-        return cls(plaintext, plaintext.decode() if encoding == "utf-8" else None, claims)
+    claims: Claims | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,14 +266,13 @@ def opened(answer: JSONObject, envelope: Envelope) -> Opened:
     Raises:
         TransportError: It can't be that.
     """
-    plaintext, claims = _from_base64(answer.get("plaintext_b64")), answer.get("claims")
-    is_object = claims is None or isinstance(claims, dict)
-    if plaintext is None or len(plaintext) != envelope.plaintext_bytes or not is_object:
+    plaintext = _from_base64(answer.get("plaintext_b64"))
+    if plaintext is None or len(plaintext) != envelope.plaintext_bytes:
         raise bad_answer()
-    text = _text_of(plaintext) if envelope.detached.encoding == "utf-8" else None
-    if answer.get("plaintext") != text:
+    text = text_of(plaintext) if envelope.detached.encoding == "utf-8" else None
+    if answer.get("plaintext") != text or (text is None and envelope.detached.encoding == "utf-8"):
         raise bad_answer()
-    return Opened(plaintext, text, claims)
+    return Opened(plaintext, text, _claims(answer))
 
 
 def message_key(answer: JSONObject) -> bytes:
@@ -363,10 +356,22 @@ def _is_of(envelope: DetachedEnvelope, asked: EncryptItem | KeyRequest) -> bool:
     )
 
 
-def _text_of(plaintext: bytes) -> str:
+def text_of(plaintext: bytes) -> str | None:
+    """Return a plaintext as text; None where it is none."""
     try:
         return plaintext.decode()
     except UnicodeDecodeError:
+        return None
+
+
+def _claims(answer: JSONObject) -> Claims | None:
+    """Read the claims of the token that opened an envelope; there may have been none."""
+    claims = answer.get("claims")
+    if claims is None:
+        return None
+    try:
+        return read_claims(claims if isinstance(claims, dict) else {})
+    except ValueError:
         pass
     raise bad_answer()
 

@@ -53,8 +53,6 @@ _REFUSED_TOKEN: Final = frozenset({"token_invalid", "token_expired"})
 _NONCE: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _SECONDS: Final = re.compile(r"[0-9]{1,6}")
 _CREDENTIAL: Final = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
-
-
 _random: Final = SystemRandom()
 
 
@@ -109,7 +107,9 @@ class Wait(NamedTuple):
 
 
 class AskCredential(NamedTuple):
-    """Get the caller's own credential."""
+    """Get the caller's own credential, until the deadline where that can be cut short."""
+
+    deadline: float
 
 
 class AskToken(NamedTuple):
@@ -166,7 +166,7 @@ class Settings:
         checked_url(self.url, allow_http=self.allow_http)
         if self.issuer is not None:
             checked_url(self.issuer, allow_http=True)
-        if self.deadline_seconds <= 0 or self.repeats < 0:
+        if not self.deadline_seconds > 0 or self.repeats < 0:  # not a number is no deadline, either
             raise ConfigurationError("A deadline is more than 0 s, and repeats are 0 or more.")
         context = self.ssl_context
         if context is not None and not (context.check_hostname and context.verify_mode is CERT_REQUIRED):
@@ -251,23 +251,19 @@ class Core:
     def fetch_token(self, scope: bytes) -> Steps[HeldToken]:
         """Ask KKP for a token, past the cache."""
         since, deadline = self.monotonic(), self.deadline()
-        credential = yield from _credential()
+        credential = yield from _credential(deadline)
         shown = replace(credential, has_proof=self._settings.is_bound)
         answer = yield from self._exchange("/token", scope, shown, deadline)
         return self._issued(answer, since)
 
     def introspect(self, token: str) -> Steps[JSONObject]:
         """Ask what KKP knows of a token."""
-        shown = yield from _credential()
-        return (
-            yield from self._exchange("/token/introspect", encoded({"token": token}), shown, self.deadline())
-        )
+        return (yield from self._about("/token/introspect", token))
 
     def revoke(self, token: str) -> Steps[None]:
         """Have KKP take a token from nobody any more."""
         self.tokens.forget(token)
-        shown = yield from _credential()
-        yield from self._exchange("/token/revoke", encoded({"token": token}), shown, self.deadline())
+        yield from self._about("/token/revoke", token)
 
     def encrypt(self, item: EncryptItem, scope: Scope) -> Steps[JSONObject]:
         """Have a plaintext sealed."""
@@ -348,11 +344,18 @@ class Core:
         call = partial(self._call_with_token_alone, "rewrap", "/envelope/rewrap/batch", scope=scope)
         return (yield from _many(asked, refused, call, by_key=True))
 
+    def _about(self, path: str, token: str) -> Steps[JSONObject]:
+        """Call what tells or ends something of a token, and does not use it."""
+        deadline = self.deadline()
+        shown = yield from _credential(deadline)
+        return (yield from self._exchange(path, encoded({"token": token}), shown, deadline))
+
     def _seal(self, path: str, body: bytes, key: Key, scope: Scope) -> Steps[JSONObject]:
         """Call what takes a grant to encrypt, or a token that is bound."""
         if self._settings.is_bound:
             return (yield from self._call_with_token_alone("encrypt", path, body, key, scope))
-        deadline, shown = self.deadline(), (yield from _credential())
+        deadline = self.deadline()
+        shown = yield from _credential(deadline)
         return (yield from self._exchange(path, body, shown, deadline))
 
     def _open(
@@ -365,7 +368,7 @@ class Core:
         deadline = self.deadline()
 
         def call(held: HeldToken) -> Steps[JSONObject]:
-            shown = yield from _credential()
+            shown = yield from _credential(deadline)
             body = encoded({**members, "token": held.token})
             return (yield from self._exchange(path, body, shown, deadline))
 
@@ -402,12 +405,15 @@ class Core:
         while True:
             if self._is_closed:
                 raise closed()
-            came: Answer | Failed = yield self._request(path, body, shown, deadline)
-            is_new = isinstance(came, Answer) and self._take_nonce(came)
-            read = _read(came)
+            nonce = self._nonce
+            send = self._request(path, body, shown, deadline)
+            came: Answer | Failed = yield send
+            self._take_nonce(came)
+            read = _read(came, send.url)
             if not isinstance(read, KKPError):
                 return read
-            if read.code == "use_dpop_nonce" and shown.has_proof and is_new and not has_new_nonce:
+            is_demand = read.code == "use_dpop_nonce" and shown.has_proof
+            if is_demand and self._nonce != nonce and not has_new_nonce:
                 has_new_nonce = True
                 continue
             wait = self._wait_seconds(read, repeated)
@@ -444,13 +450,11 @@ class Core:
         limit = _SPARE_ANSWER_BYTES + _ANSWER_FACTOR * len(body) + items * _SPARE_ITEM_BYTES
         return Send(self._settings.url_of(path), headers, body, limit, deadline)
 
-    def _take_nonce(self, answer: Answer) -> bool:
-        """Keep the nonce for the next proof, where the answer has one; tell whether it is another."""
-        nonce = answer.headers.get("dpop-nonce", "")
-        if _NONCE.fullmatch(nonce) is None or nonce == self._nonce:
-            return False
-        self._nonce = nonce
-        return True
+    def _take_nonce(self, came: Answer | Failed) -> None:
+        """Keep the nonce for the next proof, where an answer has one."""
+        nonce = came.headers.get("dpop-nonce", "") if isinstance(came, Answer) else ""
+        if _NONCE.fullmatch(nonce) is not None:
+            self._nonce = nonce
 
     def _scope(self, scope: Scope, op: Op, key: Key) -> bytes:
         """Return what `/token` is sent, which is what tells scopes apart."""
@@ -482,8 +486,8 @@ class Core:
         return HeldToken.lasting(token, wanted, expires_at=expires_at, life_seconds=life, since=since)
 
 
-def _credential() -> Steps[_Shown]:
-    credential: object = yield AskCredential()
+def _credential(deadline: float) -> Steps[_Shown]:
+    credential: object = yield AskCredential(deadline)
     if not isinstance(credential, str) or _CREDENTIAL.fullmatch(credential) is None:
         raise ConfigurationError("The credential is none that a header can hold.")
     return _Shown(f"Bearer {credential}")
@@ -558,10 +562,10 @@ def _result(item: _Item[ResultT], document: object) -> ResultT | KKPError:
         return error
 
 
-def _read(came: Answer | Failed) -> JSONObject | KKPError:
+def _read(came: Answer | Failed, url: str) -> JSONObject | KKPError:
     """Return what an answer says, or the error that it or its absence is."""
     if isinstance(came, Failed):
-        return TransportError(came.what, code=came.code)
+        return TransportError(f"POST {url}: {came.what}", code=came.code)
     if came.status == _OK:
         document = _object(came, "application/json")
         return messages.bad_answer() if document is None else document
@@ -580,9 +584,9 @@ def _object(answer: Answer, media_type: str) -> JSONObject | None:
     return document if isinstance(document, dict) else None
 
 
-def timed_out() -> TransportError:
-    """Return the error of a token that did not come in time."""
-    return TransportError("No token came in time.", code="timeout")
+def timed_out(what: str) -> TransportError:
+    """Return the error of what was waited for until the deadline."""
+    return TransportError(f"The {what} did not come in time.", code="timeout")
 
 
 def closed() -> ConfigurationError:

@@ -1,14 +1,15 @@
 """A document that is fetched from KKP and kept: the thin shell around `DocumentCache`, in asyncio.
 
 One request at a time: whoever needs the document while one is under way waits for that one. Nothing here
-raises at who asks; what went wrong is in `failure`, and the last good document stays. It belongs to no event
-loop: a request whose loop is gone is forgotten.
+raises at who asks; what went wrong is in `failure`, and the last good document stays. It serves one event
+loop at a time and belongs to none: a request whose loop is gone, or was left behind by a fork, is forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar, final
@@ -45,6 +46,7 @@ class RemoteDocument(Generic[T]):
         self._clock = clock
         self._ssl_context = ssl_context
         self._flight: asyncio.Task[bool] | None = None
+        self._pid = os.getpid()
 
     @property
     def held(self) -> Held[T] | None:
@@ -85,11 +87,13 @@ class RemoteDocument(Generic[T]):
             self._begin()
 
     def _begin(self) -> None:
-        self._flight = asyncio.get_running_loop().create_task(self._ask())
+        self._flight, self._pid = asyncio.get_running_loop().create_task(self._ask()), os.getpid()
 
     def _is_under_way(self) -> bool:
         flight = self._flight
-        return flight is not None and not flight.done() and not flight.get_loop().is_closed()
+        if flight is None or flight.done():
+            return False
+        return self._pid == os.getpid() and not flight.get_loop().is_closed()
 
     async def _landing(self) -> bool:
         flight = self._flight

@@ -128,14 +128,12 @@ def verify_revocation_list(  # noqa: PLR0913  all that a verdict depends on
     if revoked.iss != issuer:
         raise TokenError.because("wrong_issuer")
     if not now < revoked.exp:  # NaN is refused, too
-        raise RevocationsUnavailableError("The revocation list of KKP's is too old.", reason="list_too_old")
+        raise RevocationsUnavailableError.because("list_too_old")
     if revoked.iat > now + leeway_seconds:
         raise TokenError.because("not_yet_valid")
     jws.check_signature(read, keys, now)
     if revoked.seq < highest_seq:
-        raise RevocationsUnavailableError(
-            "The revocation list is older than one that was accepted.", reason="older_list"
-        )
+        raise RevocationsUnavailableError.because("older_list")
     return revoked
 
 

@@ -32,6 +32,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kkp_client.envelope import GCM_TAG_BYTES, DetachedEnvelope, invalid, parse_stream
+from kkp_client.errors import ConfigurationError
 
 DEFAULT_CHUNK_BYTES: Final = 1_048_576
 MAX_LINE_BYTES: Final = 262_144
@@ -55,10 +56,11 @@ class LineReader:
         """Take some bytes; return the envelope and the bytes behind its line, once that has ended.
 
         Raises:
+            ConfigurationError: They are no bytes.
             EnvelopeInvalidError: It is no stream's line, or does not end.
         """
         searched = len(self._buffer)
-        self._buffer += data
+        self._buffer += _bytes(data)
         end = self._buffer.find(b"\n", searched, MAX_LINE_BYTES)
         if end >= 0:
             return parse_stream(bytes(self._buffer[:end])), bytes(self._buffer[end + 1 :])
@@ -80,8 +82,12 @@ class _Chunks:
         self.count = 0
 
     def take(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, bytearray]]:
-        """Take some bytes; give each piece that others follow, with its nonce."""
-        view = memoryview(data).cast("B")
+        """Take some bytes; give each piece that others follow, with its nonce.
+
+        Raises:
+            ConfigurationError: They are no bytes.
+        """
+        view = _bytes(data)
         while len(self._held) + len(view) > self._length:
             missing = self._length - len(self._held)
             piece, self._held = self._held, bytearray()
@@ -175,7 +181,7 @@ class StreamOpener:
             return cipher.decrypt(nonce, piece, None)
         except InvalidTag:
             self._cipher = None
-            raise invalid() from None
+        raise invalid()
 
 
 def read_line(pieces: Iterator[bytes]) -> tuple[DetachedEnvelope, bytes]:
@@ -225,6 +231,12 @@ def chunk_bytes_of(envelope: DetachedEnvelope) -> int:
     if envelope.chunk_size is None:
         raise invalid()
     return envelope.chunk_size
+
+
+def _bytes(data: object) -> memoryview:
+    if isinstance(data, bytes | bytearray | memoryview):
+        return memoryview(data).cast("B")
+    raise ConfigurationError("What a stream is made of is bytes.")
 
 
 def _still(cipher: AESGCM | None) -> AESGCM:

@@ -20,6 +20,7 @@ JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | Non
 MAX_DEPTH: Final = 32
 MAX_INTEGER: Final = 2**53 - 1
 _MAX_DIGITS: Final = 16
+_WHITE_SPACE: Final = " \t\r\n"
 # In one pass, whatever the text: a string without an end is read once, up to the text's end.
 _OUTSIDE_STRINGS: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)
 
@@ -38,10 +39,13 @@ def loads(document: bytes) -> JSON:
 
 
 def _read(document: bytes) -> JSON:
-    text = document.decode()
+    text = document.decode().strip(_WHITE_SPACE)
     if _is_deep(text):
         raise ValueError
-    value: JSON = _decoder.decode(text)
+    value: JSON
+    value, end = _decoder.raw_decode(text)
+    if end != len(text):
+        raise ValueError
     if "\\u" in text:
         _refuse_lone_surrogates(value)
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import CancelledError, wait
 from threading import Thread
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar, Unpack, final
@@ -18,6 +18,7 @@ import httpx
 from kkp_client import transport
 from kkp_client.envelope import DetachedEnvelope, Document, JSONObject
 from kkp_client.errors import KKPError
+from kkp_client.loop_thread import LoopThread
 from kkp_client.messages import (
     DEFAULT_SCOPE,
     NOTHING,
@@ -29,9 +30,11 @@ from kkp_client.messages import (
     Sealing,
 )
 from kkp_client.protocol import (
+    Answer,
     AskCredential,
     AskToken,
     Core,
+    Failed,
     Options,
     Send,
     Settings,
@@ -53,7 +56,7 @@ class SyncKKPClient:
     Args:
         url: Where KKP is.
         credential: A service key; or a function that returns a JWT or another bearer, asked whenever it is to
-            be shown, by several threads at once.
+            be shown, by several threads at once. It ends by itself: no deadline cuts it short.
         **options: See `kkp_client.protocol.Settings`; the audience above all.
 
     Raises:
@@ -64,7 +67,8 @@ class SyncKKPClient:
         settings = Settings(url=url, **options)
         self._credential = credential
         self._core = Core(settings)
-        self._http = httpx.Client(**transport.options(settings))
+        self._loop = LoopThread()
+        self._http = httpx.AsyncClient(**transport.options(settings))
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +81,8 @@ class SyncKKPClient:
     def close(self) -> None:
         """Drop tokens and connections; whoever waits for a token waits no longer."""
         self._core.close()
-        self._http.close()
+        self._loop.run(self._http.aclose())
+        self._loop.close()
 
     def token(self, scope: Scope) -> HeldToken:
         """Return a token of this scope, for as long as the same one will do."""
@@ -201,7 +206,7 @@ class SyncKKPClient:
     def _do(self, step: Step) -> object:
         match step:
             case Send():
-                return transport.post_blocking(self._http, step, self._core.monotonic)
+                return self._send(step)
             case Wait(seconds):
                 time.sleep(seconds)
                 return None
@@ -209,6 +214,12 @@ class SyncKKPClient:
                 return self._token(scope, deadline)
             case AskCredential():
                 return self._credential() if callable(self._credential) else self._credential
+
+    def _send(self, send: Send) -> Answer | Failed:
+        try:
+            return self._loop.run(transport.post(self._http, send, self._core.monotonic))
+        except CancelledError:
+            return Failed("unreachable", "The client was closed.")
 
     def _token(self, scope: bytes, deadline: float) -> HeldToken:
         found = self._core.tokens.find(scope, self._core.monotonic())
@@ -227,5 +238,5 @@ class SyncKKPClient:
         """Wait for a flight that others wait for as well: none of them ends it."""
         wait([flight], deadline - self._core.monotonic())
         if not flight.done():
-            raise timed_out()
+            raise timed_out("token")
         return landed(flight)

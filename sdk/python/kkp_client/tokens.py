@@ -99,9 +99,9 @@ def _claims_of(document: jws.JWS) -> Claims:
 def _check_revocations(claims: Claims, revocations: Revocations, now: float) -> None:
     """Refuse what was revoked: the contract's steps 14 to 16."""
     if revocations.list is None:
-        raise RevocationsUnavailableError("There is no revocation list of KKP's.", reason="no_list")
+        raise RevocationsUnavailableError.because("no_list")
     if not now < revocations.list.exp:  # no leeway: KKP signs it anew long before
-        raise RevocationsUnavailableError("The revocation list of KKP's is too old.", reason="list_too_old")
+        raise RevocationsUnavailableError.because("list_too_old")
     if revocations.list.is_about(claims):
         raise TokenError.because("revoked")
 

@@ -1,4 +1,4 @@
-"""How a request is sent and its answer read, with httpx, in asyncio and in threads.
+"""How a request is sent and its answer read, with httpx, in asyncio.
 
 Rules that hold here:
 - No proxy and no certificate is taken from the environment, no redirect is followed, no cookie is kept, and
@@ -6,20 +6,19 @@ Rules that hold here:
 - An answer is read no further than its limit, and none that is compressed: a few bytes could be many.
 - What failed is told as text that holds nothing of what was sent or came back; httpx's own errors, which hold
   the request with its headers, go no further.
-
-In asyncio the deadline ends everything. In threads it is looked at between the pieces of an answer, and one
-piece may be waited for as long as there was at the beginning: who drips bytes can double it.
+- The deadline ends everything, however slowly bytes drip in. So threads, too, have requests sent in an event
+  loop (`kkp_client.loop_thread`): what blocks could be held up once for each byte.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from http.cookiejar import CookieJar, DefaultCookiePolicy
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx
 
+from kkp_client import fetching
 from kkp_client.protocol import Answer, Failed, Send, Settings
 
 _MAX_CONNECTIONS: Final = 100
@@ -30,22 +29,22 @@ _ENCODED: Final = Failed("bad_answer", "The answer is in an encoding that nobody
 
 def options(settings: Settings) -> dict[str, Any]:
     """Return what a client of httpx is made with."""
-    return {
-        "trust_env": False,
-        "follow_redirects": False,
-        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        "verify": settings.ssl_context or True,
-        "limits": httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS),
-    }
+    limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
+    return {**fetching.options(settings.ssl_context or fetching.tls_context(settings.url)), "limits": limits}
 
 
 async def post(http: httpx.AsyncClient, send: Send, monotonic: Callable[[], float]) -> Answer | Failed:
-    """Send a request in asyncio."""
+    """Send a request."""
     seconds = send.deadline - monotonic()
     if seconds <= 0:
         return _TIMED_OUT
     try:
-        async with asyncio.timeout(seconds), http.stream("POST", **_arguments(send, seconds)) as response:
+        async with (
+            asyncio.timeout(seconds),
+            http.stream(
+                "POST", send.url, headers=send.headers, content=send.body, timeout=seconds
+            ) as response,
+        ):
             answer = _Reading(response, send.max_answer_bytes)
             async for piece in response.aiter_raw():
                 if not answer.take(piece):
@@ -53,28 +52,6 @@ async def post(http: httpx.AsyncClient, send: Send, monotonic: Callable[[], floa
             return answer.read()
     except (httpx.HTTPError, TimeoutError) as error:
         return _failed(error)
-
-
-def post_blocking(http: httpx.Client, send: Send, monotonic: Callable[[], float]) -> Answer | Failed:
-    """Send a request in a thread."""
-    seconds = send.deadline - monotonic()
-    if seconds <= 0:
-        return _TIMED_OUT
-    try:
-        with http.stream("POST", **_arguments(send, seconds)) as response:
-            answer = _Reading(response, send.max_answer_bytes)
-            for piece in response.iter_raw():
-                if monotonic() >= send.deadline:
-                    return _TIMED_OUT
-                if not answer.take(piece):
-                    break
-            return answer.read()
-    except httpx.HTTPError as error:
-        return _failed(error)
-
-
-def _arguments(send: Send, seconds: float) -> dict[str, Any]:
-    return {"url": send.url, "headers": send.headers, "content": send.body, "timeout": seconds}
 
 
 class _Reading:
@@ -97,17 +74,7 @@ class _Reading:
             return _TOO_LONG
         if self._response.headers.get("content-encoding", "identity") != "identity":
             return _ENCODED
-        return Answer(
-            self._response.status_code, _lower(self._response.headers.multi_items()), b"".join(self._pieces)
-        )
-
-
-def _lower(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return headers by their names in small letters; of one that is there twice, the first."""
-    found: dict[str, str] = {}
-    for name, value in headers:
-        found.setdefault(name.lower(), value)
-    return found
+        return Answer(self._response.status_code, fetching.headers_of(self._response), b"".join(self._pieces))
 
 
 def _failed(error: Exception) -> Failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from kkp_client.errors import ConfigurationError
 
@@ -22,18 +22,24 @@ def checked_url(url: str, *, allow_http: bool = False) -> str:
     Raises:
         ConfigurationError: It is no such URL. The message does not repeat it: it may hold a password.
     """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ConfigurationError("The URL is malformed.") from None
-    if not _VISIBLE.fullmatch(url) or parts.scheme not in {"http", "https"} or not parts.hostname:
+    parts = _split(url)
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConfigurationError("The URL is no http: or https: URL.")
     if "@" in parts.netloc or "?" in url or "#" in url:
         raise ConfigurationError("The URL has a user, a query or a fragment.")
     if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
         raise ConfigurationError("An http: URL is taken for this machine alone: use https:.")
     return url.rstrip("/")
+
+
+def _split(url: str) -> SplitResult | None:
+    """Return a URL's parts; its error, whose text may repeat them, goes no further."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts if _VISIBLE.fullmatch(url) else None
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,15 +5,16 @@ is fetched is fetched in the background of verifications, so that one waits only
 - where there are no keys, none young enough, or none with the token's `kid` (at most every 30 seconds);
 - where there is no list, or it is older than its `max-age`: what was revoked is honoured within that time.
 
-A token that is refused whatever the keys are causes no request. After a request that failed nobody waits for
-the next one: what is held is used for as long as it may be, and what is missing is said at once.
+A token that is refused whatever the keys are causes no request. Once a request for the list has failed nobody
+waits for the next one: the list is used until it ends. What is missing is said at once until it may be asked
+for again.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from typing import Final, Required, TypeAlias, TypedDict, Unpack, final
+from typing import Final, Required, TypeAlias, TypedDict, Unpack, cast, final
 
 from kkp_client import keys as key_sets
 from kkp_client.claims import Claims
@@ -21,8 +22,10 @@ from kkp_client.clock import Clock, SystemClock
 from kkp_client.dpop import PresentedProof
 from kkp_client.errors import (
     ConfigurationError,
+    KeysReason,
     KeysUnavailableError,
     KKPError,
+    RevocationsReason,
     RevocationsUnavailableError,
     TokenError,
 )
@@ -116,10 +119,9 @@ class TokenVerifier:
             RevocationsUnavailableError: There is no list.
         """
         if not await self._keys.refresh() and self._keys.held is None:
-            raise self.explained(KeysUnavailableError("There is no key set of KKP's.", reason="no_keys"))
+            raise KeysUnavailableError.because("no_keys", self._keys.failure)
         if self._list is not None and not await self._list.refresh() and self._list.held is None:
-            missing = RevocationsUnavailableError("There is no revocation list of KKP's.", reason="no_list")
-            raise self.explained(missing)
+            raise RevocationsUnavailableError.because("no_list", self._list.failure)
 
     async def verify(
         self, token: str, *, proof: PresentedProof | None = None, certificate_sha256: str | None = None
@@ -167,8 +169,12 @@ class TokenVerifier:
         )
 
     def must_wait(self) -> bool:
-        """Tell whether the list is too old to verify by, as long as there may be a younger one."""
-        return self._list is not None and self._list.is_older_than(1) and self._list.is_coming()
+        """Tell whether the list is too old to verify by, unless the last request for another has failed.
+
+        With KKP out of reach each request would last until its deadline, and every verification with it.
+        """
+        listed = self._list
+        return listed is not None and listed.is_older_than(1) and not listed.failure and listed.is_coming()
 
     def is_due(self) -> bool:
         """Tell whether there is something to be fetched in the background now."""
@@ -215,9 +221,10 @@ class TokenVerifier:
     def explained(self, refusal: Refusal) -> Refusal:
         """Return a refusal that says what could not be fetched, from where, if that is why."""
         if isinstance(refusal, KeysUnavailableError):
-            return KeysUnavailableError(_because(refusal, self._keys.failure), reason=refusal.reason)
+            return KeysUnavailableError.because(cast("KeysReason", refusal.reason), self._keys.failure)
         if isinstance(refusal, RevocationsUnavailableError) and self._list is not None:
-            return RevocationsUnavailableError(_because(refusal, self._list.failure), reason=refusal.reason)
+            reason = cast("RevocationsReason", refusal.reason)
+            return RevocationsUnavailableError.because(reason, self._list.failure)
         return refusal
 
     async def _read_list(self, body: bytes) -> RevocationList:
@@ -277,7 +284,3 @@ def _named(name: str, option: str) -> str:
     if not name:
         raise ConfigurationError(f"A verifier needs the option {option}.")
     return name
-
-
-def _because(refusal: KKPError, failure: str) -> str:
-    return f"{refusal} {failure}." if failure else str(refusal)

@@ -1,0 +1,303 @@
+"""What asks a running KKP as any of its callers does: `kkp token mint`, `kkp encrypt` and `kkp decrypt`.
+
+These commands need no data directory and run wherever a caller is. Here alone is kkp-client loaded, and never
+by a server; their options stand in `kkp.cli.token`, `kkp.cli.encrypt` and `kkp.cli.decrypt`.
+
+Rules that hold here:
+- The credential comes from `KKP_SERVICE_KEY`, or from the file that `KKP_SERVICE_KEY_FILE` names. It is never
+  an argument, which every account on the machine can see.
+- Standard output has the token, or what is made of the file, and nothing else. No message holds a credential,
+  a key, a token or a plaintext.
+- A file has its name once it is whole and on disk, and is its owner's alone; whatever ends the command before
+  leaves nothing of it. None is overwritten but with `--force`.
+- What goes to a pipe is released chunk by chunk, each after its own tag; it is whole if all ends with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import ssl
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from kkp_client.errors import (
+    ConfigurationError,
+    EnvelopeInvalidError,
+    KKPError,
+    ProblemError,
+)
+from kkp_client.local import SyncLocalEnvelope
+from kkp_client.messages import Scope
+from kkp_client.sync_client import SyncKKPClient
+
+from kkp import data_dir
+from kkp.cli.common import (
+    AWAY,
+    BROKEN,
+    DENIED,
+    INTERRUPTED,
+    NO_KEY,
+    NOT_WRITTEN,
+    OK,
+    REFUSED,
+    STDIN,
+    STDOUT,
+    UNUSABLE,
+    end_as_by_ctrl_c,
+    pair,
+    say,
+    seconds,
+)
+from kkp.cli.progress import Progress
+from kkp.errors import ConfigError
+
+Write: TypeAlias = Callable[[bytes], None]
+
+SUFFIX: Final = ".kkp"
+_PIPE: Final = Path("-")
+_READ_BYTES: Final = 1_048_576
+_MEGABYTE: Final = 1_000_000
+_NO_SUCH_KEY: Final = frozenset({"unknown_backend", "unknown_key", "key_disabled"})
+_TOO_MANY: Final = 429
+_BEGINNING: Final = "kkp: what was written before that is a beginning at best, and not to be used"
+_SERVER_ERRORS: Final = 500
+
+
+def mint(options: argparse.Namespace) -> int:
+    """Print a token."""
+    scope = Scope(
+        audience=_audience(options),
+        backend=options.backend,
+        key_id=options.key_id,
+        ops=options.op or None,
+        subject=options.subject,
+        ttl_seconds=None if options.ttl is None else seconds(options.ttl),
+        policy_claims=_pairs("--claim", options.claim),
+        context=_pairs("--context", options.context),
+    )
+
+    def work() -> None:
+        with _client(options) as client:
+            token = client.token(scope).token
+        data_dir.write_all(STDOUT, f"{token}\n".encode())
+
+    return _done(work)
+
+
+def encrypt(options: argparse.Namespace) -> int:
+    """Make a stream of a file."""
+    source: Path = options.file
+    target = _target(options, Path(f"{source}{SUFFIX}"))
+    context = _pairs("--context", options.context)
+
+    def sealed(local: SyncLocalEnvelope, plaintext: Iterable[bytes]) -> Iterator[bytes]:
+        return local.seal_stream(
+            plaintext,
+            backend=options.backend,
+            key_id=options.key_id,
+            context=context,
+            associated_data=options.associated_data,
+        )
+
+    return _done(lambda: _through(options, target, sealed))
+
+
+def decrypt(options: argparse.Namespace) -> int:
+    """Make the file again that a stream was made of."""
+    source: Path = options.file
+    target = _target(options, source.with_suffix("") if source.suffix == SUFFIX else None)
+    scope = Scope(audience=_audience(options))
+    return _done(
+        lambda: _through(options, target, lambda local, sealed: local.open_stream(sealed, scope=scope))
+    )
+
+
+def _done(work: Callable[[], None]) -> int:
+    """Do it, and return its exit code; what can't be used, or read, `kkp.cli.main` tells."""
+    end_as_by_ctrl_c()
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
+    try:
+        work()
+    except (ConfigError, BrokenPipeError):
+        raise
+    except KKPError as error:
+        say(f"kkp: {error.code}: {_told(error)}")
+        return _code(error)
+    except OSError as error:
+        say(f"kkp: the output could not be written: {error.strerror or type(error).__name__}")
+        return NOT_WRITTEN
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  its text may hold what it worked on
+        say(f"kkp: internal: {type(error).__name__}; report it")
+        return BROKEN
+    return OK
+
+
+def _told(error: KKPError) -> str:
+    details = {
+        "reasons": ", ".join(error.reasons),
+        "decision": error.decision_id,
+        "request": error.request_id,
+        "again in seconds": error.retry_after_seconds,
+    }
+    known = [f"{name} {value}" for name, value in details.items() if value]
+    return f"{error} ({'; '.join(known)})" if known else str(error)
+
+
+def _code(error: KKPError) -> int:
+    if isinstance(error, EnvelopeInvalidError):
+        return REFUSED
+    if isinstance(error, ConfigurationError):
+        return UNUSABLE
+    if not isinstance(error, ProblemError) or error.status is None:
+        return AWAY
+    if error.code in _NO_SUCH_KEY:
+        return NO_KEY
+    return AWAY if error.status == _TOO_MANY or error.status >= _SERVER_ERRORS else DENIED
+
+
+def _client(options: argparse.Namespace) -> SyncKKPClient:
+    """Return a client of the KKP that was named.
+
+    Raises:
+        ConfigError: None was, or there is no credential for it.
+    """
+    url = options.url or os.environ.get("KKP_URL")
+    if not url:
+        raise ConfigError(["where is KKP? Give --url, or set KKP_URL"])
+    authorities = options.ca_file or os.environ.get("KKP_CA_FILE")
+    return SyncKKPClient(
+        url,
+        _credential(os.environ),
+        ssl_context=_ssl_context(authorities) if authorities else None,
+    )
+
+
+def _audience(options: argparse.Namespace) -> str:
+    audience = options.audience or os.environ.get("KKP_AUDIENCE")
+    if not audience:
+        raise ConfigError(["for whom is the token? Give --audience, or set KKP_AUDIENCE"])
+    return str(audience)
+
+
+def _credential(environ: Mapping[str, str]) -> str:
+    """Return the service key.
+
+    Raises:
+        ConfigError: There is none, or two, or it lies where others can read it.
+    """
+    key, file = environ.get("KKP_SERVICE_KEY"), environ.get("KKP_SERVICE_KEY_FILE")
+    if bool(key) == bool(file):
+        raise ConfigError(["set KKP_SERVICE_KEY_FILE, the file with the service key, or KKP_SERVICE_KEY"])
+    return key or data_dir.read_secret(Path(str(file)), "KKP_SERVICE_KEY_FILE")
+
+
+def _ssl_context(authorities: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # also of what is no certificate
+        raise ConfigError(
+            [f"KKP_CA_FILE: {authorities}: it can't be used ({type(error).__name__})"]
+        ) from None
+
+
+def _pairs(option: str, given: Iterable[str]) -> Mapping[str, str]:
+    pairs = list(map(pair, given))
+    if len(dict(pairs)) != len(pairs):
+        raise ConfigError([f"{option}: a name is given twice"])
+    return dict(pairs)
+
+
+def _target(options: argparse.Namespace, beside: Path | None) -> Path | None:
+    """Return the file that is to be written; None for standard output.
+
+    Raises:
+        ConfigError: There is no name for it, it is there already, or it is a terminal.
+    """
+    target = options.output or (_PIPE if options.file == _PIPE else beside)
+    if target is None:
+        raise ConfigError([f"{options.file}: it does not end in {SUFFIX}; name the file to write with -o"])
+    if target == _PIPE:
+        if os.isatty(STDOUT):
+            raise ConfigError(["standard output is a terminal: name the file to write with -o"])
+        return None
+    if os.path.lexists(target):
+        if not stat.S_ISREG(target.lstat().st_mode):
+            raise ConfigError([f"{target}: it is there, and is no file"])
+        if not options.force:
+            raise ConfigError([f"{target}: it is there; --force overwrites it"])
+    return Path(target)
+
+
+def _through(
+    options: argparse.Namespace,
+    target: Path | None,
+    made: Callable[[SyncLocalEnvelope, Iterable[bytes]], Iterator[bytes]],
+) -> None:
+    """Write what is made of the file that is read."""
+    with (
+        _client(options) as client,
+        _read(options.file) as pieces,
+        _written(target, is_forced=options.force) as write,
+    ):
+        for chunk in made(SyncLocalEnvelope(client), pieces):
+            write(chunk)
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[Iterator[bytes]]:
+    """Give a file's bytes, piece by piece, and show how far that is.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
+    try:
+        descriptor = STDIN if path == _PIPE else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unread(path, error) from None
+    size = os.fstat(descriptor).st_size or None  # a pipe has none
+    progress = Progress(size, unit="MB", unit_size=_MEGABYTE)
+    try:
+        yield _pieces(descriptor, path, progress.advance)
+    finally:
+        progress.close()
+        if descriptor != STDIN:
+            os.close(descriptor)
+
+
+def _pieces(descriptor: int, path: Path, advance: Callable[[int], None]) -> Iterator[bytes]:
+    while piece := _piece(descriptor, path):
+        advance(len(piece))
+        yield piece
+
+
+def _piece(descriptor: int, path: Path) -> bytes:
+    try:
+        return os.read(descriptor, _READ_BYTES)
+    except OSError as error:
+        raise _unread(path, error) from None
+
+
+def _unread(path: Path, error: OSError) -> ConfigError:
+    return ConfigError([f"{path}: it can't be read ({error.strerror})"])
+
+
+@contextmanager
+def _written(target: Path | None, *, is_forced: bool) -> Iterator[Write]:
+    """Give what writes to a file, which has its name at the end; or to standard output."""
+    if target is None:
+        try:
+            yield partial(data_dir.write_all, STDOUT)
+        except EnvelopeInvalidError:
+            say(_BEGINNING)
+            raise
+        return
+    with data_dir.whole_file(target, replaces=is_forced) as descriptor:
+        yield partial(data_dir.write_all, descriptor)

@@ -1,0 +1,187 @@
+"""What a file costs that is sealed and opened as a stream, beside plain AES-256-GCM of the same chunks.
+
+Both read and write the same files in the same way: a mebibyte at a time, to a file beside the target, which
+is brought to disk and renamed. Each run is a process of its own, in turns, so that whatever else the machine
+does falls on both, and its memory is what the system says that it had at most.
+
+The bars: at no less than half the rate of the plain one, in less than 100 MB more than an interpreter has
+that does nothing. The files need five times their size on the disk of the temporary directory.
+
+    python -m benchmarks.streams                      2 GiB; exits with 1 below a bar
+    python -m benchmarks.streams --mebibytes 256      another size
+    python -m benchmarks.streams --smoke              shows that it works, and measures nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+MEBIBYTE = 1024 * 1024
+RATE_BAR = 0.5
+MEMORY_BAR = 100_000_000
+FILES_AT_ONCE = 5
+KEY, NONCE = bytes(32), bytes(12)
+
+
+class Run(NamedTuple):
+    """What one process took."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mebibytes", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true")
+    chosen = parser.parse_args()
+    mebibytes, rounds = (3, 1) if chosen.smoke else (chosen.mebibytes, chosen.rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        free = shutil.disk_usage(directory).free
+        if free < FILES_AT_ONCE * mebibytes * MEBIBYTE:
+            sys.exit(f"{directory} has {free // MEBIBYTE} MiB left; {FILES_AT_ONCE * mebibytes} are needed")
+        holds = measured(Path(directory), mebibytes, rounds)
+    return int(not (holds or chosen.smoke))
+
+
+def measured(directory: Path, mebibytes: int, rounds: int) -> bool:
+    """Do the work in turns, print what it took, and tell whether the bars are held."""
+    from tests import scripted_kkp  # noqa: PLC0415  not in the processes whose memory is measured
+
+    fill(directory / "plain", mebibytes)
+    runs: dict[str, list[Run]] = {}
+    with scripted_kkp.running() as kkp:
+        for _ in range(rounds):
+            for name in ("plain seal", "seal", "plain open", "open"):
+                runs.setdefault(name, []).append(run(name, kkp.url, directory))
+            assert same(directory / "plain", directory / "opened")
+            assert same(directory / "plain", directory / "plain-opened")
+    idle = run("idle", "", directory).peak_bytes
+    print(f"{mebibytes} MiB, {rounds} rounds; an interpreter that does nothing has {idle / 1e6:.1f} MB")
+    held = [bars_held(work, mebibytes, runs[f"plain {work}"], runs[work], idle) for work in ("seal", "open")]
+    return all(held)
+
+
+def bars_held(work: str, mebibytes: int, plain: list[Run], ours: list[Run], idle: int) -> bool:
+    ratio = statistics.median(one.seconds / other.seconds for one, other in zip(plain, ours, strict=True))
+    of_cpu = statistics.median(
+        one.cpu_seconds / other.cpu_seconds for one, other in zip(plain, ours, strict=True)
+    )
+    memory = max(one.peak_bytes for one in ours) - idle
+    for name, some in ((f"plain {work}", plain), (work, ours)):
+        seconds = statistics.median(one.seconds for one in some)
+        cpu = statistics.median(one.cpu_seconds for one in some)
+        print(f"{name:12} {mebibytes / seconds:7.0f} MiB/s   {cpu / mebibytes * 1000:6.2f} ms of CPU a MiB")
+    print(f"{work:12} {ratio:7.2f} of the plain rate ({of_cpu:.2f} by CPU); {memory / 1e6:.1f} MB above idle")
+    return ratio >= RATE_BAR and memory < MEMORY_BAR
+
+
+def run(name: str, url: str, directory: Path) -> Run:
+    """Do one piece of work in a process of its own."""
+    command = [sys.executable, "-c", "from benchmarks.streams import work; work()", name, url, str(directory)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603  our own program
+    seconds, cpu_seconds, peak = done.stdout.split()
+    return Run(float(seconds), float(cpu_seconds), int(peak))
+
+
+def work() -> None:
+    """Do it here, and print what it took."""
+    _, name, url, given = sys.argv
+    directory = Path(given)
+    steps: dict[str, Callable[[], None]] = {
+        "idle": lambda: None,
+        "plain seal": lambda: rewrite(directory / "plain", directory / "plain-sealed", plain_sealed),
+        "plain open": lambda: rewrite(directory / "plain-sealed", directory / "plain-opened", plain_opened),
+        "seal": lambda: seal(url, directory),
+        "open": lambda: open_again(url, directory),
+    }
+    begun, cpu_begun = time.perf_counter(), time.process_time()
+    steps[name]()
+    print(time.perf_counter() - begun, time.process_time() - cpu_begun, peak_bytes())
+
+
+def seal(url: str, directory: Path) -> None:
+    from kkp_client.local import SyncLocalEnvelope  # noqa: PLC0415  the idle and the plain do without
+    from kkp_client.sync_client import SyncKKPClient  # noqa: PLC0415  the same
+
+    with SyncKKPClient(url, "kkp_sk_0") as client:
+        SyncLocalEnvelope(client).seal_file(
+            directory / "plain", directory / "sealed", backend="aws", key_id="alias/orders"
+        )
+
+
+def open_again(url: str, directory: Path) -> None:
+    from kkp_client.local import SyncLocalEnvelope  # noqa: PLC0415  as above
+    from kkp_client.sync_client import SyncKKPClient  # noqa: PLC0415  the same
+
+    with SyncKKPClient(url, "kkp_sk_0", audience="orders-db") as client:
+        SyncLocalEnvelope(client).open_file(directory / "sealed", directory / "opened")
+
+
+def plain_sealed(file: BinaryIO) -> Iterator[bytes]:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  the idle does without
+
+    cipher = AESGCM(KEY)
+    while chunk := file.read(MEBIBYTE):
+        yield cipher.encrypt(NONCE, chunk, None)
+
+
+def plain_opened(file: BinaryIO) -> Iterator[bytes]:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415  the same
+
+    cipher = AESGCM(KEY)
+    while chunk := file.read(MEBIBYTE + 16):
+        yield cipher.decrypt(NONCE, chunk, None)
+
+
+def rewrite(source: Path, target: Path, made: Callable[[BinaryIO], Iterator[bytes]]) -> None:
+    """Write a file as the client does."""
+    beside = target.with_suffix(".part")
+    with source.open("rb") as file, beside.open("wb") as out:
+        for piece in made(file):
+            out.write(piece)
+        out.flush()
+        os.fsync(out.fileno())
+        beside.replace(target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process had, which nothing of its parent's counts in."""
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    ]
+    return int(line.split()[1]) * 1024
+
+
+def fill(path: Path, mebibytes: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(mebibytes):
+            file.write(os.urandom(MEBIBYTE))
+        file.write(b"and a bit")
+
+
+def same(one: Path, other: Path) -> bool:
+    with one.open("rb") as first, other.open("rb") as second:
+        while (piece := first.read(MEBIBYTE)) == second.read(MEBIBYTE):
+            if not piece:
+                return True
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
