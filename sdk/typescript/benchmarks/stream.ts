@@ -5,8 +5,8 @@
  *
  * Every step runs in a process of its own, so that its peak of memory is its own, in turns. Plain is both what
  * Node offers: `node:crypto`, which works on the spot, and WebCrypto, one chunk after the other; streams are
- * compared with both. A bare interpreter tells what memory is Node's. KKP is a function that
- * answers at once: its part does not grow with the file.
+ * compared with both. A bare interpreter tells what memory is Node's. KKP is a function that answers at once:
+ * its part does not grow with the file.
  */
 
 import { spawnSync } from "node:child_process";
