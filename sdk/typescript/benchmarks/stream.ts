@@ -31,14 +31,26 @@ interface Step {
   readonly peakMiB: number;
 }
 
-const STEPS: Readonly<Record<string, (directory: string) => Promise<void>>> = {
-  bare: async () => undefined,
-  "plain seal, node:crypto": (directory) => plain(directory, "plain", "chunks", CHUNK, nodeSeal),
-  "plain seal, WebCrypto": (directory) => plain(directory, "plain", "chunks", CHUNK, webSeal),
-  "stream seal": (directory) => sealFile(local, join(directory, "plain"), join(directory, "stream"), UNDER),
-  "plain open, node:crypto": (directory) => plain(directory, "chunks", "opened", CHUNK + TAG, nodeOpen),
-  "plain open, WebCrypto": (directory) => plain(directory, "chunks", "opened", CHUNK + TAG, webOpen),
-  "stream open": (directory) => openFile(local, join(directory, "stream"), join(directory, "opened")),
+/** What is measured: where it writes to, and how. */
+interface Work {
+  readonly to: string;
+  readonly run: (directory: string) => Promise<void>;
+}
+
+const STEPS: Readonly<Record<string, Work>> = {
+  bare: { to: "none", run: async () => undefined },
+  "plain seal, node:crypto": plain("plain", "chunks", CHUNK, nodeSeal),
+  "plain seal, WebCrypto": plain("plain", "chunks", CHUNK, webSeal),
+  "stream seal": {
+    to: "stream",
+    run: (directory) => sealFile(local, join(directory, "plain"), join(directory, "stream"), UNDER),
+  },
+  "plain open, node:crypto": plain("chunks", "opened", CHUNK + TAG, nodeOpen),
+  "plain open, WebCrypto": plain("chunks", "opened", CHUNK + TAG, webOpen),
+  "stream open": {
+    to: "opened",
+    run: (directory) => openFile(local, join(directory, "stream"), join(directory, "opened")),
+  },
 };
 
 const UNDER = { backend: "aws", keyId: "alias/orders", chunkSize: CHUNK };
@@ -66,14 +78,12 @@ type Bytes = Uint8Array<ArrayBuffer>;
 type Cipher = (chunk: Bytes, nonce: Bytes) => Uint8Array[] | Promise<Uint8Array[]>;
 
 /** Read chunks, put each through a cipher, write it. */
-async function plain(
-  directory: string,
-  from: string,
-  to: string,
-  size: number,
-  cipher: Cipher,
-): Promise<void> {
-  const [source, target] = [await open(join(directory, from)), await open(join(directory, to), "w")];
+function plain(from: string, to: string, size: number, cipher: Cipher): Work {
+  return { to, run: (directory) => inTurn(join(directory, from), join(directory, to), size, cipher) };
+}
+
+async function inTurn(from: string, to: string, size: number, cipher: Cipher): Promise<void> {
+  const [source, target] = [await open(from), await open(to, "wx")];
   const buffer = Buffer.alloc(size);
   const nonce = Buffer.alloc(12);
   for (let index = 0; ; index++) {
@@ -119,7 +129,7 @@ async function webOpen(chunk: Bytes, iv: Bytes): Promise<Uint8Array[]> {
 
 async function run(step: string, directory: string): Promise<void> {
   const startedAt = performance.now();
-  await STEPS[step]?.(directory);
+  await STEPS[step]?.run(directory);
   const seconds = (performance.now() - startedAt) / 1000;
   const { userCPUTime, systemCPUTime, maxRSS } = process.resourceUsage();
   const cpuSeconds = (userCPUTime + systemCPUTime) / 1e6;
@@ -152,7 +162,11 @@ async function main(mebibytes: number, rounds: number, parent: string): Promise<
   try {
     await writeFile(join(directory, "plain"), mebibytes);
     for (let round = 0; round < rounds; round++) {
-      for (const [step, steps] of taken) steps.push(inProcessOfItsOwn(step, directory));
+      for (const [step, steps] of taken) {
+        // Each writes a new file, and finds as much of the machine's memory taken by others as the next.
+        await rm(join(directory, STEPS[step]?.to ?? ""), { force: true });
+        steps.push(inProcessOfItsOwn(step, directory));
+      }
     }
     const { size } = await stat(join(directory, "opened"));
     if (size !== mebibytes * MIB) throw new Error("what was opened is of another length");
