@@ -12,6 +12,9 @@ const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-
 const NO_LETTER = -1;
 const SEXTETS = sextets();
 
+// With the flag `u` a pair is one character, so that only a surrogate alone is of this category.
+const LONE_SURROGATE = /\p{Cs}/u;
+
 const UTF8_ENCODER = new TextEncoder();
 const UTF8_DECODER = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
@@ -64,6 +67,33 @@ export function encodeBase64url(bytes: Uint8Array): string {
   }
   // What the last group has beyond the bytes is left out: there is no padding.
   return UTF8_DECODER.decode(letters.subarray(0, Math.ceil((bytes.length * 4) / 3)));
+}
+
+/** Return the bytes of what has some, of whatever kind it is, or undefined. */
+export function bytesOf(value: unknown): Uint8Array | undefined {
+  if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  return value instanceof ArrayBuffer ? new Uint8Array(value) : undefined;
+}
+
+/** Tell whether a text has no lone surrogate, which UTF-8 has no bytes for. */
+export function isWellFormed(text: string): boolean {
+  return !LONE_SURROGATE.test(text);
+}
+
+/** Return the bytes that `text` is the padded base64 of (RFC 4648 section 4), in its one spelling, or undefined. */
+export function decodeBase64(text: string): Bytes | undefined {
+  if (text.length % 4 !== 0 || /[-_]/.test(text)) return undefined;
+  return decodeBase64url(
+    text
+      .replace(/={1,2}$/, "")
+      .replaceAll("+", "-")
+      .replaceAll("/", "_"),
+  );
+}
+
+export function encodeBase64(bytes: Uint8Array): string {
+  const text = encodeBase64url(bytes).replaceAll("-", "+").replaceAll("_", "/");
+  return text.padEnd(Math.ceil(text.length / 4) * 4, "=");
 }
 
 export function encodeUTF8(text: string): Bytes {

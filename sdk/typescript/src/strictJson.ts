@@ -9,7 +9,7 @@
  * with, so that a caller can tell `1` from `1.0`, and 2^53 from 2^53 + 1.
  */
 
-import { decodeUTF8 } from "./encoding.js";
+import { decodeUTF8, isWellFormed } from "./encoding.js";
 
 /** A number as it was written; never read as a number unless a caller asks for an integer. */
 export class JSONNumber {
@@ -35,8 +35,6 @@ export const MAX_DEPTH = 32;
 const DIGITS = /^[0-9]+$/;
 const NUMBER = /-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?/y;
 const HEX4 = /^[0-9A-Fa-f]{4}$/;
-// With the flag `u` a pair is one character, so that only a surrogate alone is of this category.
-const LONE_SURROGATE = /\p{Cs}/u;
 
 const QUOTE = 0x22;
 const COMMA = 0x2c;
@@ -169,7 +167,7 @@ class Parser {
     let value = begin;
     while (!this.takesHere(QUOTE)) value += this.escape() + this.plainText();
     // Only an escape can make one: text that was decoded from UTF-8 has none.
-    if (LONE_SURROGATE.test(value)) throw new StrictJSONError("a lone surrogate");
+    if (!isWellFormed(value)) throw new StrictJSONError("a lone surrogate");
     return value;
   }
 

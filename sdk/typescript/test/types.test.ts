@@ -5,13 +5,19 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Http2ServerRequest } from "node:http2";
 import { test } from "node:test";
 import {
+  type AccessToken,
   type Caller,
   type Claims,
+  type Envelope,
   fetchGuard,
+  KKPClient,
   KKPError,
+  type LocalEnvelope,
   type NodeRequest,
   nodeGuard,
+  type Opened,
   type Operation,
+  type StreamEnvelope,
   type TokenError,
   type TokenErrorCode,
   type TokenReason,
@@ -28,6 +34,12 @@ same<Awaited<ReturnType<typeof verifyToken>>, Claims>();
 same<Awaited<ReturnType<TokenVerifier["verify"]>>, Claims>();
 same<Awaited<ReturnType<ReturnType<typeof fetchGuard>>>, Caller | Response>();
 same<Awaited<ReturnType<ReturnType<typeof nodeGuard>>>, Caller | undefined>();
+same<Awaited<ReturnType<KKPClient["encrypt"]>>, Envelope>();
+same<Awaited<ReturnType<KKPClient["decrypt"]>>, Opened<Claims | null>>();
+same<Awaited<ReturnType<KKPClient["decryptMany"]>>, (Opened<Claims | null> | KKPError)[]>();
+same<Awaited<ReturnType<KKPClient["token"]>>, AccessToken>();
+same<Awaited<ReturnType<LocalEnvelope["open"]>>, Opened>();
+same<ReturnType<LocalEnvelope["sealStream"]>, TransformStream<Uint8Array, Uint8Array>>();
 same<Claims["ops"], readonly Operation[]>();
 same<TokenError["code"], TokenErrorCode>();
 same<KKPError["reason"], string | undefined>();
@@ -37,6 +49,22 @@ export const requestOfNode = (request: IncomingMessage): NodeRequest => request;
 export const requestOfHTTP2 = (request: Http2ServerRequest): NodeRequest => request;
 export const guarded = (verifier: TokenVerifier, request: IncomingMessage, response: ServerResponse) =>
   nodeGuard(verifier, { url: "https://orders.test" })(request, response);
+
+export function neverCalledEither(client: KKPClient, local: LocalEnvelope, stream: StreamEnvelope): void {
+  // What is moved comes back as what it was.
+  const moved: Promise<StreamEnvelope> = client.rewrap(stream, { backend: "gcp", keyId: "orders" });
+  // @ts-expect-error  a credential is needed
+  new KKPClient({ url: "https://kkp.test" });
+  // @ts-expect-error  a key has a backend
+  void client.encrypt({ keyId: "alias/orders", plaintext: "" });
+  // @ts-expect-error  a plaintext is text or bytes
+  void local.seal({ backend: "aws", keyId: "alias/orders", plaintext: 7 });
+  // @ts-expect-error  a stream's envelope has no payload to decrypt
+  void client.decrypt(stream);
+  // @ts-expect-error  the call says which operation a token is for
+  void client.decrypt({} as Envelope, { scope: { ops: ["encrypt"] } });
+  assert.ok(moved);
+}
 
 export function neverCalled(verifier: TokenVerifier, claims: Claims): void {
   const reason: TokenReason = "wrong_claims";
