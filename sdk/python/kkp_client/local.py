@@ -366,5 +366,5 @@ async def _write_in_thread(target: Name, pieces: Iterable[bytes]) -> None:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
         stopped.set()
-        await asyncio.wait([writing])
+        await asyncio.gather(writing, return_exceptions=True)
         raise

@@ -72,16 +72,18 @@ class LineReader:
 class _Chunks:
     """Cuts bytes into pieces of one length; none is let go before it is known whether it is the last.
 
+    Nothing is copied where bytes come in pieces of that length.
+
     Args:
         length: Of every piece but the last.
     """
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self._held = bytearray()
+        self._held: bytes | bytearray = b""
         self.count = 0
 
-    def take(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, bytearray]]:
+    def take(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, bytes | bytearray]]:
         """Take some bytes; give each piece that others follow, with its nonce.
 
         Raises:
@@ -90,16 +92,26 @@ class _Chunks:
         view = _bytes(data)
         while len(self._held) + len(view) > self._length:
             missing = self._length - len(self._held)
-            piece, self._held = self._held, bytearray()
-            piece += view[:missing]
+            self._hold(view[:missing])
             view = view[missing:]
+            piece, self._held = self._held, b""
             yield self._nonce(0), piece
-        self._held += view
+        if not self._held and isinstance(data, bytes) and len(view) == len(data):
+            self._held = data
+        else:
+            self._hold(view)
 
-    def last(self) -> tuple[bytes, bytearray]:
+    def last(self) -> tuple[bytes, bytes | bytearray]:
         """Return what is left, with its nonce."""
-        piece, self._held = self._held, bytearray()
+        piece, self._held = self._held, b""
         return self._nonce(1), piece
+
+    def _hold(self, view: memoryview) -> None:
+        if not view:
+            return
+        if not isinstance(self._held, bytearray):
+            self._held = bytearray(self._held)
+        self._held += view
 
     def _nonce(self, flag: int) -> bytes:
         if self.count >= MAX_CHUNKS:
@@ -176,7 +188,7 @@ class StreamOpener:
             raise invalid()
         return self._opened(cipher, nonce, piece)
 
-    def _opened(self, cipher: AESGCM, nonce: bytes, piece: bytearray) -> bytes:
+    def _opened(self, cipher: AESGCM, nonce: bytes, piece: bytes | bytearray) -> bytes:
         try:
             return cipher.decrypt(nonce, piece, None)
         except InvalidTag:

@@ -6,12 +6,13 @@ kept in `kkp_client.token_cache`; here the steps are walked, and no rule stands.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, wait
 from threading import Thread
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar, Unpack, final
+from typing import Any, Self, TypeAlias, TypeVar, Unpack, final
 
 import httpx
 
@@ -68,6 +69,7 @@ class SyncKKPClient:
         self._credential = credential
         self._core = Core(settings)
         self._loop = LoopThread()
+        self._sending: set[asyncio.Task[Any]] = set()  # known in the loop's thread alone
         self._http = httpx.AsyncClient(**transport.options(settings))
 
     def __enter__(self) -> Self:
@@ -81,7 +83,7 @@ class SyncKKPClient:
     def close(self) -> None:
         """Drop tokens and connections; whoever waits for a token waits no longer."""
         self._core.close()
-        self._loop.run(self._http.aclose())
+        self._loop.run(self._end())
         self._loop.close()
 
     def token(self, scope: Scope) -> HeldToken:
@@ -206,7 +208,7 @@ class SyncKKPClient:
     def _do(self, step: Step) -> object:
         match step:
             case Send():
-                return self._send(step)
+                return self._sent(step)
             case Wait(seconds):
                 time.sleep(seconds)
                 return None
@@ -215,9 +217,28 @@ class SyncKKPClient:
             case AskCredential():
                 return self._credential() if callable(self._credential) else self._credential
 
-    def _send(self, send: Send) -> Answer | Failed:
+    async def _send(self, send: Send) -> Answer | Failed:
+        """Send a request, in the loop's thread."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  a coroutine runs in one
+        self._sending.add(task)
         try:
-            return self._loop.run(transport.post(self._http, send, self._core.monotonic))
+            return await transport.post(self._http, send, self._core.monotonic)
+        finally:
+            self._sending.discard(task)
+
+    async def _end(self) -> None:
+        """End what is being sent, and drop the connections, in the loop's thread."""
+        sending = list(self._sending)
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+        await self._http.aclose()
+        await asyncio.sleep(0)  # in which sockets are closed
+
+    def _sent(self, send: Send) -> Answer | Failed:
+        try:
+            return self._loop.run(self._send(send))
         except CancelledError:
             return Failed("unreachable", "The client was closed.")
 

@@ -215,6 +215,8 @@ async def test_a_file_whose_writer_is_cancelled_is_not_there(kkp: ScriptedKKP, t
         sealing = asyncio.create_task(LocalEnvelope(client).seal_file(fifo, sealed, chunk_size=SIZE, **KEY))
         await asyncio.to_thread(started.wait, 30)
         sealing.cancel()
+        await asyncio.sleep(0)  # it is told now, and waits for its thread
+        await asyncio.sleep(0)
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await sealing

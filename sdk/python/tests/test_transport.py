@@ -106,6 +106,14 @@ async def test_an_answer_that_drips_ends_at_the_deadline(client_of: Make, head: 
         assert time.monotonic() - begun < 20
 
 
+async def test_a_handshake_that_hangs_ends_at_the_deadline(client_of: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(TransportError) as failed:
+            await client_of(url, deadline_seconds=2, repeats=0).encrypt("hello", **KEY)
+    assert failed.value.code == "timeout"
+
+
 def test_nothing_of_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere.pem")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")

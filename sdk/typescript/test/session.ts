@@ -5,9 +5,9 @@
  * what that takes; bytes are padded base64, streams are files. What is refused is answered as `{error: {…}}`.
  */
 
-import { open, rename, unlink } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { DPoPKey, KKPClient, KKPError, LocalEnvelope, type Opened } from "@kkp/client";
+import { openFile, sealFile } from "../examples/files.js";
 
 // biome-ignore lint/suspicious/noExplicitAny: a line is whatever a test says
 type Line = any;
@@ -26,8 +26,8 @@ const DOES: Readonly<Record<string, (line: Line) => Promise<unknown>>> = {
   rewrapMany: async ({ envelopes, target }) => shownAll(await client.rewrapMany(envelopes, target)),
   seal: async ({ message }) => ({ envelope: await local.seal(messageOf(message)) }),
   open: async ({ envelope }) => shown(await local.open(envelope)),
-  sealFile: async ({ from, to, ...sealing }) => await through(from, local.sealStream(sealing), to),
-  openFile: async ({ from, to }) => await through(from, local.openStream(), to),
+  sealFile: async ({ from, to, ...sealing }) => ({ done: await sealFile(local, from, to, sealing) }),
+  openFile: async ({ from, to }) => ({ done: await openFile(local, from, to) }),
 };
 
 function messageOf({ plaintextB64, ...message }: Line): Line {
@@ -54,26 +54,6 @@ function shownAll(results: readonly unknown[]): Line {
 
 function shownError({ code, status, reasons }: KKPError): Line {
   return { error: { code, status, reasons } };
-}
-
-/** Send a file through a stream into another, which is there under its name only once it is whole. */
-async function through(
-  from: string,
-  stream: TransformStream<Uint8Array, Uint8Array>,
-  to: string,
-): Promise<object> {
-  const [source, target] = [await open(from), await open(`${to}.part`, "w")];
-  try {
-    const pieces = source.readableWebStream() as ReadableStream<Uint8Array>;
-    for await (const piece of pieces.pipeThrough(stream)) await target.write(piece);
-    await rename(`${to}.part`, to);
-    return {};
-  } catch (error) {
-    await unlink(`${to}.part`);
-    throw error;
-  } finally {
-    await Promise.all([source.close(), target.close()]);
-  }
 }
 
 for await (const text of createInterface({ input: process.stdin })) {
