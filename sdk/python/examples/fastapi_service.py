@@ -9,11 +9,12 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 
 from kkp_client import Claims, TokenVerifier
-from kkp_client.guards.starlette import guard
+from kkp_client.guards.starlette import RefusedError, answer_refused, guard
 
 verifier = TokenVerifier(os.environ["KKP"], audience=os.environ["AUDIENCE"])
 caller = guard(verifier, url=os.environ["URL"])
 app = FastAPI()
+app.add_exception_handler(RefusedError, answer_refused)
 
 
 @app.get("/who-am-i")

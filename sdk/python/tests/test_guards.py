@@ -25,7 +25,7 @@ from kkp_client.claims import Claims
 from kkp_client.dpop import DPoPKey
 from kkp_client.errors import ConfigurationError, KKPError
 from kkp_client.guards.aiohttp import CLAIMS, Guard
-from kkp_client.guards.starlette import guard
+from kkp_client.guards.starlette import RefusedError, answer_refused, guard
 from kkp_client.tokens import certificate_sha256
 from kkp_client.verifier import TokenVerifier
 from tests.fake_clock import FakeClock
@@ -96,6 +96,7 @@ async def fastapi_dependency(verifier: TokenVerifier, **options: Any) -> AsyncIt
 
     rows.__annotations__["claims"] = Annotated[Claims, Depends(caller)]  # `caller` is no name of the module
     app.get("/rows")(rows)
+    app.add_exception_handler(RefusedError, answer_refused)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any") as client:
         yield client
 
@@ -108,6 +109,7 @@ async def starlette_handler(verifier: TokenVerifier, **options: Any) -> AsyncIte
         return JSONResponse((await caller(request)).as_json())
 
     app = Starlette(routes=[Route("/rows", rows)])
+    app.add_exception_handler(RefusedError, answer_refused)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any") as client:
         yield client
 
@@ -283,12 +285,34 @@ async def test_without_keys_it_is_nobodys_fault_and_says_nothing_of_where_they_a
     assert kkp.url not in answer.text
 
 
-async def test_aiohttp_answers_a_problem_document(verifier: TokenVerifier) -> None:
-    async with aiohttp_middleware(verifier, url=URL) as client:
+@pytest.mark.parametrize("serve", FRAMEWORKS)
+async def test_a_refusal_is_a_problem_document(verifier: TokenVerifier, serve: Serve) -> None:
+    async with serve(verifier, url=URL) as client:
         answer = await client.get("/rows")
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem = {"type": "about:blank", "title": "Unauthorized", "status": 401, "code": "unauthenticated"}
     assert answer.json() == problem
+    assert answer.headers["WWW-Authenticate"] == NOTHING_SHOWN
+
+
+async def test_an_application_that_is_not_told_how_answers_as_its_framework_does(
+    verifier: TokenVerifier,
+) -> None:
+    caller = guard(verifier, url=URL)
+
+    async def rows(request: Request) -> JSONResponse:
+        return JSONResponse((await caller(request)).as_json())
+
+    app = Starlette(routes=[Route("/rows", rows)])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://any") as client:
+        answer = await client.get("/rows")
+    assert (answer.status_code, answer.text) == (401, "unauthenticated")
+    assert answer.headers["WWW-Authenticate"] == NOTHING_SHOWN
+
+
+async def test_what_is_no_refusal_is_not_answered_as_one() -> None:
+    with pytest.raises(LookupError):
+        await answer_refused(Request({"type": "http"}), LookupError())
 
 
 async def test_the_middleware_guards_what_has_no_handler_as_well(verifier: TokenVerifier) -> None:

@@ -7,7 +7,14 @@ caller = guard(TokenVerifier("https://kkp.example", audience="orders-db"), url="
 async def orders(claims: Annotated[Claims, Depends(caller)]) -> ...
 ```
 
-In Starlette without FastAPI a handler says `claims = await caller(request)`.
+In Starlette without FastAPI a handler says `claims = await caller(request)`. An application answers refusals
+with a problem document, as aiohttp's guard does, once it is told how:
+
+```python
+app.add_exception_handler(RefusedError, answer_refused)
+```
+
+Else they are answered as any HTTPException: its detail is the code.
 
 ASGI has no common way of telling the client's certificate. Where a server or a proxy that is trusted has one,
 `certificate` finds it.
@@ -16,17 +23,40 @@ ASGI has no common way of telling the client's certificate. Where a server or a 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import TypeAlias, final
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 
 from kkp_client.claims import Claims
 from kkp_client.guards._admission import Admission, OnRefused, Refusal, Shown
 from kkp_client.verifier import TokenVerifier
 
 FindCertificate: TypeAlias = Callable[[Request], bytes | None]
+
+
+@final
+class RefusedError(HTTPException):
+    """A request is refused.
+
+    Args:
+        refusal: How.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        headers = {name: value for name, value in refusal.headers.items() if name != "Content-Type"}
+        super().__init__(refusal.status, refusal.code, headers)
+        self.refusal = refusal
+
+
+async def answer_refused(request: Request, error: Exception) -> Response:  # noqa: ARG001  the form of a handler
+    """Answer a request that was refused with a problem document (RFC 9457)."""
+    if not isinstance(error, RefusedError):
+        raise error
+    refusal = error.refusal
+    return Response(refusal.body(), refusal.status, refusal.headers)
 
 
 def guard(
@@ -52,8 +82,7 @@ def guard(
     async def caller(request: Request) -> Claims:
         admitted = await admission.admit(_shown(request, certificate))
         if isinstance(admitted, Refusal):
-            headers = {name: value for name, value in admitted.headers.items() if name != "Content-Type"}
-            raise HTTPException(admitted.status, admitted.code, headers)
+            raise RefusedError(admitted)
         return admitted
 
     return caller
