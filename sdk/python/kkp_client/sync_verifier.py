@@ -11,7 +11,6 @@ from typing import Self, Unpack, final
 
 from kkp_client.claims import Claims
 from kkp_client.dpop import PresentedProof
-from kkp_client.errors import KeysUnavailableError, RevocationsUnavailableError, TokenError
 from kkp_client.loop_thread import LoopThread
 from kkp_client.verifier import TokenVerifier, VerifierOptions
 
@@ -60,15 +59,8 @@ class SyncTokenVerifier:
         self, token: str, *, proof: PresentedProof | None = None, certificate_sha256: str | None = None
     ) -> Claims:
         """Return the claims of a token that is good now: see `TokenVerifier.verify`."""
-        verifier = self._verifier
-        if not verifier.must_wait():
-            if verifier.is_due():
-                self._thread.call(verifier.refresh_in_background)
-            try:
-                return verifier.verdict(token, proof, certificate_sha256)
-            except (KeysUnavailableError, RevocationsUnavailableError):
-                pass
-            except TokenError as error:
-                if error.reason != "unknown_key":
-                    raise
-        return self._thread.run(verifier.verify(token, proof=proof, certificate_sha256=certificate_sha256))
+        verifier, thread = self._verifier, self._thread
+        claims = verifier._at_hand(token, proof, certificate_sha256, thread.call)  # noqa: SLF001  its twin's
+        if claims is not None:
+            return claims
+        return thread.run(verifier.verify(token, proof=proof, certificate_sha256=certificate_sha256))

@@ -13,7 +13,7 @@ for again.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Required, TypeAlias, TypedDict, Unpack, cast, final
 
 from kkp_client import keys as key_sets
@@ -138,22 +138,48 @@ class TokenVerifier:
             KeysUnavailableError: It can't be verified for want of keys.
             RevocationsUnavailableError: Whether it was revoked can't be told.
         """
-        self.refresh_in_background()
-        if self._list is not None and self.must_wait():
+        self._refresh_in_background()
+        if self._list is not None and self._must_wait():
             await self._list.refresh()
         fetches = 0
         while True:
             try:
-                return self.verdict(token, proof, certificate_sha256)
+                return self._verdict(token, proof, certificate_sha256)
             except (TokenError, KeysUnavailableError, RevocationsUnavailableError) as error:
                 refusal = error
             if fetches == _MAX_FETCHES or not await self._supply(refusal):
-                raise self.explained(refusal)
+                raise self._explained(refusal)
             fetches += 1
 
-    def verdict(
-        self, token: str, proof: PresentedProof | None = None, certificate_sha256: str | None = None
-    ) -> Claims:
+    def _at_hand(
+        self,
+        token: str,
+        proof: PresentedProof | None,
+        certificate_sha256: str | None,
+        begin: Callable[[Callable[[], None]], None],
+    ) -> Claims | None:
+        """Return what `verify` does, for the twin: None where something has to be waited for.
+
+        Args:
+            token: See `verify`, as of the next two.
+            proof: See there.
+            certificate_sha256: See there.
+            begin: Runs in the event loop what begins to fetch.
+        """
+        if self._must_wait():
+            return None
+        if self._is_due():
+            begin(self._refresh_in_background)
+        try:
+            return self._verdict(token, proof, certificate_sha256)
+        except (KeysUnavailableError, RevocationsUnavailableError):
+            return None
+        except TokenError as error:
+            if error.reason != "unknown_key":
+                raise
+            return None
+
+    def _verdict(self, token: str, proof: PresentedProof | None, certificate_sha256: str | None) -> Claims:
         """Return the claims of a token that is good now, by what is at hand; see `verify`."""
         return verify_token(
             token,
@@ -168,7 +194,7 @@ class TokenVerifier:
             certificate_sha256=certificate_sha256,
         )
 
-    def must_wait(self) -> bool:
+    def _must_wait(self) -> bool:
         """Tell whether the list is too old to verify by, unless the last request for another has failed.
 
         With KKP out of reach each request would last until its deadline, and every verification with it.
@@ -176,13 +202,13 @@ class TokenVerifier:
         listed = self._list
         return listed is not None and listed.is_older_than(1) and not listed.failure and listed.is_coming()
 
-    def is_due(self) -> bool:
+    def _is_due(self) -> bool:
         """Tell whether there is something to be fetched in the background now."""
         return (self._is_keys_due() and self._keys.may_begin()) or (
             self._list is not None and self._is_list_due() and self._list.may_begin()
         )
 
-    def refresh_in_background(self) -> None:
+    def _refresh_in_background(self) -> None:
         """Begin to fetch what is due. What was never fetched is fetched when a token needs it."""
         if self._is_keys_due():
             self._keys.refresh_in_background()
@@ -218,7 +244,7 @@ class TokenVerifier:
             return await self._keys.refresh()
         return refusal.reason == "unknown_key" and await self._keys.refresh_for_unknown_key()
 
-    def explained(self, refusal: Refusal) -> Refusal:
+    def _explained(self, refusal: Refusal) -> Refusal:
         """Return a refusal that says what could not be fetched, from where, if that is why."""
         if isinstance(refusal, KeysUnavailableError):
             return KeysUnavailableError.because(cast("KeysReason", refusal.reason), self._keys.failure)
@@ -245,7 +271,7 @@ class TokenVerifier:
                 return found
             # The list of a KKP that rotated its key a moment ago is by one that is not among those here.
             if fetches == _MAX_FETCHES or not await self._supply_keys(refusal):
-                raise NotReadError(f"the list was refused: {self.explained(refusal)}")
+                raise NotReadError(f"the list was refused: {self._explained(refusal)}")
             fetches += 1
 
     def _list_of(self, document: str) -> RevocationList:

@@ -216,7 +216,7 @@ async def test_keys_are_fetched_anew_in_the_background_once_they_are_older_than_
     assert kkp.times(KEYS) == 2
     assert "if-none-match" in kkp.headers[-1]
     clock.wait(299.9)
-    assert not verifier.is_due(), "a 304 made them young again"
+    assert not verifier._is_due(), "a 304 made them young again"
 
 
 async def test_a_key_that_is_not_in_the_set_is_fetched_and_waited_for(
@@ -426,7 +426,7 @@ async def test_the_list_is_fetched_early_in_the_background(
     verifier = make()
     await verifier.verify(OURS.token())
     clock.wait(29.9)
-    assert not verifier.is_due()
+    assert not verifier._is_due()
     clock.wait(0.1)
     kkp.gate.clear()
     assert await outcome(verifier, OURS.token()) == ("orders", None), "it does not wait for the answer"
