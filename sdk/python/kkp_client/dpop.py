@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -246,14 +247,20 @@ class DPoPKey:
         return f"DPoPKey(thumbprint={self.thumbprint!r})"
 
     def proof(
-        self, *, method: str, url: str, now: float, token: str | None = None, nonce: str | None = None
+        self,
+        *,
+        method: str,
+        url: str,
+        now: float | None = None,
+        token: str | None = None,
+        nonce: str | None = None,
     ) -> str:
         """Return a proof for one request.
 
         Args:
             method: The request's method.
             url: Where it is sent to; query and fragment are left out.
-            now: Unix seconds.
+            now: Unix seconds; None for the time now.
             token: The token that is shown with it; None for none.
             nonce: The one that the server gave; None for none.
         """
@@ -261,7 +268,7 @@ class DPoPKey:
             "jti": base64url(os.urandom(_JTI_BYTES)),
             "htm": method,
             "htu": re.split(r"[?#]", url, maxsplit=1)[0],
-            "iat": int(now),
+            "iat": int(time.time() if now is None else now),
         }
         if token is not None:
             claims["ath"] = _digest(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from typing import Any, cast
 
 import pytest
@@ -164,3 +165,10 @@ def test_an_empty_path_is_the_root_and_escapes_are_written_in_capitals() -> None
     assert htu.is_same("https://a/%c3%a4%", "https://a/%C3%A4%")
     assert htu.is_same("https://a/b/..", "https://a/")
     assert htu.is_same("https://a/b/.", "https://a/b/")
+
+
+def test_a_proof_is_of_the_time_now_unless_told() -> None:
+    before = int(time.time())
+    proof = KEYS["Ed25519"].proof(method="GET", url=URL)
+    _, claims = parts(proof)
+    assert before <= claims["iat"] <= time.time()
