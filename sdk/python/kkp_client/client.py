@@ -37,6 +37,7 @@ from kkp_client.protocol import (
     Step,
     Steps,
     Wait,
+    checked_credential,
     closed,
     timed_out,
 )
@@ -62,7 +63,7 @@ class KKPClient:
 
     def __init__(self, url: str, credential: Credential, **options: Unpack[Options]) -> None:
         settings = Settings(url=url, **options)
-        self._credential = credential
+        self._credential = credential if callable(credential) else checked_credential(credential)
         self._core = Core(settings)
         self._http = httpx.AsyncClient(**transport.options(settings))
         self._tasks: set[asyncio.Task[None]] = set()

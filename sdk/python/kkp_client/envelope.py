@@ -285,6 +285,8 @@ def _members(document: Document, names: frozenset[str]) -> JSONObject:
 
 
 def _decoded(document: str | bytes) -> JSONObject:
+    if not isinstance(document, str | bytes):
+        raise ConfigurationError(f"An envelope is JSON or an object, and not {type(document).__name__}.")
     try:
         value = strict_json.loads(document.encode() if isinstance(document, str) else document)
     except ValueError:

@@ -121,9 +121,17 @@ class TokenError(KKPError):
     code = "token_invalid"
 
     @classmethod
-    def because(cls, reason: TokenReason) -> TokenError:
-        """Return the refusal for a reason."""
-        return cls(_TOKEN_MESSAGES[reason], code=_CODES.get(reason), reason=reason)
+    def because(cls, reason: TokenReason, about: str = "") -> TokenError:
+        """Return the refusal for a reason; `about` says more, and nothing of what was shown."""
+        message = _TOKEN_MESSAGES[reason]
+        if about:
+            message = f"{message.removesuffix('.')}: {about}."
+        return cls(message, code=_CODES.get(reason), reason=reason)
+
+    @classmethod
+    def of_another_issuer(cls, expected: str) -> TokenError:
+        """Return the refusal of another issuer's token, which names the one that was configured."""
+        return cls.because("wrong_issuer", f"expected {expected}; see the option issuer")
 
 
 class KeysUnavailableError(KKPError):

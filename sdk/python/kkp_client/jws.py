@@ -69,13 +69,13 @@ class _Header(NamedTuple):
     typ: str
 
 
-def split(document: str, max_characters: int) -> Segments:
+def split(document: object, max_characters: int) -> Segments:
     """Take a JWS apart.
 
     Raises:
-        ValueError: It is too long, or not of this form; the message quotes nothing of it.
+        ValueError: It is no text, too long, or not of this form; the message quotes nothing of it.
     """
-    if len(document) > max_characters or not document.isascii():
+    if not isinstance(document, str) or len(document) > max_characters or not document.isascii():
         raise ValueError("too long, or of other letters")
     signing_input, _, signature = document.encode().rpartition(b".")
     header, _, payload = signing_input.partition(b".")

@@ -154,9 +154,9 @@ class KeyRequest:
 
 def _asked(request: EncryptItem | KeyRequest) -> dict[str, Any]:
     members = {
-        "context": dict(request.context),
+        "context": pairs_of("context", request.context),
         "associated_data": request.associated_data,
-        "policy_context": dict(request.policy_context),
+        "policy_context": members_of("policy_context", request.policy_context),
     }
     return {**labels((request.backend, request.key_id)), **present(members)}
 
@@ -185,8 +185,39 @@ class MessageKey:
 
 
 def encoded(document: JSONObject) -> bytes:
-    """Return an object as it is sent; equal objects are equal bytes."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """Return an object as it is sent; equal objects are equal bytes.
+
+    Raises:
+        ConfigurationError: A caller gave what JSON has no form for.
+    """
+    try:
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError):
+        pass
+    raise ConfigurationError("What is asked for holds something that JSON has no form for.")
+
+
+def pairs_of(name: str, given: object) -> dict[str, str]:
+    """Return a mapping of text to text.
+
+    Raises:
+        ConfigurationError: It is none; the message has its name alone.
+    """
+    members = members_of(name, given)
+    if all(isinstance(text, str) for pair in members.items() for text in pair):
+        return members
+    raise ConfigurationError(f"What was given as {name} is no mapping of text to text.")
+
+
+def members_of(name: str, given: object) -> dict[str, Any]:
+    """Return a mapping.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    raise ConfigurationError(f"What was given as {name} is no mapping, but {type(given).__name__}.")
 
 
 def present(members: JSONObject) -> dict[str, Any]:
@@ -206,19 +237,20 @@ def key_of(envelope: DetachedEnvelope) -> Key:
 
 def opening(envelope: Envelope | DetachedEnvelope, policy_context: JSONObject) -> dict[str, Any]:
     """Return what is sent to have an envelope opened."""
-    return present({"envelope": envelope.document(), "policy_context": dict(policy_context)})
+    told = members_of("policy_context", policy_context)
+    return present({"envelope": envelope.document(), "policy_context": told})
 
 
 def parsed(
     documents: Sequence[Document], parse: Callable[[Document], EnvelopeT]
 ) -> tuple[dict[int, EnvelopeT], dict[int, KKPError]]:
-    """Return the envelopes that are well formed, and the errors of the others, by their places."""
+    """Return the envelopes that are well formed, and the errors of what is none, by their places."""
     read: dict[int, EnvelopeT] = {}
     refused: dict[int, KKPError] = {}
     for place, document in enumerate(documents):
         try:
             read[place] = parse(document)
-        except EnvelopeInvalidError as error:
+        except (ConfigurationError, EnvelopeInvalidError) as error:
             refused[place] = error
     return read, refused
 
@@ -317,15 +349,22 @@ def problem(document: object, status: int, retry_after: float | None = None) -> 
     if members.get("status") != status or not isinstance(code, str) or _CODE.fullmatch(code) is None:
         return bad_answer(status, retry_after)
     kind = EnvelopeInvalidError if code == "envelope_invalid" else ProblemError
+    request_id, reasons = _id(members.get("request_id")), _reasons(members.get("reasons"))
     return kind(
-        f"KKP refused: {code}.",
+        _refusal(code, reasons, request_id),
         code=code,
         status=status,
-        request_id=_id(members.get("request_id")),
+        request_id=request_id,
         decision_id=_id(members.get("decision_id")),
-        reasons=_reasons(members.get("reasons")),
+        reasons=reasons,
         retry_after_seconds=retry_after,
     )
+
+
+def _refusal(code: str, reasons: Sequence[str], request_id: str | None) -> str:
+    request = "" if request_id is None else f"request {request_id}"
+    about = "; ".join(filter(None, (", ".join(reasons), request)))
+    return f"KKP refused: {code} ({about})." if about else f"KKP refused: {code}."
 
 
 def _reasons(reasons: object) -> Sequence[str]:

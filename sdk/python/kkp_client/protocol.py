@@ -53,6 +53,7 @@ _REFUSED_TOKEN: Final = frozenset({"token_invalid", "token_expired"})
 _NONCE: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _SECONDS: Final = re.compile(r"[0-9]{1,6}")
 _CREDENTIAL: Final = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
+_WHITE_SPACE: Final = re.compile(r"\s")
 _random: Final = SystemRandom()
 
 
@@ -467,10 +468,10 @@ class Core:
             "key_id": scope.key_id or key[1],
             "ops": sorted({op} if scope.ops is None else set(scope.ops)),
             "ttl_seconds": scope.ttl_seconds,
-            "policy_claims": dict(scope.policy_claims),
-            "context": dict(scope.context),
+            "policy_claims": messages.pairs_of("policy_claims", scope.policy_claims),
+            "context": messages.pairs_of("context", scope.context),
             "subject": scope.subject,
-            "request_context": dict(scope.request_context),
+            "request_context": messages.members_of("request_context", scope.request_context),
             "binding": "dpop" if self._settings.is_bound else None,
         }
         return encoded(messages.present(members))
@@ -488,9 +489,24 @@ class Core:
 
 def _credential(deadline: float) -> Steps[_Shown]:
     credential: object = yield AskCredential(deadline)
-    if not isinstance(credential, str) or _CREDENTIAL.fullmatch(credential) is None:
-        raise ConfigurationError("The credential is none that a header can hold.")
-    return _Shown(f"Bearer {credential}")
+    return _Shown(f"Bearer {checked_credential(credential)}")
+
+
+def checked_credential(credential: object) -> str:
+    """Return a credential that a header can hold.
+
+    Raises:
+        ConfigurationError: It can't be held by one. The message repeats nothing of it.
+    """
+    if not isinstance(credential, str):
+        raise ConfigurationError(f"The credential is not text, but {type(credential).__name__}.")
+    if not credential:
+        raise ConfigurationError("The credential is empty.")
+    if _WHITE_SPACE.search(credential) is not None:
+        raise ConfigurationError("The credential has white space or a line break in it: strip it.")
+    if _CREDENTIAL.fullmatch(credential) is None:
+        raise ConfigurationError("The credential is too long, or has characters that no bearer has.")
+    return credential
 
 
 def _token(scope: bytes, deadline: float) -> Steps[HeldToken]:

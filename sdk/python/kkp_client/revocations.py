@@ -126,7 +126,7 @@ def verify_revocation_list(  # noqa: PLR0913  all that a verdict depends on
     read = jws.read(document, typ=LIST_TYPE, max_characters=MAX_LIST_CHARACTERS)
     revoked = _list_of(read)
     if revoked.iss != issuer:
-        raise TokenError.because("wrong_issuer")
+        raise TokenError.of_another_issuer(issuer)
     if not now < revoked.exp:  # NaN is refused, too
         raise RevocationsUnavailableError.because("list_too_old")
     if revoked.iat > now + leeway_seconds:

@@ -42,6 +42,7 @@ from kkp_client.protocol import (
     Step,
     Steps,
     Wait,
+    checked_credential,
     timed_out,
 )
 from kkp_client.token_cache import Flight, HeldToken, landed
@@ -66,7 +67,7 @@ class SyncKKPClient:
 
     def __init__(self, url: str, credential: Credential, **options: Unpack[Options]) -> None:
         settings = Settings(url=url, **options)
-        self._credential = credential
+        self._credential = credential if callable(credential) else checked_credential(credential)
         self._core = Core(settings)
         self._loop = LoopThread()
         self._sending: set[asyncio.Task[Any]] = set()  # known in the loop's thread alone

@@ -62,7 +62,7 @@ def verify_token(  # noqa: PLR0913  all that a verdict depends on
     document = jws.read(token, typ=TOKEN_TYPE, max_characters=MAX_TOKEN_CHARACTERS)
     claims = _claims_of(document)
     if claims.iss != issuer:
-        raise TokenError.because("wrong_issuer")
+        raise TokenError.of_another_issuer(issuer)
     if claims.aud != audience:
         raise TokenError.because("wrong_audience")
     if not now < claims.exp + leeway_seconds:  # NaN is refused, too

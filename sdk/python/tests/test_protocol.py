@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from kkp_client import envelope as envelopes
+from kkp_client.client import KKPClient
 from kkp_client.dpop import DPoPKey
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, ProblemError, TransportError
 from kkp_client.messages import DEFAULT_SCOPE, EncryptItem, KeyRequest, Scope
 from kkp_client.protocol import Answer, AskCredential, AskToken, Core, Failed, Send, Settings, Step, Wait
+from kkp_client.sync_client import SyncKKPClient
 from kkp_client.token_cache import HeldToken
 from tests.scripted_kkp import CLAIMS
 from tests.test_envelope import DETACHED, WHOLE
@@ -111,6 +113,63 @@ class Told:
                 return "kkp_sk_secret"
             case AskToken():
                 return HELD
+
+
+@pytest.mark.parametrize(
+    "context", [None, "table=orders", [("table", "orders")], {"table": 7}, {7: "orders"}]
+)
+def test_a_context_that_is_no_mapping_of_text_is_refused_before_anything_is_sent(context: Any) -> None:
+    told = Told()
+    item = EncryptItem(backend="aws", key_id="k", plaintext=b"1234", context=context)
+    request = KeyRequest(backend="aws", key_id="k", context=context)
+    for steps in (
+        told.core.encrypt(item, DEFAULT_SCOPE),
+        told.core.data_key(request, DEFAULT_SCOPE),
+        told.core.decrypt(WHOLE, Scope(context=context), {}),
+        told.core.decrypt(WHOLE, Scope(policy_claims=context), {}),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"What was given as (context|policy_claims) is no mapping"
+        ):
+            told.call(steps)
+    assert told.steps == []
+
+
+@pytest.mark.parametrize("told_policy", [None, "text", {"at": object()}, {"at": float("nan")}, {"at": b"1"}])
+def test_what_policy_is_told_is_json_or_nothing_is_sent(told_policy: Any) -> None:
+    told = Told()
+    item = EncryptItem(backend="aws", key_id="k", plaintext="secret", policy_context=told_policy)
+    for steps in (
+        told.core.encrypt(item, DEFAULT_SCOPE),
+        told.core.decrypt(WHOLE, Scope(request_context=told_policy), {}),
+        told.core.rewrap(WHOLE, ("gcp", "orders"), DEFAULT_SCOPE, told_policy),
+    ):
+        with pytest.raises(ConfigurationError) as failed:
+            told.call(steps)
+        assert "secret" not in str(failed.value)
+        assert (failed.value.__context__, failed.value.__cause__) == (None, None)
+    assert not told.sent
+
+
+async def an_envelope() -> Any:
+    return WHOLE
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "NoneType", "int", "list"])
+def test_what_can_be_no_envelope_is_the_callers_mistake(kind: str) -> None:
+    unawaited = an_envelope()
+    document: Any = {"coroutine": unawaited, "NoneType": None, "int": 7, "list": [WHOLE]}[kind]
+    told = Told()
+    for steps in (
+        told.core.decrypt(document, DEFAULT_SCOPE, {}),
+        told.core.rewrap(document, ("gcp", "orders"), DEFAULT_SCOPE, {}),
+    ):
+        with pytest.raises(ConfigurationError, match=f"and not {kind}"):
+            told.call(steps)
+    (each,) = told.call(told.core.decrypt_many([document], DEFAULT_SCOPE, {}))
+    assert isinstance(each, ConfigurationError)
+    assert told.steps == []
+    unawaited.close()
 
 
 @pytest.mark.parametrize("last", [sealed(), refused(403, "policy_denied")])
@@ -540,9 +599,28 @@ def test_a_refusal_says_what_kkp_said_and_in_no_other_form() -> None:
     )
     assert error.reasons == ("kkp.no_grant", *["more"] * 29)
     assert "secret" not in repr(vars(error)) + repr(error)
+    assert str(error) == f"KKP refused: policy_denied ({', '.join(error.reasons)}; request r-1)."
     with pytest.raises(EnvelopeInvalidError) as invalid:
         Told(refused(422, "envelope_invalid")).encrypt()
     assert invalid.value.status == 422
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({}, "KKP refused: policy_denied."),
+        ({"request_id": "r-1"}, "KKP refused: policy_denied (request r-1)."),
+        ({"reasons": ["a.b", "c.d"]}, "KKP refused: policy_denied (a.b, c.d)."),
+        ({"reasons": ["a.b"], "request_id": "r-1"}, "KKP refused: policy_denied (a.b; request r-1)."),
+        ({"reasons": ["not one"], "request_id": "not one"}, "KKP refused: policy_denied."),
+    ],
+)
+def test_the_message_of_a_refusal_has_its_reasons_and_where_to_look_it_up(
+    members: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ProblemError) as failed:
+        Told(answered({"status": 403, "code": "policy_denied", **members}, 403)).encrypt()
+    assert str(failed.value) == message
 
 
 def items(*documents: Any) -> Answer:
@@ -593,7 +671,29 @@ def test_what_is_wrong_with_the_client_is_no_items_error() -> None:
         next(core.decrypt_many([WHOLE], DEFAULT_SCOPE, {}))
 
 
-@pytest.mark.parametrize("credential", ["", "two words", "line\nfeed", "a" * 8193, None, b"bytes"])
+CREDENTIALS = [
+    ("", "The credential is empty."),
+    ("two words", "The credential has white space or a line break in it: strip it."),
+    ("line\nfeed", "The credential has white space or a line break in it: strip it."),
+    ("at-its-end\r\n", "The credential has white space or a line break in it: strip it."),
+    ("a" * 8193, "The credential is too long, or has characters that no bearer has."),
+    ("smörgås", "The credential is too long, or has characters that no bearer has."),
+    (None, "The credential is not text, but NoneType."),
+    (b"bytes", "The credential is not text, but bytes."),
+]
+
+
+@pytest.mark.parametrize("make", [KKPClient, SyncKKPClient])
+@pytest.mark.parametrize(("credential", "told"), CREDENTIALS)
+def test_a_client_is_not_made_with_a_credential_that_no_header_can_hold(
+    make: Any, credential: Any, told: str
+) -> None:
+    with pytest.raises(ConfigurationError) as failed:
+        make("https://kkp.example", credential)
+    assert str(failed.value) == told
+
+
+@pytest.mark.parametrize("credential", [given for given, _ in CREDENTIALS])
 def test_a_credential_that_no_header_can_hold_is_refused_unseen(credential: Any) -> None:
     steps = Told().core.encrypt(ITEM, DEFAULT_SCOPE)
     next(steps)
