@@ -9,7 +9,7 @@ Rules that hold here:
 - Standard output has the token, or what is made of the file, and nothing else. No message holds a credential,
   a key, a token or a plaintext.
 - A file has its name once it is whole and on disk, and is its owner's alone; whatever ends the command before
-  leaves nothing of it. None is overwritten but with `--force`.
+  leaves nothing of it. None is overwritten but with `--force`, and the one that is read never.
 - What goes to a pipe is released chunk by chunk, each after its own tag; it is whole if all ends with 0.
 """
 
@@ -23,14 +23,17 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from kkp_client import envelope, stream, strict_json
 from kkp_client.errors import (
     ConfigurationError,
     EnvelopeInvalidError,
     KKPError,
     ProblemError,
+    TransportError,
 )
 from kkp_client.local import SyncLocalEnvelope
 from kkp_client.messages import Scope
@@ -43,6 +46,7 @@ from kkp.cli.common import (
     DENIED,
     INTERRUPTED,
     NO_KEY,
+    NO_OPTIONS,
     NOT_WRITTEN,
     OK,
     REFUSED,
@@ -64,8 +68,14 @@ _PIPE: Final = Path("-")
 _READ_BYTES: Final = 1_048_576
 _MEGABYTE: Final = 1_000_000
 _NO_SUCH_KEY: Final = frozenset({"unknown_backend", "unknown_key", "key_disabled"})
+_UNUSABLE_REQUEST: Final = "invalid_request"
 _TOO_MANY: Final = 429
 _BEGINNING: Final = "kkp: what was written before that is a beginning at best, and not to be used"
+_NO_STREAM: Final = "this is not a stream of KKP's, or its first line was altered"
+_WHOLE_ENVELOPE: Final = (
+    "this is a whole envelope: `kkp decrypt` opens streams; KKP opens this at /envelope/decrypt, and a "
+    "client with `decrypt`"
+)
 _SERVER_ERRORS: Final = 500
 
 
@@ -87,7 +97,15 @@ def mint(options: argparse.Namespace) -> int:
             token = client.token(scope).token
         data_dir.write_all(STDOUT, f"{token}\n".encode())
 
-    return _done(work)
+    return _done(work, hints=_about_ttl(options.ttl))
+
+
+def _about_ttl(ttl: str | None) -> Mapping[str, str]:
+    """Return what to say of a TTL if KKP can't use what was asked for; its answer does not tell what."""
+    if ttl is None:
+        return NO_OPTIONS
+    limit = "from 1s to KKP's KKP_TOKEN_TTL_SECS, which is 5m unless set"
+    return {_UNUSABLE_REQUEST: f"kkp: if it is for --ttl {ttl}: give a time such as 90s or 5m, {limit}"}
 
 
 def encrypt(options: argparse.Namespace) -> int:
@@ -105,7 +123,7 @@ def encrypt(options: argparse.Namespace) -> int:
             associated_data=options.associated_data,
         )
 
-    return _done(lambda: _through(options, target, sealed))
+    return _done(lambda: _through(options, target, sealed), target)
 
 
 def decrypt(options: argparse.Namespace) -> int:
@@ -113,13 +131,57 @@ def decrypt(options: argparse.Namespace) -> int:
     source: Path = options.file
     target = _target(options, source.with_suffix("") if source.suffix == SUFFIX else None)
     scope = Scope(audience=_audience(options))
-    return _done(
-        lambda: _through(options, target, lambda local, sealed: local.open_stream(sealed, scope=scope))
-    )
+
+    def opened(local: SyncLocalEnvelope, sealed: Iterator[bytes]) -> Iterator[bytes]:
+        return local.open_stream(_stream(sealed), scope=scope)
+
+    return _done(lambda: _through(options, target, opened), target)
 
 
-def _done(work: Callable[[], None]) -> int:
-    """Do it, and return its exit code; what can't be used, or read, `kkp.cli.main` tells."""
+def _stream(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Return the same pieces, once they are known to begin as a stream does.
+
+    Raises:
+        EnvelopeInvalidError: They don't; it says what they are, as far as that shows.
+    """
+    read: list[bytes] = []
+
+    def kept() -> Iterator[bytes]:
+        for piece in pieces:
+            read.append(piece)
+            yield piece
+
+    try:
+        stream.read_line(kept())
+    except EnvelopeInvalidError:
+        told = _WHOLE_ENVELOPE if _is_whole_envelope(b"".join(read)) else _NO_STREAM
+    else:
+        return chain(read, pieces)
+    raise EnvelopeInvalidError(told)
+
+
+def _is_whole_envelope(content: bytes) -> bool:
+    """Tell whether this is an envelope, or KKP's answer with one."""
+    try:
+        document = strict_json.loads(content)
+        members = document if isinstance(document, dict) else {}
+        inner = members.get("envelope", members)
+        envelope.parse(inner if isinstance(inner, dict) else {})
+    except (ValueError, EnvelopeInvalidError):
+        return False
+    return True
+
+
+def _done(
+    work: Callable[[], None], target: Path | None = None, *, hints: Mapping[str, str] = NO_OPTIONS
+) -> int:
+    """Do it, and return its exit code; what can't be used, or read, `kkp.cli.main` tells.
+
+    Args:
+        work: What is done.
+        target: The file that it writes; None for standard output.
+        hints: What else is to be said, by the codes of errors.
+    """
     end_as_by_ctrl_c()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
     try:
@@ -128,9 +190,12 @@ def _done(work: Callable[[], None]) -> int:
         raise
     except KKPError as error:
         say(f"kkp: {error.code}: {_told(error)}")
+        if error.code in hints:
+            say(hints[error.code])
         return _code(error)
     except OSError as error:
-        say(f"kkp: the output could not be written: {error.strerror or type(error).__name__}")
+        name, why = target or "standard output", error.strerror or type(error).__name__
+        say(f"kkp: {name}: the output could not be written ({why})")
         return NOT_WRITTEN
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -148,13 +213,15 @@ def _told(error: KKPError) -> str:
         "again in seconds": error.retry_after_seconds,
     }
     known = [f"{name} {value}" for name, value in details.items() if value]
-    return f"{error} ({'; '.join(known)})" if known else str(error)
+    is_kkps = error.status is not None and not isinstance(error, TransportError)
+    told = "KKP refused" if is_kkps else str(error)  # its text would say the code and these once more
+    return f"{told} ({'; '.join(known)})" if known else told
 
 
 def _code(error: KKPError) -> int:
     if isinstance(error, EnvelopeInvalidError):
         return REFUSED
-    if isinstance(error, ConfigurationError):
+    if isinstance(error, ConfigurationError) or error.code == _UNUSABLE_REQUEST:
         return UNUSABLE
     if not isinstance(error, ProblemError) or error.status is None:
         return AWAY
@@ -194,7 +261,9 @@ def _credential(environ: Mapping[str, str]) -> str:
         ConfigError: There is none, or two, or it lies where others can read it.
     """
     key, file = environ.get("KKP_SERVICE_KEY"), environ.get("KKP_SERVICE_KEY_FILE")
-    if bool(key) == bool(file):
+    if key and file:
+        raise ConfigError(["KKP_SERVICE_KEY and KKP_SERVICE_KEY_FILE are both set: unset one"])
+    if not key and not file:
         raise ConfigError(["set KKP_SERVICE_KEY_FILE, the file with the service key, or KKP_SERVICE_KEY"])
     return key or data_dir.read_secret(Path(str(file)), "KKP_SERVICE_KEY_FILE")
 
@@ -219,7 +288,7 @@ def _target(options: argparse.Namespace, beside: Path | None) -> Path | None:
     """Return the file that is to be written; None for standard output.
 
     Raises:
-        ConfigError: There is no name for it, it is there already, or it is a terminal.
+        ConfigError: There is no name for it, it is there already, it is what is read, or it is a terminal.
     """
     target = options.output or (_PIPE if options.file == _PIPE else beside)
     if target is None:
@@ -231,24 +300,33 @@ def _target(options: argparse.Namespace, beside: Path | None) -> Path | None:
     if os.path.lexists(target):
         if not stat.S_ISREG(target.lstat().st_mode):
             raise ConfigError([f"{target}: it is there, and is no file"])
+        if _is_read(options.file, target):
+            raise ConfigError([f"{target}: it is the file that is read; write another one"])
         if not options.force:
             raise ConfigError([f"{target}: it is there; --force overwrites it"])
     return Path(target)
 
 
+def _is_read(source: Path, target: Path) -> bool:
+    """Tell whether a file that is there is the one that is read, under whatever name."""
+    try:
+        read = os.fstat(STDIN) if source == _PIPE else source.stat()
+    except OSError:  # it can't be read, which is said where it is tried
+        return False
+    return os.path.samestat(read, target.stat())
+
+
 def _through(
     options: argparse.Namespace,
     target: Path | None,
-    made: Callable[[SyncLocalEnvelope, Iterable[bytes]], Iterator[bytes]],
+    made: Callable[[SyncLocalEnvelope, Iterator[bytes]], Iterator[bytes]],
 ) -> None:
     """Write what is made of the file that is read."""
-    with (
-        _client(options) as client,
-        _read(options.file) as pieces,
-        _written(target, is_forced=options.force) as write,
-    ):
-        for chunk in made(SyncLocalEnvelope(client), pieces):
-            write(chunk)
+    with _client(options) as client, _read(options.file) as pieces:
+        chunks = made(SyncLocalEnvelope(client), pieces)
+        with _written(target, is_forced=options.force) as write:
+            for chunk in chunks:
+                write(chunk)
 
 
 @contextmanager

@@ -81,7 +81,9 @@ def _register_mint(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
         choices=get_args(TokenOp),
         help="what it opens; may be given several times; default: decrypt",
     )
-    mint.add_argument("--ttl", metavar="TIME", help="how long it lives, such as 90s or 15m; default: KKP's")
+    mint.add_argument(
+        "--ttl", metavar="TIME", help="how long it lives, such as 90s or 5m; default, and most: KKP's"
+    )
     mint.add_argument("--subject", metavar="NAME", help="for whom it speaks, if not for who asks")
     callers.add_pairs(mint, "--claim", "what it claims, for policy to see")
     callers.add_pairs(mint, "--context", "what the context of an envelope must have")

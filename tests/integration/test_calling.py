@@ -225,14 +225,6 @@ async def test_both_work_in_a_pipe(caller: Caller, size: int) -> None:
     assert sorted(caller.files()) == ["named", "sealed.kkp"]
 
 
-async def test_a_file_can_be_sealed_in_its_own_place(caller: Caller) -> None:
-    caller.write("backup", b"plaintext")
-    await caller.does("encrypt", "backup", *KEY, "-o", "backup", "--force")
-    assert b"plaintext" not in caller.read("backup")
-    await caller.does("decrypt", "backup", "-o", "backup", "--force")
-    assert caller.files() == {"backup": b"plaintext"}
-
-
 # Files that are there, and what is none.
 
 
@@ -247,6 +239,21 @@ async def test_nothing_is_overwritten_unless_that_is_said(caller: Caller, server
     await caller.does("encrypt", "backup", *KEY, "--force")
     await caller.does("decrypt", "backup.kkp", "--force")
     assert caller.read("backup") == b"another"
+
+
+async def test_the_file_that_is_read_is_never_overwritten(caller: Caller) -> None:
+    caller.write("backup", b"plaintext")
+    (caller.here / "link").symlink_to("backup")
+    (caller.here / "same").hardlink_to(caller.here / "backup")
+    for source, target in (("backup", "backup"), ("link", "backup"), ("same", "./backup")):
+        for command in (("encrypt", source, *KEY), ("decrypt", source)):
+            for forced in ([], ["--force"]):
+                await caller.fails(2, "backup: it is the file that is read", *command, "-o", target, *forced)
+    with (caller.here / "backup").open("rb") as given:
+        process = await caller.start("encrypt", "-", *KEY, "-o", "backup", "--force", stdin=given, stderr=-1)
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (2, b"kkp: backup: it is the file that is read; write another one\n")
+    assert caller.read("backup") == b"plaintext"
 
 
 async def records_of(server: Server) -> int:
@@ -345,6 +352,31 @@ async def test_a_damaged_stream_leaves_no_file_and_the_old_one_as_it_was(
     await caller.fails(1, "envelope_invalid", "decrypt", "broken.kkp")
 
 
+async def test_what_is_no_stream_is_said_to_be_none(caller: Caller, server: Server) -> None:
+    document = {"backend": "aws", "key_id": "alias/orders", "plaintext": "x" * 100_000}
+    answer = (await server.post("/envelope/encrypt", document, credential=server.root_key)).json
+    whole = "this is a whole envelope: "
+    cases = [
+        (json.dumps(answer["envelope"]), whole),
+        (json.dumps(answer["envelope"], indent=2) + "\n", whole),
+        (json.dumps(answer), whole),
+        (json.dumps(answer["envelope"] | {"v": 2}), "this is not a stream of KKP's"),
+        ("[]", "this is not a stream of KKP's"),
+        ('{"envelope": []}', "this is not a stream of KKP's"),
+        ("", "this is not a stream of KKP's"),
+        ("some text\n" * 100_000, "this is not a stream of KKP's"),
+    ]
+    before = await records_of(server)
+    for content, told in cases:
+        caller.write("sealed.kkp", content.encode())
+        for output in ([], ["-o", "-"]):
+            failed = await caller.fails(1, f"kkp: envelope_invalid: {told}", "decrypt", "sealed.kkp", *output)
+            assert "a beginning" not in failed.err
+    piped = await caller.piped(json.dumps(answer).encode(), "decrypt", "-")
+    assert (piped.code, piped.out, whole in piped.err) == (1, b"", True)
+    assert await records_of(server) == before  # nobody was asked
+
+
 async def test_of_a_cut_stream_a_pipe_gets_a_beginning_and_is_told_so(caller: Caller, sealed: bytes) -> None:
     given = await caller.piped(sealed[:-1], "decrypt", "-")
     assert (given.code, given.out) == (1, caller.read("backup")[: 2 * MIB])
@@ -363,7 +395,15 @@ async def test_a_full_disk_leaves_no_file(caller: Caller) -> None:
         for forced in ([], ["--force"]):
             finished = await caller.run("encrypt", "backup", *KEY, "-o", "disk/sealed", *forced)
             assert (finished.code, list(disk.iterdir())) == (7, [])
-            assert "could not be written: No space left on device" in finished.err
+            told = "kkp: disk/sealed: the output could not be written (No space left on device)"
+            assert told in finished.err
+
+
+async def test_an_output_that_has_no_place_is_named(caller: Caller) -> None:
+    caller.write("backup", b"plaintext")
+    told = "kkp: nowhere/out: the output could not be written (No such file or directory)\n"
+    failed = await caller.fails(7, told, "encrypt", "backup", *KEY, "-o", "nowhere/out")
+    assert failed.err == told
 
 
 async def test_an_output_that_takes_nothing_more_is_said(caller: Caller) -> None:
@@ -372,7 +412,7 @@ async def test_an_output_that_takes_nothing_more_is_said(caller: Caller) -> None
         process = await caller.start("encrypt", "backup", *KEY, "-o", "-", stdout=full, stderr=-1)
         _, err = await process.communicate()
     assert (process.returncode, err) == (
-        7, b"kkp: the output could not be written: No space left on device\n",
+        7, b"kkp: standard output: the output could not be written (No space left on device)\n",
     )  # fmt: skip
 
 
@@ -430,8 +470,24 @@ async def test_a_token_decrypts_by_default_and_can_be_inspected(caller: Caller, 
 async def test_a_token_for_somebody_else_takes_a_grant_to_delegate(caller: Caller) -> None:
     mint = ("token", "mint", *KEY, "--audience", "orders-db", "--subject", "somebody")
     refused = await caller.fails(4, "kkp: policy_denied: ", *mint)
-    assert "reasons tokens." in refused.err
+    assert "kkp: policy_denied: KKP refused (reasons tokens." in refused.err
     assert "decision " in refused.err
+    assert [refused.err.count(said) for said in ("policy_denied", "request ", "tokens.")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("ttl", ["0", "301s", "1h"])
+async def test_a_life_that_no_token_has_is_answered_with_what_one_looks_like(
+    caller: Caller, ttl: str
+) -> None:
+    mint = ("token", "mint", *KEY, "--audience", "orders-db", "--ttl", ttl)
+    refused = await caller.fails(2, "kkp: invalid_request: KKP refused (", *mint)
+    assert f"--ttl {ttl}: give a time such as 90s or 5m, from 1s to KKP's KKP_TOKEN_TTL_SECS" in refused.err
+    await caller.does(*mint[:-1], "300s")
+
+
+async def test_of_a_life_that_was_not_asked_for_nothing_is_said(caller: Caller) -> None:
+    mint = ("token", "mint", *KEY, "--audience", "orders-db", "--context", "=")
+    assert "--ttl" not in (await caller.fails(2, "kkp: invalid_request: ", *mint)).err
 
 
 # Credentials, and where KKP is.
@@ -458,7 +514,8 @@ async def test_the_key_may_stand_in_the_environment(caller: Caller, command: tup
 async def test_exactly_one_credential_is_taken(caller: Caller, command: tuple[str, ...]) -> None:
     told = "set KKP_SERVICE_KEY_FILE"
     await caller.fails(2, told, *command, environ={"KKP_SERVICE_KEY_FILE": ""})
-    await caller.fails(2, told, *command, environ={"KKP_SERVICE_KEY": caller.key})
+    both = "kkp: KKP_SERVICE_KEY and KKP_SERVICE_KEY_FILE are both set: unset one\n"
+    await caller.fails(2, both, *command, environ={"KKP_SERVICE_KEY": caller.key})
 
 
 async def test_a_key_that_others_can_read_is_not_used(caller: Caller, command: tuple[str, ...]) -> None:
@@ -477,7 +534,8 @@ async def test_a_key_that_kkp_does_not_know_is_refused(caller: Caller, command: 
 
 async def test_a_key_that_no_header_can_hold_is_not_sent(caller: Caller, command: tuple[str, ...]) -> None:
     environ = {"KKP_SERVICE_KEY_FILE": "", "KKP_SERVICE_KEY": "a\nb"}
-    await caller.fails(2, "invalid_configuration", *command, environ=environ)
+    told = "kkp: invalid_configuration: The credential has white space or a line break in it: strip it."
+    await caller.fails(2, told, *command, environ=environ)
 
 
 async def test_kkp_is_where_the_option_or_the_environment_says(
