@@ -285,7 +285,7 @@ def _members(document: Document, names: frozenset[str]) -> JSONObject:
 
 
 def _decoded(document: str | bytes) -> JSONObject:
-    if not isinstance(document, str | bytes):
+    if not isinstance(document, str | bytes | bytearray):
         raise ConfigurationError(f"An envelope is JSON or an object, and not {type(document).__name__}.")
     try:
         value = strict_json.loads(document.encode() if isinstance(document, str) else document)

@@ -26,6 +26,7 @@ from kkp_client.sync_client import SyncKKPClient
 from tests import scripted_kkp
 from tests.conftest import Make, until
 from tests.scripted_kkp import CREDENTIAL, KEY, Scripted, ScriptedKKP, problem, with_header
+from tests.test_envelope import WHOLE
 
 CALLERS = 1000
 SECRET = "plaintext-that-nobody-may-see"
@@ -54,6 +55,18 @@ async def test_many_are_sealed_opened_and_moved_at_once(client_of: Make, kkp: Sc
         "/envelope/rewrap/batch",
         *["/token"] * 3,
     ]
+
+
+async def test_with_kkp_away_each_of_many_has_that_error_and_nothing_is_raised(client_of: Make) -> None:
+    client = client_of("http://127.0.0.1:1", repeats=0)
+    item = EncryptItem(plaintext="hello", **KEY)
+    envelope = {**WHOLE, **KEY}
+    results = [
+        *await client.encrypt_many([item]),
+        *await client.decrypt_many([envelope, envelope]),
+        *await client.rewrap_many([envelope], backend="gcp", key_id="orders"),
+    ]
+    assert [(type(each), each.code) for each in results] == [(TransportError, "unreachable")] * 4
 
 
 async def test_a_token_is_asked_for_once_and_used_for_all_that_say_the_same(
