@@ -336,7 +336,7 @@ def _until(stopped: Event, pieces: Iterable[bytes]) -> Iterator[bytes]:
 def _write(target: Name, pieces: Iterable[bytes]) -> None:
     """Write a file that stands under its name only when it is whole and on disk."""
     path = Path(target)
-    with NamedTemporaryFile(dir=path.parent, prefix=".kkp-", delete=False) as file:
+    with NamedTemporaryFile("wb", dir=path.parent, prefix=".kkp-", delete=False) as file:
         try:
             for piece in pieces:
                 file.write(piece)

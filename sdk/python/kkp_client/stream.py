@@ -74,7 +74,8 @@ class LineReader:
 class _Chunks:
     """Cuts bytes into pieces of one length; none is let go before it is known whether it is the last.
 
-    Nothing is copied where bytes come in pieces of that length.
+    What is held lies in one buffer from the beginning to the end. A piece is good until the next one is asked
+    for: to allocate each of them anew costs more than to seal it.
 
     Args:
         length: Of every piece but the last.
@@ -82,38 +83,34 @@ class _Chunks:
 
     def __init__(self, length: int) -> None:
         self._length = length
-        self._held: bytes | bytearray = b""
+        self._buffer = memoryview(bytearray(length))
+        self._filled = 0
         self.count = 0
 
-    def take(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, bytes | bytearray]]:
+    def take(self, data: bytes | bytearray | memoryview) -> Iterator[tuple[bytes, memoryview]]:
         """Take some bytes; give each piece that others follow, with its nonce.
 
         Raises:
             ConfigurationError: They are no bytes.
         """
         view = _bytes(data)
-        while len(self._held) + len(view) > self._length:
-            missing = self._length - len(self._held)
-            self._hold(view[:missing])
-            view = view[missing:]
-            piece, self._held = self._held, b""
+        while self._filled + len(view) > self._length:
+            missing = self._length - self._filled
+            piece = self._buffer if self._filled else view[:missing]
+            if self._filled:
+                self._fill(view[:missing])
+            view, self._filled = view[missing:], 0
             yield self._nonce(0), piece
-        if not self._held and isinstance(data, bytes) and len(view) == len(data):
-            self._held = data
-        else:
-            self._hold(view)
+        self._fill(view)
 
-    def last(self) -> tuple[bytes, bytes | bytearray]:
+    def last(self) -> tuple[bytes, memoryview]:
         """Return what is left, with its nonce."""
-        piece, self._held = self._held, b""
-        return self._nonce(1), piece
+        return self._nonce(1), self._buffer[: self._filled]
 
-    def _hold(self, view: memoryview) -> None:
-        if not view:
-            return
-        if not isinstance(self._held, bytearray):
-            self._held = bytearray(self._held)
-        self._held += view
+    def _fill(self, view: memoryview) -> None:
+        end = self._filled + len(view)
+        self._buffer[self._filled : end] = view
+        self._filled = end
 
     def _nonce(self, flag: int) -> bytes:
         if self.count >= MAX_CHUNKS:
@@ -198,7 +195,7 @@ class StreamOpener:
             raise invalid()
         return self._opened(cipher, nonce, piece)
 
-    def _opened(self, cipher: AESGCM, nonce: bytes, piece: bytes | bytearray) -> bytes:
+    def _opened(self, cipher: AESGCM, nonce: bytes, piece: memoryview) -> bytes:
         try:
             return cipher.decrypt(nonce, piece, None)
         except InvalidTag:
