@@ -154,7 +154,7 @@ class StreamSealer:
         cipher, self._cipher = _still(self._cipher), None
         return self._sealed(cipher, *self._chunks.last())
 
-    def _sealed(self, cipher: AESGCM, nonce: bytes, piece: bytes | bytearray) -> bytes:
+    def _sealed(self, cipher: AESGCM, nonce: bytes, piece: memoryview) -> bytes:
         if os.getpid() != self._pid:
             raise ConfigurationError("The stream was begun before a fork, and goes on in one process alone.")
         return cipher.encrypt(nonce, piece, None)
