@@ -3,7 +3,7 @@ import { KKPClient } from "@kkp/client";
 
 const client = new KKPClient({
   url: process.env.KKP_URL ?? "https://kkp.example",
-  credential: process.env.KKP_KEY ?? "",
+  credential: process.env.KKP_SERVICE_KEY ?? "",
   audience: "orders-db",
 });
 const envelope = await client.encrypt({

@@ -1,7 +1,7 @@
 /**
  * Files of any size, in Node: sealed and opened in constant memory, and there under their names only once whole.
  *
- *     KKP_URL=… KKP_KEY=… node build/examples/files.js seal|open FROM TO
+ *     KKP_URL=… KKP_SERVICE_KEY=… node build/examples/files.js seal|open FROM TO
  *
  * A stream that is cut or changed gives out what stands before the damage and then fails. So what comes out is
  * written under another name beside the target, and takes the target's once the stream has ended without an
@@ -83,7 +83,7 @@ async function syncDirectory(path: string): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  const { KKP_URL: url = "", KKP_KEY: credential = "" } = process.env;
+  const { KKP_URL: url = "", KKP_SERVICE_KEY: credential = "" } = process.env;
   const [, , what, from = "", to = ""] = process.argv;
   const local = new LocalEnvelope(new KKPClient({ url, credential, audience: "orders-db" }));
   if (what === "seal") await sealFile(local, from, to, { backend: "aws", keyId: "alias/orders" });

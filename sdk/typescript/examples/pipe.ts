@@ -3,7 +3,7 @@ import { Readable, Writable } from "node:stream";
 import { KKPClient, LocalEnvelope } from "@kkp/client";
 
 const url = process.env.KKP_URL ?? "https://kkp.example";
-const client = new KKPClient({ url, credential: process.env.KKP_KEY ?? "", audience: "orders-db" });
+const client = new KKPClient({ url, credential: process.env.KKP_SERVICE_KEY ?? "", audience: "orders-db" });
 const local = new LocalEnvelope(client);
 const under = { backend: "aws", keyId: "alias/orders", context: { table: "orders" } };
 const stream = process.argv[2] === "seal" ? local.sealStream(under) : local.openStream();

@@ -30,7 +30,7 @@ async function ran(
   options: readonly string[],
   input: Uint8Array = Buffer.alloc(0),
 ): Promise<Ended> {
-  const env = { ...process.env, KKP_URL: kkp.url, KKP_KEY: "kkp_sk_a" };
+  const env = { ...process.env, KKP_URL: kkp.url, KKP_SERVICE_KEY: "kkp_sk_a" };
   const child = spawn(process.execPath, [`build/examples/${name}.js`, ...options], { env });
   child.stdin.on("error", () => undefined); // a program that fails early reads no further
   child.stdin.end(input);
