@@ -23,9 +23,11 @@ TYPESCRIPT := $(shell node -e 'process.exitCode = +(parseInt(process.versions.no
 run: $(READY)
 	@exec $(BIN)/kkp dev
 
-# Two at a time, each shown when it is over: those that start processes leave the cores idle half of the time.
+# The clients' tests fill the cores that the first part leaves idle. Those that start processes keep to themselves:
+# they hold replicas to their seconds.
 test: $(READY)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-in-process test-processes sdk-python
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-in-process sdk-python $(TYPESCRIPT)
+	@$(MAKE) --no-print-directory test-processes
 
 # Coverage counts what runs in the tests' own process. The others start processes, and would be slower for nothing.
 test-in-process: $(READY)
@@ -33,7 +35,7 @@ test-in-process: $(READY)
 		tests/unit tests/properties tests/contract tests/http $(IN_PROCESS)
 	$(IN_MEMORY) $(PYTEST) -n logical $(UNTRACED)
 
-test-processes: $(READY) $(TYPESCRIPT)
+test-processes: $(READY)
 	$(PYTEST) -n auto $(addprefix --ignore=,$(IN_PROCESS)) tests/integration
 
 # The Python client alone, in an environment of its own, which has nothing of the server's.
@@ -62,7 +64,7 @@ rego:
 deploy-check: $(READY)
 	tests/tools/deploy.sh
 
-# The client for TypeScript alone. It stands before the other tests, which run it too.
+# The client for TypeScript alone. It stands before the tests that start processes, which run it too.
 sdk-typescript:
 	$(MAKE) -C sdk/typescript lint test
 

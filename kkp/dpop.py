@@ -44,6 +44,7 @@ ALGORITHMS: Final = ("ES256", "EdDSA")
 MAX_PROOF_CHARACTERS: Final = 4096
 _TYPE: Final = "dpop+jwt"
 _COORDINATE_BYTES: Final = 32
+_P256_PRIME: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
 _REMEMBERED_KEYS: Final = 1024
 _VERIFIERS: Mapping[str, Callable[[bytes, Any, bytes], bool]] = {
     "ES256": ECAlgorithm(ECAlgorithm.SHA256, ec.SECP256R1).verify,
@@ -158,6 +159,8 @@ def _read_header(document: bytes) -> _Key:
     public: object
     if (header.alg, jwk.kty, jwk.crv) == ("ES256", "EC", "P-256"):
         point = (int.from_bytes(x), int.from_bytes(_coordinate(jwk.y)))
+        if max(point) >= _P256_PRIME:  # OpenSSL would take what remains, which has a spelling of its own
+            raise ValueError("a coordinate that could be spelt otherwise")
         public = ec.EllipticCurvePublicNumbers(*point, ec.SECP256R1()).public_key()  # which is on the curve
         members = {"crv": jwk.crv, "kty": jwk.kty, "x": jwk.x, "y": jwk.y}
     elif (header.alg, jwk.kty, jwk.crv, jwk.y) == ("EdDSA", "OKP", "Ed25519", ""):

@@ -682,6 +682,7 @@ async def _bring_an_identity(scene: Scene) -> None:
         jti=plant.plant("an assertion's jti"),
         team=plant.text("an attribute of an assertion's"),
         groups=[plant.plant("a group of an assertion's")],
+        exp=int(time.time()) + 600,
     )
     for number, (claims, header) in enumerate(
         (

@@ -24,8 +24,7 @@ RULES = [
 ]
 MINTED = {"audience": "orders-db", "backend": "aws", "key_id": "alias/minted", "ops": ["decrypt"]}
 OTHER = "bob@example.com"
-NOW = int(time.time())
-FAKE = FakeIssuer(now=NOW)
+FAKE = FakeIssuer()
 IDP = {
     "issuer": ISSUER,
     "audience": AUDIENCE,
@@ -43,7 +42,8 @@ IDP = {
 
 def assertion(subject: str, email: str) -> str:
     """Return what the issuer says of somebody."""
-    return FAKE.sign(FAKE.claims(sub=subject, email=email))
+    now = int(time.time())  # the file may have been read long ago
+    return FAKE.sign(FAKE.claims(sub=subject, email=email, iat=now, nbf=now, exp=now + 600))
 
 
 @pytest.fixture

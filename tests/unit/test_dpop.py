@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
+from kkp import dpop
 from kkp.authn.base import Once
 from kkp.authn.dpop import NONCE_SECONDS, PROOF_SECONDS, Nonces, Proofs
 from kkp.dpop import MAX_PROOF_CHARACTERS, Proof, verify
@@ -299,6 +300,8 @@ def test_another_algorithm_is_refused_whatever_signed_it(algorithm: object) -> N
         read(signed(header, json.dumps(CLAIMS)))
 
 
+P256_PRIME = 2**256 - 2**224 + 2**192 + 2**96 - 1
+Y_OF_0 = 0x66485C780E2F83D72433BD5D84A06BB6541C2AF31DAE871728BF856A174F93F4
 SMALL_ORDER_POINTS = [
     "0100000000000000000000000000000000000000000000000000000000000000",
     "0000000000000000000000000000000000000000000000000000000000000000",
@@ -319,6 +322,24 @@ def test_a_key_that_anybody_can_sign_for_proves_nothing(point: str) -> None:
     for r in (bytes.fromhex(point), bytes.fromhex(SMALL_ORDER_POINTS[0])):
         with pytest.raises(DPoPProofError):
             read(f"{head}.{body}.{base64url(r + bytes(32))}")
+
+
+def test_a_point_has_one_spelling() -> None:
+    """Nobody has the private key of this one: its header alone is read."""
+
+    def read_header(x: int) -> object:
+        jwk = {
+            "kty": "EC",
+            "crv": "P-256",
+            "x": base64url(x.to_bytes(32)),
+            "y": base64url(Y_OF_0.to_bytes(32)),
+        }
+        document = json.dumps({"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk}).encode()
+        return dpop._read_header(document)
+
+    assert read_header(0)
+    with pytest.raises(ValueError, match="spelt otherwise"):
+        read_header(P256_PRIME)
 
 
 FOR_SOMETHING_ELSE: dict[str, tuple[str, str]] = {

@@ -99,7 +99,7 @@ def test_a_promise_is_run_at_its_scale_and_kept(
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 2 promises hold"
 
 
-@pytest.mark.parametrize("arguments", [["14"], ["--report", "/dev/null", "24"]])
+@pytest.mark.parametrize("arguments", [["99"], ["--report", "/dev/null", "24"]])
 def test_a_promise_that_is_none_or_a_report_that_is_none_is_refused_before_anything_runs(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,8 @@ class KKPClient:
         self._core.close()
         for task in self._tasks:
             task.cancel()
-        await self._http.aclose()
+        if not self._core.is_inherited:  # else the connections are another process's, which may be using them
+            await self._http.aclose()
 
     async def token(self, scope: Scope) -> HeldToken:
         """Return a token of this scope, for as long as the same one will do."""

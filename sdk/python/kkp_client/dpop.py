@@ -51,6 +51,7 @@ _REMEMBERED_KEYS: Final = 1024
 _MEMBERS: Final = frozenset({"typ", "alg", "jwk"})
 _JWK_MEMBERS: Final = frozenset({"kty", "crv", "x", "y", "alg", "use", "kid", "key_ops", "ext"})
 _ES256: Final = ec.ECDSA(hashes.SHA256())
+_P256_PRIME: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
 
 PrivateKey: TypeAlias = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
@@ -183,6 +184,8 @@ def _may_sign(jwk: Members, alg: object) -> bool:
 
 def _elliptic_key(x: str, y: str) -> _Key:
     point = (int.from_bytes(_coordinate(x)), int.from_bytes(_coordinate(y)))
+    if max(point) >= _P256_PRIME:  # OpenSSL would take what remains, which has a spelling of its own
+        raise ValueError("a coordinate that could be spelt otherwise")
     public = ec.EllipticCurvePublicNumbers(*point, ec.SECP256R1()).public_key()  # a ValueError off the curve
 
     def verifies(signature: bytes, message: bytes) -> bool:

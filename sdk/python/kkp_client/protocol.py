@@ -15,10 +15,13 @@ Rules that hold here:
 - An answer is distrusted: its length, its form, and whether it is about what was asked.
 - Errors hold no token, key, proof, plaintext or piece of an answer. They are raised outside of handlers, so
   that nothing hangs from them that holds one.
+- A client that was used is of one process. A fork of it has the same connections, and either process could
+  read the other's answer. So it refuses to send anything.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -232,14 +235,27 @@ class Core:
         self._uniform = uniform
         self._nonce: str | None = None
         self._is_closed = False
+        self._pid: int | None = None  # of the first use
 
     def close(self) -> None:
         """Keep no token, and let nobody wait for one; what is asked for from now on is refused."""
         self._is_closed = True
         self.tokens.close(closed())
 
+    @property
+    def is_inherited(self) -> bool:
+        """Whether another process, of which this one is a fork, has used the client."""
+        return self._pid not in {None, os.getpid()}
+
     def deadline(self) -> float:
-        """Return until when a call that begins now may take."""
+        """Return until when a call that begins now may take.
+
+        Raises:
+            ConfigurationError: The client was used before a fork.
+        """
+        if self.is_inherited:
+            raise ConfigurationError("The client was used before a fork: make one in each process.")
+        self._pid = os.getpid()
         return self.monotonic() + self._settings.deadline_seconds
 
     def token(self, scope: Scope) -> Steps[HeldToken]:

@@ -18,6 +18,7 @@ Rules that hold here:
   when the fault is found, so whoever acts on a stream as a whole waits for its end.
 - A last chunk is empty only where it is the first: a stream of nothing.
 - A sealer or an opener that has failed or finished does nothing more.
+- A stream is sealed in the process that began it: a fork would use the same nonces for other chunks.
 
 Evolution: that of the envelope. Another layout is another `alg`, or another `v`.
 """
@@ -25,6 +26,7 @@ Evolution: that of the envelope. Another layout is another `alg`, or another `v`
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Final, final
 
@@ -129,25 +131,33 @@ class StreamSealer:
     def __init__(self, message_key: bytes, chunk_size: int) -> None:
         self._cipher: AESGCM | None = AESGCM(message_key)
         self._chunks = _Chunks(chunk_size)
+        self._pid = os.getpid()
 
     def update(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         """Take some of the plaintext; give the chunks that are whole, and not the last.
 
         Raises:
+            ConfigurationError: The stream was begun before a fork.
             EnvelopeInvalidError: A stream has no room for so much.
         """
         cipher = _still(self._cipher)
         for nonce, piece in self._chunks.take(data):
-            yield cipher.encrypt(nonce, piece, None)
+            yield self._sealed(cipher, nonce, piece)
 
     def finish(self) -> bytes:
         """Return the last chunk.
 
         Raises:
+            ConfigurationError: The stream was begun before a fork.
             EnvelopeInvalidError: A stream has no room for so much.
         """
         cipher, self._cipher = _still(self._cipher), None
-        return cipher.encrypt(*self._chunks.last(), None)
+        return self._sealed(cipher, *self._chunks.last())
+
+    def _sealed(self, cipher: AESGCM, nonce: bytes, piece: memoryview) -> bytes:
+        if os.getpid() != self._pid:
+            raise ConfigurationError("The stream was begun before a fork, and goes on in one process alone.")
+        return cipher.encrypt(nonce, piece, None)
 
 
 @final

@@ -84,7 +84,8 @@ class SyncKKPClient:
     def close(self) -> None:
         """Drop tokens and connections; whoever waits for a token waits no longer."""
         self._core.close()
-        self._loop.run(self._end())
+        if not self._core.is_inherited:  # else the connections are another process's, which may be using them
+            self._loop.run(self._end())
         self._loop.close()
 
     def token(self, scope: Scope) -> HeldToken:
@@ -246,8 +247,15 @@ class SyncKKPClient:
     def _token(self, scope: bytes, deadline: float) -> HeldToken:
         found = self._core.tokens.find(scope, self._core.monotonic())
         if found.begins is not None:
-            Thread(target=self._fly, args=(scope, found.begins), name="kkp-token", daemon=True).start()
+            self._begin(scope, found.begins)
         return found.best if isinstance(found.best, HeldToken) else self._landed(found.best, deadline)
+
+    def _begin(self, scope: bytes, flight: Flight) -> None:
+        thread = Thread(target=self._fly, args=(scope, flight), name="kkp-token", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has none left: nobody waits for a flight that never began
+            self._core.tokens.fail(scope, flight, error, self._core.monotonic())
 
     def _fly(self, scope: bytes, flight: Flight) -> None:
         """Ask for a token, for all who wait for it."""

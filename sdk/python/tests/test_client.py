@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from kkp_client import sync_client
 from kkp_client.client import KKPClient
 from kkp_client.dpop import DPoPKey
 from kkp_client.errors import ConfigurationError, EnvelopeInvalidError, KKPError, ProblemError, TransportError
@@ -296,6 +300,54 @@ async def test_closing_ends_a_request_that_is_under_way(client_of: Make, kkp: Sc
         await waiting
     assert failed.value.code == "unreachable"
     go_on.set()
+
+
+FORKED = """
+import os, sys
+from kkp_client import ConfigurationError, Scope, SyncKKPClient
+client = SyncKKPClient(sys.argv[1], "kkp_sk_0", audience="orders-db")
+client.token(Scope(backend="aws", key_id="k"))
+child = os.fork()
+if child == 0:
+    try:
+        client.token(Scope(backend="aws", key_id="another"))
+    except ConfigurationError as error:
+        print(error, flush=True)
+    client.close()
+    os._exit(0)
+os.waitpid(child, 0)
+print(client.introspect("a"))
+client.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no processes that fork")
+def test_a_fork_of_a_client_that_was_used_leaves_its_connections_alone(kkp: ScriptedKKP) -> None:
+    """It would speak on them, too: either process could read the other's answer."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, kkp.url]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)  # noqa: S603  our own
+    assert done.stdout.splitlines() == [
+        "The client was used before a fork: make one in each process.",
+        "{'active': True}",
+    ]
+    assert kkp.paths() == ["/token", "/token/introspect"]
+
+
+def test_where_no_thread_can_be_begun_nobody_waits_for_a_token_for_ever(
+    kkp: ScriptedKKP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = Scope(backend="aws", key_id="k")
+
+    class NeverBegun(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with SyncKKPClient(kkp.url, CREDENTIAL, audience="orders-db") as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(sync_client, "Thread", NeverBegun)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                client.token(scope)
+        assert client.token(scope).token
 
 
 async def test_a_revoked_token_is_used_no_longer(client_of: Make, kkp: ScriptedKKP) -> None:

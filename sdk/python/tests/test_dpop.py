@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from kkp_client import htu
+from kkp_client import dpop, htu
 from kkp_client.dpop import DPoPKey, PresentedProof, PrivateKey, ProofChecks, is_good
+from kkp_client.encoding import base64url
 from kkp_client.errors import ConfigurationError
 from kkp_client.keys import thumbprint
 from kkp_client.replay_memory import ReplayMemory
@@ -28,6 +29,9 @@ KEYS = {
     "P-256": DPoPKey(ec.derive_private_key(43, ec.SECP256R1())),
     "another of P-256": DPoPKey(ec.derive_private_key(2**200 + 7, ec.SECP256R1())),
 }
+
+P256_PRIME = 2**256 - 2**224 + 2**192 + 2**96 - 1
+Y_OF_0 = 0x66485C780E2F83D72433BD5D84A06BB6541C2AF31DAE871728BF856A174F93F4
 
 
 def taken(proof: str, key: DPoPKey, memory: ReplayMemory | None = None, **other: Any) -> bool:
@@ -172,3 +176,21 @@ def test_a_proof_is_of_the_time_now_unless_told() -> None:
     proof = KEYS["Ed25519"].proof(method="GET", url=URL)
     _, claims = parts(proof)
     assert before <= claims["iat"] <= time.time()
+
+
+def test_a_point_has_one_spelling() -> None:
+    """Nobody has the private key of this one: its header alone is read."""
+
+    def read_header(x: int) -> object:
+        jwk = {
+            "kty": "EC",
+            "crv": "P-256",
+            "x": base64url(x.to_bytes(32)),
+            "y": base64url(Y_OF_0.to_bytes(32)),
+        }
+        document = json.dumps({"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk}).encode()
+        return dpop._read_header(base64url(document).encode())
+
+    assert read_header(0)
+    with pytest.raises(ValueError, match="spelt otherwise"):
+        read_header(P256_PRIME)

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from kkp_client.claims import Claims
 from kkp_client.dpop import DPoPKey
 from kkp_client.errors import ConfigurationError, KKPError
+from kkp_client.guards._admission import Admission, Refusal, Shown
 from kkp_client.guards.aiohttp import CLAIMS, Guard
 from kkp_client.guards.starlette import RefusedError, answer_refused, guard
 from kkp_client.tokens import certificate_sha256
@@ -394,3 +395,17 @@ async def test_aiohttp_takes_the_certificate_of_its_own_connection(
                 answer = await https.get("/rows", headers={"Authorization": f"Bearer {token}"})
                 statuses.append(answer.status_code)
     assert statuses == [200, 401, 401]
+
+
+async def test_a_target_that_would_go_on_with_the_services_host_is_a_path_like_another(
+    verifier: TokenVerifier,
+) -> None:
+    """Some servers hand on whatever stands in the request line."""
+    admission = Admission(verifier, url="https://orders.example")
+
+    async def admitted(path: str, url: str) -> Claims | Refusal:
+        return await admission.admit(Shown("GET", path, [f"DPoP {BOUND}"], [proof(url=url)]))
+
+    refused = await admitted(".thief.example/rows", "https://orders.example.thief.example/rows")
+    assert isinstance(refused, Refusal)
+    assert isinstance(await admitted("rows", "https://orders.example/rows"), Claims)

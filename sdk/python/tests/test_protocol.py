@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -732,3 +733,23 @@ def test_what_is_asked_after_the_end_is_refused() -> None:
     told.core.close()
     with pytest.raises(ConfigurationError, match="closed"):
         told.encrypt()
+
+
+def test_a_client_that_was_used_before_a_fork_sends_nothing_in_the_other_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used, unused = Told(sealed()), Told(sealed())
+    used.encrypt()
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    calls: list[Callable[[], object]] = [
+        used.encrypt,
+        used.decrypt,
+        lambda: used.call(used.core.introspect("a")),
+        lambda: used.call(used.core.token(Scope(backend="aws", key_id="k"))),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigurationError, match="before a fork"):
+            call()
+    assert len(used.sent) == 1
+    unused.encrypt()
+    assert len(unused.sent) == 1

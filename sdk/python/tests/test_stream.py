@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from kkp_client import envelope as envelopes
 from kkp_client import stream
 from kkp_client.encoding import from_base64url
-from kkp_client.errors import EnvelopeInvalidError
+from kkp_client.errors import ConfigurationError, EnvelopeInvalidError
 from kkp_client.stream import LineReader, StreamOpener, StreamSealer
 
 VECTORS: Any = json.loads((Path(__file__).parents[2] / "vectors/stream_v1.json").read_text())
@@ -154,6 +155,19 @@ def test_a_sealer_and_an_opener_do_nothing_more_at_their_end() -> None:
     for call in ended:
         with pytest.raises(ValueError, match="has ended, or failed"):
             call()
+
+
+def test_a_stream_is_sealed_in_the_process_that_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fork has the same key and counter: of two chunks under one nonce both can be read."""
+    sealer, opener = StreamSealer(KEY, SIZE), StreamOpener(KEY, SIZE)
+    sealed = b"".join([*sealer.update(bytes(SIZE + 1)), StreamSealer(KEY, SIZE).finish()])
+    chunks = sealer.update(bytes(2 * SIZE))
+    monkeypatch.setattr(os, "getpid", lambda: 0)
+    calls: list[Callable[[], bytes]] = [lambda: next(chunks), sealer.finish]
+    for goes_on in calls:
+        with pytest.raises(ConfigurationError, match="before a fork"):
+            goes_on()
+    assert list(opener.update(sealed)) == [bytes(SIZE)]  # reading twice harms nobody
 
 
 def test_a_stream_has_no_more_than_2_to_the_32_chunks() -> None:

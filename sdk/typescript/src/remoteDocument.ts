@@ -26,6 +26,7 @@ export interface Source<T> {
 export class RemoteDocument<T> {
   readonly #cache: DocumentCache<T>;
   #flight: Promise<boolean> | undefined;
+  #begunAt = performance.now();
 
   constructor(
     private readonly source: Source<T>,
@@ -42,6 +43,11 @@ export class RemoteDocument<T> {
   /** What went wrong with the last request; empty where nothing did. */
   get failure(): string {
     return this.#cache.failure ?? "";
+  }
+
+  /** How long ago the document was fetched or confirmed, by a clock that nobody sets. */
+  get steadyAgeSeconds(): number {
+    return (performance.now() - this.#begunAt) / 1000;
   }
 
   isOlderThan(share: number): boolean {
@@ -92,7 +98,7 @@ export class RemoteDocument<T> {
 
   async #ask(): Promise<void> {
     const { url, maxBytes } = this.source;
-    const fetchedAt = this.clock();
+    const [fetchedAt, begunAt] = [this.clock(), performance.now()];
     const etag = this.#cache.begin(fetchedAt);
     const init = { headers: etag === undefined ? {} : { "If-None-Match": etag } };
     const answer = await exchange(this.fetcher, url, init, { maxBytes, deadlineSeconds: DEADLINE_SECONDS });
@@ -104,6 +110,7 @@ export class RemoteDocument<T> {
     } else {
       throw new TransportError("bad_answer", `${url} answered ${answer.status}`, { status: answer.status });
     }
+    this.#begunAt = begunAt;
   }
 }
 

@@ -11,6 +11,7 @@ export class ReplayMemory {
   readonly #seen = new Set<string>();
   readonly #seenByEnd = new Map<number, string[]>();
   #sweptAt = Number.NEGATIVE_INFINITY;
+  #forgottenAt = Number.NEGATIVE_INFINITY;
 
   constructor(readonly maxEntries: number = MAX_ENTRIES) {}
 
@@ -21,6 +22,8 @@ export class ReplayMemory {
    */
   takes(id: string, endsAt: number, now: number): boolean {
     this.#forget(now);
+    // Where the clock was set back, this may have been used and forgotten.
+    if (endsAt < this.#forgottenAt) return false;
     if (this.#seen.has(id) || this.#seen.size >= this.maxEntries) return false;
     this.#seen.add(id);
     const others = this.#seenByEnd.get(endsAt);
@@ -37,6 +40,7 @@ export class ReplayMemory {
       if (!(now > endsAt)) continue;
       for (const id of ids) this.#seen.delete(id);
       this.#seenByEnd.delete(endsAt);
+      this.#forgottenAt = Math.max(this.#forgottenAt, now);
     }
   }
 }

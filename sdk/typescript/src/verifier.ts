@@ -5,7 +5,8 @@
  * is fetched is fetched in the background of verifications, so that one waits only
  * - where there are no keys, none young enough, or none with the token's `kid` (at most every 30 seconds);
  * - where there is no list, or it is older than its `max-age`: what was revoked is honoured within that time.
- * A token that is refused whatever the keys are causes no request and waits for none.
+ * A token that is refused whatever the keys are causes no request and waits for none. Once a request for the list
+ * has failed nobody waits for the next one: the list is used until it ends.
  */
 
 import type { Claims } from "./claims.js";
@@ -87,7 +88,7 @@ export class TokenVerifier {
   /** Return the claims of a token that is good now, shown with what was presented; throws a `KKPError`. */
   async verify(token: string, presented: Presented = {}): Promise<Claims> {
     this.#refreshInBackground();
-    if (this.#list?.isOlderThan(1) && this.#list.document !== undefined) await this.#list.refresh();
+    if (this.#mustWait()) await this.#list?.refresh();
     for (let fetches = 0; ; fetches++) {
       const [keys, list] = [this.#keys.document, this.#list?.document];
       try {
@@ -116,7 +117,7 @@ export class TokenVerifier {
   ): Promise<Claims> {
     return verifyToken(token, {
       ...presented,
-      keys,
+      keys: this.#dated(keys),
       now: this.#clock(),
       issuer: this.issuer,
       audience: this.audience,
@@ -124,6 +125,17 @@ export class TokenVerifier {
       proofs: this.#proofs,
       ...(this.#list && { revocations: { list } }),
     });
+  }
+
+  /** Return keys as old as whichever clock says: the wall's can be set back, and the other may stop in sleep. */
+  #dated(keys: KeySet | undefined): KeySet | undefined {
+    return keys?.at(Math.min(keys.fetchedAt, this.#clock() - this.#keys.steadyAgeSeconds));
+  }
+
+  /** With KKP out of reach each request would last until its deadline, and every verification with it. */
+  #mustWait(): boolean {
+    const list = this.#list;
+    return list?.document !== undefined && list.isOlderThan(1) && list.failure === "";
   }
 
   /** A verifier that has fetched nothing yet fetches when the first token needs it. */
@@ -191,7 +203,7 @@ export class TokenVerifier {
 
   #listOf(jws: string, keys: KeySet | undefined): Promise<RevocationList> {
     return verifyRevocationList(jws, {
-      keys,
+      keys: this.#dated(keys),
       now: this.#clock(),
       issuer: this.issuer,
       leewaySeconds: this.#leewaySeconds,

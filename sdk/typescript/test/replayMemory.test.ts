@@ -34,3 +34,12 @@ test("there is room for 65,536", () => {
   assert.ok(!memory.takes("one more", 1060, 1000));
   assert.ok(memory.takes("one more", 2000, 1061));
 });
+
+test("where the clock is set back, what may have been used and forgotten is refused, and nothing else", () => {
+  const memory = new ReplayMemory();
+  assert.ok(memory.takes("a", 1060, 1000));
+  assert.ok(memory.takes("b", 1200, 1130));
+  assert.ok(!memory.takes("a", 1060, 1000));
+  assert.ok(!memory.takes("c", 1129, 1070));
+  assert.ok(memory.takes("c", 1130, 1070));
+});

@@ -6,7 +6,7 @@
  */
 
 import { createInterface } from "node:readline";
-import { DPoPKey, KKPClient, KKPError, LocalEnvelope, type Opened } from "@kkp/client";
+import { DPoPKey, KKPClient, KKPError, LocalEnvelope, type Opened, TokenVerifier } from "@kkp/client";
 import { openFile, sealFile } from "../examples/files.js";
 
 // biome-ignore lint/suspicious/noExplicitAny: a line is whatever a test says
@@ -15,8 +15,10 @@ type Line = any;
 const { isBound, ...options } = JSON.parse(process.argv[2] ?? "");
 const client = new KKPClient({ ...options, dpopKey: isBound ? await DPoPKey.generate() : undefined });
 const local = new LocalEnvelope(client);
+const verifier = new TokenVerifier({ ...options, leewaySeconds: 0 });
 
 const DOES: Readonly<Record<string, (line: Line) => Promise<unknown>>> = {
+  verify: async ({ token }) => ({ claims: await verifier.verify(token) }),
   token: async ({ scope }) => ({ token: (await client.token(scope)).token }),
   encrypt: async ({ message }) => ({ envelope: await client.encrypt(messageOf(message)) }),
   decrypt: async ({ envelope }) => shown(await client.decrypt(envelope)),

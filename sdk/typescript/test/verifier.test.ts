@@ -141,6 +141,46 @@ test("keys are refused from 600 s on, to the second, and used again once they ca
   await verifier.verify(token);
 });
 
+test("keys are too old by a clock that nobody sets, though the wall's was set back", async (t) => {
+  const { kkp, verifier } = await made({ revocations: false });
+  const token = await kkp.token({ iat: kkp.now - 3600, nbf: kkp.now - 3600 });
+  await verifier.prepare();
+  kkp.onRequest = unreachable;
+  kkp.now -= 3600;
+  await verifier.verify(token);
+  await settled();
+  const now = performance.now.bind(performance);
+  t.mock.method(performance, "now", () => now() + 600_000);
+  assert.equal(await refused(verifier.verify(token)), "keys_unavailable keys_too_old");
+  kkp.onRequest = () => undefined;
+  kkp.now += 30;
+  await verifier.verify(token);
+});
+
+test("once a request for the list has failed, nobody waits for the next one", async (t) => {
+  const { kkp, verifier } = await made();
+  const token = await kkp.token();
+  await verifier.prepare();
+  kkp.onRequest = unreachable;
+  kkp.now += 61;
+  await verifier.verify(token);
+  let answer = (_: Response): void => undefined;
+  kkp.onRequest = () =>
+    new Promise((resolve) => {
+      answer = resolve;
+    });
+  kkp.now += 2;
+  kkp.requests.splice(0);
+  t.mock.timers.enable({ apis: ["setTimeout"] }); // so that no deadline ends it
+  await Promise.all([verifier.verify(token), verifier.verify(token)]);
+  t.mock.timers.reset();
+  assert.deepEqual(paths(kkp), [LIST]);
+  answer(new Response(await kkp.list()));
+  await settled();
+  await verifier.verify(token);
+  assert.deepEqual(paths(kkp), []);
+});
+
 test("a cold start says what is missing, and from where, and nothing of a foreign error's text", async () => {
   const { kkp, verifier } = await made();
   kkp.onRequest = unreachable;

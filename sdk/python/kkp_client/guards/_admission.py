@@ -111,7 +111,9 @@ class Admission:
     async def _verify(self, token: str, shown: Shown) -> Claims:
         proof = None
         if shown.proofs:
-            proof = PresentedProof(", ".join(shown.proofs), shown.method, self._url + shown.path)
+            # What stands behind the service's URL must not go on with its host: `.elsewhere` is no path.
+            path = shown.path if shown.path.startswith("/") else f"/{shown.path}"
+            proof = PresentedProof(", ".join(shown.proofs), shown.method, self._url + path)
         certificate = None if shown.certificate is None else certificate_sha256(shown.certificate)
         return await self._verifier.verify(token, proof=proof, certificate_sha256=certificate)
 
