@@ -12,6 +12,7 @@ import type { Context } from "./envelope.js";
 import {
   ConfigurationError,
   EnvelopeInvalidError,
+  type ErrorDetails,
   type KKPError,
   ProblemError,
   TransportError,
@@ -161,9 +162,16 @@ function problemOf(document: JSONObject, retryAfter?: number): KKPError | undefi
     reasons: wordsOf(document.get("reasons")),
     retryAfterSeconds: retryAfter,
   };
-  const message = `KKP answered ${status} ${code}`;
+  const message = refusedAs(code, details);
   if (code === "envelope_invalid") return new EnvelopeInvalidError(message, details);
   return new ProblemError(code, message, details);
+}
+
+function refusedAs(code: string, { reasons, requestId }: ErrorDetails): string {
+  const about = [reasons?.join(", "), requestId && `request ${requestId}`].filter(
+    (part) => part !== undefined,
+  );
+  return `KKP refused: ${code}${about.length === 0 ? "" : ` (${about.join("; ")})`}.`;
 }
 
 /** Read `/token`'s answer, and tell how long the token lives by its own claims, which no clock of ours bends. */

@@ -524,6 +524,10 @@ test("a problem's ids and reasons are told, and its text is not", async () => {
     [error.requestId, error.decisionId, error.reasons],
     ["request-1", "decision-1", ids.reasons],
   );
+  assert.equal(
+    error.message,
+    "KKP refused: policy_denied (grants.none, kkp.binding_required; request request-1).",
+  );
   assert.doesNotMatch(inspect(error, { showHidden: true }), /canary/);
 });
 
@@ -532,12 +536,26 @@ test("ids and reasons that are no words are left out", async () => {
   kkp.script.push(problem(403, "policy_denied", ids));
   const error = await refused(client().encrypt(MESSAGE), ProblemError, "policy_denied");
   assert.deepEqual([error.requestId, error.decisionId, error.reasons], [undefined, undefined, undefined]);
+  assert.equal(error.message, "KKP refused: policy_denied.");
 });
+
+for (const [more, message] of [
+  [{}, "KKP refused: policy_denied (request request-1)."],
+  [{ request_id: null, reasons: ["grants.none"] }, "KKP refused: policy_denied (grants.none)."],
+  [{ reasons: [] }, "KKP refused: policy_denied (request request-1)."],
+] as const) {
+  test(`a problem that says ${JSON.stringify(more)} beside its code reads "${message}"`, async () => {
+    kkp.script.push(problem(403, "policy_denied", more));
+    const error = await refused(client().encrypt(MESSAGE), ProblemError, "policy_denied");
+    assert.equal(error.message, message);
+  });
+}
 
 test("what KKP finds wrong with an envelope is the error that is found here", async () => {
   const envelope = await client().encrypt({ ...MESSAGE, associatedData: "refuse" });
   const error = await refused(client().decrypt(envelope), EnvelopeInvalidError, "envelope_invalid");
   assert.deepEqual([error.status, error.requestId], [422, "request-1"]);
+  assert.equal(error.message, "KKP refused: envelope_invalid (request request-1).");
   kkp.received.length = 0;
   await refused(client().decrypt({ ...envelope, nonce: "AA" }), EnvelopeInvalidError, "envelope_invalid");
   assert.deepEqual(kkp.paths(), []);
