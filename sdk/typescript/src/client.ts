@@ -39,6 +39,7 @@ import {
   type Sealing,
   type Target,
 } from "./operations.js";
+import { checkedName } from "./options.js";
 import {
   type AccessToken,
   checkedCredential,
@@ -128,7 +129,7 @@ export class KKPClient {
     this.#url = checkedURL(options.url, options.allowHTTP);
     this.#issuer = checkedURL(options.issuer ?? options.url, true);
     this.#credential = typeof credential === "function" ? credential : checkedCredential(credential);
-    this.#audience = options.audience;
+    this.#audience = options.audience === undefined ? undefined : checkedName(options.audience, "audience");
     this.#dpopKey = options.dpopKey;
     this.#deadlineSeconds = checkedSeconds(options.deadlineSeconds ?? DEFAULT_DEADLINE_SECONDS);
     this.#repeats = checkedRepeats(options.repeats ?? DEFAULT_REPEATS);

@@ -22,6 +22,7 @@ import {
   type StreamEnvelope,
 } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
+import { checkedName, checkedPairs } from "./options.js";
 import { badAnswer, type Members, type PolicyContext, type Scope, textOf } from "./protocol.js";
 import { isObject, type JSONObject, type JSONValue } from "./strictJson.js";
 
@@ -114,7 +115,7 @@ export function rewrapping<E extends AnyEnvelope>(
     path: "/envelope/rewrap",
     scope: scopeOf(checked, "rewrap", opening),
     takesToken: true,
-    members: { ...openingMembers(checked, opening), backend: target.backend, key_id: target.keyId },
+    members: { ...openingMembers(checked, opening), ...targetMembers(target) },
     // Of the same members, as it was compared with what went in.
     read: (document) => readRewrapped(document, checked, target) as E,
   };
@@ -160,12 +161,15 @@ function sealing<T>(
 
 function sealingMembers(under: Sealing): Members {
   return {
-    backend: under.backend,
-    key_id: under.keyId,
-    context: under.context,
+    ...targetMembers(under),
+    context: checkedPairs(under.context, "context"),
     associated_data: under.associatedData,
     policy_context: under.policyContext,
   };
+}
+
+function targetMembers({ backend, keyId }: Target): Members {
+  return { backend: checkedName(backend, "backend"), key_id: checkedName(keyId, "keyId") };
 }
 
 function openingMembers(envelope: DetachedEnvelope | StreamEnvelope, opening: Opening): Members {

@@ -18,6 +18,7 @@ import {
   TransportError,
 } from "./errors.js";
 import type { Answer, NoAnswer } from "./http.js";
+import { checkedName, checkedPairs } from "./options.js";
 import {
   isArray,
   isObject,
@@ -90,13 +91,13 @@ export function tokenBody(scope: Scope, defaultAudience: string | undefined, isB
     throw new ConfigurationError("a token needs an audience: the client's, or the scope's own");
   }
   return jsonOf({
-    audience,
-    backend: scope.backend,
-    key_id: scope.keyId,
+    audience: checkedName(audience, "audience"),
+    backend: checkedName(scope.backend, "backend"),
+    key_id: checkedName(scope.keyId, "keyId"),
     ops: [...(scope.ops ?? ["decrypt"])].sort(),
     ttl_seconds: scope.ttlSeconds,
-    policy_claims: scope.policyClaims,
-    context: scope.context,
+    policy_claims: checkedPairs(scope.policyClaims, "policyClaims"),
+    context: checkedPairs(scope.context, "context"),
     subject: scope.subject,
     request_context: scope.requestContext,
     binding: isBound ? "dpop" : undefined,
@@ -115,12 +116,14 @@ export function jsonOf(members: Members): string {
 
 /** Return a bearer credential that fits into a header, and can't be two. */
 export function checkedCredential(credential: unknown): string {
-  const fits =
-    typeof credential === "string" &&
-    credential.length <= MAX_TOKEN_CHARACTERS &&
-    CREDENTIAL.test(credential);
-  if (!fits)
-    throw new ConfigurationError("a credential is a service key, a JWT or another bearer credential");
+  if (typeof credential !== "string") throw new ConfigurationError("the credential is not text");
+  if (credential === "") throw new ConfigurationError("the credential is empty");
+  if (/\s/.test(credential)) {
+    throw new ConfigurationError("the credential has white space or a line break in it: strip it");
+  }
+  if (credential.length > MAX_TOKEN_CHARACTERS || !CREDENTIAL.test(credential)) {
+    throw new ConfigurationError("the credential is no service key, JWT or other bearer credential");
+  }
   return credential;
 }
 

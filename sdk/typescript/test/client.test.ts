@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:net";
 import { after, beforeEach, test } from "node:test";
 import { inspect } from "node:util";
+import { runInNewContext } from "node:vm";
 import {
   type ClientOptions,
   ConfigurationError,
@@ -675,10 +676,8 @@ const BAD_OPTIONS: Readonly<Record<string, object>> = {
   "a user": { url: "https://user:password@kkp.example" },
   "a query": { url: "https://kkp.example/?a=b" },
   "a fragment": { url: "https://kkp.example/#a" },
-  "an empty credential": { credential: "" },
-  "a credential with a line's end": { credential: "kkp_sk_a\r\nX-Other: b" },
-  "a credential that is two": { credential: "one two" },
-  "a credential that is none": { credential: undefined },
+  "an empty audience": { audience: "" },
+  "an audience that is null": { audience: null },
   "no deadline": { deadlineSeconds: 0 },
   "a deadline that is no number": { deadlineSeconds: Number.NaN },
   "a deadline of more than an hour": { deadlineSeconds: 3601 },
@@ -692,6 +691,103 @@ for (const [name, options] of Object.entries(BAD_OPTIONS)) {
     assert.throws(() => client(options), ConfigurationError);
   });
 }
+
+const NOT_TEXT = "the credential is not text";
+const EMPTY = "the credential is empty";
+const NOT_STRIPPED = "the credential has white space or a line break in it: strip it";
+const NO_BEARER = "the credential is no service key, JWT or other bearer credential";
+
+const BAD_CREDENTIALS: readonly (readonly [unknown, string])[] = [
+  [undefined, NOT_TEXT],
+  [null, NOT_TEXT],
+  [Buffer.from(KEY), NOT_TEXT],
+  ["", EMPTY],
+  [" ", NOT_STRIPPED],
+  [`${KEY}\n`, NOT_STRIPPED],
+  [` ${KEY}`, NOT_STRIPPED],
+  [`${KEY}\r\nX-Other: b`, NOT_STRIPPED],
+  [`${KEY}\u2028`, NOT_STRIPPED],
+  [`${KEY} ${KEY}`, NOT_STRIPPED],
+  [`"${KEY}"`, NO_BEARER],
+  [`${KEY}\u0000`, NO_BEARER],
+  [KEY.padEnd(8193, "x"), NO_BEARER],
+];
+
+for (const [given, message] of BAD_CREDENTIALS) {
+  test(`${inspect(given).slice(0, 60)} is refused, from a function too, for what is wrong with it`, async () => {
+    const credential = given as string;
+    assert.throws(() => client({ credential }), { name: "ConfigurationError", message });
+    const asked = client({ credential: () => credential }).encrypt(MESSAGE);
+    assert.equal((await refused(asked, ConfigurationError, "invalid_configuration")).message, message);
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
+
+test("a credential may have 8,192 characters", () => {
+  client({ credential: KEY.padEnd(8192, "x") });
+});
+
+const NO_KEY = "keyId is needed: a text that is not empty";
+const NO_BACKEND = "backend is needed: a text that is not empty";
+const NO_CONTEXT = "context is an object of texts, or left out";
+
+/** What a caller may hand in whom no compiler has told. */
+const BAD_LABELS: Readonly<Record<string, [object, string]>> = {
+  "the name that KKP's own API has": [{ backend: "aws", key_id: "alias/orders" }, NO_KEY],
+  "an empty key": [{ backend: "aws", keyId: "" }, NO_KEY],
+  "a key that is a number": [{ backend: "aws", keyId: 7 }, NO_KEY],
+  "no backend": [{ keyId: "alias/orders" }, NO_BACKEND],
+  "a backend that is null": [{ backend: null, keyId: "alias/orders" }, NO_BACKEND],
+  "a context that is null": [{ ...SCOPE, context: null }, NO_CONTEXT],
+  "a context that is text": [{ ...SCOPE, context: "orders" }, NO_CONTEXT],
+  "a context that is a list": [{ ...SCOPE, context: ["orders"] }, NO_CONTEXT],
+  "a context that is a Map": [{ ...SCOPE, context: new Map([["table", "orders"]]) }, NO_CONTEXT],
+  "a number in a context": [{ ...SCOPE, context: { row: 7 } }, NO_CONTEXT],
+};
+
+for (const [name, [labels, message]] of Object.entries(BAD_LABELS)) {
+  test(`nothing is sealed, and no token asked for, with ${name}`, async () => {
+    const one = client();
+    const given = { plaintext: "canary", ...labels } as Message;
+    const calls = [
+      one.encrypt(given),
+      one.dataKey(given, null),
+      one.streamKey(given, 4096),
+      one.token(given),
+    ];
+    for (const call of calls) {
+      const error = await refused(call, ConfigurationError, "invalid_configuration");
+      assert.equal(error.message, message);
+    }
+    const [failed, sealedOne] = await one.encryptMany([given, MESSAGE]);
+    assert.ok(failed instanceof ConfigurationError && !(sealedOne instanceof KKPError));
+    assert.deepEqual(kkp.paths(), ["/envelope/encrypt/batch"]);
+  });
+}
+
+test("a context may be an object without a prototype, or of another realm", async () => {
+  for (const context of [Object.assign(Object.create(null), { a: "b" }), runInNewContext("({ a: 'b' })")]) {
+    assert.deepEqual((await client().encrypt({ ...MESSAGE, context })).context, { a: "b" });
+  }
+});
+
+test("nothing is moved without the name of a key to move it to", async () => {
+  const envelope = await client().encrypt(MESSAGE);
+  const target = { backend: "gcp", key_id: "orders" } as never;
+  const error = await refused(client().rewrap(envelope, target), ConfigurationError, "invalid_configuration");
+  assert.equal(error.message, NO_KEY);
+});
+
+test("a scope's audience and claims are checked as well", async () => {
+  for (const [more, message] of [
+    [{ audience: "" }, "audience is needed: a text that is not empty"],
+    [{ policyClaims: null }, "policyClaims is an object of texts, or left out"],
+  ] as const) {
+    const call = client().token({ ...SCOPE, ...more } as never);
+    assert.equal((await refused(call, ConfigurationError, "invalid_configuration")).message, message);
+  }
+  assert.deepEqual(kkp.paths(), []);
+});
 
 test("a client can be made with http to this machine, or to another where that is allowed", () => {
   for (const url of [
@@ -709,15 +805,6 @@ test("a path before KKP's own is kept", async () => {
   kkp.script.push(({ body }) => ({ body: { envelope: sealed(body) } }));
   await client({ url: `${kkp.url}/base/` }).encrypt(MESSAGE);
   assert.deepEqual(kkp.paths(), ["/base/envelope/encrypt"]);
-});
-
-test("what a credential function returns is checked like a credential", async () => {
-  await refused(
-    client({ credential: () => "a\r\nb" }).encrypt(MESSAGE),
-    ConfigurationError,
-    "invalid_configuration",
-  );
-  assert.deepEqual(kkp.paths(), []);
 });
 
 test("without an audience nothing is opened, and all is sealed", async () => {
