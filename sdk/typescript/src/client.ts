@@ -19,7 +19,9 @@ import {
   type DetachedEnvelope,
   type Encoding,
   type Envelope,
+  type EnvelopeJSON,
   importMessageKey,
+  type Moved,
   type Opened,
   type StreamEnvelope,
 } from "./envelope.js";
@@ -147,7 +149,10 @@ export class KKPClient {
   }
 
   /** Have KKP open an envelope. */
-  async decrypt(envelope: Envelope, options: OpeningOptions = {}): Promise<Opened<Claims | null>> {
+  async decrypt(
+    envelope: Envelope | EnvelopeJSON,
+    options: OpeningOptions = {},
+  ): Promise<Opened<Claims | null>> {
     return await this.#run(decrypting(envelope, options), options);
   }
 
@@ -156,7 +161,11 @@ export class KKPClient {
    *
    * Of a stream, the envelope in its line is moved, and takes that line's place.
    */
-  async rewrap<E extends AnyEnvelope>(envelope: E, target: Target, options: OpeningOptions = {}): Promise<E> {
+  async rewrap<E extends AnyEnvelope | EnvelopeJSON>(
+    envelope: E,
+    target: Target,
+    options: OpeningOptions = {},
+  ): Promise<Moved<E>> {
     return await this.#run(rewrapping(envelope, target, options), options);
   }
 
@@ -167,18 +176,18 @@ export class KKPClient {
 
   /** Open many: for each what was opened, or its error, in order. The deadline is that of each request. */
   async decryptMany(
-    envelopes: readonly Envelope[],
+    envelopes: readonly (Envelope | EnvelopeJSON)[],
     options: OpeningOptions = {},
   ): Promise<Result<Opened<Claims | null>>[]> {
     return await this.#runMany(envelopes, (envelope) => decrypting(envelope, options), options);
   }
 
   /** Move many: for each its envelope or its error, in order. The deadline is that of each request. */
-  async rewrapMany<E extends AnyEnvelope>(
+  async rewrapMany<E extends AnyEnvelope | EnvelopeJSON>(
     envelopes: readonly E[],
     target: Target,
     options: OpeningOptions = {},
-  ): Promise<Result<E>[]> {
+  ): Promise<Result<Moved<E>>[]> {
     return await this.#runMany(envelopes, (envelope) => rewrapping(envelope, target, options), options);
   }
 

@@ -17,6 +17,8 @@ export type {
   DetachedEnvelope,
   Encoding,
   Envelope,
+  EnvelopeJSON,
+  Moved,
   Opened,
   StreamEnvelope,
 } from "./envelope.js";

@@ -11,8 +11,11 @@ import {
   type AnyEnvelope,
   type Context,
   type DetachedEnvelope,
+  decoded,
   type Encoding,
   type Envelope,
+  type EnvelopeJSON,
+  type Moved,
   Opened,
   plaintextBytes,
   readAnyEnvelope,
@@ -93,8 +96,11 @@ export function checkedBytes(plaintext: unknown): Uint8Array {
   return bytes;
 }
 
-export function decrypting(envelope: Envelope, opening: Opening): Operation<Opened<Claims | null>> {
-  const checked = readEnvelope(envelope);
+export function decrypting(
+  envelope: Envelope | EnvelopeJSON,
+  opening: Opening,
+): Operation<Opened<Claims | null>> {
+  const checked = readEnvelope(decoded(envelope));
   return {
     path: "/envelope/decrypt",
     scope: scopeOf(checked, "decrypt", opening),
@@ -105,19 +111,19 @@ export function decrypting(envelope: Envelope, opening: Opening): Operation<Open
 }
 
 /** Move an envelope of any form, which comes back in its own. */
-export function rewrapping<E extends AnyEnvelope>(
+export function rewrapping<E extends AnyEnvelope | EnvelopeJSON>(
   envelope: E,
   target: Target,
   opening: Opening,
-): Operation<E> {
-  const checked = readAnyEnvelope(envelope);
+): Operation<Moved<E>> {
+  const checked = readAnyEnvelope(decoded(envelope));
   return {
     path: "/envelope/rewrap",
     scope: scopeOf(checked, "rewrap", opening),
     takesToken: true,
     members: { ...openingMembers(checked, opening), ...targetMembers(target) },
     // Of the same members, as it was compared with what went in.
-    read: (document) => readRewrapped(document, checked, target) as E,
+    read: (document) => readRewrapped(document, checked, target) as Moved<E>,
   };
 }
 

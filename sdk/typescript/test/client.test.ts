@@ -15,6 +15,7 @@ import {
   ProblemError,
   TransportError,
 } from "@kkp/client";
+import { encodeUTF8 } from "#src/encoding.js";
 import { type Answer, type Body, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
 
 const KEY = "kkp_sk_canary-of-a-service-key";
@@ -560,6 +561,58 @@ test("what KKP finds wrong with an envelope is the error that is found here", as
   kkp.received.length = 0;
   await refused(client().decrypt({ ...envelope, nonce: "AA" }), EnvelopeInvalidError, "envelope_invalid");
   assert.deepEqual(kkp.paths(), []);
+});
+
+test("an envelope is taken as it was stored: as JSON text, or as its bytes", async () => {
+  const one = client();
+  const envelope = await one.encrypt(MESSAGE);
+  const target = { backend: "gcp", keyId: "orders" };
+  const stored = JSON.stringify(envelope, null, 2);
+  for (const json of [stored, encodeUTF8(stored)]) {
+    assert.equal((await one.decrypt(json)).text, MESSAGE.plaintext);
+    assert.equal((await one.rewrap(json, target)).key_id, "orders");
+    assert.equal(succeeded(await one.decryptMany([json]))[0]?.text, MESSAGE.plaintext);
+    assert.equal(succeeded(await one.rewrapMany([json], target))[0]?.key_id, "orders");
+  }
+  for (const { path, body } of kkp.received.filter(({ path }) => path === "/envelope/decrypt")) {
+    assert.deepEqual(body.envelope, envelope, path);
+  }
+});
+
+const BAD_STORED: Readonly<Record<string, (json: string) => string | Uint8Array>> = {
+  nothing: () => "",
+  "half of it": (json) => json.slice(0, json.length / 2),
+  "a member twice": (json) => json.replace("{", '{"v":1,'),
+  "a number that is none": (json) => json.replace('"v":1', '"v":NaN'),
+  "a version that is no whole number": (json) => json.replace('"v":1', '"v":1.0'),
+  "a byte order mark": (json) => `\ufeff${json}`,
+  "a lone surrogate": (json) => json.replace('"key_version":"', '"key_version":"\ud800'),
+  "bytes that are not UTF-8": (json) =>
+    Buffer.concat([Buffer.from(json.slice(0, -1)), Buffer.of(0xff, 0x7d)]),
+  "JSON in JSON": (json) => JSON.stringify(json),
+  "a list": (json) => `[${json}]`,
+  null: () => "null",
+};
+
+for (const [name, made] of Object.entries(BAD_STORED)) {
+  test(`stored JSON that is no envelope is not sent: ${name}`, async () => {
+    const stored = made(JSON.stringify(sealed({ ...MESSAGE, key_id: "alias/orders" })));
+    const target = { backend: "gcp", keyId: "orders" };
+    const [many] = await client().decryptMany([stored]);
+    assert.ok(many instanceof EnvelopeInvalidError);
+    for (const call of [client().decrypt(stored), client().rewrap(stored, target)]) {
+      await refused(call, EnvelopeInvalidError, "envelope_invalid");
+    }
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
+
+test("a member of an envelope that is JSON text is no member, nor is an answer's envelope", async () => {
+  const envelope = await client().encrypt(MESSAGE);
+  const context = JSON.stringify(envelope.context) as never;
+  await refused(client().decrypt({ ...envelope, context }), EnvelopeInvalidError, "envelope_invalid");
+  kkp.script.push({ body: { envelope: JSON.stringify(envelope) } });
+  await refused(client().encrypt(MESSAGE), TransportError, "bad_answer");
 });
 
 // Many at once.

@@ -6,6 +6,7 @@ import type { Http2ServerRequest } from "node:http2";
 import { test } from "node:test";
 import {
   type AccessToken,
+  type AnyEnvelope,
   type Caller,
   type Claims,
   type Envelope,
@@ -53,6 +54,7 @@ export const guarded = (verifier: TokenVerifier, request: IncomingMessage, respo
 export function neverCalledEither(client: KKPClient, local: LocalEnvelope, stream: StreamEnvelope): void {
   // What is moved comes back as what it was.
   const moved: Promise<StreamEnvelope> = client.rewrap(stream, { backend: "gcp", keyId: "orders" });
+  const movedText: Promise<AnyEnvelope> = client.rewrap("{}", { backend: "gcp", keyId: "orders" });
   // @ts-expect-error  a credential is needed
   new KKPClient({ url: "https://kkp.test" });
   // @ts-expect-error  a key has a backend
@@ -63,7 +65,7 @@ export function neverCalledEither(client: KKPClient, local: LocalEnvelope, strea
   void client.decrypt(stream);
   // @ts-expect-error  the call says which operation a token is for
   void client.decrypt({} as Envelope, { scope: { ops: ["encrypt"] } });
-  assert.ok(moved);
+  assert.ok([moved, movedText]);
 }
 
 export function neverCalled(verifier: TokenVerifier, claims: Claims): void {
