@@ -56,6 +56,11 @@ export interface MessageKey<E> {
   readonly raw: Bytes;
 }
 
+/** What KKP knows of a token; of one that is not good, or not the caller's to ask about, only that. */
+export type Introspection =
+  | { readonly active: false }
+  | ({ readonly active: true; readonly token_type: "Bearer" | "DPoP" } & Claims);
+
 /** How an envelope is opened or moved. */
 export interface Opening {
   /** What the token is for, beyond the envelope's own key: with a key named, an envelope of another is refused. */
@@ -155,6 +160,14 @@ export function releasing(envelope: DetachedEnvelope | StreamEnvelope, opening: 
   };
 }
 
+export function readIntrospection(document: JSONObject): Introspection {
+  const active = document.get("active");
+  if (active === false) return { active };
+  const type = document.get("token_type");
+  if (active !== true || (type !== "Bearer" && type !== "DPoP")) return badAnswer();
+  return { active, token_type: type, ...claimsIn(document) };
+}
+
 function sealing<T>(
   path: string,
   under: Sealing,
@@ -218,9 +231,12 @@ function isSealedUnder(envelope: DetachedEnvelope | StreamEnvelope, under: Seali
 
 function claimsOf(value: JSONValue | undefined): Claims | null {
   if (value === null) return null;
-  if (!isObject(value)) return badAnswer();
+  return isObject(value) ? claimsIn(value) : badAnswer();
+}
+
+function claimsIn(members: JSONObject): Claims {
   try {
-    return readClaims(value);
+    return readClaims(members);
   } catch {
     return badAnswer();
   }

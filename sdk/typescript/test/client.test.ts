@@ -16,11 +16,12 @@ import {
   TransportError,
 } from "@kkp/client";
 import { encodeUTF8 } from "#src/encoding.js";
-import { type Answer, type Body, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
+import { type Answer, type Body, claimsFor, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
 
 const KEY = "kkp_sk_canary-of-a-service-key";
 const MESSAGE: Message = { backend: "aws", keyId: "alias/orders", plaintext: "canary of a plaintext" };
 const SCOPE = { backend: "aws", keyId: "alias/orders" };
+const KEY_LABELS = { backend: "aws", key_id: "alias/orders" };
 
 const kkp = await ScriptedKKP.start();
 after(() => kkp.stop());
@@ -202,6 +203,90 @@ test("a credential that is refused is not asked for again", async () => {
   kkp.script.push(problem(401, "unauthenticated"));
   await refused(client().encrypt(MESSAGE), ProblemError, "unauthenticated");
   assert.equal(kkp.received.length, 1);
+});
+
+// What becomes of a token.
+
+test("KKP tells what it knows of a token, under the names that its claims have", async () => {
+  const one = client();
+  const { token } = await one.token(SCOPE);
+  const known = await one.introspect(token);
+  assert.ok(known.active);
+  assert.deepEqual(
+    [known.token_type, known.sub, known.aud, known.key_id, known.exp],
+    ["Bearer", "orders", "orders-db", "alias/orders", 1_750_000_300],
+  );
+  assert.ok(!("scope" in known));
+  const [, introspect] = kkp.received as [Body, Body];
+  assert.equal(introspect.path, "/token/introspect");
+  assert.equal(introspect.headers.authorization, `Bearer ${KEY}`);
+  assert.deepEqual(introspect.body, { token });
+});
+
+test("of a token that is not good KKP tells that alone", async () => {
+  kkp.script.push({ body: { active: false, sub: "passed over" } });
+  assert.deepEqual(await client().introspect("a.b.c"), { active: false });
+});
+
+const BAD_INTROSPECTIONS: Readonly<Record<string, Body>> = {
+  "nothing in it": {},
+  "active that is no truth value": { active: "true" },
+  "an active token without claims": { active: true, token_type: "Bearer" },
+  "another type of token": { active: true, token_type: "MAC", ...claimsFor(KEY_LABELS) },
+  "no type of token": { active: true, ...claimsFor(KEY_LABELS) },
+  "claims of another form": { active: true, token_type: "Bearer", ...claimsFor(KEY_LABELS), exp: "soon" },
+};
+
+for (const [name, body] of Object.entries(BAD_INTROSPECTIONS)) {
+  test(`a bad answer of /token/introspect: ${name}`, async () => {
+    kkp.script.push({ body });
+    await refused(client().introspect("a.b.c"), TransportError, "bad_answer");
+  });
+}
+
+test("a revoked token is used no longer, and others are kept", async () => {
+  const one = client();
+  const other = { ...SCOPE, audience: "billing" };
+  const [{ token }, kept] = [await one.token(SCOPE), await one.token(other)];
+  assert.equal(await one.revoke(token), undefined);
+  assert.deepEqual(kkp.received.at(-1)?.body, { token });
+  assert.notEqual((await one.token(SCOPE)).token, token);
+  assert.equal(await one.token(other), kept);
+  assert.deepEqual(kkp.paths(), ["/token", "/token", "/token/revoke", "/token"]);
+});
+
+test("a token is used no longer either where KKP could not be told to revoke it", async () => {
+  const one = client();
+  const { token } = await one.token(SCOPE);
+  kkp.script.push(problem(500, "internal"));
+  await refused(one.revoke(token), ProblemError, "internal");
+  assert.notEqual((await one.token(SCOPE)).token, token);
+});
+
+test("what is asked about a token shows the credential, without a proof, with a DPoP key too", async () => {
+  const bound = client({ dpopKey: await DPoPKey.generate() });
+  const { token } = await bound.token(SCOPE);
+  await bound.introspect(token);
+  await bound.revoke(token);
+  for (const { headers } of kkp.received.slice(1)) {
+    assert.deepEqual([headers.authorization, headers.dpop], [`Bearer ${KEY}`, undefined]);
+  }
+  assert.equal(kkp.received.length, 3);
+});
+
+test("only the text of a token is asked about, within the call's own deadline", async () => {
+  const one = client();
+  for (const given of ["", undefined, await one.token(SCOPE)] as string[]) {
+    await refused(one.introspect(given), ConfigurationError, "invalid_configuration");
+    await refused(one.revoke(given), ConfigurationError, "invalid_configuration");
+  }
+  assert.deepEqual(kkp.paths(), ["/token"]);
+  kkp.script.push(
+    () => undefined,
+    () => undefined,
+  );
+  await refused(one.introspect("a.b.c", { deadlineSeconds: 0.2 }), TransportError, "timeout");
+  await refused(one.revoke("a.b.c", { deadlineSeconds: 0.2 }), TransportError, "timeout");
 });
 
 // DPoP.

@@ -11,6 +11,7 @@ import {
   type Claims,
   type Envelope,
   fetchGuard,
+  type Introspection,
   KKPClient,
   KKPError,
   type LocalEnvelope,
@@ -40,6 +41,7 @@ same<Awaited<ReturnType<KKPClient["decrypt"]>>, Opened<Claims | null>>();
 same<Awaited<ReturnType<KKPClient["decryptMany"]>>, (Opened<Claims | null> | KKPError)[]>();
 same<Awaited<ReturnType<KKPClient["token"]>>, AccessToken>();
 same<Awaited<ReturnType<LocalEnvelope["open"]>>, Opened>();
+same<Awaited<ReturnType<KKPClient["introspect"]>>, Introspection>();
 same<ReturnType<LocalEnvelope["sealStream"]>, TransformStream<Uint8Array, Uint8Array>>();
 same<Claims["ops"], readonly Operation[]>();
 same<TokenError["code"], TokenErrorCode>();
