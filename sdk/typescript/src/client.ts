@@ -43,7 +43,7 @@ import {
   type Sealing,
   type Target,
 } from "./operations.js";
-import { checkedName } from "./options.js";
+import { checkedName, checkedSpelling } from "./options.js";
 import {
   type AccessToken,
   checkedCredential,
@@ -132,6 +132,7 @@ export class KKPClient {
 
   constructor(options: ClientOptions) {
     const { credential } = options;
+    checkedSpelling(options, "dpopKey", "deadlineSeconds", "allowHTTP");
     this.#url = checkedURL(options.url, options.allowHTTP);
     this.#issuer = checkedURL(options.issuer ?? options.url, true);
     this.#credential = typeof credential === "function" ? credential : checkedCredential(credential);
@@ -369,6 +370,7 @@ export class KKPClient {
   }
 
   async #within<T>(options: CallOptions, step: (deadline: Deadline) => Promise<T>): Promise<T> {
+    checkedSpelling(options, "deadlineSeconds");
     const seconds = checkedSeconds(options.deadlineSeconds ?? this.#deadlineSeconds);
     return await Deadline.within(seconds, this.#url, options.signal, step);
   }

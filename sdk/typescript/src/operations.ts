@@ -25,7 +25,7 @@ import {
   type StreamEnvelope,
 } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
-import { checkedName, checkedPairs } from "./options.js";
+import { checkedName, checkedPairs, checkedSpelling } from "./options.js";
 import { badAnswer, type Members, type PolicyContext, type Scope, textOf } from "./protocol.js";
 import { isObject, type JSONObject, type JSONValue } from "./strictJson.js";
 
@@ -179,6 +179,7 @@ function sealing<T>(
 }
 
 function sealingMembers(under: Sealing): Members {
+  checkedSpelling(under, "associatedData", "policyContext", "chunkSize");
   return {
     ...targetMembers(under),
     context: checkedPairs(under.context, "context"),
@@ -187,11 +188,14 @@ function sealingMembers(under: Sealing): Members {
   };
 }
 
-function targetMembers({ backend, keyId }: Target): Members {
+function targetMembers(target: Target): Members {
+  checkedSpelling(target, "keyId");
+  const { backend, keyId } = target;
   return { backend: checkedName(backend, "backend"), key_id: checkedName(keyId, "keyId") };
 }
 
 function openingMembers(envelope: DetachedEnvelope | StreamEnvelope, opening: Opening): Members {
+  checkedSpelling(opening, "policyContext");
   const plain: Plain = { ...envelope };
   return { envelope: plain, policy_context: opening.policyContext };
 }

@@ -3,6 +3,18 @@
 import type { Context } from "./envelope.js";
 import { ConfigurationError } from "./errors.js";
 
+/**
+ * Refuse names in the spelling of KKP's own API: `dpop_key` would be passed over, and tokens be bound to nothing.
+ *
+ * Other names are passed over, since an object of somebody's own may have members of its own.
+ */
+export function checkedSpelling(options: object, ...names: readonly string[]): void {
+  for (const name of names) {
+    const other = name.replace(/[A-Z]+/g, (capitals) => `_${capitals.toLowerCase()}`);
+    if (other in options) throw new ConfigurationError(`${other} is spelt ${name} here`);
+  }
+}
+
 /** Return a text that is not empty, such as the name of a key, an audience or an issuer. */
 export function checkedName(name: unknown, option: string): string {
   if (typeof name === "string" && name !== "") return name;

@@ -18,7 +18,7 @@ import {
   TransportError,
 } from "./errors.js";
 import type { Answer, NoAnswer } from "./http.js";
-import { checkedName, checkedPairs } from "./options.js";
+import { checkedName, checkedPairs, checkedSpelling } from "./options.js";
 import {
   isArray,
   isObject,
@@ -86,6 +86,7 @@ const MIN_RENEWAL_SECONDS = 10;
 
 /** Return the body of `POST /token`, which names the scope as well: equal bodies ask for equal tokens. */
 export function tokenBody(scope: Scope, defaultAudience: string | undefined, isBound: boolean): string {
+  checkedSpelling(scope, "keyId", "ttlSeconds", "policyClaims", "requestContext");
   const audience = scope.audience ?? defaultAudience;
   if (audience === undefined) {
     throw new ConfigurationError("a token needs an audience: the client's, or the scope's own");

@@ -14,7 +14,7 @@ import { KeysUnavailableError, RevocationsUnavailableError, TokenError, Transpor
 import type { Fetch } from "./http.js";
 import { KeySet, MAX_KEY_SET_BYTES, MAX_KEYS_AGE_SECONDS } from "./keys.js";
 import { checkedLeeway, DEFAULT_LEEWAY_SECONDS } from "./leeway.js";
-import { checkedName } from "./options.js";
+import { checkedName, checkedSpelling } from "./options.js";
 import { type KeysReason, type RevocationsReason, refusal } from "./refusals.js";
 import { RemoteDocument } from "./remoteDocument.js";
 import { ReplayMemory } from "./replayMemory.js";
@@ -61,6 +61,7 @@ export class TokenVerifier {
   #highestSeq: number;
 
   constructor(options: TokenVerifierOptions) {
+    checkedSpelling(options, "leewaySeconds", "highestRevocationSeq", "allowHTTP");
     const url = checkedURL(options.url, options.allowHTTP);
     const fetcher: Fetch = options.fetch ?? ((at, init) => fetch(at, init));
     this.audience = checkedName(options.audience, "audience");

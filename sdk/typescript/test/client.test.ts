@@ -866,12 +866,15 @@ test("a credential may have 8,192 characters", () => {
 });
 
 const NO_KEY = "keyId is needed: a text that is not empty";
+const MISSPELT = "key_id is spelt keyId here";
 const NO_BACKEND = "backend is needed: a text that is not empty";
 const NO_CONTEXT = "context is an object of texts, or left out";
 
 /** What a caller may hand in whom no compiler has told. */
 const BAD_LABELS: Readonly<Record<string, [object, string]>> = {
-  "the name that KKP's own API has": [{ backend: "aws", key_id: "alias/orders" }, NO_KEY],
+  "the name that KKP's own API has": [{ backend: "aws", key_id: "alias/orders" }, MISSPELT],
+  "both names": [{ ...SCOPE, key_id: "alias/orders" }, MISSPELT],
+  "no key": [{ backend: "aws" }, NO_KEY],
   "an empty key": [{ backend: "aws", keyId: "" }, NO_KEY],
   "a key that is a number": [{ backend: "aws", keyId: 7 }, NO_KEY],
   "no backend": [{ keyId: "alias/orders" }, NO_BACKEND],
@@ -913,7 +916,37 @@ test("nothing is moved without the name of a key to move it to", async () => {
   const envelope = await client().encrypt(MESSAGE);
   const target = { backend: "gcp", key_id: "orders" } as never;
   const error = await refused(client().rewrap(envelope, target), ConfigurationError, "invalid_configuration");
-  assert.equal(error.message, NO_KEY);
+  assert.equal(error.message, MISSPELT);
+});
+
+/** Names that would be passed over, and what they ask for with them. */
+const MISSPELLINGS: Readonly<Record<string, (one: KKPClient, envelope: Envelope) => Promise<unknown>>> = {
+  "dpop_key is spelt dpopKey here": async () => client({ dpop_key: await DPoPKey.generate() } as never),
+  "deadline_seconds is spelt deadlineSeconds here": (one) =>
+    one.encrypt(MESSAGE, { deadline_seconds: 1 } as never),
+  "associated_data is spelt associatedData here": (one) =>
+    one.encrypt({ ...MESSAGE, associated_data: "row 7" } as never),
+  "chunk_size is spelt chunkSize here": (one) => one.streamKey({ ...SCOPE, chunk_size: 8192 } as never, 4096),
+  "policy_context is spelt policyContext here": (one, envelope) =>
+    one.decrypt(envelope, { policy_context: {} } as never),
+  "ttl_seconds is spelt ttlSeconds here": (one) => one.token({ ...SCOPE, ttl_seconds: 60 } as never),
+  "key_id is spelt keyId here": (one, envelope) =>
+    one.decrypt(envelope, { scope: { key_id: "alias/orders" } } as never),
+  "allow_http is spelt allowHTTP here": async () => client({ allow_http: true } as never),
+};
+
+for (const [message, call] of Object.entries(MISSPELLINGS)) {
+  test(`nothing is asked of KKP where ${message}`, async () => {
+    const envelope = sealed({ ...MESSAGE, ...KEY_LABELS });
+    const error = await refused(call(client(), envelope), ConfigurationError, "invalid_configuration");
+    assert.equal(error.message, message);
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
+
+test("members of somebody's own beside a message are passed over", async () => {
+  await client().encrypt({ ...MESSAGE, row_id: 7 } as Message);
+  assert.deepEqual(Object.keys(kkp.received[0]?.body).sort(), ["backend", "key_id", "plaintext"]);
 });
 
 test("a scope's audience and claims are checked as well", async () => {

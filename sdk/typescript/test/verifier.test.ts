@@ -382,6 +382,7 @@ const UNUSABLE: Readonly<Record<string, Partial<TokenVerifierOptions>>> = {
   "another scheme": { url: "ftp://kkp.test" },
   "an empty audience": { audience: "" },
   "an empty issuer": { issuer: "" },
+  "an option in another spelling": { leeway_seconds: 0 } as never,
   "a leeway below 0": { leewaySeconds: -1 },
   "a leeway over 60": { leewaySeconds: 60.5 },
   "a leeway that is no number": { leewaySeconds: Number.NaN },
