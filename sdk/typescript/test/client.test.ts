@@ -791,6 +791,16 @@ test("what fails a request as a whole is the error of each in it, and of no othe
   assert.ok(!(results[1000] instanceof KKPError));
 });
 
+test("with KKP away many are not thrown: each has its error, and a malformed one its own", async () => {
+  const envelope = await client().encrypt(MESSAGE);
+  const one = client({ url: await closedPort() });
+  const [first, malformed, last] = await one.decryptMany([envelope, { ...envelope, nonce: "AA" }, envelope]);
+  for (const result of [first, last]) {
+    assert.ok(result instanceof TransportError && result.code === "unreachable");
+  }
+  assert.ok(malformed instanceof EnvelopeInvalidError);
+});
+
 test("a batch's answer of another count, or with something else in it, is a bad one for each", async () => {
   for (const items of [[], [{}], [{}, {}, {}], [1, 2], "items", [{ code: 7 }, {}]]) {
     kkp.script.push({ body: { items } });
