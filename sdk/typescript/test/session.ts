@@ -18,6 +18,8 @@ const local = new LocalEnvelope(client);
 
 const DOES: Readonly<Record<string, (line: Line) => Promise<unknown>>> = {
   token: async ({ scope }) => ({ token: (await client.token(scope)).token }),
+  introspect: async ({ token }) => await client.introspect(token),
+  revoke: async ({ token }) => ({ done: await client.revoke(token) }),
   encrypt: async ({ message }) => ({ envelope: await client.encrypt(messageOf(message)) }),
   decrypt: async ({ envelope }) => shown(await client.decrypt(envelope)),
   rewrap: async ({ envelope, target }) => ({ envelope: await client.rewrap(envelope, target) }),
