@@ -120,6 +120,29 @@ async def test_envelopes_move_and_go_many_at_once(tmp_path: Path, binding: str) 
         assert second["error"] == {"code": "envelope_invalid", "status": 422}
 
 
+async def test_an_envelope_is_opened_and_moved_as_it_was_stored(tmp_path: Path) -> None:
+    async with both(tmp_path) as (_, typescript):
+        sealed = await typescript.does("encrypt", message=MESSAGE)
+        stored = json.dumps(sealed["envelope"], indent=2)
+        for done in ("decrypt", "open"):
+            assert (await typescript.does(done, envelope=stored))["text"] == "hello"
+        moved = await typescript.does("rewrap", envelope=stored, target=TARGET)
+        assert (await typescript.does("open", envelope=json.dumps(moved["envelope"])))["text"] == "hello"
+
+
+@pytest.mark.parametrize("binding", ["Bearer", "DPoP"])
+async def test_what_kkp_knows_of_a_token_is_told_until_it_is_revoked(tmp_path: Path, binding: str) -> None:
+    async with both(tmp_path, isBound=binding == "DPoP") as (server, typescript):
+        scope = {"backend": "aws", "keyId": "alias/orders"}
+        token = (await typescript.does("token", scope=scope))["token"]
+        known = await typescript.does("introspect", token=token)
+        claims = await server.verify_offline(token)
+        assert known == {"active": True, "token_type": binding, "context": {}, **claims}
+        assert await typescript.does("revoke", token=token) == {}
+        assert await typescript.does("introspect", token=token) == {"active": False}
+        assert (await typescript.does("token", scope=scope))["token"] != token
+
+
 async def test_with_nonces_demanded_proofs_have_them(tmp_path: Path) -> None:
     environ = {"KKP_DPOP_NONCE": "1"}
     async with (

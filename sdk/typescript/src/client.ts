@@ -19,7 +19,9 @@ import {
   type DetachedEnvelope,
   type Encoding,
   type Envelope,
+  type EnvelopeJSON,
   importMessageKey,
+  type Moved,
   type Opened,
   type StreamEnvelope,
 } from "./envelope.js";
@@ -30,15 +32,18 @@ import {
   beginningStream,
   decrypting,
   encrypting,
+  type Introspection,
   type Message,
   type MessageKey,
   type Opening,
   type Operation,
+  readIntrospection,
   releasing,
   rewrapping,
   type Sealing,
   type Target,
 } from "./operations.js";
+import { checkedName, checkedSpelling } from "./options.js";
 import {
   type AccessToken,
   checkedCredential,
@@ -104,6 +109,8 @@ interface Call<T> {
 interface Shown {
   readonly authorization: string;
   readonly token?: AccessToken;
+  /** By which a proof is made, where one is shown. */
+  readonly key: DPoPKey | undefined;
 }
 
 const DEFAULT_DEADLINE_SECONDS = 10;
@@ -125,10 +132,11 @@ export class KKPClient {
 
   constructor(options: ClientOptions) {
     const { credential } = options;
+    checkedSpelling(options, "dpopKey", "deadlineSeconds", "allowHTTP");
     this.#url = checkedURL(options.url, options.allowHTTP);
     this.#issuer = checkedURL(options.issuer ?? options.url, true);
     this.#credential = typeof credential === "function" ? credential : checkedCredential(credential);
-    this.#audience = options.audience;
+    this.#audience = options.audience === undefined ? undefined : checkedName(options.audience, "audience");
     this.#dpopKey = options.dpopKey;
     this.#deadlineSeconds = checkedSeconds(options.deadlineSeconds ?? DEFAULT_DEADLINE_SECONDS);
     this.#repeats = checkedRepeats(options.repeats ?? DEFAULT_REPEATS);
@@ -140,13 +148,27 @@ export class KKPClient {
     return await this.#within(options, () => this.#token(scope));
   }
 
+  /** Ask what KKP knows of a token, now: also of one that was revoked a moment ago. */
+  async introspect(token: string, options: CallOptions = {}): Promise<Introspection> {
+    return readIntrospection(await this.#about("/token/introspect", token, options));
+  }
+
+  /** Have KKP take a token from nobody any more; verifiers hear of it from the list of revocations. */
+  async revoke(token: string, options: CallOptions = {}): Promise<void> {
+    this.#tokens.forgetWhere((kept) => kept.token === token);
+    await this.#about("/token/revoke", token, options);
+  }
+
   /** Have KKP seal a plaintext. */
   async encrypt(message: Message, options: CallOptions = {}): Promise<Envelope> {
     return await this.#run(encrypting(message), options);
   }
 
   /** Have KKP open an envelope. */
-  async decrypt(envelope: Envelope, options: OpeningOptions = {}): Promise<Opened<Claims | null>> {
+  async decrypt(
+    envelope: Envelope | EnvelopeJSON,
+    options: OpeningOptions = {},
+  ): Promise<Opened<Claims | null>> {
     return await this.#run(decrypting(envelope, options), options);
   }
 
@@ -155,7 +177,11 @@ export class KKPClient {
    *
    * Of a stream, the envelope in its line is moved, and takes that line's place.
    */
-  async rewrap<E extends AnyEnvelope>(envelope: E, target: Target, options: OpeningOptions = {}): Promise<E> {
+  async rewrap<E extends AnyEnvelope | EnvelopeJSON>(
+    envelope: E,
+    target: Target,
+    options: OpeningOptions = {},
+  ): Promise<Moved<E>> {
     return await this.#run(rewrapping(envelope, target, options), options);
   }
 
@@ -166,18 +192,18 @@ export class KKPClient {
 
   /** Open many: for each what was opened, or its error, in order. The deadline is that of each request. */
   async decryptMany(
-    envelopes: readonly Envelope[],
+    envelopes: readonly (Envelope | EnvelopeJSON)[],
     options: OpeningOptions = {},
   ): Promise<Result<Opened<Claims | null>>[]> {
     return await this.#runMany(envelopes, (envelope) => decrypting(envelope, options), options);
   }
 
   /** Move many: for each its envelope or its error, in order. The deadline is that of each request. */
-  async rewrapMany<E extends AnyEnvelope>(
+  async rewrapMany<E extends AnyEnvelope | EnvelopeJSON>(
     envelopes: readonly E[],
     target: Target,
     options: OpeningOptions = {},
-  ): Promise<Result<E>[]> {
+  ): Promise<Result<Moved<E>>[]> {
     return await this.#runMany(envelopes, (envelope) => rewrapping(envelope, target, options), options);
   }
 
@@ -205,6 +231,15 @@ export class KKPClient {
     options: OpeningOptions = {},
   ): Promise<WebCryptoKey> {
     return await importMessageKey(await this.#run(releasing(envelope, options), options), "decrypt");
+  }
+
+  /** Call what tells or ends something of a token, and does not use it: the credential is shown, with no proof. */
+  async #about(path: string, token: string, options: CallOptions): Promise<JSONObject> {
+    const body = jsonOf({ token: checkedName(token, "token") });
+    return await this.#within(options, async (deadline) => {
+      const call = { path, showing: "credential", body: () => body, items: 1 } as const;
+      return await this.#sent(call, await this.#shownCredential(undefined), deadline);
+    });
   }
 
   async #run<T>(operation: Operation<T>, options: CallOptions): Promise<T> {
@@ -268,21 +303,21 @@ export class KKPClient {
   async #shown({ scope, showing }: Call<unknown>): Promise<Shown> {
     if (this.#dpopKey !== undefined || showing === "alone") {
       const token = await this.#token(scope);
-      return { authorization: `${token.tokenType} ${token.token}`, token };
+      return { authorization: `${token.tokenType} ${token.token}`, token, key: this.#dpopKey };
     }
-    const authorization = await this.#shownCredential();
-    return showing === "credential" ? { authorization } : { authorization, token: await this.#token(scope) };
+    const credential = await this.#shownCredential(undefined);
+    return showing === "credential" ? credential : { ...credential, token: await this.#token(scope) };
   }
 
-  async #shownCredential(): Promise<string> {
+  async #shownCredential(key: DPoPKey | undefined): Promise<Shown> {
     const credential = this.#credential;
     const asked = typeof credential === "function" ? checkedCredential(await credential()) : credential;
-    return `Bearer ${asked}`;
+    return { authorization: `Bearer ${asked}`, key };
   }
 
   async #token(scope: Scope): Promise<AccessToken> {
     const body = this.#tokenBody(scope);
-    return await this.#tokens.get(body, () => this.#newToken(body, scope));
+    return await this.#tokens.get(body, () => this.#newToken(body));
   }
 
   #tokenBody(scope: Scope): string {
@@ -290,18 +325,22 @@ export class KKPClient {
   }
 
   /** Ask for a token, for all who wait for one: under the client's deadline, not under that of any of them. */
-  async #newToken(body: string, scope: Scope): Promise<Dated<AccessToken>> {
+  async #newToken(body: string): Promise<Dated<AccessToken>> {
     const askedAt = now();
-    const call = { path: "/token", scope, showing: "credential", body: () => body, items: 1 } as const;
+    const call = { path: "/token", showing: "credential", body: () => body, items: 1 } as const;
     const document = await this.#within({}, async (deadline) => {
-      return await this.#sent(call, { authorization: await this.#shownCredential() }, deadline);
+      return await this.#sent(call, await this.#shownCredential(this.#dpopKey), deadline);
     });
     const { token, lifeSeconds } = readToken(document, this.#dpopKey !== undefined);
     const endsAt = askedAt + lifeSeconds;
     return { token, endsAt, renewAt: endsAt - renewalSeconds(lifeSeconds) };
   }
 
-  async #sent(call: Omit<Call<unknown>, "read">, shown: Shown, deadline: Deadline): Promise<JSONObject> {
+  async #sent(
+    call: Omit<Call<unknown>, "scope" | "read">,
+    shown: Shown,
+    deadline: Deadline,
+  ): Promise<JSONObject> {
     const isBeside = call.showing === "beside" && this.#dpopKey === undefined;
     const body = encodeUTF8(call.body(isBeside ? shown.token?.token : undefined));
     const maxBytes = maxAnswerBytes(body.length, call.items);
@@ -309,7 +348,7 @@ export class KKPClient {
       const init = { method: "POST", headers: await this.#headers(call.path, shown), body };
       const answer = await send(this.#fetch, this.#url + call.path, init, maxBytes, deadline.signal);
       this.#nonce = nonceOf(answer) ?? this.#nonce;
-      const isNonceWanted = this.#dpopKey !== undefined && !hadNonce && wantsNonce(answer);
+      const isNonceWanted = shown.key !== undefined && !hadNonce && wantsNonce(answer);
       const seconds = repeat < this.#repeats ? secondsBeforeRepeat(answer, repeat, Math.random()) : undefined;
       if (isNonceWanted) {
         hadNonce = true;
@@ -323,14 +362,15 @@ export class KKPClient {
   }
 
   /** Return a request's headers: a proof is for one request, and so made anew for each time that it is sent. */
-  async #headers(path: string, { authorization, token }: Shown): Promise<Record<string, string>> {
+  async #headers(path: string, { authorization, token, key }: Shown): Promise<Record<string, string>> {
     const headers = { "Content-Type": "application/json", Authorization: authorization };
-    if (this.#dpopKey === undefined) return headers;
+    if (key === undefined) return headers;
     const request = { method: "POST", url: this.#issuer + path, token: token?.token, nonce: this.#nonce };
-    return { ...headers, DPoP: await this.#dpopKey.proof(request) };
+    return { ...headers, DPoP: await key.proof(request) };
   }
 
   async #within<T>(options: CallOptions, step: (deadline: Deadline) => Promise<T>): Promise<T> {
+    checkedSpelling(options, "deadlineSeconds");
     const seconds = checkedSeconds(options.deadlineSeconds ?? this.#deadlineSeconds);
     return await Deadline.within(seconds, this.#url, options.signal, step);
   }

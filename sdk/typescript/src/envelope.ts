@@ -16,7 +16,7 @@ import {
   isWellFormed,
 } from "./encoding.js";
 import { EnvelopeInvalidError } from "./errors.js";
-import { JSONNumber } from "./strictJson.js";
+import { JSONNumber, parseStrictObject, StrictJSONError } from "./strictJson.js";
 import type { WebCryptoKey } from "./webCrypto.js";
 
 export type Encoding = "utf-8" | null;
@@ -70,6 +70,12 @@ export interface StreamEnvelope extends Labels {
 
 export type AnyEnvelope = Envelope | DetachedEnvelope | StreamEnvelope;
 
+/** An envelope as it is stored: its JSON, as text or in UTF-8. */
+export type EnvelopeJSON = string | Uint8Array;
+
+/** What comes of an envelope that is moved: of JSON nobody can tell beforehand what stands in it. */
+export type Moved<E> = E extends AnyEnvelope ? E : AnyEnvelope;
+
 type Members = ReadonlyMap<string, unknown>;
 
 const LABELS = [
@@ -86,6 +92,21 @@ const LABELS = [
   "wrap_tag",
   "commitment",
 ];
+
+/**
+ * Return what stands in the JSON of an envelope, read strictly, and anything else as it is.
+ *
+ * For what callers hand in alone: an envelope within an answer, and a member within an envelope, are no text.
+ */
+export function decoded(envelope: unknown): unknown {
+  const json = typeof envelope === "string" && isWellFormed(envelope) ? encodeUTF8(envelope) : envelope;
+  if (!(json instanceof Uint8Array)) return json;
+  try {
+    return parseStrictObject(json);
+  } catch (error) {
+    throw error instanceof StrictJSONError ? new EnvelopeInvalidError() : error;
+  }
+}
 
 /** Return a copy of an envelope that has its form, whether it comes from a program or from strict JSON. */
 export function readEnvelope(value: unknown): Envelope {

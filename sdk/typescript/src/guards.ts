@@ -10,7 +10,7 @@
  * - A DPoP proof must be for the URL that the service is known by, which its configuration says and never a
  *   `Host` header: whoever sends a stolen proof writes that as they like.
  * - Refused is 401 with a challenge (RFC 6750 section 3, RFC 9449 section 7.1), without keys or list 503.
- *   Strangers are told the code; the reason is for `onRefused`.
+ *   Strangers are told the code; the reason is for `onRefused`, which hears of every refusal.
  */
 
 import type { Claims } from "./claims.js";
@@ -19,7 +19,7 @@ import { type Bytes, encodeBase64url, sha256 } from "./encoding.js";
 import {
   ConfigurationError,
   KeysUnavailableError,
-  type KKPError,
+  KKPError,
   RevocationsUnavailableError,
   TokenError,
 } from "./errors.js";
@@ -46,7 +46,7 @@ export interface GuardOptions<R> {
   readonly url: string;
   /** The DER, or its SHA-256 in base64url, of the client certificate that TLS showed. */
   readonly certificate?: (request: R) => Bytes | string | undefined;
-  /** Is told why a request was refused, for the log. */
+  /** Is told why a request was refused, for the log; of one without a credential, `unauthenticated`. */
   readonly onRefused?: (error: KKPError, request: R) => void;
 }
 
@@ -86,13 +86,25 @@ interface Refusal {
 // RFC 6750 section 2.1, RFC 9449 section 7.1
 const CREDENTIAL = /^(Bearer|DPoP) +([A-Za-z0-9._~+/-]+=*)$/i;
 const ALGORITHMS = `algs="${PROOF_ALGORITHMS.join(" ")}"`;
+const NO_CREDENTIAL = "unauthenticated";
 const UNAUTHENTICATED: Refusal = {
   status: 401,
-  code: "unauthenticated",
+  code: NO_CREDENTIAL,
   challenges: ['Bearer realm="kkp"', `DPoP realm="kkp", ${ALGORITHMS}`],
 };
 const TITLES = { 401: "Unauthorized", 503: "Service Unavailable" } as const;
 const ABOUT_PROOFS: ReadonlySet<string> = new Set(["proof_missing", "wrong_proof", "not_bound"]);
+
+/** Nothing was shown that could be verified; no verdict, and so no `TokenError`. */
+class UnauthenticatedError extends KKPError {
+  constructor() {
+    super(NO_CREDENTIAL, "no token was shown");
+  }
+
+  override get name(): string {
+    return "KKPError";
+  }
+}
 
 /** A guard that answers the caller, or the `Response` to send instead. */
 export function fetchGuard(
@@ -139,7 +151,10 @@ async function callerOf(
 ): Promise<Caller | Refusal> {
   const [, scheme = "", token = ""] =
     (shown.authorization.length === 1 && CREDENTIAL.exec(shown.authorization[0] ?? "")) || [];
-  if (token === "") return UNAUTHENTICATED;
+  if (token === "") {
+    onRefused(new UnauthenticatedError());
+    return UNAUTHENTICATED;
+  }
   const isDPoP = scheme.toLowerCase() === "dpop";
   try {
     const claims = await verifier.verify(token, await presentedBy(shown, url));

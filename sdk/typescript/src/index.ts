@@ -17,6 +17,8 @@ export type {
   DetachedEnvelope,
   Encoding,
   Envelope,
+  EnvelopeJSON,
+  Moved,
   Opened,
   StreamEnvelope,
 } from "./envelope.js";
@@ -35,7 +37,7 @@ export {
 export type { Fetch } from "./http.js";
 export { KeySet, type PublicKey } from "./keys.js";
 export { LocalEnvelope, type StreamOptions } from "./local.js";
-export type { Message, Opening, Sealing, Target } from "./operations.js";
+export type { Introspection, Message, Opening, Sealing, Target } from "./operations.js";
 export type { AccessToken, PolicyContext, Scope } from "./protocol.js";
 export type { KeysReason, Reason, RevocationsReason, TokenReason } from "./refusals.js";
 export { ReplayMemory } from "./replayMemory.js";

@@ -8,7 +8,17 @@
 
 import type { CallOptions, KKPClient, OpeningOptions } from "./client.js";
 import { type Bytes, encodeUTF8, isWellFormed } from "./encoding.js";
-import { detach, type Envelope, isChunkSize, Opened, open, readEnvelope, seal } from "./envelope.js";
+import {
+  decoded,
+  detach,
+  type Envelope,
+  type EnvelopeJSON,
+  isChunkSize,
+  Opened,
+  open,
+  readEnvelope,
+  seal,
+} from "./envelope.js";
 import { ConfigurationError } from "./errors.js";
 import { checkedBytes, type Message, type Sealing } from "./operations.js";
 import { DEFAULT_CHUNK_BYTES, opening, sealing } from "./stream.js";
@@ -35,8 +45,8 @@ export class LocalEnvelope {
   }
 
   /** Open an envelope, sealed here or by KKP. */
-  async open(envelope: Envelope, options: OpeningOptions = {}): Promise<Opened> {
-    const checked = readEnvelope(envelope);
+  async open(envelope: Envelope | EnvelopeJSON, options: OpeningOptions = {}): Promise<Opened> {
+    const checked = readEnvelope(decoded(envelope));
     const key = await this.#client.messageKey(detach(checked), options);
     return new Opened(await open(checked, key), checked.encoding, null);
   }

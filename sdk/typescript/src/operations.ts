@@ -11,8 +11,11 @@ import {
   type AnyEnvelope,
   type Context,
   type DetachedEnvelope,
+  decoded,
   type Encoding,
   type Envelope,
+  type EnvelopeJSON,
+  type Moved,
   Opened,
   plaintextBytes,
   readAnyEnvelope,
@@ -22,6 +25,7 @@ import {
   type StreamEnvelope,
 } from "./envelope.js";
 import { ConfigurationError, EnvelopeInvalidError } from "./errors.js";
+import { checkedName, checkedPairs, checkedSpelling } from "./options.js";
 import { badAnswer, type Members, type PolicyContext, type Scope, textOf } from "./protocol.js";
 import { isObject, type JSONObject, type JSONValue } from "./strictJson.js";
 
@@ -51,6 +55,11 @@ export interface MessageKey<E> {
   readonly envelope: E;
   readonly raw: Bytes;
 }
+
+/** What KKP knows of a token; of one that is not good, or not the caller's to ask about, only that. */
+export type Introspection =
+  | { readonly active: false }
+  | ({ readonly active: true; readonly token_type: "Bearer" | "DPoP" } & Claims);
 
 /** How an envelope is opened or moved. */
 export interface Opening {
@@ -92,8 +101,11 @@ export function checkedBytes(plaintext: unknown): Uint8Array {
   return bytes;
 }
 
-export function decrypting(envelope: Envelope, opening: Opening): Operation<Opened<Claims | null>> {
-  const checked = readEnvelope(envelope);
+export function decrypting(
+  envelope: Envelope | EnvelopeJSON,
+  opening: Opening,
+): Operation<Opened<Claims | null>> {
+  const checked = readEnvelope(decoded(envelope));
   return {
     path: "/envelope/decrypt",
     scope: scopeOf(checked, "decrypt", opening),
@@ -104,19 +116,19 @@ export function decrypting(envelope: Envelope, opening: Opening): Operation<Open
 }
 
 /** Move an envelope of any form, which comes back in its own. */
-export function rewrapping<E extends AnyEnvelope>(
+export function rewrapping<E extends AnyEnvelope | EnvelopeJSON>(
   envelope: E,
   target: Target,
   opening: Opening,
-): Operation<E> {
-  const checked = readAnyEnvelope(envelope);
+): Operation<Moved<E>> {
+  const checked = readAnyEnvelope(decoded(envelope));
   return {
     path: "/envelope/rewrap",
     scope: scopeOf(checked, "rewrap", opening),
     takesToken: true,
-    members: { ...openingMembers(checked, opening), backend: target.backend, key_id: target.keyId },
+    members: { ...openingMembers(checked, opening), ...targetMembers(target) },
     // Of the same members, as it was compared with what went in.
-    read: (document) => readRewrapped(document, checked, target) as E,
+    read: (document) => readRewrapped(document, checked, target) as Moved<E>,
   };
 }
 
@@ -148,6 +160,14 @@ export function releasing(envelope: DetachedEnvelope | StreamEnvelope, opening: 
   };
 }
 
+export function readIntrospection(document: JSONObject): Introspection {
+  const active = document.get("active");
+  if (active === false) return { active };
+  const type = document.get("token_type");
+  if (active !== true || (type !== "Bearer" && type !== "DPoP")) return badAnswer();
+  return { active, token_type: type, ...claimsIn(document) };
+}
+
 function sealing<T>(
   path: string,
   under: Sealing,
@@ -159,16 +179,23 @@ function sealing<T>(
 }
 
 function sealingMembers(under: Sealing): Members {
+  checkedSpelling(under, "associatedData", "policyContext", "chunkSize");
   return {
-    backend: under.backend,
-    key_id: under.keyId,
-    context: under.context,
+    ...targetMembers(under),
+    context: checkedPairs(under.context, "context"),
     associated_data: under.associatedData,
     policy_context: under.policyContext,
   };
 }
 
+function targetMembers(target: Target): Members {
+  checkedSpelling(target, "keyId");
+  const { backend, keyId } = target;
+  return { backend: checkedName(backend, "backend"), key_id: checkedName(keyId, "keyId") };
+}
+
 function openingMembers(envelope: DetachedEnvelope | StreamEnvelope, opening: Opening): Members {
+  checkedSpelling(opening, "policyContext");
   const plain: Plain = { ...envelope };
   return { envelope: plain, policy_context: opening.policyContext };
 }
@@ -208,9 +235,12 @@ function isSealedUnder(envelope: DetachedEnvelope | StreamEnvelope, under: Seali
 
 function claimsOf(value: JSONValue | undefined): Claims | null {
   if (value === null) return null;
-  if (!isObject(value)) return badAnswer();
+  return isObject(value) ? claimsIn(value) : badAnswer();
+}
+
+function claimsIn(members: JSONObject): Claims {
   try {
-    return readClaims(value);
+    return readClaims(members);
   } catch {
     return badAnswer();
   }

@@ -12,11 +12,13 @@ import type { Context } from "./envelope.js";
 import {
   ConfigurationError,
   EnvelopeInvalidError,
+  type ErrorDetails,
   type KKPError,
   ProblemError,
   TransportError,
 } from "./errors.js";
 import type { Answer, NoAnswer } from "./http.js";
+import { checkedName, checkedPairs, checkedSpelling } from "./options.js";
 import {
   isArray,
   isObject,
@@ -84,18 +86,19 @@ const MIN_RENEWAL_SECONDS = 10;
 
 /** Return the body of `POST /token`, which names the scope as well: equal bodies ask for equal tokens. */
 export function tokenBody(scope: Scope, defaultAudience: string | undefined, isBound: boolean): string {
+  checkedSpelling(scope, "keyId", "ttlSeconds", "policyClaims", "requestContext");
   const audience = scope.audience ?? defaultAudience;
   if (audience === undefined) {
     throw new ConfigurationError("a token needs an audience: the client's, or the scope's own");
   }
   return jsonOf({
-    audience,
-    backend: scope.backend,
-    key_id: scope.keyId,
+    audience: checkedName(audience, "audience"),
+    backend: checkedName(scope.backend, "backend"),
+    key_id: checkedName(scope.keyId, "keyId"),
     ops: [...(scope.ops ?? ["decrypt"])].sort(),
     ttl_seconds: scope.ttlSeconds,
-    policy_claims: scope.policyClaims,
-    context: scope.context,
+    policy_claims: checkedPairs(scope.policyClaims, "policyClaims"),
+    context: checkedPairs(scope.context, "context"),
     subject: scope.subject,
     request_context: scope.requestContext,
     binding: isBound ? "dpop" : undefined,
@@ -114,12 +117,14 @@ export function jsonOf(members: Members): string {
 
 /** Return a bearer credential that fits into a header, and can't be two. */
 export function checkedCredential(credential: unknown): string {
-  const fits =
-    typeof credential === "string" &&
-    credential.length <= MAX_TOKEN_CHARACTERS &&
-    CREDENTIAL.test(credential);
-  if (!fits)
-    throw new ConfigurationError("a credential is a service key, a JWT or another bearer credential");
+  if (typeof credential !== "string") throw new ConfigurationError("the credential is not text");
+  if (credential === "") throw new ConfigurationError("the credential is empty");
+  if (/\s/.test(credential)) {
+    throw new ConfigurationError("the credential has white space or a line break in it: strip it");
+  }
+  if (credential.length > MAX_TOKEN_CHARACTERS || !CREDENTIAL.test(credential)) {
+    throw new ConfigurationError("the credential is no service key, JWT or other bearer credential");
+  }
   return credential;
 }
 
@@ -161,9 +166,16 @@ function problemOf(document: JSONObject, retryAfter?: number): KKPError | undefi
     reasons: wordsOf(document.get("reasons")),
     retryAfterSeconds: retryAfter,
   };
-  const message = `KKP answered ${status} ${code}`;
+  const message = refusedAs(code, details);
   if (code === "envelope_invalid") return new EnvelopeInvalidError(message, details);
   return new ProblemError(code, message, details);
+}
+
+function refusedAs(code: string, { reasons, requestId }: ErrorDetails): string {
+  const about = [reasons?.join(", "), requestId && `request ${requestId}`].filter(
+    (part) => part !== undefined,
+  );
+  return `KKP refused: ${code}${about.length === 0 ? "" : ` (${about.join("; ")})`}.`;
 }
 
 /** Read `/token`'s answer, and tell how long the token lives by its own claims, which no clock of ours bends. */

@@ -11,7 +11,7 @@ const TOKEN_REFUSALS = {
   wrong_algorithm: ["token_invalid", "its algorithm is not EdDSA"],
   wrong_type: ["token_invalid", "it is of another type"],
   wrong_claims: ["token_invalid", "a claim is missing, or has another form than KKP's"],
-  wrong_issuer: ["token_invalid", "somebody else issued it"],
+  wrong_issuer: ["token_invalid", "it is another issuer's"],
   wrong_audience: ["audience_mismatch", "it is meant for somebody else"],
   expired: ["token_expired", "it has expired"],
   not_yet_valid: ["token_invalid", "it is not valid yet"],
@@ -45,6 +45,11 @@ export type TokenReason = keyof typeof TOKEN_REFUSALS;
 export type KeysReason = keyof typeof KEY_REFUSALS;
 export type RevocationsReason = keyof typeof REVOCATION_REFUSALS;
 export type Reason = TokenReason | KeysReason | RevocationsReason;
+
+/** Refuse what another issuer signed; mostly it is the one expected that was configured otherwise than KKP was. */
+export function wrongIssuer(expected: string): KKPError {
+  return refusal("wrong_issuer", `expected ${expected}; see the option issuer`);
+}
 
 /** Return the error of a verdict. `about` says more, in words that hold nothing of what was handed in. */
 export function refusal(reason: Reason, about = ""): KKPError {

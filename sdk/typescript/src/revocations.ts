@@ -16,7 +16,7 @@ import { integer, list, object, text } from "./forms.js";
 import { readJWS } from "./jws.js";
 import { checkSignature, type KeySet } from "./keys.js";
 import { checkedLeeway, DEFAULT_LEEWAY_SECONDS } from "./leeway.js";
-import { refusal } from "./refusals.js";
+import { refusal, wrongIssuer } from "./refusals.js";
 import type { JSONObject, JSONValue } from "./strictJson.js";
 
 export const REVOCATION_LIST_TYPE = "kkp-revocations+jwt";
@@ -55,7 +55,7 @@ export async function verifyRevocationList(
   const leewaySeconds = checkedLeeway(checks.leewaySeconds ?? DEFAULT_LEEWAY_SECONDS);
   const unverified = readJWS(jws, REVOCATION_LIST_TYPE, MAX_LIST_CHARACTERS);
   const claims = readList(unverified.claims);
-  if (claims.iss !== checks.issuer) throw refusal("wrong_issuer");
+  if (claims.iss !== checks.issuer) throw wrongIssuer(checks.issuer);
   if (!(checks.now < claims.exp)) throw refusal("list_too_old");
   if (!(claims.iat <= checks.now + leewaySeconds)) throw refusal("not_yet_valid");
   await checkSignature(unverified, checks.keys, checks.now);

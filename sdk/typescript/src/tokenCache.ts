@@ -49,6 +49,11 @@ export class TokenCache<T> {
     if (this.#kept.get(scope)?.token === token) this.#kept.delete(scope);
   }
 
+  /** Drop a token wherever it is kept, such as one that was revoked. */
+  forgetWhere(isIt: (token: T) => boolean): void {
+    for (const [scope, { token }] of this.#kept) if (isIt(token)) this.#kept.delete(scope);
+  }
+
   #asked(scope: string, ask: () => Promise<Dated<T>>): Promise<T> {
     const underWay = this.#underWay.get(scope);
     if (underWay !== undefined) return underWay;

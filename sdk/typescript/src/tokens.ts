@@ -12,7 +12,7 @@ import { ConfigurationError } from "./errors.js";
 import { readJWS } from "./jws.js";
 import { checkSignature, type KeySet } from "./keys.js";
 import { checkedLeeway, DEFAULT_LEEWAY_SECONDS } from "./leeway.js";
-import { refusal } from "./refusals.js";
+import { refusal, wrongIssuer } from "./refusals.js";
 import type { ReplayMemory } from "./replayMemory.js";
 import { checkRevocations, type RevocationList } from "./revocations.js";
 import type { JSONObject } from "./strictJson.js";
@@ -65,7 +65,7 @@ function claimsOf(members: JSONObject): Claims {
 }
 
 function checkNames(claims: Claims, { issuer, audience }: TokenChecks): void {
-  if (claims.iss !== issuer) throw refusal("wrong_issuer");
+  if (claims.iss !== issuer) throw wrongIssuer(issuer);
   if (claims.aud !== audience) throw refusal("wrong_audience");
 }
 

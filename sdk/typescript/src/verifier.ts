@@ -11,16 +11,11 @@
 
 import type { Claims } from "./claims.js";
 import { decodeUTF8 } from "./encoding.js";
-import {
-  ConfigurationError,
-  KeysUnavailableError,
-  RevocationsUnavailableError,
-  TokenError,
-  TransportError,
-} from "./errors.js";
+import { KeysUnavailableError, RevocationsUnavailableError, TokenError, TransportError } from "./errors.js";
 import type { Fetch } from "./http.js";
 import { KeySet, MAX_KEY_SET_BYTES, MAX_KEYS_AGE_SECONDS } from "./keys.js";
 import { checkedLeeway, DEFAULT_LEEWAY_SECONDS } from "./leeway.js";
+import { checkedName, checkedSpelling } from "./options.js";
 import { type KeysReason, type RevocationsReason, refusal } from "./refusals.js";
 import { RemoteDocument } from "./remoteDocument.js";
 import { ReplayMemory } from "./replayMemory.js";
@@ -67,10 +62,11 @@ export class TokenVerifier {
   #highestSeq: number;
 
   constructor(options: TokenVerifierOptions) {
+    checkedSpelling(options, "leewaySeconds", "highestRevocationSeq", "allowHTTP");
     const url = checkedURL(options.url, options.allowHTTP);
     const fetcher: Fetch = options.fetch ?? ((at, init) => fetch(at, init));
-    this.audience = named(options.audience, "audience");
-    this.issuer = named(options.issuer ?? url, "issuer");
+    this.audience = checkedName(options.audience, "audience");
+    this.issuer = checkedName(options.issuer ?? url, "issuer");
     this.#leewaySeconds = checkedLeeway(options.leewaySeconds ?? DEFAULT_LEEWAY_SECONDS);
     this.#clock = options.clock ?? (() => Date.now() / 1000);
     this.#highestSeq = options.highestRevocationSeq ?? 0;
@@ -224,9 +220,4 @@ function keysAt(url: string) {
     },
     confirmed: (keys: KeySet, fetchedAt: number) => keys.at(fetchedAt),
   };
-}
-
-function named(name: string, option: string): string {
-  if (typeof name !== "string" || name === "") throw new ConfigurationError(`${option} is needed`);
-  return name;
 }

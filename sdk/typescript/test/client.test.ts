@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { createServer } from "node:net";
 import { after, beforeEach, test } from "node:test";
 import { inspect } from "node:util";
+import { runInNewContext } from "node:vm";
 import {
   type ClientOptions,
   ConfigurationError,
@@ -14,11 +15,13 @@ import {
   ProblemError,
   TransportError,
 } from "@kkp/client";
-import { type Answer, type Body, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
+import { encodeUTF8 } from "#src/encoding.js";
+import { type Answer, type Body, claimsFor, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
 
 const KEY = "kkp_sk_canary-of-a-service-key";
 const MESSAGE: Message = { backend: "aws", keyId: "alias/orders", plaintext: "canary of a plaintext" };
 const SCOPE = { backend: "aws", keyId: "alias/orders" };
+const KEY_LABELS = { backend: "aws", key_id: "alias/orders" };
 
 const kkp = await ScriptedKKP.start();
 after(() => kkp.stop());
@@ -200,6 +203,90 @@ test("a credential that is refused is not asked for again", async () => {
   kkp.script.push(problem(401, "unauthenticated"));
   await refused(client().encrypt(MESSAGE), ProblemError, "unauthenticated");
   assert.equal(kkp.received.length, 1);
+});
+
+// What becomes of a token.
+
+test("KKP tells what it knows of a token, under the names that its claims have", async () => {
+  const one = client();
+  const { token } = await one.token(SCOPE);
+  const known = await one.introspect(token);
+  assert.ok(known.active);
+  assert.deepEqual(
+    [known.token_type, known.sub, known.aud, known.key_id, known.exp],
+    ["Bearer", "orders", "orders-db", "alias/orders", 1_750_000_300],
+  );
+  assert.ok(!("scope" in known));
+  const [, introspect] = kkp.received as [Body, Body];
+  assert.equal(introspect.path, "/token/introspect");
+  assert.equal(introspect.headers.authorization, `Bearer ${KEY}`);
+  assert.deepEqual(introspect.body, { token });
+});
+
+test("of a token that is not good KKP tells that alone", async () => {
+  kkp.script.push({ body: { active: false, sub: "passed over" } });
+  assert.deepEqual(await client().introspect("a.b.c"), { active: false });
+});
+
+const BAD_INTROSPECTIONS: Readonly<Record<string, Body>> = {
+  "nothing in it": {},
+  "active that is no truth value": { active: "true" },
+  "an active token without claims": { active: true, token_type: "Bearer" },
+  "another type of token": { active: true, token_type: "MAC", ...claimsFor(KEY_LABELS) },
+  "no type of token": { active: true, ...claimsFor(KEY_LABELS) },
+  "claims of another form": { active: true, token_type: "Bearer", ...claimsFor(KEY_LABELS), exp: "soon" },
+};
+
+for (const [name, body] of Object.entries(BAD_INTROSPECTIONS)) {
+  test(`a bad answer of /token/introspect: ${name}`, async () => {
+    kkp.script.push({ body });
+    await refused(client().introspect("a.b.c"), TransportError, "bad_answer");
+  });
+}
+
+test("a revoked token is used no longer, and others are kept", async () => {
+  const one = client();
+  const other = { ...SCOPE, audience: "billing" };
+  const [{ token }, kept] = [await one.token(SCOPE), await one.token(other)];
+  assert.equal(await one.revoke(token), undefined);
+  assert.deepEqual(kkp.received.at(-1)?.body, { token });
+  assert.notEqual((await one.token(SCOPE)).token, token);
+  assert.equal(await one.token(other), kept);
+  assert.deepEqual(kkp.paths(), ["/token", "/token", "/token/revoke", "/token"]);
+});
+
+test("a token is used no longer either where KKP could not be told to revoke it", async () => {
+  const one = client();
+  const { token } = await one.token(SCOPE);
+  kkp.script.push(problem(500, "internal"));
+  await refused(one.revoke(token), ProblemError, "internal");
+  assert.notEqual((await one.token(SCOPE)).token, token);
+});
+
+test("what is asked about a token shows the credential, without a proof, with a DPoP key too", async () => {
+  const bound = client({ dpopKey: await DPoPKey.generate() });
+  const { token } = await bound.token(SCOPE);
+  await bound.introspect(token);
+  await bound.revoke(token);
+  for (const { headers } of kkp.received.slice(1)) {
+    assert.deepEqual([headers.authorization, headers.dpop], [`Bearer ${KEY}`, undefined]);
+  }
+  assert.equal(kkp.received.length, 3);
+});
+
+test("only the text of a token is asked about, within the call's own deadline", async () => {
+  const one = client();
+  for (const given of ["", undefined, await one.token(SCOPE)] as string[]) {
+    await refused(one.introspect(given), ConfigurationError, "invalid_configuration");
+    await refused(one.revoke(given), ConfigurationError, "invalid_configuration");
+  }
+  assert.deepEqual(kkp.paths(), ["/token"]);
+  kkp.script.push(
+    () => undefined,
+    () => undefined,
+  );
+  await refused(one.introspect("a.b.c", { deadlineSeconds: 0.2 }), TransportError, "timeout");
+  await refused(one.revoke("a.b.c", { deadlineSeconds: 0.2 }), TransportError, "timeout");
 });
 
 // DPoP.
@@ -524,6 +611,10 @@ test("a problem's ids and reasons are told, and its text is not", async () => {
     [error.requestId, error.decisionId, error.reasons],
     ["request-1", "decision-1", ids.reasons],
   );
+  assert.equal(
+    error.message,
+    "KKP refused: policy_denied (grants.none, kkp.binding_required; request request-1).",
+  );
   assert.doesNotMatch(inspect(error, { showHidden: true }), /canary/);
 });
 
@@ -532,15 +623,81 @@ test("ids and reasons that are no words are left out", async () => {
   kkp.script.push(problem(403, "policy_denied", ids));
   const error = await refused(client().encrypt(MESSAGE), ProblemError, "policy_denied");
   assert.deepEqual([error.requestId, error.decisionId, error.reasons], [undefined, undefined, undefined]);
+  assert.equal(error.message, "KKP refused: policy_denied.");
 });
+
+for (const [more, message] of [
+  [{}, "KKP refused: policy_denied (request request-1)."],
+  [{ request_id: null, reasons: ["grants.none"] }, "KKP refused: policy_denied (grants.none)."],
+  [{ reasons: [] }, "KKP refused: policy_denied (request request-1)."],
+] as const) {
+  test(`a problem that says ${JSON.stringify(more)} beside its code reads "${message}"`, async () => {
+    kkp.script.push(problem(403, "policy_denied", more));
+    const error = await refused(client().encrypt(MESSAGE), ProblemError, "policy_denied");
+    assert.equal(error.message, message);
+  });
+}
 
 test("what KKP finds wrong with an envelope is the error that is found here", async () => {
   const envelope = await client().encrypt({ ...MESSAGE, associatedData: "refuse" });
   const error = await refused(client().decrypt(envelope), EnvelopeInvalidError, "envelope_invalid");
   assert.deepEqual([error.status, error.requestId], [422, "request-1"]);
+  assert.equal(error.message, "KKP refused: envelope_invalid (request request-1).");
   kkp.received.length = 0;
   await refused(client().decrypt({ ...envelope, nonce: "AA" }), EnvelopeInvalidError, "envelope_invalid");
   assert.deepEqual(kkp.paths(), []);
+});
+
+test("an envelope is taken as it was stored: as JSON text, or as its bytes", async () => {
+  const one = client();
+  const envelope = await one.encrypt(MESSAGE);
+  const target = { backend: "gcp", keyId: "orders" };
+  const stored = JSON.stringify(envelope, null, 2);
+  for (const json of [stored, encodeUTF8(stored)]) {
+    assert.equal((await one.decrypt(json)).text, MESSAGE.plaintext);
+    assert.equal((await one.rewrap(json, target)).key_id, "orders");
+    assert.equal(succeeded(await one.decryptMany([json]))[0]?.text, MESSAGE.plaintext);
+    assert.equal(succeeded(await one.rewrapMany([json], target))[0]?.key_id, "orders");
+  }
+  for (const { path, body } of kkp.received.filter(({ path }) => path === "/envelope/decrypt")) {
+    assert.deepEqual(body.envelope, envelope, path);
+  }
+});
+
+const BAD_STORED: Readonly<Record<string, (json: string) => string | Uint8Array>> = {
+  nothing: () => "",
+  "half of it": (json) => json.slice(0, json.length / 2),
+  "a member twice": (json) => json.replace("{", '{"v":1,'),
+  "a number that is none": (json) => json.replace('"v":1', '"v":NaN'),
+  "a version that is no whole number": (json) => json.replace('"v":1', '"v":1.0'),
+  "a byte order mark": (json) => `\ufeff${json}`,
+  "a lone surrogate": (json) => json.replace('"key_version":"', '"key_version":"\ud800'),
+  "bytes that are not UTF-8": (json) =>
+    Buffer.concat([Buffer.from(json.slice(0, -1)), Buffer.of(0xff, 0x7d)]),
+  "JSON in JSON": (json) => JSON.stringify(json),
+  "a list": (json) => `[${json}]`,
+  null: () => "null",
+};
+
+for (const [name, made] of Object.entries(BAD_STORED)) {
+  test(`stored JSON that is no envelope is not sent: ${name}`, async () => {
+    const stored = made(JSON.stringify(sealed({ ...MESSAGE, key_id: "alias/orders" })));
+    const target = { backend: "gcp", keyId: "orders" };
+    const [many] = await client().decryptMany([stored]);
+    assert.ok(many instanceof EnvelopeInvalidError);
+    for (const call of [client().decrypt(stored), client().rewrap(stored, target)]) {
+      await refused(call, EnvelopeInvalidError, "envelope_invalid");
+    }
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
+
+test("a member of an envelope that is JSON text is no member, nor is an answer's envelope", async () => {
+  const envelope = await client().encrypt(MESSAGE);
+  const context = JSON.stringify(envelope.context) as never;
+  await refused(client().decrypt({ ...envelope, context }), EnvelopeInvalidError, "envelope_invalid");
+  kkp.script.push({ body: { envelope: JSON.stringify(envelope) } });
+  await refused(client().encrypt(MESSAGE), TransportError, "bad_answer");
 });
 
 // Many at once.
@@ -634,6 +791,16 @@ test("what fails a request as a whole is the error of each in it, and of no othe
   assert.ok(!(results[1000] instanceof KKPError));
 });
 
+test("with KKP away many are not thrown: each has its error, and a malformed one its own", async () => {
+  const envelope = await client().encrypt(MESSAGE);
+  const one = client({ url: await closedPort() });
+  const [first, malformed, last] = await one.decryptMany([envelope, { ...envelope, nonce: "AA" }, envelope]);
+  for (const result of [first, last]) {
+    assert.ok(result instanceof TransportError && result.code === "unreachable");
+  }
+  assert.ok(malformed instanceof EnvelopeInvalidError);
+});
+
 test("a batch's answer of another count, or with something else in it, is a bad one for each", async () => {
   for (const items of [[], [{}], [{}, {}, {}], [1, 2], "items", [{ code: 7 }, {}]]) {
     kkp.script.push({ body: { items } });
@@ -657,10 +824,8 @@ const BAD_OPTIONS: Readonly<Record<string, object>> = {
   "a user": { url: "https://user:password@kkp.example" },
   "a query": { url: "https://kkp.example/?a=b" },
   "a fragment": { url: "https://kkp.example/#a" },
-  "an empty credential": { credential: "" },
-  "a credential with a line's end": { credential: "kkp_sk_a\r\nX-Other: b" },
-  "a credential that is two": { credential: "one two" },
-  "a credential that is none": { credential: undefined },
+  "an empty audience": { audience: "" },
+  "an audience that is null": { audience: null },
   "no deadline": { deadlineSeconds: 0 },
   "a deadline that is no number": { deadlineSeconds: Number.NaN },
   "a deadline of more than an hour": { deadlineSeconds: 3601 },
@@ -674,6 +839,136 @@ for (const [name, options] of Object.entries(BAD_OPTIONS)) {
     assert.throws(() => client(options), ConfigurationError);
   });
 }
+
+const NOT_TEXT = "the credential is not text";
+const EMPTY = "the credential is empty";
+const NOT_STRIPPED = "the credential has white space or a line break in it: strip it";
+const NO_BEARER = "the credential is no service key, JWT or other bearer credential";
+
+const BAD_CREDENTIALS: readonly (readonly [unknown, string])[] = [
+  [undefined, NOT_TEXT],
+  [null, NOT_TEXT],
+  [Buffer.from(KEY), NOT_TEXT],
+  ["", EMPTY],
+  [" ", NOT_STRIPPED],
+  [`${KEY}\n`, NOT_STRIPPED],
+  [` ${KEY}`, NOT_STRIPPED],
+  [`${KEY}\r\nX-Other: b`, NOT_STRIPPED],
+  [`${KEY}\u2028`, NOT_STRIPPED],
+  [`${KEY} ${KEY}`, NOT_STRIPPED],
+  [`"${KEY}"`, NO_BEARER],
+  [`${KEY}\u0000`, NO_BEARER],
+  [KEY.padEnd(8193, "x"), NO_BEARER],
+];
+
+for (const [given, message] of BAD_CREDENTIALS) {
+  test(`${inspect(given).slice(0, 60)} is refused, from a function too, for what is wrong with it`, async () => {
+    const credential = given as string;
+    assert.throws(() => client({ credential }), { name: "ConfigurationError", message });
+    const asked = client({ credential: () => credential }).encrypt(MESSAGE);
+    assert.equal((await refused(asked, ConfigurationError, "invalid_configuration")).message, message);
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
+
+test("a credential may have 8,192 characters", () => {
+  client({ credential: KEY.padEnd(8192, "x") });
+});
+
+const NO_KEY = "keyId is needed: a text that is not empty";
+const MISSPELT = "key_id is spelt keyId here";
+const NO_BACKEND = "backend is needed: a text that is not empty";
+const NO_CONTEXT = "context is an object of texts, or left out";
+
+/** What a caller may hand in whom no compiler has told. */
+const BAD_LABELS: Readonly<Record<string, [object, string]>> = {
+  "the name that KKP's own API has": [{ backend: "aws", key_id: "alias/orders" }, MISSPELT],
+  "both names": [{ ...SCOPE, key_id: "alias/orders" }, MISSPELT],
+  "no key": [{ backend: "aws" }, NO_KEY],
+  "an empty key": [{ backend: "aws", keyId: "" }, NO_KEY],
+  "a key that is a number": [{ backend: "aws", keyId: 7 }, NO_KEY],
+  "no backend": [{ keyId: "alias/orders" }, NO_BACKEND],
+  "a backend that is null": [{ backend: null, keyId: "alias/orders" }, NO_BACKEND],
+  "a context that is null": [{ ...SCOPE, context: null }, NO_CONTEXT],
+  "a context that is text": [{ ...SCOPE, context: "orders" }, NO_CONTEXT],
+  "a context that is a list": [{ ...SCOPE, context: ["orders"] }, NO_CONTEXT],
+  "a context that is a Map": [{ ...SCOPE, context: new Map([["table", "orders"]]) }, NO_CONTEXT],
+  "a number in a context": [{ ...SCOPE, context: { row: 7 } }, NO_CONTEXT],
+};
+
+for (const [name, [labels, message]] of Object.entries(BAD_LABELS)) {
+  test(`nothing is sealed, and no token asked for, with ${name}`, async () => {
+    const one = client();
+    const given = { plaintext: "canary", ...labels } as Message;
+    const calls = [
+      one.encrypt(given),
+      one.dataKey(given, null),
+      one.streamKey(given, 4096),
+      one.token(given),
+    ];
+    for (const call of calls) {
+      const error = await refused(call, ConfigurationError, "invalid_configuration");
+      assert.equal(error.message, message);
+    }
+    const [failed, sealedOne] = await one.encryptMany([given, MESSAGE]);
+    assert.ok(failed instanceof ConfigurationError && !(sealedOne instanceof KKPError));
+    assert.deepEqual(kkp.paths(), ["/envelope/encrypt/batch"]);
+  });
+}
+
+test("a context may be an object without a prototype, or of another realm", async () => {
+  for (const context of [Object.assign(Object.create(null), { a: "b" }), runInNewContext("({ a: 'b' })")]) {
+    assert.deepEqual((await client().encrypt({ ...MESSAGE, context })).context, { a: "b" });
+  }
+});
+
+test("nothing is moved without the name of a key to move it to", async () => {
+  const envelope = await client().encrypt(MESSAGE);
+  const target = { backend: "gcp", key_id: "orders" } as never;
+  const error = await refused(client().rewrap(envelope, target), ConfigurationError, "invalid_configuration");
+  assert.equal(error.message, MISSPELT);
+});
+
+/** Names that would be passed over, and what they ask for with them. */
+const MISSPELLINGS: Readonly<Record<string, (one: KKPClient, envelope: Envelope) => Promise<unknown>>> = {
+  "dpop_key is spelt dpopKey here": async () => client({ dpop_key: await DPoPKey.generate() } as never),
+  "deadline_seconds is spelt deadlineSeconds here": (one) =>
+    one.encrypt(MESSAGE, { deadline_seconds: 1 } as never),
+  "associated_data is spelt associatedData here": (one) =>
+    one.encrypt({ ...MESSAGE, associated_data: "row 7" } as never),
+  "chunk_size is spelt chunkSize here": (one) => one.streamKey({ ...SCOPE, chunk_size: 8192 } as never, 4096),
+  "policy_context is spelt policyContext here": (one, envelope) =>
+    one.decrypt(envelope, { policy_context: {} } as never),
+  "ttl_seconds is spelt ttlSeconds here": (one) => one.token({ ...SCOPE, ttl_seconds: 60 } as never),
+  "key_id is spelt keyId here": (one, envelope) =>
+    one.decrypt(envelope, { scope: { key_id: "alias/orders" } } as never),
+  "allow_http is spelt allowHTTP here": async () => client({ allow_http: true } as never),
+};
+
+for (const [message, call] of Object.entries(MISSPELLINGS)) {
+  test(`nothing is asked of KKP where ${message}`, async () => {
+    const envelope = sealed({ ...MESSAGE, ...KEY_LABELS });
+    const error = await refused(call(client(), envelope), ConfigurationError, "invalid_configuration");
+    assert.equal(error.message, message);
+    assert.deepEqual(kkp.paths(), []);
+  });
+}
+
+test("members of somebody's own beside a message are passed over", async () => {
+  await client().encrypt({ ...MESSAGE, row_id: 7 } as Message);
+  assert.deepEqual(Object.keys(kkp.received[0]?.body).sort(), ["backend", "key_id", "plaintext"]);
+});
+
+test("a scope's audience and claims are checked as well", async () => {
+  for (const [more, message] of [
+    [{ audience: "" }, "audience is needed: a text that is not empty"],
+    [{ policyClaims: null }, "policyClaims is an object of texts, or left out"],
+  ] as const) {
+    const call = client().token({ ...SCOPE, ...more } as never);
+    assert.equal((await refused(call, ConfigurationError, "invalid_configuration")).message, message);
+  }
+  assert.deepEqual(kkp.paths(), []);
+});
 
 test("a client can be made with http to this machine, or to another where that is allowed", () => {
   for (const url of [
@@ -691,15 +986,6 @@ test("a path before KKP's own is kept", async () => {
   kkp.script.push(({ body }) => ({ body: { envelope: sealed(body) } }));
   await client({ url: `${kkp.url}/base/` }).encrypt(MESSAGE);
   assert.deepEqual(kkp.paths(), ["/base/envelope/encrypt"]);
-});
-
-test("what a credential function returns is checked like a credential", async () => {
-  await refused(
-    client({ credential: () => "a\r\nb" }).encrypt(MESSAGE),
-    ConfigurationError,
-    "invalid_configuration",
-  );
-  assert.deepEqual(kkp.paths(), []);
 });
 
 test("without an audience nothing is opened, and all is sealed", async () => {

@@ -70,7 +70,8 @@ test("verify.ts says why a token is refused, and what is missing where KKP is aw
   await withKKP(async ({ kkp, url }) => {
     closed = url;
     const { err, code } = await ran("verify", { KKP_URL: url }, await kkp.token());
-    assert.deepEqual({ err, code }, { err: "token_invalid: refused: somebody else issued it\n", code: 1 });
+    const why = `refused: it is another issuer's: expected ${url}; see the option issuer`;
+    assert.deepEqual({ err, code }, { err: `token_invalid: ${why}\n`, code: 1 });
   });
   const token = await (await FakeKKP.create()).token({ iss: closed, exp: 4_000_000_000 });
   const { err } = await ran("verify", { KKP_URL: closed }, token);

@@ -146,11 +146,14 @@ for (const [way, sendsTo] of Object.entries(WAYS)) {
     "no token of RFC 6750's": ["Bearer a,b"],
     "two credentials": ["Bearer a.b.c", "Bearer a.b.c"],
   })) {
-    test(`${way}: ${name} in Authorization is no credential`, async () => {
+    test(`${way}: ${name} in Authorization is no credential, and the service is told`, async () => {
       const at = await setting();
       const { body, ...answer } = await sendsTo(at)("/", values.length > 0 ? { authorization: values } : {});
       assert.deepEqual(answer, { status: 401, challenges: NO_CREDENTIAL, code: "unauthenticated" });
-      assert.deepEqual(at.refusals, []);
+      assert.deepEqual(
+        at.refusals.map(({ code, reason, message }) => [code, reason, message]),
+        [["unauthenticated", undefined, "no token was shown"]],
+      );
     });
   }
 

@@ -47,6 +47,12 @@ test("text and bytes are sealed and opened here, and KKP never sees them", async
   });
 });
 
+test("an envelope is opened as it was stored, and JSON that is none is not", async () => {
+  const stored = JSON.stringify(await local.seal({ ...UNDER, plaintext: "stored as text" }));
+  assert.equal((await local.open(stored)).text, "stored as text");
+  await assert.rejects(local.open(stored.slice(1)), EnvelopeInvalidError);
+});
+
 test("each message is sealed under a key of its own", async () => {
   const first = await local.seal({ ...UNDER, plaintext: "a" });
   const second = await local.seal({ ...UNDER, plaintext: "a" });

@@ -93,6 +93,12 @@ export class ScriptedKKP {
     switch (path) {
       case "/token":
         return { body: this.#token(body, headers.dpop !== undefined) };
+      case "/token/introspect":
+        return {
+          body: { active: true, token_type: "Bearer", scope: "decrypt", ...claimsFor(this.#asked(body)) },
+        };
+      case "/token/revoke":
+        return { body: {} };
       case "/envelope/encrypt":
       case "/envelope/decrypt":
       case "/envelope/rewrap":
@@ -124,6 +130,11 @@ export class ScriptedKKP {
       kid: "kid",
       token_type: isBound ? "DPoP" : "Bearer",
     };
+  }
+
+  /** Return what one of its own tokens was asked for with. */
+  #asked({ token }: Body): Body {
+    return JSON.parse(Buffer.from(token.split(".")[1], "base64url").toString()).asked;
   }
 
   #one(path: string, body: Body): Scripted {
@@ -176,7 +187,7 @@ export function sealed(body: Body): Body {
   return { ...labels(body), nonce: base64url(new Uint8Array(12)), ciphertext };
 }
 
-function claimsFor(envelope: Body): Body {
+export function claimsFor(envelope: Body): Body {
   const { backend, key_id } = envelope;
   const times = { iat: 1_750_000_000, nbf: 1_750_000_000, exp: 1_750_000_300 };
   const names = { iss: "https://kkp.example", sub: "orders", aud: "orders-db", jti: "token" };

@@ -20,6 +20,8 @@ const verifier = new TokenVerifier({ ...options, leewaySeconds: 0 });
 const DOES: Readonly<Record<string, (line: Line) => Promise<unknown>>> = {
   verify: async ({ token }) => ({ claims: await verifier.verify(token) }),
   token: async ({ scope }) => ({ token: (await client.token(scope)).token }),
+  introspect: async ({ token }) => await client.introspect(token),
+  revoke: async ({ token }) => ({ done: await client.revoke(token) }),
   encrypt: async ({ message }) => ({ envelope: await client.encrypt(messageOf(message)) }),
   decrypt: async ({ envelope }) => shown(await client.decrypt(envelope)),
   rewrap: async ({ envelope, target }) => ({ envelope: await client.rewrap(envelope, target) }),

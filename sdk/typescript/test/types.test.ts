@@ -6,10 +6,12 @@ import type { Http2ServerRequest } from "node:http2";
 import { test } from "node:test";
 import {
   type AccessToken,
+  type AnyEnvelope,
   type Caller,
   type Claims,
   type Envelope,
   fetchGuard,
+  type Introspection,
   KKPClient,
   KKPError,
   type LocalEnvelope,
@@ -39,6 +41,7 @@ same<Awaited<ReturnType<KKPClient["decrypt"]>>, Opened<Claims | null>>();
 same<Awaited<ReturnType<KKPClient["decryptMany"]>>, (Opened<Claims | null> | KKPError)[]>();
 same<Awaited<ReturnType<KKPClient["token"]>>, AccessToken>();
 same<Awaited<ReturnType<LocalEnvelope["open"]>>, Opened>();
+same<Awaited<ReturnType<KKPClient["introspect"]>>, Introspection>();
 same<ReturnType<LocalEnvelope["sealStream"]>, TransformStream<Uint8Array, Uint8Array>>();
 same<Claims["ops"], readonly Operation[]>();
 same<TokenError["code"], TokenErrorCode>();
@@ -53,6 +56,7 @@ export const guarded = (verifier: TokenVerifier, request: IncomingMessage, respo
 export function neverCalledEither(client: KKPClient, local: LocalEnvelope, stream: StreamEnvelope): void {
   // What is moved comes back as what it was.
   const moved: Promise<StreamEnvelope> = client.rewrap(stream, { backend: "gcp", keyId: "orders" });
+  const movedText: Promise<AnyEnvelope> = client.rewrap("{}", { backend: "gcp", keyId: "orders" });
   // @ts-expect-error  a credential is needed
   new KKPClient({ url: "https://kkp.test" });
   // @ts-expect-error  a key has a backend
@@ -63,7 +67,7 @@ export function neverCalledEither(client: KKPClient, local: LocalEnvelope, strea
   void client.decrypt(stream);
   // @ts-expect-error  the call says which operation a token is for
   void client.decrypt({} as Envelope, { scope: { ops: ["encrypt"] } });
-  assert.ok(moved);
+  assert.ok([moved, movedText]);
 }
 
 export function neverCalled(verifier: TokenVerifier, claims: Claims): void {

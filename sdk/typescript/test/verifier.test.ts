@@ -422,6 +422,7 @@ const UNUSABLE: Readonly<Record<string, Partial<TokenVerifierOptions>>> = {
   "another scheme": { url: "ftp://kkp.test" },
   "an empty audience": { audience: "" },
   "an empty issuer": { issuer: "" },
+  "an option in another spelling": { leeway_seconds: 0 } as never,
   "a leeway below 0": { leewaySeconds: -1 },
   "a leeway over 60": { leewaySeconds: 60.5 },
   "a leeway that is no number": { leewaySeconds: Number.NaN },
@@ -451,4 +452,21 @@ for (const url of [
 
 test("in the clear, where one says so", async () => {
   assert.equal((await made({ url: "http://kkp.test", allowHTTP: true })).verifier.issuer, "http://kkp.test");
+});
+
+test("where the issuer is another, the one that was expected is named, and never the token's", async () => {
+  const { kkp, verifier } = await made({ issuer: "http://localhost:8080" });
+  const error = await failure(verifier.verify(await kkp.token({ iss: "http://canary.example" })));
+  assert.deepEqual([error.code, error.reason], ["token_invalid", "wrong_issuer"]);
+  assert.equal(
+    error.message,
+    "refused: it is another issuer's: expected http://localhost:8080; see the option issuer",
+  );
+});
+
+test("a list of another issuer's is missing for that reason", async () => {
+  const { verifier } = await made({ issuer: "http://localhost:8080" });
+  const error = await failure(verifier.prepare());
+  assert.equal(error.code, "revocations_unavailable");
+  assert.match(error.message, /another issuer's: expected http:\/\/localhost:8080; see the option issuer$/);
 });
