@@ -42,9 +42,7 @@ from kkp_client.sync_client import SyncKKPClient
 from kkp import data_dir
 from kkp.cli.common import (
     AWAY,
-    BROKEN,
     DENIED,
-    INTERRUPTED,
     NO_KEY,
     NO_OPTIONS,
     NOT_WRITTEN,
@@ -53,10 +51,10 @@ from kkp.cli.common import (
     STDIN,
     STDOUT,
     UNUSABLE,
-    end_as_by_ctrl_c,
     pair,
     say,
     seconds,
+    to_its_end,
 )
 from kkp.cli.progress import Progress
 from kkp.errors import ConfigError
@@ -182,27 +180,25 @@ def _done(
         target: The file that it writes; None for standard output.
         hints: What else is to be said, by the codes of errors.
     """
-    end_as_by_ctrl_c()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request
-    try:
-        work()
-    except (ConfigError, BrokenPipeError):
-        raise
-    except KKPError as error:
-        say(f"kkp: {error.code}: {_told(error)}")
-        if error.code in hints:
-            say(hints[error.code])
-        return _code(error)
-    except OSError as error:
-        name, why = target or "standard output", error.strerror or type(error).__name__
-        say(f"kkp: {name}: the output could not be written ({why})")
-        return NOT_WRITTEN
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  its text may hold what it worked on
-        say(f"kkp: internal: {type(error).__name__}; report it")
-        return BROKEN
-    return OK
+
+    def told() -> int:
+        try:
+            work()
+        except BrokenPipeError:
+            raise
+        except KKPError as error:
+            say(f"kkp: {error.code}: {_told(error)}")
+            if error.code in hints:
+                say(hints[error.code])
+            return _code(error)
+        except OSError as error:
+            name, why = target or "standard output", error.strerror or type(error).__name__
+            say(f"kkp: {name}: the output could not be written ({why})")
+            return NOT_WRITTEN
+        return OK
+
+    return to_its_end(told)
 
 
 def _told(error: KKPError) -> str:

@@ -92,6 +92,24 @@ def end_as_by_ctrl_c() -> None:
         signal.signal(number, interrupt)
 
 
+def to_its_end(work: Callable[[], int]) -> int:
+    """Do what a command does and return its exit code, whatever ends it.
+
+    What can't be used, and a reader that went away, `kkp.cli.main` tells. Of what nobody foresaw the kind
+    alone is told: its text may hold what was worked on.
+    """
+    end_as_by_ctrl_c()
+    try:
+        return work()
+    except (ConfigError, BrokenPipeError):
+        raise
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  see above
+        say(f"kkp: internal: {type(error).__name__}; report it")
+        return BROKEN
+
+
 def check_public_key(text: str) -> None:
     """Refuse what is no public key of checkpoints.
 

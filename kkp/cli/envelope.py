@@ -18,6 +18,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,7 +32,6 @@ from kkp.cli.common import (
     AWAY,
     BROKEN,
     DENIED,
-    INTERRUPTED,
     NO_KEY,
     NO_RECORD,
     NOT_WRITTEN,
@@ -39,10 +39,10 @@ from kkp.cli.common import (
     REFUSED,
     STDOUT,
     UNUSABLE,
-    end_as_by_ctrl_c,
     pair,
     say,
     settings,
+    to_its_end,
 )
 from kkp.cli.direct import Act, NotWrittenError, open_on_record
 from kkp.clock import SteadyClock
@@ -144,7 +144,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _open(options: argparse.Namespace) -> int:
-    end_as_by_ctrl_c()
+    return to_its_end(partial(_opened, options))
+
+
+def _opened(options: argparse.Namespace) -> int:
     try:
         uses = _uses(options.backend)
         act = _prepared(options, uses)
@@ -157,11 +160,6 @@ def _open(options: argparse.Namespace) -> int:
     except NotWrittenError as error:
         say(f"kkp: the plaintext could not be written: {error}")
         return NOT_WRITTEN
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  its text may hold what it worked on
-        say(f"kkp: internal: {type(error).__name__}; report it")
-        return BROKEN
     return OK
 
 

@@ -45,6 +45,7 @@ CALLERS = 1000
 EXAMPLES = Path(__file__).parents[2] / "sdk/python/examples"
 
 
+# Of these, sdk/python/tests/conftest.py has its own: its tests run alone, and neither can import the other.
 class InThread:
     """What blocks, each of its calls in a thread, so that one test is for both."""
 

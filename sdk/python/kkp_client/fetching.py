@@ -20,10 +20,11 @@ from typing import Any, Final
 import httpx
 
 from kkp_client.key_cache import Answer, NotReadError
+from kkp_client.version import USER_AGENT
 
 DEADLINE_SECONDS: Final = 5
 _OK: Final = 200
-_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": "kkp-client/0.1.0"}
+_HEADERS: Final = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
 
 
 def tls_context(url: str) -> ssl.SSLContext:

@@ -39,6 +39,7 @@ from kkp_client.errors import ConfigurationError, KKPError, ProblemError, Transp
 from kkp_client.messages import EncryptItem, Key, KeyRequest, MessageKey, Op, Opened, Scope, encoded
 from kkp_client.token_cache import HeldToken, TokenCache
 from kkp_client.urls import checked_url
+from kkp_client.version import USER_AGENT
 
 ResultT = TypeVar("ResultT")
 
@@ -48,7 +49,6 @@ _SPARE_ANSWER_BYTES: Final = 256 * 1024
 _SPARE_ITEM_BYTES: Final = 64 * 1024
 _ANSWER_FACTOR: Final = 8  # a plaintext of control characters comes back six times as long, and in base64
 _BACKOFF_SECONDS: Final = 0.1
-_NAME: Final = "kkp-client/0.1.0"
 _OK: Final = 200
 _UNAUTHORISED: Final = 401
 _REPEATED: Final = frozenset({429, 503})
@@ -452,7 +452,7 @@ class Core:
             "Accept-Encoding": "identity",
             "Authorization": shown.authorization,
             "Content-Type": "application/json",
-            "User-Agent": _NAME,
+            "User-Agent": USER_AGENT,
         }
         key = self._settings.dpop_key
         if shown.has_proof and key is not None:

@@ -261,7 +261,7 @@ class SyncKKPClient:
         """Ask for a token, for all who wait for it."""
         try:
             self._core.tokens.land(scope, flight, self._walk(self._core.fetch_token(scope)))
-        except Exception as error:  # noqa: BLE001  it is raised by each who waits
+        except BaseException as error:  # noqa: BLE001  it is raised by each who waits, also a SystemExit
             self._core.tokens.fail(scope, flight, error, self._core.monotonic())
 
     def _landed(self, flight: Flight, deadline: float) -> HeldToken:

@@ -205,6 +205,20 @@ async def test_what_the_callers_function_raises_reaches_all_who_wait(
     assert kkp.asked == []
 
 
+async def test_a_credential_function_that_ends_its_thread_holds_nobody_up(kkp: ScriptedKKP) -> None:
+    is_ready = iter([False, True])
+
+    def credential() -> str:
+        if not next(is_ready):
+            raise SystemExit("not yet")
+        return "key"
+
+    with SyncKKPClient(kkp.url, credential, audience="orders-db") as client:
+        with pytest.raises(SystemExit, match="not yet"):
+            await asyncio.to_thread(client.token, Scope(**KEY))
+        assert (await asyncio.to_thread(client.token, Scope(**KEY))).token
+
+
 async def test_with_a_dpop_key_a_nonce_is_taken_up_and_every_request_proved(
     client_of: Make, kkp: ScriptedKKP
 ) -> None:

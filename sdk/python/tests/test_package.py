@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import kkp_client
+from kkp_client.version import VERSION
 
 FRAMEWORKS = ("aiohttp", "fastapi", "starlette")
 IMPORTED = f"import sys, kkp_client; print(*(name for name in {FRAMEWORKS} if name in sys.modules))"
@@ -26,6 +27,10 @@ def test_it_needs_two_packages_and_a_framework_where_there_is_a_guard_for_it() -
         "aiohttp",
         "starlette",
     }
+
+
+def test_it_is_the_release_that_it_says() -> None:
+    assert importlib.metadata.version("kkp-client") == VERSION
 
 
 def test_its_types_are_its_users_too() -> None:

@@ -57,8 +57,8 @@ export interface NodeRequest {
   /** Express has the path here as it came, where a router took off a part of it. */
   readonly originalUrl?: string | undefined;
   readonly headers: Readonly<Record<string, string | readonly string[] | undefined>>;
-  /** Every value of a header, where the request has them: `headers` shows the first of two credentials alone. */
-  readonly headersDistinct?: Readonly<Record<string, readonly string[] | undefined>> | undefined;
+  /** Names and values in turn, where the request has them: `headers` shows the first of two credentials alone. */
+  readonly rawHeaders?: readonly string[] | undefined;
   readonly socket: object;
 }
 
@@ -226,9 +226,9 @@ function shownByNode<R extends NodeRequest>(request: R, { certificate }: GuardOp
   };
 }
 
-function valuesOf({ headers, headersDistinct }: NodeRequest, name: string): readonly string[] {
-  const values = headersDistinct === undefined ? headers[name] : headersDistinct[name];
-  return values === undefined ? [] : [values].flat();
+function valuesOf({ headers, rawHeaders }: NodeRequest, name: string): readonly string[] {
+  if (rawHeaders === undefined) return [headers[name] ?? []].flat();
+  return rawHeaders.filter((_, index) => index % 2 === 1 && rawHeaders[index - 1]?.toLowerCase() === name);
 }
 
 /** Return the path of a request's target, which may be a whole URL (RFC 9112 section 3.2.2). */

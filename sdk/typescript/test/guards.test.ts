@@ -339,9 +339,9 @@ test("node: behind a router the path is the one that came", async () => {
   const at = await setting();
   const { authorization, dpop } = await bound(at, "GET", `${SERVICE}/api/rows`);
   const guard = nodeGuard(at.verifier, options(at));
-  const headersDistinct = { authorization: [authorization], dpop: [dpop] };
+  const rawHeaders = ["Authorization", authorization, "DPoP", dpop];
   const routed = { url: "/rows", originalUrl: "/api/rows?x=1" };
-  const request = { method: "GET", ...routed, headers: {}, headersDistinct, socket: {} };
+  const request = { method: "GET", ...routed, headers: {}, rawHeaders, socket: {} };
   assert.ok(await guard(request, { writeHead: () => undefined, end: () => undefined }));
 });
 
