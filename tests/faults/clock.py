@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 LIBRARY = next(map(str, Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), "")
+_FOR_PYTHON = Path(__file__).with_name("libfaketime")
 needs_libfaketime = pytest.mark.skipif(
     not LIBRARY, reason="libfaketime, which moves a process's clock, is missing"
 )
@@ -29,6 +30,7 @@ class WallClock:
         self.step(0)
         self.environ = {
             "LD_PRELOAD": LIBRARY,
+            "PYTHONPATH": str(_FOR_PYTHON),
             "FAKETIME_TIMESTAMP_FILE": str(self.file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
