@@ -6,12 +6,19 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kkp.authz.embedded import default_policy_path
 from tests.harness import Answer, Client
 
 RELEASE = "KKP-Approval"
+
+
+class Posts(Protocol):
+    """A server, or what speaks to one."""
+
+    async def post(self, path: str, document: Any = None, *, credential: str | None = None) -> Answer:
+        """POST a JSON document."""
 
 
 def policy_with(directory: Path, rules: Sequence[Mapping[str, Any]]) -> Path:
@@ -28,13 +35,13 @@ def set_rules(bundle: Path, rules: Sequence[Mapping[str, Any]]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "approvals": rules}))
 
 
-async def decide(client: Client, approval_id: str, credential: str, **members: Any) -> Answer:
+async def decide(client: Posts, approval_id: str, credential: str, **members: Any) -> Answer:
     """Decide on a request; by default approve it."""
     document = {"id": approval_id, "decision": "approve", **members}
     return await client.post("/approvals", document, credential=credential)
 
 
-async def released(client: Client, approval_id: str, credential: str, **members: Any) -> str:
+async def released(client: Posts, approval_id: str, credential: str, **members: Any) -> str:
     """Approve a request, and return the release."""
     answer = await decide(client, approval_id, credential, **members)
     assert answer.status == 200, answer.raw

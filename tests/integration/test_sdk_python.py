@@ -25,8 +25,9 @@ from kkp_client.local import LocalEnvelope, SyncLocalEnvelope
 from kkp_client.messages import EncryptItem, Scope
 from kkp_client.sync_client import SyncKKPClient
 
+from tests.approving import policy_with, released
 from tests.harness import ISSUER
-from tests.integration.process import Server, records, serving
+from tests.integration.process import Server, kkp, records, serving
 
 
 class Key(TypedDict):
@@ -119,6 +120,38 @@ async def test_what_either_side_seals_the_other_opens(tmp_path: Path, world: str
         assert (await here.open(await client.rewrap(moved, **OTHERS[1]))).text == "hello"
         kinds = {record["action"] for record in records(server.data_dir / "kkp.db") if "action" in record}
     assert {"issue_token", "generate_data_key", "release_data_key", "rewrap", "encrypt", "decrypt"} <= kinds
+
+
+@pytest.mark.parametrize("world", ["asyncio", "threads"])
+@pytest.mark.parametrize("binding", ["bearer", "dpop"])
+async def test_what_somebody_else_approved_is_done_once(tmp_path: Path, world: str, binding: str) -> None:
+    policy = policy_with(tmp_path, [{"actions": ["decrypt", "release_data_key"], "valid_minutes": 10}])
+    dpop_key = None if binding == "bearer" else DPoPKey.generate()
+    async with (
+        serving(tmp_path, environ={"KKP_POLICY_PATH": str(policy)}) as server,
+        using(server, world, dpop_key=dpop_key) as client,
+    ):
+        alice = await kkp(tmp_path, "identity", "add", "alice", "--role", "approver")
+        envelope = await client.encrypt("hello", **ORDERS)
+        for way in ("decrypt", "open"):
+
+            async def opened(client: Any, way: str = way) -> Any:
+                return await (client.decrypt if way == "decrypt" else local(client).open)(envelope)
+
+            with pytest.raises(ProblemError, match="approval_required") as refused:
+                await opened(client)
+            assert refused.value.approval_expires_at is not None
+            release = await released(server, str(refused.value.approval_id), alice.out.strip())
+            assert (await opened(approved(client, release))).text == "hello"
+            with pytest.raises(ProblemError, match="approval_invalid"):
+                await opened(approved(client, release))
+
+
+def approved(client: Any, release: str) -> Any:
+    """Return a client of either world with an approval to show."""
+    if isinstance(client, KKPClient):
+        return client.approved(release)
+    return InThread(client.blocking.approved(release))
 
 
 @pytest.mark.parametrize("world", ["asyncio", "threads"])

@@ -16,6 +16,7 @@ import pytest
 from kkp_client.client import KKPClient
 from kkp_client.local import LocalEnvelope
 
+from tests.approving import policy_with, released
 from tests.harness import ISSUER
 from tests.integration.process import ORDERS, Server, kkp, names, serving
 from tests.typescript import program
@@ -151,6 +152,24 @@ async def test_with_nonces_demanded_proofs_have_them(tmp_path: Path) -> None:
     ):
         sealed = await typescript.does("seal", message=MESSAGE)
         assert (await typescript.does("open", envelope=sealed["envelope"]))["text"] == "hello"
+
+
+@pytest.mark.parametrize("binding", ["bearer", "DPoP"])
+async def test_what_somebody_else_approved_is_done_once(tmp_path: Path, binding: str) -> None:
+    policy = policy_with(tmp_path, [{"actions": ["decrypt", "release_data_key"], "valid_minutes": 10}])
+    async with (
+        serving(tmp_path, environ={"KKP_POLICY_PATH": str(policy)}) as server,
+        session(server, server.root_key, isBound=binding == "DPoP") as typescript,
+    ):
+        alice = await kkp(tmp_path, "identity", "add", "alice", "--role", "approver")
+        asked = await typescript.does("encrypt", message=MESSAGE)
+        for way in ("decrypt", "open"):
+            refused = (await typescript.does(way, **asked))["error"]
+            assert refused["code"] == "approval_required"
+            release = await released(server, refused["approvalId"], alice.out.strip())
+            assert (await typescript.does(way, **asked, approval=release))["text"] == "hello"
+            used = await typescript.does(way, **asked, approval=release)
+            assert used["error"]["code"] == "approval_invalid"
 
 
 async def test_what_policy_refuses_is_its_code_and_reasons(tmp_path: Path) -> None:

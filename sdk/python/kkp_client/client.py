@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar, Unpack, final
 
@@ -40,6 +41,7 @@ from kkp_client.protocol import (
     checked_credential,
     closed,
     timed_out,
+    with_approval,
 )
 from kkp_client.token_cache import Flight, HeldToken, landed
 
@@ -65,6 +67,7 @@ class KKPClient:
         settings = Settings(url=url, **options)
         self._credential = credential if callable(credential) else checked_credential(credential)
         self._core = Core(settings)
+        self._release: str | None = None
         self._http = httpx.AsyncClient(**transport.options(settings))
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -84,17 +87,32 @@ class KKPClient:
         if not self._core.is_inherited:  # else the connections are another process's, which may be using them
             await self._http.aclose()
 
+    def approved(self, release: str) -> Self:
+        """Return this client with an approval to show: for the call that it was refused, in the same words.
+
+        It is the same client: tokens, connections and its end are shared.
+
+        Args:
+            release: What whoever approved was given for the `approval_id` of the error `approval_required`.
+
+        Raises:
+            ConfigurationError: It can't be one.
+        """
+        client = copy(self)
+        client._release = checked_credential(release, "approval")  # noqa: SLF001  it is one of this class
+        return client
+
     async def token(self, scope: Scope) -> HeldToken:
         """Return a token of this scope, for as long as the same one will do."""
-        return await self._walk(self._core.token(scope))
+        return await self._call(self._core.token(scope, anew=self._release is not None))
 
     async def introspect(self, token: str) -> JSONObject:
         """Return what KKP knows of a token (RFC 7662)."""
-        return await self._walk(self._core.introspect(token))
+        return await self._call(self._core.introspect(token))
 
     async def revoke(self, token: str) -> None:
         """Have a token refused from now on (RFC 7009)."""
-        await self._walk(self._core.revoke(token))
+        await self._call(self._core.revoke(token))
 
     async def encrypt(
         self, plaintext: bytes | str, *, scope: Scope = DEFAULT_SCOPE, **sealing: Unpack[Sealing]
@@ -109,7 +127,7 @@ class KKPClient:
         Raises:
             KKPError: It was not sealed.
         """
-        return await self._walk(self._core.encrypt(EncryptItem(plaintext=plaintext, **sealing), scope))
+        return await self._call(self._core.encrypt(EncryptItem(plaintext=plaintext, **sealing), scope))
 
     async def decrypt(
         self, envelope: Document, *, policy_context: JSONObject = NOTHING, scope: Scope = DEFAULT_SCOPE
@@ -124,7 +142,7 @@ class KKPClient:
         Raises:
             KKPError: It was not opened.
         """
-        return await self._walk(self._core.decrypt(envelope, scope, policy_context))
+        return await self._call(self._core.decrypt(envelope, scope, policy_context))
 
     async def rewrap(
         self,
@@ -140,13 +158,13 @@ class KKPClient:
         Raises:
             KKPError: It was not moved; the old envelope is as good as before.
         """
-        return await self._walk(self._core.rewrap(envelope, (backend, key_id), scope, policy_context))
+        return await self._call(self._core.rewrap(envelope, (backend, key_id), scope, policy_context))
 
     async def encrypt_many(
         self, items: Sequence[EncryptItem], *, scope: Scope = DEFAULT_SCOPE
     ) -> list[JSONObject | KKPError]:
         """Have KKP seal many plaintexts; each has its envelope or its error, in order."""
-        return await self._walk(self._core.encrypt_many(items, scope))
+        return await self._call(self._core.encrypt_many(items, scope))
 
     async def decrypt_many(
         self,
@@ -156,7 +174,7 @@ class KKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[Opened | KKPError]:
         """Have KKP open many envelopes; each has its plaintext or its error, in order."""
-        return await self._walk(self._core.decrypt_many(envelopes, scope, policy_context))
+        return await self._call(self._core.decrypt_many(envelopes, scope, policy_context))
 
     async def rewrap_many(
         self,
@@ -168,11 +186,11 @@ class KKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[JSONObject | KKPError]:
         """Have KKP move many envelopes to another key; each has its new form or its error, in order."""
-        return await self._walk(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
+        return await self._call(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
 
     async def data_key(self, request: KeyRequest, *, scope: Scope = DEFAULT_SCOPE) -> MessageKey:
         """Return an envelope without a payload and the key of its one message: see `kkp_client.local`."""
-        return await self._walk(self._core.data_key(request, scope))
+        return await self._call(self._core.data_key(request, scope))
 
     async def message_key(
         self,
@@ -182,7 +200,11 @@ class KKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> bytes:
         """Return the key of an envelope's one message: see `kkp_client.local`."""
-        return await self._walk(self._core.message_key(envelope, scope, policy_context))
+        return await self._call(self._core.message_key(envelope, scope, policy_context))
+
+    async def _call(self, steps: Steps[ResultT]) -> ResultT:
+        """Walk the steps of a call, with the approval that is to be shown by it."""
+        return await self._walk(steps if self._release is None else with_approval(steps, self._release))
 
     async def _walk(self, steps: Steps[ResultT]) -> ResultT:
         """Do what the steps say, until they come to their end."""

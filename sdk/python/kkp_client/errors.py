@@ -82,6 +82,8 @@ class KKPError(Exception):
         decision_id: What KKP's audit calls the decision.
         reasons: Why policy decided so, as far as it says.
         retry_after_seconds: When it may work, where KKP said so.
+        approval_id: What to hand to somebody who may approve it, where KKP wants that first.
+        approval_expires_at: Until when it waits for them, in Unix seconds.
     """
 
     code: str = "internal"
@@ -97,6 +99,8 @@ class KKPError(Exception):
         decision_id: str | None = None,
         reasons: Sequence[str] = (),
         retry_after_seconds: float | None = None,
+        approval_id: str | None = None,
+        approval_expires_at: int | None = None,
     ) -> None:
         super().__init__(message)
         if code is not None:
@@ -107,6 +111,8 @@ class KKPError(Exception):
         self.decision_id = decision_id
         self.reasons = tuple(reasons)
         self.retry_after_seconds = retry_after_seconds
+        self.approval_id = approval_id
+        self.approval_expires_at = approval_expires_at
 
 
 class ConfigurationError(KKPError):

@@ -350,6 +350,7 @@ def problem(document: object, status: int, retry_after: float | None = None) -> 
         return bad_answer(status, retry_after)
     kind = EnvelopeInvalidError if code == "envelope_invalid" else ProblemError
     request_id, reasons = _id(members.get("request_id")), _reasons(members.get("reasons"))
+    waits_until = members.get("approval_expires_at")
     return kind(
         _refusal(code, reasons, request_id),
         code=code,
@@ -358,6 +359,8 @@ def problem(document: object, status: int, retry_after: float | None = None) -> 
         decision_id=_id(members.get("decision_id")),
         reasons=reasons,
         retry_after_seconds=retry_after,
+        approval_id=_id(members.get("approval_id")),
+        approval_expires_at=waits_until if type(waits_until) is int else None,
     )
 
 

@@ -12,6 +12,7 @@ Rules that hold here:
 - Only 503, 429 and a connection that was never made are repeated, after what `Retry-After` says or after a
   random part of 0.1 * 2^n s. A wait that would reach the deadline is not begun. A token that KKP refuses is
   forgotten and asked for once more; a nonce for proofs that KKP demands is used once.
+- The release of an approval is shown with the requests of the call that it is for, and with no other.
 - An answer is distrusted: its length, its form, and whether it is about what was asked.
 - Errors hold no token, key, proof, plaintext or piece of an answer. They are raised outside of handlers, so
   that nothing hangs from them that holds one.
@@ -48,6 +49,7 @@ MAX_ITEMS_BYTES: Final = 7 * 1024 * 1024
 _SPARE_ANSWER_BYTES: Final = 256 * 1024
 _SPARE_ITEM_BYTES: Final = 64 * 1024
 _ANSWER_FACTOR: Final = 8  # a plaintext of control characters comes back six times as long, and in base64
+_BATCH: Final = "/batch"
 _BACKOFF_SECONDS: Final = 0.1
 _OK: Final = 200
 _UNAUTHORISED: Final = 401
@@ -258,12 +260,16 @@ class Core:
         self._pid = os.getpid()
         return self.monotonic() + self._settings.deadline_seconds
 
-    def token(self, scope: Scope) -> Steps[HeldToken]:
-        """Get a token."""
+    def token(self, scope: Scope, *, anew: bool = False) -> Steps[HeldToken]:
+        """Get a token; anew, past the cache, where more is shown than whoever else wants one would show."""
         if scope.backend is None or scope.key_id is None:
             raise ConfigurationError("A token is for a key: name its backend and its id.")
         asked = self._scope(scope, "decrypt", (scope.backend, scope.key_id))
-        return (yield from _token(asked, self.deadline()))
+        if not anew:
+            return (yield from _token(asked, self.deadline()))
+        held = yield from self.fetch_token(asked)
+        self.tokens.keep(asked, held)
+        return held
 
     def fetch_token(self, scope: bytes) -> Steps[HeldToken]:
         """Ask KKP for a token, past the cache."""
@@ -463,7 +469,7 @@ class Core:
                 token=shown.token,
                 nonce=self._nonce,
             )
-        items = MAX_ITEMS if path.endswith("/batch") else 0
+        items = MAX_ITEMS if path.endswith(_BATCH) else 0
         limit = _SPARE_ANSWER_BYTES + _ANSWER_FACTOR * len(body) + items * _SPARE_ITEM_BYTES
         return Send(self._settings.url_of(path), headers, body, limit, deadline)
 
@@ -503,25 +509,58 @@ class Core:
         return HeldToken.lasting(token, wanted, expires_at=expires_at, life_seconds=life, since=since)
 
 
+def with_approval(steps: Steps[ResultT], release: str) -> Steps[ResultT]:
+    """Walk the same steps, and show the release of an approval with each request.
+
+    A token that is asked for on the way is asked for without: all who want one of its scope share it.
+
+    Raises:
+        ConfigurationError: It is a batch, which takes no approval.
+    """
+    came: object = None
+    failure: Exception | None = None
+    try:
+        while True:
+            step = steps.send(came) if failure is None else steps.throw(failure)
+            came, failure = None, None
+            if isinstance(step, Send):
+                step = _approved(step, release)
+            try:
+                came = yield step
+            except Exception as error:  # noqa: BLE001  it is for the steps, whatever it is
+                failure = error
+    except StopIteration as end:
+        result: ResultT = end.value
+        return result
+    finally:
+        steps.close()
+
+
+def _approved(send: Send, release: str) -> Send:
+    if send.url.endswith(_BATCH):
+        raise ConfigurationError("A batch takes no approval: send what was approved alone.")
+    return replace(send, headers={**send.headers, "KKP-Approval": release})
+
+
 def _credential(deadline: float) -> Steps[_Shown]:
     credential: object = yield AskCredential(deadline)
     return _Shown(f"Bearer {checked_credential(credential)}")
 
 
-def checked_credential(credential: object) -> str:
-    """Return a credential that a header can hold.
+def checked_credential(credential: object, what: str = "credential") -> str:
+    """Return a credential, or whatever else is a secret word, that a header can hold.
 
     Raises:
         ConfigurationError: It can't be held by one. The message repeats nothing of it.
     """
     if not isinstance(credential, str):
-        raise ConfigurationError(f"The credential is not text, but {type(credential).__name__}.")
+        raise ConfigurationError(f"The {what} is not text, but {type(credential).__name__}.")
     if not credential:
-        raise ConfigurationError("The credential is empty.")
+        raise ConfigurationError(f"The {what} is empty.")
     if _WHITE_SPACE.search(credential) is not None:
-        raise ConfigurationError("The credential has white space or a line break in it: strip it.")
+        raise ConfigurationError(f"The {what} has white space or a line break in it: strip it.")
     if _CREDENTIAL.fullmatch(credential) is None:
-        raise ConfigurationError("The credential is too long, or has characters that no bearer has.")
+        raise ConfigurationError(f"The {what} is too long, or has characters that no bearer has.")
     return credential
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, wait
+from copy import copy
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, Unpack, final
@@ -44,6 +45,7 @@ from kkp_client.protocol import (
     Wait,
     checked_credential,
     timed_out,
+    with_approval,
 )
 from kkp_client.token_cache import Flight, HeldToken, landed
 
@@ -69,6 +71,7 @@ class SyncKKPClient:
         settings = Settings(url=url, **options)
         self._credential = credential if callable(credential) else checked_credential(credential)
         self._core = Core(settings)
+        self._release: str | None = None
         self._loop = LoopThread()
         self._sending: set[asyncio.Task[Any]] = set()  # known in the loop's thread alone
         self._http = httpx.AsyncClient(**transport.options(settings))
@@ -88,17 +91,32 @@ class SyncKKPClient:
             self._loop.run(self._end())
         self._loop.close()
 
+    def approved(self, release: str) -> Self:
+        """Return this client with an approval to show: for the call that it was refused, in the same words.
+
+        It is the same client: tokens, connections and its end are shared.
+
+        Args:
+            release: What whoever approved was given for the `approval_id` of the error `approval_required`.
+
+        Raises:
+            ConfigurationError: It can't be one.
+        """
+        client = copy(self)
+        client._release = checked_credential(release, "approval")  # noqa: SLF001  it is one of this class
+        return client
+
     def token(self, scope: Scope) -> HeldToken:
         """Return a token of this scope, for as long as the same one will do."""
-        return self._walk(self._core.token(scope))
+        return self._call(self._core.token(scope, anew=self._release is not None))
 
     def introspect(self, token: str) -> JSONObject:
         """Return what KKP knows of a token (RFC 7662)."""
-        return self._walk(self._core.introspect(token))
+        return self._call(self._core.introspect(token))
 
     def revoke(self, token: str) -> None:
         """Have a token refused from now on (RFC 7009)."""
-        self._walk(self._core.revoke(token))
+        self._call(self._core.revoke(token))
 
     def encrypt(
         self, plaintext: bytes | str, *, scope: Scope = DEFAULT_SCOPE, **sealing: Unpack[Sealing]
@@ -113,7 +131,7 @@ class SyncKKPClient:
         Raises:
             KKPError: It was not sealed.
         """
-        return self._walk(self._core.encrypt(EncryptItem(plaintext=plaintext, **sealing), scope))
+        return self._call(self._core.encrypt(EncryptItem(plaintext=plaintext, **sealing), scope))
 
     def decrypt(
         self, envelope: Document, *, policy_context: JSONObject = NOTHING, scope: Scope = DEFAULT_SCOPE
@@ -128,7 +146,7 @@ class SyncKKPClient:
         Raises:
             KKPError: It was not opened.
         """
-        return self._walk(self._core.decrypt(envelope, scope, policy_context))
+        return self._call(self._core.decrypt(envelope, scope, policy_context))
 
     def rewrap(
         self,
@@ -144,13 +162,13 @@ class SyncKKPClient:
         Raises:
             KKPError: It was not moved; the old envelope is as good as before.
         """
-        return self._walk(self._core.rewrap(envelope, (backend, key_id), scope, policy_context))
+        return self._call(self._core.rewrap(envelope, (backend, key_id), scope, policy_context))
 
     def encrypt_many(
         self, items: Sequence[EncryptItem], *, scope: Scope = DEFAULT_SCOPE
     ) -> list[JSONObject | KKPError]:
         """Have KKP seal many plaintexts; each has its envelope or its error, in order."""
-        return self._walk(self._core.encrypt_many(items, scope))
+        return self._call(self._core.encrypt_many(items, scope))
 
     def decrypt_many(
         self,
@@ -160,7 +178,7 @@ class SyncKKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[Opened | KKPError]:
         """Have KKP open many envelopes; each has its plaintext or its error, in order."""
-        return self._walk(self._core.decrypt_many(envelopes, scope, policy_context))
+        return self._call(self._core.decrypt_many(envelopes, scope, policy_context))
 
     def rewrap_many(
         self,
@@ -172,11 +190,11 @@ class SyncKKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[JSONObject | KKPError]:
         """Have KKP move many envelopes to another key; each has its new form or its error, in order."""
-        return self._walk(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
+        return self._call(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
 
     def data_key(self, request: KeyRequest, *, scope: Scope = DEFAULT_SCOPE) -> MessageKey:
         """Return an envelope without a payload and the key of its one message: see `kkp_client.local`."""
-        return self._walk(self._core.data_key(request, scope))
+        return self._call(self._core.data_key(request, scope))
 
     def message_key(
         self,
@@ -186,7 +204,11 @@ class SyncKKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> bytes:
         """Return the key of an envelope's one message: see `kkp_client.local`."""
-        return self._walk(self._core.message_key(envelope, scope, policy_context))
+        return self._call(self._core.message_key(envelope, scope, policy_context))
+
+    def _call(self, steps: Steps[ResultT]) -> ResultT:
+        """Walk the steps of a call, with the approval that is to be shown by it."""
+        return self._walk(steps if self._release is None else with_approval(steps, self._release))
 
     def _walk(self, steps: Steps[ResultT]) -> ResultT:
         """Do what the steps say, until they come to their end."""

@@ -110,13 +110,14 @@ class TokenCache:
         with self._lock:
             if not self._end(scope, flight):
                 return
-            self._held[scope] = held
-            self._held.move_to_end(scope)
-            self._put_off.pop(scope, None)
-            if len(self._held) > self._most:
-                dropped, _ = self._held.popitem(last=False)
-                self._put_off.pop(dropped, None)
+            self._keep(scope, held)
         flight.set_result(held)
+
+    def keep(self, scope: bytes, held: HeldToken) -> None:
+        """Keep a token that was asked for past the flights."""
+        with self._lock:
+            if self._closed is None:
+                self._keep(scope, held)
 
     def fail(self, scope: bytes, flight: Flight, error: BaseException, now: float) -> None:
         """Give the error to all who wait for the flight; a token that is in use stays in use."""
@@ -154,6 +155,14 @@ class TokenCache:
             return None
         self._held.move_to_end(scope)
         return held
+
+    def _keep(self, scope: bytes, held: HeldToken) -> None:
+        self._held[scope] = held
+        self._held.move_to_end(scope)
+        self._put_off.pop(scope, None)
+        if len(self._held) > self._most:
+            dropped, _ = self._held.popitem(last=False)
+            self._put_off.pop(dropped, None)
 
     def _drop(self, scope: bytes) -> None:
         del self._held[scope]

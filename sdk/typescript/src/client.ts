@@ -89,6 +89,8 @@ export interface ClientOptions {
 export interface CallOptions {
   readonly signal?: AbortSignal;
   readonly deadlineSeconds?: number;
+  /** The release of an approval: what whoever approved was given for the `approvalId` of this very call. */
+  readonly approval?: string;
 }
 
 export interface OpeningOptions extends Opening, CallOptions {}
@@ -111,6 +113,8 @@ interface Shown {
   readonly token?: AccessToken;
   /** By which a proof is made, where one is shown. */
   readonly key: DPoPKey | undefined;
+  /** That of the call, and never that of a token which is asked for on the way. */
+  readonly approval?: string | undefined;
 }
 
 const DEFAULT_DEADLINE_SECONDS = 10;
@@ -145,7 +149,12 @@ export class KKPClient {
 
   /** Return a token of this scope, a kept one where that is still good. */
   async token(scope: Scope, options: CallOptions = {}): Promise<AccessToken> {
-    return await this.#within(options, () => this.#token(scope));
+    const approval = approvalOf(options);
+    return await this.#within(options, async (deadline) => {
+      if (approval === undefined) return await this.#token(scope);
+      const body = this.#tokenBody(scope);
+      return this.#tokens.put(body, await this.#issued(body, deadline, approval));
+    });
   }
 
   /** Ask what KKP knows of a token, now: also of one that was revoked a moment ago. */
@@ -236,9 +245,10 @@ export class KKPClient {
   /** Call what tells or ends something of a token, and does not use it: the credential is shown, with no proof. */
   async #about(path: string, token: string, options: CallOptions): Promise<JSONObject> {
     const body = jsonOf({ token: checkedName(token, "token") });
+    const approval = approvalOf(options);
     return await this.#within(options, async (deadline) => {
       const call = { path, showing: "credential", body: () => body, items: 1 } as const;
-      return await this.#sent(call, await this.#shownCredential(undefined), deadline);
+      return await this.#sent(call, { ...(await this.#shownCredential(undefined)), approval }, deadline);
     });
   }
 
@@ -254,6 +264,9 @@ export class KKPClient {
     operationOf: (input: I) => Operation<T>,
     options: CallOptions,
   ): Promise<Result<T>[]> {
+    if (options.approval !== undefined) {
+      throw new ConfigurationError("a batch takes no approval: send what was approved alone");
+    }
     const operations = inputs.map((input) => orError(() => operationOf(input)));
     const tokenName = ({ takesToken, scope }: Operation<T>) =>
       takesToken || this.#dpopKey !== undefined ? this.#tokenBody(scope) : "";
@@ -287,15 +300,16 @@ export class KKPClient {
   }
 
   async #call<T>(call: Call<T>, options: CallOptions): Promise<T> {
+    const approval = approvalOf(options);
     const document = await this.#within(options, async (deadline) => {
-      const shown = await this.#shown(call);
+      const shown = { ...(await this.#shown(call)), approval };
       try {
         return await this.#sent(call, shown, deadline);
       } catch (error) {
         if (shown.token === undefined || !isAboutToken(error)) throw error;
         this.#tokens.forget(this.#tokenBody(call.scope), shown.token);
       }
-      return await this.#sent(call, await this.#shown(call), deadline);
+      return await this.#sent(call, { ...(await this.#shown(call)), approval }, deadline);
     });
     return call.read(document);
   }
@@ -326,11 +340,14 @@ export class KKPClient {
 
   /** Ask for a token, for all who wait for one: under the client's deadline, not under that of any of them. */
   async #newToken(body: string): Promise<Dated<AccessToken>> {
+    return await this.#within({}, (deadline) => this.#issued(body, deadline));
+  }
+
+  async #issued(body: string, deadline: Deadline, approval?: string): Promise<Dated<AccessToken>> {
     const askedAt = now();
     const call = { path: "/token", showing: "credential", body: () => body, items: 1 } as const;
-    const document = await this.#within({}, async (deadline) => {
-      return await this.#sent(call, await this.#shownCredential(this.#dpopKey), deadline);
-    });
+    const shown = { ...(await this.#shownCredential(this.#dpopKey)), approval };
+    const document = await this.#sent(call, shown, deadline);
     const { token, lifeSeconds } = readToken(document, this.#dpopKey !== undefined);
     const endsAt = askedAt + lifeSeconds;
     return { token, endsAt, renewAt: endsAt - renewalSeconds(lifeSeconds) };
@@ -362,8 +379,15 @@ export class KKPClient {
   }
 
   /** Return a request's headers: a proof is for one request, and so made anew for each time that it is sent. */
-  async #headers(path: string, { authorization, token, key }: Shown): Promise<Record<string, string>> {
-    const headers = { "Content-Type": "application/json", Authorization: authorization };
+  async #headers(
+    path: string,
+    { authorization, token, key, approval }: Shown,
+  ): Promise<Record<string, string>> {
+    const headers: Record<string, string> = {
+      "Content-Type": "application/json",
+      Authorization: authorization,
+    };
+    if (approval !== undefined) headers["KKP-Approval"] = approval;
     if (key === undefined) return headers;
     const request = { method: "POST", url: this.#issuer + path, token: token?.token, nonce: this.#nonce };
     return { ...headers, DPoP: await key.proof(request) };
@@ -389,6 +413,10 @@ async function sealingKey<E>({ envelope, raw }: MessageKey<E>): Promise<SealingK
 /** Seconds of a clock that nobody sets. */
 function now(): number {
   return performance.now() / 1000;
+}
+
+function approvalOf({ approval }: CallOptions): string | undefined {
+  return approval === undefined ? undefined : checkedCredential(approval, "approval");
 }
 
 function checkedSeconds(seconds: number): number {

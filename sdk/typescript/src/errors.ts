@@ -25,6 +25,8 @@ export interface ErrorDetails {
   readonly decisionId?: string | undefined;
   readonly reasons?: readonly string[] | undefined;
   readonly retryAfterSeconds?: number | undefined;
+  readonly approvalId?: string | undefined;
+  readonly approvalExpiresAt?: number | undefined;
 }
 
 /** The root of the tree. */
@@ -36,6 +38,10 @@ export abstract class KKPError extends Error {
   readonly decisionId: string | undefined;
   readonly reasons: readonly string[] | undefined;
   readonly retryAfterSeconds: number | undefined;
+  /** What to hand to somebody who may approve it, where KKP wants that first. */
+  readonly approvalId: string | undefined;
+  /** Until when it waits for them, in Unix seconds. */
+  readonly approvalExpiresAt: number | undefined;
 
   constructor(code: string, message: string, details: ErrorDetails = {}) {
     super(message);
@@ -46,6 +52,8 @@ export abstract class KKPError extends Error {
     this.decisionId = details.decisionId;
     this.reasons = details.reasons;
     this.retryAfterSeconds = details.retryAfterSeconds;
+    this.approvalId = details.approvalId;
+    this.approvalExpiresAt = details.approvalExpiresAt;
   }
 
   /** Written out in each class, since a bundler may rename those. */

@@ -115,15 +115,15 @@ export function jsonOf(members: Members): string {
   return canonicalJSON(Object.fromEntries(given));
 }
 
-/** Return a bearer credential that fits into a header, and can't be two. */
-export function checkedCredential(credential: unknown): string {
-  if (typeof credential !== "string") throw new ConfigurationError("the credential is not text");
-  if (credential === "") throw new ConfigurationError("the credential is empty");
+/** Return a bearer credential, or another secret word, that fits into a header, and can't be two. */
+export function checkedCredential(credential: unknown, what = "credential"): string {
+  if (typeof credential !== "string") throw new ConfigurationError(`the ${what} is not text`);
+  if (credential === "") throw new ConfigurationError(`the ${what} is empty`);
   if (/\s/.test(credential)) {
-    throw new ConfigurationError("the credential has white space or a line break in it: strip it");
+    throw new ConfigurationError(`the ${what} has white space or a line break in it: strip it`);
   }
   if (credential.length > MAX_TOKEN_CHARACTERS || !CREDENTIAL.test(credential)) {
-    throw new ConfigurationError("the credential is no service key, JWT or other bearer credential");
+    throw new ConfigurationError(`the ${what} is too long, or has characters that no bearer credential has`);
   }
   return credential;
 }
@@ -165,6 +165,8 @@ function problemOf(document: JSONObject, retryAfter?: number): KKPError | undefi
     decisionId: wordOf(document.get("decision_id")),
     reasons: wordsOf(document.get("reasons")),
     retryAfterSeconds: retryAfter,
+    approvalId: wordOf(document.get("approval_id")),
+    approvalExpiresAt: integerOf(document.get("approval_expires_at")),
   };
   const message = refusedAs(code, details);
   if (code === "envelope_invalid") return new EnvelopeInvalidError(message, details);

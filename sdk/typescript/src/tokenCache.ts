@@ -44,6 +44,11 @@ export class TokenCache<T> {
     return kept.token;
   }
 
+  /** Keep a token that was asked for otherwise, and return it. */
+  put(scope: string, dated: Dated<T>): T {
+    return this.#keep(scope, dated);
+  }
+
   /** Drop a token that was refused, unless another has taken its place. */
   forget(scope: string, token: T): void {
     if (this.#kept.get(scope)?.token === token) this.#kept.delete(scope);

@@ -843,7 +843,7 @@ for (const [name, options] of Object.entries(BAD_OPTIONS)) {
 const NOT_TEXT = "the credential is not text";
 const EMPTY = "the credential is empty";
 const NOT_STRIPPED = "the credential has white space or a line break in it: strip it";
-const NO_BEARER = "the credential is no service key, JWT or other bearer credential";
+const NO_BEARER = "the credential is too long, or has characters that no bearer credential has";
 
 const BAD_CREDENTIALS: readonly (readonly [unknown, string])[] = [
   [undefined, NOT_TEXT],

@@ -23,13 +23,13 @@ const DOES: Readonly<Record<string, (line: Line) => Promise<unknown>>> = {
   introspect: async ({ token }) => await client.introspect(token),
   revoke: async ({ token }) => ({ done: await client.revoke(token) }),
   encrypt: async ({ message }) => ({ envelope: await client.encrypt(messageOf(message)) }),
-  decrypt: async ({ envelope }) => shown(await client.decrypt(envelope)),
+  decrypt: async ({ envelope, approval }) => shown(await client.decrypt(envelope, { approval })),
   rewrap: async ({ envelope, target }) => ({ envelope: await client.rewrap(envelope, target) }),
   encryptMany: async ({ messages }) => shownAll(await client.encryptMany(messages.map(messageOf))),
   decryptMany: async ({ envelopes }) => shownAll(await client.decryptMany(envelopes)),
   rewrapMany: async ({ envelopes, target }) => shownAll(await client.rewrapMany(envelopes, target)),
   seal: async ({ message }) => ({ envelope: await local.seal(messageOf(message)) }),
-  open: async ({ envelope }) => shown(await local.open(envelope)),
+  open: async ({ envelope, approval }) => shown(await local.open(envelope, { approval })),
   sealFile: async ({ from, to, ...sealing }) => ({ done: await sealFile(local, from, to, sealing) }),
   openFile: async ({ from, to }) => ({ done: await openFile(local, from, to) }),
 };
@@ -56,8 +56,8 @@ function shownAll(results: readonly unknown[]): Line {
   };
 }
 
-function shownError({ code, status, reasons }: KKPError): Line {
-  return { error: { code, status, reasons } };
+function shownError({ code, status, reasons, approvalId }: KKPError): Line {
+  return { error: { code, status, reasons, approvalId } };
 }
 
 for await (const text of createInterface({ input: process.stdin })) {
