@@ -50,6 +50,12 @@ def add_kkp(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the authorities of its TLS certificate, in PEM; default: KKP_CA_FILE, else those of the system",
     )
+    command.add_argument(
+        "--approval",
+        metavar="RELEASE",
+        help="where somebody else must approve this first: what they were given for the id that the refusal "
+        "tells; it is good for this caller alone",
+    )
 
 
 def add_key(command: argparse.ArgumentParser) -> None:

@@ -203,6 +203,7 @@ def _done(
 
 def _told(error: KKPError) -> str:
     details = {
+        "approval": error.approval_id,
         "reasons": ", ".join(error.reasons),
         "decision": error.decision_id,
         "request": error.request_id,
@@ -236,11 +237,12 @@ def _client(options: argparse.Namespace) -> SyncKKPClient:
     if not url:
         raise ConfigError(["where is KKP? Give --url, or set KKP_URL"])
     authorities = options.ca_file or os.environ.get("KKP_CA_FILE")
-    return SyncKKPClient(
+    client = SyncKKPClient(
         url,
         _credential(os.environ),
         ssl_context=_ssl_context(authorities) if authorities else None,
     )
+    return client if options.approval is None else client.approved(options.approval)
 
 
 def _audience(options: argparse.Namespace) -> str:

@@ -31,6 +31,7 @@ from kkp import cli
 from kkp.cli.callers import CODES
 from kkp.tokens import read_unverified
 from tests import streams
+from tests.approving import policy_with, released
 from tests.harness import grant
 from tests.integration.process import KKP, NO_SETTINGS, Finished, Server, environment, serving
 from tests.integration.test_audit_faults import mounted, needs_mount
@@ -600,6 +601,43 @@ async def test_authorities_that_are_none_are_refused(caller: Caller, command: tu
     caller.write("authorities.pem", b"nonsense")
     await caller.fails(2, "KKP_CA_FILE: authorities.pem", *command, "--ca-file", "authorities.pem")
     await caller.fails(2, "KKP_CA_FILE: missing.pem", *command, environ={"KKP_CA_FILE": "missing.pem"})
+
+
+@pytest.mark.parametrize(
+    ("actions", "command"),
+    [
+        (["issue_token"], ("token", "mint", *KEY)),
+        (["generate_data_key"], ("encrypt", "backup", *KEY)),
+        (["release_data_key"], ("decrypt", "sealed.kkp")),
+    ],
+    ids=["mint", "encrypt", "decrypt"],
+)
+async def test_what_somebody_else_approved_is_done_once(
+    caller: Caller, tmp_path: Path, actions: Sequence[str], command: Sequence[str]
+) -> None:
+    policy = policy_with(tmp_path, [{"actions": actions, "valid_minutes": 10}])
+    async with serving(tmp_path, environ={"KKP_POLICY_PATH": str(policy)}) as server:
+        alice = {"id": "alice", "roles": ["approver"], "grants": [], "attributes": {}}
+        approver = (await server.post("/identities", alice, credential=server.root_key)).json["service_key"]
+        environ = {"KKP_URL": server.url, "KKP_SERVICE_KEY_FILE": str(server.data_dir / "root.key")}
+        caller.write("backup", b"plaintext")
+        if command[0] == "decrypt":
+            caller.write("sealed.kkp", await sealed_elsewhere(server, b"plaintext"))
+        told = "kkp: approval_required: KKP refused (approval "
+        refused = await caller.fails(4, told, *command, environ=environ)
+        approval_id = refused.err.partition("(approval ")[2].partition(";")[0]
+        release = await released(server, approval_id, approver)
+        done = await caller.does(*command, "--approval", release, environ=environ)
+        assert done.out or caller.read("backup.kkp" if command[0] == "encrypt" else "sealed")
+        again = (*command, "-o", "again") if command[0] != "token" else command
+        await caller.fails(4, "kkp: approval_invalid", *again, "--approval", release, environ=environ)
+
+
+async def test_what_can_be_no_approval_is_not_sent(caller: Caller) -> None:
+    caller.write("backup", b"plaintext")
+    await caller.fails(
+        2, "The approval has white space", "encrypt", "backup", *KEY, "--approval", "two words"
+    )
 
 
 @pytest.mark.parametrize("verb", ["encrypt", "mint"])
