@@ -504,7 +504,7 @@ class Core:
         wanted = "DPoP" if self._settings.is_bound else "Bearer"
         if not isinstance(token, str) or life is None or answer.get("token_type") != wanted:
             raise messages.bad_answer()
-        if type(expires_at) is not int:
+        if type(expires_at) is not int or not isinstance(answer.get("kid"), str):
             raise messages.bad_answer()
         return HeldToken.lasting(token, wanted, expires_at=expires_at, life_seconds=life, since=since)
 

@@ -339,7 +339,7 @@ def test_a_token_needs_a_key_and_an_audience() -> None:
 
 def token_answer(**members: Any) -> Answer:
     token = "e30.eyJpYXQiOjEwMCwiZXhwIjo0MDB9.AAAA"  # {"iat":100,"exp":400}
-    return answered({"token": token, "expires_at": 400, "token_type": "Bearer", **members})
+    return answered({"token": token, "expires_at": 400, "kid": "k", "token_type": "Bearer", **members})
 
 
 def test_a_tokens_life_is_counted_from_before_its_request() -> None:
@@ -368,6 +368,7 @@ def test_a_tokens_life_is_counted_from_before_its_request() -> None:
         {"expires_at": True},
         {"token_type": "DPoP"},
         {"token_type": None},
+        {"kid": None},
     ],
 )
 def test_an_answer_that_is_no_token_is_refused(members: Any) -> None:

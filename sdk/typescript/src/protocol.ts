@@ -197,7 +197,7 @@ function lifeOf(token: string): number {
   const payload = token.length <= MAX_TOKEN_CHARACTERS ? TOKEN.exec(token)?.[1] : undefined;
   const claims = strictDocument(decodeBase64url(payload ?? "") ?? new Uint8Array());
   const [iat, exp] = [integerOf(claims?.get("iat")), integerOf(claims?.get("exp"))];
-  return iat === undefined || exp === undefined || exp < iat ? badAnswer() : exp - iat;
+  return iat === undefined || exp === undefined || exp <= iat ? badAnswer() : exp - iat;
 }
 
 /** Return how long before its end a token is renewed. */
@@ -232,8 +232,9 @@ function wordOf(value: JSONValue | undefined): string | undefined {
 }
 
 function wordsOf(value: JSONValue | undefined): readonly string[] | undefined {
-  const words = isArray(value) && value.length <= MAX_REASONS ? value.map(wordOf) : [];
-  return words.length > 0 && words.every((word) => word !== undefined) ? words : undefined;
+  const listed = isArray(value) ? value.slice(0, MAX_REASONS) : [];
+  const words = listed.map(wordOf).filter((word) => word !== undefined);
+  return words.length > 0 ? words : undefined;
 }
 
 // What is said again.

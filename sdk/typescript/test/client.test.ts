@@ -548,6 +548,7 @@ const BAD_TOKENS: Readonly<Record<string, object>> = {
   "a token with a line's end": { token: `${tokenAnswer().token}\r\nX-Other: b` },
   "a token whose times are missing": { token: "e30.e30.c2ln" },
   "a token that ends before it begins": { token: `e30.${base64url('{"iat":2,"exp":1}')}.c2ln` },
+  "a token that ends as it begins": { token: `e30.${base64url('{"iat":2,"exp":2}')}.c2ln` },
   "a token with a fraction of a second": { token: `e30.${base64url('{"iat":1.0,"exp":2}')}.c2ln` },
   "a token that is too long": {
     token: `e30.${base64url(`{"iat":1,"exp":2,"x":"${"x".repeat(8192)}"}`)}.c2ln`,
@@ -618,12 +619,15 @@ test("a problem's ids and reasons are told, and its text is not", async () => {
   assert.doesNotMatch(inspect(error, { showHidden: true }), /canary/);
 });
 
-test("ids and reasons that are no words are left out", async () => {
-  const ids = { request_id: "<b>", decision_id: 7, reasons: ["fine", "not fine"] };
-  kkp.script.push(problem(403, "policy_denied", ids));
+test("ids and reasons that are no words are left out, and so are those beyond the thirty-second", async () => {
+  const reasons = ["fine", 7, "not fine", ...Array<string>(40).fill("more")];
+  kkp.script.push(problem(403, "policy_denied", { request_id: "<b>", decision_id: 7, reasons }));
   const error = await refused(client().encrypt(MESSAGE), ProblemError, "policy_denied");
-  assert.deepEqual([error.requestId, error.decisionId, error.reasons], [undefined, undefined, undefined]);
-  assert.equal(error.message, "KKP refused: policy_denied.");
+  assert.deepEqual([error.requestId, error.decisionId], [undefined, undefined]);
+  assert.deepEqual(error.reasons, ["fine", ...Array<string>(29).fill("more")]);
+  kkp.script.push(problem(403, "policy_denied", { request_id: "<b>", reasons: ["not fine"] }));
+  const other = await refused(client().encrypt(MESSAGE), ProblemError, "policy_denied");
+  assert.deepEqual([other.reasons, other.message], [undefined, "KKP refused: policy_denied."]);
 });
 
 for (const [more, message] of [
