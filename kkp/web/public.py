@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from kkp import dpop
-from kkp.errors import KeyringUnavailableError, KKPError
+from kkp.errors import KeyringUnavailableError, KKPError, described
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
@@ -303,6 +303,8 @@ async def _probe(check: Callable[[], Awaitable[None]]) -> str:
         return str(error)
     except TimeoutError:
         return "no answer in time"
+    except Exception as error:  # noqa: BLE001  a fault of ours hides none of the other checks
+        return f"the check failed ({described(error)})"
     return "ok"
 
 

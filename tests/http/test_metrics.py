@@ -197,6 +197,20 @@ async def test_the_log_says_once_that_a_check_fails_and_once_that_it_succeeds_ag
     assert told == [failing, ("INFO", "audit: ready again"), failing]
 
 
+async def test_a_check_with_a_fault_of_its_own_fails_alone_and_says_nothing_foreign(
+    server: Measured, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fault() -> None:
+        raise OSError("canary of what it worked on")
+
+    server.kkp.services.public.checks["audit"] = fault
+    answer = await server.kkp.get("/readyz")
+    assert answer.status == 503
+    failing = {name: told for name, told in answer.json["checks"].items() if told != "ok"}
+    assert failing == {"audit": "the check failed (OSError)"}
+    assert "canary" not in caplog.text
+
+
 def test_a_keyring_that_nobody_could_read_is_left_out_and_breaks_nothing() -> None:
     metrics, clock = Metrics(), FakeClock()
     metrics.watch_keyring(Keyring(FakeRingStore(), MasterKey(bytes(32)), RingTimes(), clock), clock)
