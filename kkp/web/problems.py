@@ -152,8 +152,13 @@ def _is_expected(error: BaseException) -> TypeGuard[KKPError]:
 
 
 def log_failure(error: BaseException | None, origin: Origin) -> None:
-    """Log where a request failed: types and frames, never a text, which may hold what was worked on."""
-    _log.error("request %s failed inside\n%s", origin.request_id, "".join(_frames(error)))
+    """Log where a request failed; see `log_fault`."""
+    log_fault(f"request {origin.request_id}", error)
+
+
+def log_fault(what: str, error: BaseException | None) -> None:
+    """Log where something failed: types and frames, never a text, which may hold what was worked on."""
+    _log.error("%s failed inside\n%s", what, "".join(_frames(error)))
 
 
 def _frames(error: BaseException | None) -> Iterator[str]:

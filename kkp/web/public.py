@@ -22,15 +22,17 @@ import msgspec
 from aiohttp import web
 
 from kkp import dpop
-from kkp.errors import KeyringUnavailableError, KKPError, described
+from kkp.errors import KeyringUnavailableError, KKPError
 from kkp.keyring.revocation_list import RevocationList
 from kkp.keyring.rotation import Keyring
 from kkp.model import JSON
 from kkp.revocations import ListClaims
 from kkp.tokens import TOKEN_OPS
 from kkp.web.exchange import TOKEN_EXCHANGE
+from kkp.web.problems import log_fault
 
 _READY_PROBE_SECONDS = 1.0
+_OK = "ok"
 _UNREADY = 503
 _WATCH_SECONDS = 5.0
 _JWT = "application/jwt"
@@ -124,7 +126,7 @@ class PublicDocuments:
         takes_certificates: Whether client certificates can arrive.
         jwks_max_age_seconds: How long a verifier may use its copy without asking again.
         openapi: The API's description.
-        checks: What must work for KKP to be ready, by name; a check raises a KKPError.
+        checks: What must work for KKP to be ready, by name; a check raises a KKPError, or it has a fault.
         refresh: Looks whether the ring has changed elsewhere; many who ask at once share one look.
         warnings: What an operator should know although KKP is ready, by name; None while there is nothing.
         stopping: Set when the process was asked to end: it answers, and is to be sent nothing more.
@@ -185,7 +187,7 @@ class PublicDocuments:
         if self.stopping.is_set():
             return _json(ReadyAnswer("stopping", {}, {}), status=_UNREADY)
         results = await self.results()
-        ready = all(result == "ok" for result in results.values())
+        ready = all(result == _OK for result in results.values())
         warnings = {name: text for name, warning in self.warnings.items() if (text := warning()) is not None}
         document = ReadyAnswer("ok" if ready else "unready", results, warnings)
         return _json(document, status=200 if ready else _UNREADY)
@@ -202,17 +204,19 @@ class PublicDocuments:
 
     async def _ask(self, *names: str) -> dict[str, str]:
         results = await asyncio.gather(*(_probe(self.checks[name]) for name in names))
-        for name, result in zip(names, results, strict=True):
-            self._note(name, result)
-        return dict(zip(names, results, strict=True))
+        for name, (result, fault) in zip(names, results, strict=True):
+            self._note(name, result, fault)
+        return {name: result for name, (result, _) in zip(names, results, strict=True)}
 
-    def _note(self, name: str, result: str) -> None:
-        if result == "ok" and name in self._failing:
+    def _note(self, name: str, result: str, fault: Exception | None) -> None:
+        if result == _OK and name in self._failing:
             self._failing.remove(name)
             _log.info("%s: ready again", name)
-        elif result != "ok" and name not in self._failing:
+        elif result != _OK and name not in self._failing:
             self._failing.add(name)
             _log.error("%s: not ready: %s", name, result)
+            if fault is not None:
+                log_fault(f"the check {name}", fault)
 
 
 @final
@@ -295,17 +299,18 @@ def _cached(
     return web.Response(body=body, content_type=content_type, headers=headers)
 
 
-async def _probe(check: Callable[[], Awaitable[None]]) -> str:
+async def _probe(check: Callable[[], Awaitable[None]]) -> tuple[str, Exception | None]:
+    """Return what a check says and, where it has a fault of its own, that: it hides none of the others."""
     try:
         async with asyncio.timeout(_READY_PROBE_SECONDS):
             await check()
     except KKPError as error:
-        return str(error)
+        return str(error), None
     except TimeoutError:
-        return "no answer in time"
-    except Exception as error:  # noqa: BLE001  a fault of ours hides none of the other checks
-        return f"the check failed ({described(error)})"
-    return "ok"
+        return "no answer in time", None
+    except Exception as fault:  # noqa: BLE001  whatever it is
+        return f"the check failed ({type(fault).__name__})", fault
+    return _OK, None
 
 
 def _json(document: JSON, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -204,11 +204,34 @@ async def test_a_check_with_a_fault_of_its_own_fails_alone_and_says_nothing_fore
         raise OSError("canary of what it worked on")
 
     server.kkp.services.public.checks["audit"] = fault
-    answer = await server.kkp.get("/readyz")
-    assert answer.status == 503
-    failing = {name: told for name, told in answer.json["checks"].items() if told != "ok"}
-    assert failing == {"audit": "the check failed (OSError)"}
-    assert "canary" not in caplog.text
+    for _ in range(2):
+        answer = await server.kkp.get("/readyz")
+        assert answer.status == 503
+        failing = {name: told for name, told in answer.json["checks"].items() if told != "ok"}
+        assert failing == {"audit": "the check failed (OSError)"}
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "audit: not ready: the check failed (OSError)"
+    assert second.startswith("the check audit failed inside\nOSError\n")
+    assert 'in fault\n    raise OSError("canary of what it worked on")' in second  # the code's own line
+    assert caplog.text.count("canary") == 1
+
+
+async def test_a_fault_does_not_end_the_watch_of_a_check(server: Measured) -> None:
+    asked = asyncio.Semaphore(0)
+
+    async def fault() -> None:
+        asked.release()
+        raise OSError
+
+    public = server.kkp.services.public
+    public.checks["audit"] = fault
+    watch = asyncio.create_task(public.watch("audit", 0))
+    async with asyncio.timeout(10):
+        for _ in range(3):
+            await asked.acquire()
+    watch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watch
 
 
 def test_a_keyring_that_nobody_could_read_is_left_out_and_breaks_nothing() -> None:
