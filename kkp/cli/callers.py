@@ -54,7 +54,7 @@ def add_kkp(command: argparse.ArgumentParser) -> None:
         "--approval",
         metavar="RELEASE",
         help="where somebody else must approve this first: what they were given for the id that the refusal "
-        "tells; it is good for this caller alone",
+        "tells; it is good for this caller alone, and not for a token on the way",
     )
 
 

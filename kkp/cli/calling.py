@@ -56,6 +56,7 @@ from kkp.cli.common import (
     seconds,
     to_its_end,
 )
+from kkp.cli.moments import absolute
 from kkp.cli.progress import Progress
 from kkp.errors import ConfigError
 
@@ -204,6 +205,7 @@ def _done(
 def _told(error: KKPError) -> str:
     details = {
         "approval": error.approval_id,
+        "waits until": error.approval_expires_at and absolute(error.approval_expires_at),
         "reasons": ", ".join(error.reasons),
         "decision": error.decision_id,
         "request": error.request_id,

@@ -11,7 +11,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypedDict
@@ -145,6 +145,29 @@ async def test_what_somebody_else_approved_is_done_once(tmp_path: Path, world: s
             assert (await opened(approved(client, release))).text == "hello"
             with pytest.raises(ProblemError, match="approval_invalid"):
                 await opened(approved(client, release))
+
+
+@pytest.mark.parametrize("world", ["asyncio", "threads"])
+async def test_where_all_of_a_key_takes_approval_the_token_comes_first(tmp_path: Path, world: str) -> None:
+    policy = policy_with(tmp_path, [{**ORDERS, "valid_minutes": 10}])
+    async with (
+        serving(tmp_path, environ={"KKP_POLICY_PATH": str(policy)}) as server,
+        using(server, world) as client,
+    ):
+        alice = await kkp(tmp_path, "identity", "add", "alice", "--role", "approver")
+
+        async def allowed(call: Callable[[Any], Awaitable[Any]]) -> str:
+            """Have a call refused, and return the release of its approval."""
+            with pytest.raises(ProblemError, match="approval_required") as refused:
+                await call(client)
+            return await released(server, str(refused.value.approval_id), alice.out.strip())
+
+        release = await allowed(lambda client: client.encrypt("hello", **ORDERS))
+        envelope = await approved(client, release).encrypt("hello", **ORDERS)
+        release = await allowed(lambda client: client.decrypt(envelope))  # it is the token's
+        await approved(client, release).token(SCOPE)
+        release = await allowed(lambda client: client.decrypt(envelope))
+        assert (await approved(client, release).decrypt(envelope)).text == "hello"
 
 
 def approved(client: Any, release: str) -> Any:

@@ -38,6 +38,7 @@ from kkp_client.protocol import (
     Step,
     Steps,
     Wait,
+    batch_takes_no_approval,
     checked_credential,
     closed,
     timed_out,
@@ -88,9 +89,10 @@ class KKPClient:
             await self._http.aclose()
 
     def approved(self, release: str) -> Self:
-        """Return this client with an approval to show: for the call that it was refused, in the same words.
+        """Return this client with an approval to show by each call: make the one that was refused, as it was.
 
-        It is the same client: tokens, connections and its end are shared.
+        It is the same client: tokens, connections and its end are shared. No token on the way is asked for
+        with the approval, and no batch takes one.
 
         Args:
             release: What whoever approved was given for the `approval_id` of the error `approval_required`.
@@ -103,7 +105,7 @@ class KKPClient:
         return client
 
     async def token(self, scope: Scope) -> HeldToken:
-        """Return a token of this scope, for as long as the same one will do."""
+        """Return a token of this scope: the same one while it will do, or a new one for an approval."""
         return await self._call(self._core.token(scope, anew=self._release is not None))
 
     async def introspect(self, token: str) -> JSONObject:
@@ -164,7 +166,7 @@ class KKPClient:
         self, items: Sequence[EncryptItem], *, scope: Scope = DEFAULT_SCOPE
     ) -> list[JSONObject | KKPError]:
         """Have KKP seal many plaintexts; each has its envelope or its error, in order."""
-        return await self._call(self._core.encrypt_many(items, scope))
+        return await self._call_many(self._core.encrypt_many(items, scope))
 
     async def decrypt_many(
         self,
@@ -174,7 +176,7 @@ class KKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[Opened | KKPError]:
         """Have KKP open many envelopes; each has its plaintext or its error, in order."""
-        return await self._call(self._core.decrypt_many(envelopes, scope, policy_context))
+        return await self._call_many(self._core.decrypt_many(envelopes, scope, policy_context))
 
     async def rewrap_many(
         self,
@@ -186,7 +188,9 @@ class KKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[JSONObject | KKPError]:
         """Have KKP move many envelopes to another key; each has its new form or its error, in order."""
-        return await self._call(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
+        return await self._call_many(
+            self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context)
+        )
 
     async def data_key(self, request: KeyRequest, *, scope: Scope = DEFAULT_SCOPE) -> MessageKey:
         """Return an envelope without a payload and the key of its one message: see `kkp_client.local`."""
@@ -205,6 +209,12 @@ class KKPClient:
     async def _call(self, steps: Steps[ResultT]) -> ResultT:
         """Walk the steps of a call, with the approval that is to be shown by it."""
         return await self._walk(steps if self._release is None else with_approval(steps, self._release))
+
+    async def _call_many(self, steps: Steps[ResultT]) -> ResultT:
+        """Walk the steps of a call for many."""
+        if self._release is not None:
+            raise batch_takes_no_approval()
+        return await self._walk(steps)
 
     async def _walk(self, steps: Steps[ResultT]) -> ResultT:
         """Do what the steps say, until they come to their end."""

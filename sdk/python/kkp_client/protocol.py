@@ -12,7 +12,8 @@ Rules that hold here:
 - Only 503, 429 and a connection that was never made are repeated, after what `Retry-After` says or after a
   random part of 0.1 * 2^n s. A wait that would reach the deadline is not begun. A token that KKP refuses is
   forgotten and asked for once more; a nonce for proofs that KKP demands is used once.
-- The release of an approval is shown with the requests of the call that it is for, and with no other.
+- The release of an approval is shown with every request of a call but those for a token on the way. One that
+  KKP spent on what then failed is refused when the request is repeated: the failure is the error.
 - An answer is distrusted: its length, its form, and whether it is about what was asked.
 - Errors hold no token, key, proof, plaintext or piece of an answer. They are raised outside of handlers, so
   that nothing hangs from them that holds one.
@@ -49,15 +50,16 @@ MAX_ITEMS_BYTES: Final = 7 * 1024 * 1024
 _SPARE_ANSWER_BYTES: Final = 256 * 1024
 _SPARE_ITEM_BYTES: Final = 64 * 1024
 _ANSWER_FACTOR: Final = 8  # a plaintext of control characters comes back six times as long, and in base64
-_BATCH: Final = "/batch"
 _BACKOFF_SECONDS: Final = 0.1
 _OK: Final = 200
 _UNAUTHORISED: Final = 401
-_REPEATED: Final = frozenset({429, 503})
+_UNAVAILABLE: Final = 503
+_REPEATED: Final = frozenset({429, _UNAVAILABLE})
+_SPENT: Final = "approval_invalid"
 _REFUSED_TOKEN: Final = frozenset({"token_invalid", "token_expired"})
 _NONCE: Final = re.compile(r"[\x21-\x7e]{1,256}")
 _SECONDS: Final = re.compile(r"[0-9]{1,6}")
-_CREDENTIAL: Final = re.compile(r"[A-Za-z0-9._~+/-]{1,8192}=*")
+_CREDENTIAL: Final = re.compile(r"(?=.{1,8192}\Z)[A-Za-z0-9._~+/-]+=*")
 _WHITE_SPACE: Final = re.compile(r"\s")
 _random: Final = SystemRandom()
 
@@ -425,6 +427,7 @@ class Core:
     def _exchange(self, path: str, body: bytes, shown: _Shown, deadline: float) -> Steps[JSONObject]:
         """Send a request, again where that is right, until it is answered or has failed."""
         repeated, has_new_nonce = 0, False
+        failed: KKPError | None = None
         while True:
             if self._is_closed:
                 raise closed()
@@ -442,7 +445,8 @@ class Core:
             wait = self._wait_seconds(read, repeated)
             is_over = repeated == self._settings.repeats or self.monotonic() + wait >= deadline
             if is_over or not _may_repeat(came):
-                raise read
+                raise failed if failed is not None and read.code == _SPENT else read
+            failed = read if read.status == _UNAVAILABLE else failed
             yield Wait(wait)
             repeated += 1
 
@@ -469,7 +473,7 @@ class Core:
                 token=shown.token,
                 nonce=self._nonce,
             )
-        items = MAX_ITEMS if path.endswith(_BATCH) else 0
+        items = MAX_ITEMS if path.endswith("/batch") else 0
         limit = _SPARE_ANSWER_BYTES + _ANSWER_FACTOR * len(body) + items * _SPARE_ITEM_BYTES
         return Send(self._settings.url_of(path), headers, body, limit, deadline)
 
@@ -513,9 +517,6 @@ def with_approval(steps: Steps[ResultT], release: str) -> Steps[ResultT]:
     """Walk the same steps, and show the release of an approval with each request.
 
     A token that is asked for on the way is asked for without: all who want one of its scope share it.
-
-    Raises:
-        ConfigurationError: It is a batch, which takes no approval.
     """
     came: object = None
     failure: Exception | None = None
@@ -524,7 +525,7 @@ def with_approval(steps: Steps[ResultT], release: str) -> Steps[ResultT]:
             step = steps.send(came) if failure is None else steps.throw(failure)
             came, failure = None, None
             if isinstance(step, Send):
-                step = _approved(step, release)
+                step = replace(step, headers={**step.headers, "KKP-Approval": release})
             try:
                 came = yield step
             except Exception as error:  # noqa: BLE001  it is for the steps, whatever it is
@@ -534,12 +535,6 @@ def with_approval(steps: Steps[ResultT], release: str) -> Steps[ResultT]:
         return result
     finally:
         steps.close()
-
-
-def _approved(send: Send, release: str) -> Send:
-    if send.url.endswith(_BATCH):
-        raise ConfigurationError("A batch takes no approval: send what was approved alone.")
-    return replace(send, headers={**send.headers, "KKP-Approval": release})
 
 
 def _credential(deadline: float) -> Steps[_Shown]:
@@ -653,6 +648,11 @@ def _object(answer: Answer, media_type: str) -> JSONObject | None:
     except ValueError:
         return None
     return document if isinstance(document, dict) else None
+
+
+def batch_takes_no_approval() -> ConfigurationError:
+    """Return the error of many that are sent by a client with an approval to show."""
+    return ConfigurationError("A batch takes no approval: send what was approved alone.")
 
 
 def timed_out(what: str) -> TransportError:

@@ -43,6 +43,7 @@ from kkp_client.protocol import (
     Step,
     Steps,
     Wait,
+    batch_takes_no_approval,
     checked_credential,
     timed_out,
     with_approval,
@@ -92,9 +93,10 @@ class SyncKKPClient:
         self._loop.close()
 
     def approved(self, release: str) -> Self:
-        """Return this client with an approval to show: for the call that it was refused, in the same words.
+        """Return this client with an approval to show by each call: make the one that was refused, as it was.
 
-        It is the same client: tokens, connections and its end are shared.
+        It is the same client: tokens, connections and its end are shared. No token on the way is asked for
+        with the approval, and no batch takes one.
 
         Args:
             release: What whoever approved was given for the `approval_id` of the error `approval_required`.
@@ -107,7 +109,7 @@ class SyncKKPClient:
         return client
 
     def token(self, scope: Scope) -> HeldToken:
-        """Return a token of this scope, for as long as the same one will do."""
+        """Return a token of this scope: the same one while it will do, or a new one for an approval."""
         return self._call(self._core.token(scope, anew=self._release is not None))
 
     def introspect(self, token: str) -> JSONObject:
@@ -168,7 +170,7 @@ class SyncKKPClient:
         self, items: Sequence[EncryptItem], *, scope: Scope = DEFAULT_SCOPE
     ) -> list[JSONObject | KKPError]:
         """Have KKP seal many plaintexts; each has its envelope or its error, in order."""
-        return self._call(self._core.encrypt_many(items, scope))
+        return self._call_many(self._core.encrypt_many(items, scope))
 
     def decrypt_many(
         self,
@@ -178,7 +180,7 @@ class SyncKKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[Opened | KKPError]:
         """Have KKP open many envelopes; each has its plaintext or its error, in order."""
-        return self._call(self._core.decrypt_many(envelopes, scope, policy_context))
+        return self._call_many(self._core.decrypt_many(envelopes, scope, policy_context))
 
     def rewrap_many(
         self,
@@ -190,7 +192,7 @@ class SyncKKPClient:
         scope: Scope = DEFAULT_SCOPE,
     ) -> list[JSONObject | KKPError]:
         """Have KKP move many envelopes to another key; each has its new form or its error, in order."""
-        return self._call(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
+        return self._call_many(self._core.rewrap_many(envelopes, (backend, key_id), scope, policy_context))
 
     def data_key(self, request: KeyRequest, *, scope: Scope = DEFAULT_SCOPE) -> MessageKey:
         """Return an envelope without a payload and the key of its one message: see `kkp_client.local`."""
@@ -209,6 +211,12 @@ class SyncKKPClient:
     def _call(self, steps: Steps[ResultT]) -> ResultT:
         """Walk the steps of a call, with the approval that is to be shown by it."""
         return self._walk(steps if self._release is None else with_approval(steps, self._release))
+
+    def _call_many(self, steps: Steps[ResultT]) -> ResultT:
+        """Walk the steps of a call for many."""
+        if self._release is not None:
+            raise batch_takes_no_approval()
+        return self._walk(steps)
 
     def _walk(self, steps: Steps[ResultT]) -> ResultT:
         """Do what the steps say, until they come to their end."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Final, NamedTuple, TypeAlias, final
 
@@ -114,10 +114,10 @@ class TokenCache:
         flight.set_result(held)
 
     def keep(self, scope: bytes, held: HeldToken) -> None:
-        """Keep a token that was asked for past the flights."""
+        """Keep a token that was asked for past the flights, to its end: a flight would get none like it."""
         with self._lock:
             if self._closed is None:
-                self._keep(scope, held)
+                self._keep(scope, replace(held, renew_at=held.ends_at))
 
     def fail(self, scope: bytes, flight: Flight, error: BaseException, now: float) -> None:
         """Give the error to all who wait for the flight; a token that is in use stays in use."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Barrier, Thread
 
 import pytest
@@ -52,6 +53,29 @@ def test_the_first_who_asks_begins_a_flight_and_the_others_wait_for_it() -> None
 def test_two_scopes_are_two_flights() -> None:
     cache = TokenCache()
     assert begun(cache, 0.0) is not begun(cache, 0.0, b"another")
+
+
+def test_what_is_kept_past_the_flights_is_used_to_its_end_and_not_renewed() -> None:
+    cache = TokenCache()
+    flight = begun(cache, 0.0)
+    cache.keep(SCOPE, lasting(300))
+    assert cache.find(SCOPE, 299.9) == (replace(lasting(300), renew_at=300.0), None)
+    renewed = lasting(300, since=100.0)
+    cache.land(SCOPE, flight, renewed)  # who waits for it has it all the same
+    assert landed(flight) == renewed == cache.find(SCOPE, 150.0).best
+    cache.keep(SCOPE, lasting(300))
+    begun(cache, 300.0)
+
+
+def test_what_is_kept_past_the_flights_takes_room_and_is_not_kept_behind_the_end() -> None:
+    cache = TokenCache(most=2)
+    for scope in (b"1", b"2", b"3"):
+        cache.keep(scope, lasting(300))
+    begun(cache, 0.0, b"1")
+    cache.close(ConfigurationError("closed"))
+    cache.keep(b"2", lasting(300))
+    with pytest.raises(ConfigurationError):
+        cache.find(b"2", 0.0)
 
 
 def test_a_token_is_used_until_it_is_due_then_beside_its_renewal_and_at_its_end_no_more() -> None:

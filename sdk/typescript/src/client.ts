@@ -26,7 +26,7 @@ import {
   type StreamEnvelope,
 } from "./envelope.js";
 import { ConfigurationError, KKPError } from "./errors.js";
-import { type Fetch, send } from "./http.js";
+import { type Answer, type Fetch, send } from "./http.js";
 import {
   beginning,
   beginningStream,
@@ -57,6 +57,7 @@ import {
   type Scope,
   secondsBeforeRepeat,
   tokenBody,
+  unavailable,
   wantsNonce,
 } from "./protocol.js";
 import type { JSONObject } from "./strictJson.js";
@@ -89,7 +90,11 @@ export interface ClientOptions {
 export interface CallOptions {
   readonly signal?: AbortSignal;
   readonly deadlineSeconds?: number;
-  /** The release of an approval: what whoever approved was given for the `approvalId` of this very call. */
+  /**
+   * The release of an approval: what whoever approved was given for the `approvalId` of this very call.
+   *
+   * Many at once take none, and no token on the way is asked for with it.
+   */
   readonly approval?: string;
 }
 
@@ -147,7 +152,7 @@ export class KKPClient {
     this.#fetch = options.fetch ?? ((url, init) => fetch(url, init));
   }
 
-  /** Return a token of this scope, a kept one where that is still good. */
+  /** Return a token of this scope: a kept one where that is still good, or a new one for an approval. */
   async token(scope: Scope, options: CallOptions = {}): Promise<AccessToken> {
     const approval = approvalOf(options);
     return await this.#within(options, async (deadline) => {
@@ -164,6 +169,7 @@ export class KKPClient {
 
   /** Have KKP take a token from nobody any more; verifiers hear of it from the list of revocations. */
   async revoke(token: string, options: CallOptions = {}): Promise<void> {
+    approvalOf(options); // before anything is forgotten
     this.#tokens.forgetWhere((kept) => kept.token === token);
     await this.#about("/token/revoke", token, options);
   }
@@ -361,6 +367,7 @@ export class KKPClient {
     const isBeside = call.showing === "beside" && this.#dpopKey === undefined;
     const body = encodeUTF8(call.body(isBeside ? shown.token?.token : undefined));
     const maxBytes = maxAnswerBytes(body.length, call.items);
+    let failed: Answer | undefined;
     for (let repeat = 0, hadNonce = false; ; ) {
       const init = { method: "POST", headers: await this.#headers(call.path, shown), body };
       const answer = await send(this.#fetch, this.#url + call.path, init, maxBytes, deadline.signal);
@@ -370,8 +377,9 @@ export class KKPClient {
       if (isNonceWanted) {
         hadNonce = true;
       } else if (seconds === undefined || seconds >= deadline.remainingSeconds) {
-        return documentOf(answer);
+        return documentOf(answer, failed);
       } else {
+        failed = unavailable(answer) ?? failed;
         await deadline.sleep(seconds);
         repeat += 1;
       }

@@ -135,11 +135,17 @@ export function maxAnswerBytes(bodyBytes: number, items = 1): number {
   return 256 * KIBIBYTE + 8 * bodyBytes + 64 * KIBIBYTE * (items - 1);
 }
 
-/** Return a success's document, or throw what the answer says instead. */
-export function documentOf(answer: Answer | NoAnswer): JSONObject {
+/**
+ * Return a success's document, or throw what the answer says instead.
+ *
+ * KKP spends an approval right before it does what was approved. If that `failed`, the request is refused when it
+ * is repeated, and the failure is what the caller is to know.
+ */
+export function documentOf(answer: Answer | NoAnswer, failed?: Answer): JSONObject {
   if ("error" in answer) throw answer.error;
   const document = strictDocument(answer.body);
   if (answer.status === 200) return document ?? badAnswer(answer.status);
+  if (failed !== undefined && document?.get("code") === "approval_invalid") return documentOf(failed);
   const problem = document === undefined ? undefined : problemOf(document, retryAfterSeconds(answer));
   if (problem === undefined || problem.status !== answer.status) return badAnswer(answer.status, answer);
   throw problem;
@@ -257,10 +263,15 @@ export function isAboutToken(error: unknown): boolean {
   return error instanceof ProblemError && error.status === 401 && codes.includes(error.code);
 }
 
+/** Return an answer of a KKP that could not do what was asked, but may have begun. */
+export function unavailable(answer: Answer | NoAnswer): Answer | undefined {
+  return "error" in answer || answer.status !== 503 ? undefined : answer;
+}
+
 /**
  * Return how long to wait before a request is repeated, or undefined where it must not be.
  *
- * Repeated is only what KKP said it has not done, and what was never sent.
+ * Repeated is only what KKP said it could not do, and what was never sent.
  */
 export function secondsBeforeRepeat(
   answer: Answer | NoAnswer,

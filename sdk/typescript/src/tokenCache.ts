@@ -44,9 +44,9 @@ export class TokenCache<T> {
     return kept.token;
   }
 
-  /** Keep a token that was asked for otherwise, and return it. */
-  put(scope: string, dated: Dated<T>): T {
-    return this.#keep(scope, dated);
+  /** Keep a token that was asked for otherwise, to its end, and return it: `ask` would get none like it. */
+  put(scope: string, { token, endsAt }: Dated<T>): T {
+    return this.#keep(scope, { token, endsAt, renewAt: endsAt });
   }
 
   /** Drop a token that was refused, unless another has taken its place. */

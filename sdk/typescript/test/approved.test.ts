@@ -13,12 +13,13 @@ import {
   ProblemError,
 } from "@kkp/client";
 import { failure, refused } from "./refused.js";
-import { problem, ScriptedKKP } from "./scriptedKKP.js";
+import { problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
 
 const RELEASE = "eyJ0eXAiOiJra3AtYXBwcm92YWwrand0In0.e30.canary-of-a-release";
 const APPROVED: CallOptions = { approval: RELEASE };
 const MESSAGE: Message = { backend: "aws", keyId: "alias/orders", plaintext: "hello" };
 const SCOPE = { backend: "aws", keyId: "alias/orders" };
+const SEALING = { backend: "aws", key_id: "alias/orders" };
 const ID = "q1u7vS3Xn0o5b0p8m9l2kA";
 const NOT_YET = problem(403, "approval_required", { approval_id: ID, approval_expires_at: 1_750_003_600 });
 
@@ -92,6 +93,16 @@ test("it is shown again where the call is repeated", async () => {
   assert.deepEqual(new Set(shown("/token")), new Set([undefined]));
 });
 
+test("what failed behind an approval that it spent is the error", async () => {
+  const again = { "Retry-After": "0" };
+  kkp.script.push(problem(503, "kms_unavailable", {}, again), problem(403, "approval_invalid"));
+  const error = await failure(client().encrypt(MESSAGE, APPROVED));
+  assert.deepEqual([error.code, error.status], ["kms_unavailable", 503]);
+  kkp.script.push(problem(429, "rate_limited", {}, again), problem(403, "approval_invalid"));
+  // By what asked too often, nothing was spent.
+  assert.equal(await refused(client().encrypt(MESSAGE, APPROVED)), "approval_invalid");
+});
+
 test("a refused approval is the call's error", async () => {
   kkp.script.push(problem(403, "approval_invalid"));
   assert.equal(await refused(client().encrypt(MESSAGE, APPROVED)), "approval_invalid");
@@ -119,16 +130,60 @@ test("message keys take approval as well", async () => {
   const local = new LocalEnvelope(client());
   const envelope = await local.seal(MESSAGE, APPROVED);
   assert.equal((await local.open(envelope, APPROVED)).text, "hello");
-  assert.deepEqual(shown("/envelope/data-key"), [RELEASE]);
-  assert.deepEqual(shown("/envelope/data-key/unwrap"), [RELEASE]);
+  const plaintext = new Blob(["hello"]).stream();
+  const stream = plaintext.pipeThrough(local.sealStream({ ...SCOPE, ...APPROVED }));
+  assert.equal(await new Response(stream.pipeThrough(local.openStream(APPROVED))).text(), "hello");
+  assert.deepEqual(shown("/envelope/data-key"), [RELEASE, RELEASE]);
+  assert.deepEqual(shown("/envelope/data-key/unwrap"), [RELEASE, RELEASE]);
 });
 
-test("a batch takes none, and is not sent", async () => {
-  assert.equal(await refused(client().encryptMany([MESSAGE], APPROVED)), "invalid_configuration");
-  assert.deepEqual(kkp.received, []);
+test("where the token takes approval too, it is asked for first", async () => {
+  const one = client();
+  const envelope = await one.encrypt(MESSAGE);
+  kkp.script.push(NOT_YET);
+  assert.equal(await refused(one.decrypt(envelope)), "approval_required");
+  await one.token(SCOPE, { approval: "for-the-token" });
+  assert.equal((await one.decrypt(envelope, APPROVED)).text, "hello");
+  assert.deepEqual(shown("/token"), [undefined, "for-the-token"]);
+  assert.deepEqual(shown("/envelope/decrypt"), [RELEASE]);
 });
 
-for (const approval of ["", "two words", `${RELEASE}\n`, "ä", "x".repeat(8193), null, 7]) {
+test("a token that would be revoked with what is no approval is kept", async () => {
+  const one = client();
+  const { token } = await one.token(SCOPE);
+  assert.equal(await refused(one.revoke(token, { approval: "two words" })), "invalid_configuration");
+  assert.equal((await one.token(SCOPE)).token, token);
+});
+
+for (const binding of ["bearer", "DPoP"]) {
+  test(`a batch takes none, and nothing is asked for it: ${binding}`, async () => {
+    const credential = () => assert.fail("a credential was asked for");
+    const dpopKey = binding === "DPoP" ? { dpopKey: await DPoPKey.generate() } : {};
+    const envelope = sealed({ ...SEALING, plaintext: "hello" });
+    const one = client({ credential, ...dpopKey });
+    for (const call of [
+      one.encryptMany([MESSAGE], APPROVED),
+      one.encryptMany([], APPROVED),
+      one.decryptMany([envelope], APPROVED),
+      one.decryptMany(["{}"], APPROVED),
+      one.rewrapMany([envelope], { backend: "gcp", keyId: "orders" }, APPROVED),
+    ]) {
+      assert.equal(await refused(call), "invalid_configuration");
+    }
+    assert.deepEqual(kkp.received, []);
+  });
+}
+
+for (const approval of [
+  "",
+  "two words",
+  `${RELEASE}\n`,
+  "ä",
+  "x".repeat(8193),
+  `${"x".repeat(8192)}=`,
+  null,
+  7,
+]) {
   test(`${JSON.stringify(approval)?.slice(0, 20)} can be no approval, and is not repeated`, async () => {
     const options = { approval } as CallOptions;
     for (const call of [

@@ -53,6 +53,24 @@ test("shortly before its end a token is renewed once, while the old one is hande
   assert.equal(await bench.get(), 2);
 });
 
+test("what is put there is handed out until its end, and not renewed before", async () => {
+  const bench = new Bench(2);
+  const underWay = bench.get();
+  assert.equal(
+    bench.cache.put("scope", { token: 70, renewAt: bench.now + 240, endsAt: bench.now + 300 }),
+    70,
+  );
+  assert.equal(await underWay, 1); // who waits for another has it all the same
+  for (const token of [71, 72, 73]) {
+    bench.cache.put(`${token}`, { token, renewAt: bench.now + 240, endsAt: bench.now + 300 });
+  }
+  bench.now += 299.9;
+  assert.deepEqual(await Promise.all(["72", "73"].map(bench.get)), [72, 73]);
+  assert.equal(bench.asked, 1);
+  bench.now += 0.1;
+  assert.deepEqual(await Promise.all(["72", "71"].map(bench.get)), [2, 3]); // the latter had no room
+});
+
 test("a token is handed out until its end, and then waited for", async () => {
   const bench = new Bench();
   await bench.get();
