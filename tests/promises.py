@@ -46,7 +46,8 @@ class Promise(NamedTuple):
     Attributes:
         scale: The factor that they run at.
         bars: What they must count; without one, every test of it must pass.
-        at_once: How many of them run at a time, where most of their hours are waiting.
+        at_once: How many of them run at a time, where most of their hours are waiting: so many that, of the
+            list that is dealt out, no two long ones fall to the same worker.
     """
 
     scale: int = 1
@@ -64,7 +65,7 @@ PROMISES: Mapping[int, Promise] = {
     3: Promise(30, (Bar("kills", 120),)),
     4: Promise(10, (Bar("generations", 200),)),
     5: Promise(4, (Bar("clock steps", 20),)),
-    6: Promise(50, (Bar("stops", 50),), at_once=2),
+    6: Promise(50, (Bar("stops", 50),), at_once=4),
     7: Promise(
         4,
         (
@@ -143,7 +144,7 @@ PROMISES: Mapping[int, Promise] = {
     39: Promise(
         450,
         (Bar("tokens", 720_000), Bar("MiB a minute", most=1), Bar("descriptors gained", most=0)),
-        at_once=2,
+        at_once=4,
     ),
     40: Promise(1),
 }
