@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -187,6 +189,12 @@ class Server:
         """GET."""
         return await self.request("GET", path, credential=credential)
 
+    def stand_still(self) -> None:
+        """Stop it with SIGSTOP, and wait until each of its threads has: some run on for milliseconds."""
+        self.process.send_signal(signal.SIGSTOP)
+        while not all(map(_stands_still, Path(f"/proc/{self.process.pid}/task").iterdir())):
+            time.sleep(0.001)
+
     async def mint(self, credential: str) -> Answer:
         """Ask for a token that encrypts and decrypts under aws alias/orders."""
         return await self.post("/token", TOKEN_REQUEST, credential=credential)
@@ -342,3 +350,8 @@ def names(directory: Path) -> set[str]:
 def show(figure: str) -> None:
     """Print a measured figure, for whoever reads the test's output."""
     sys.stdout.write(f"{figure}\n")
+
+
+def _stands_still(thread: Path) -> bool:
+    """Tell whether a thread is stopped (proc(5), `stat`: its name in brackets, then its state)."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -251,7 +251,7 @@ async def test_a_replica_that_was_stopped_holds_up_no_other_and_signs_nothing_wi
         with trio.postgres.holding(NOTHING_RECORDED, trio.database) if is_held_back else nullcontext():
             queued = [asyncio.ensure_future(stopped.server.mint(trio.root_key)) for _ in range(20)]
             await asyncio.sleep(0.05 if is_held_back else 0.005)
-            stopped.server.process.send_signal(signal.SIGSTOP)  # wherever it is, in a transaction too
+            stopped.server.stand_still()  # wherever it is, in a transaction too
             stopped_at = time.time()
         queued += [asyncio.ensure_future(stopped.server.mint(trio.root_key)) for _ in range(20)]
         await asyncio.sleep(2)

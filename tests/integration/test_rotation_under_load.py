@@ -102,7 +102,7 @@ async def stop_between_transactions(server: Server, directory: Path) -> None:
     """Stop a process where it does not hold up the other: not while it has the database's lock."""
     async with asyncio.timeout(10):
         while True:
-            server.process.send_signal(signal.SIGSTOP)
+            server.stand_still()
             if _can_be_written(directory):
                 return
             server.process.send_signal(signal.SIGCONT)
@@ -143,7 +143,7 @@ async def test_a_process_that_was_stopped_signs_nothing_with_a_retired_key(
                 queued = [asyncio.ensure_future(stopped.mint(root_key)) for _ in range(20)]
                 await asyncio.sleep(0.05 if is_held_back else 0.005)
                 if is_held_back:
-                    stopped.process.send_signal(signal.SIGSTOP)
+                    stopped.stand_still()
                 else:
                     await stop_between_transactions(stopped, tmp_path)
                 stopped_at = time.time()
