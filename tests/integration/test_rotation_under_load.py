@@ -112,6 +112,7 @@ async def stop_between_transactions(server: Server, directory: Path) -> None:
 def _can_be_written(directory: Path) -> bool:
     try:
         with database(directory / ".kkp" / "kkp.db", "rw") as connection:
+            connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError:
         return False
