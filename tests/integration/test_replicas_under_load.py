@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
+import aiohttp
 import jwt
 import pytest
 
@@ -117,7 +118,7 @@ class Balancer:
         replica = self.ready[self._turn % len(self.ready)]
         try:
             answer = await replica.server.mint(replica.root_key)
-        except OSError as error:
+        except (OSError, aiohttp.ClientError) as error:
             self.errors[type(error).__name__] += 1
             return
         self.answers.append(answer)
@@ -139,7 +140,7 @@ class Balancer:
 async def is_ready(replica: Replica) -> bool:
     try:
         return await replica.is_ready()
-    except (OSError, AssertionError):
+    except (OSError, aiohttp.ClientError, AssertionError, RuntimeError):  # the last: its session was closed
         return False
 
 
