@@ -105,7 +105,7 @@ def to_its_end(work: Callable[[], int]) -> int:
         raise
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  see above
+    except Exception as error:  # noqa: BLE001  of any kind: nobody foresaw it
         say(f"kkp: internal: {type(error).__name__}; report it")
         return BROKEN
 

@@ -308,7 +308,7 @@ async def _probe(check: Callable[[], Awaitable[None]]) -> tuple[str, Exception |
         return str(error), None
     except TimeoutError:
         return "no answer in time", None
-    except Exception as fault:  # noqa: BLE001  whatever it is
+    except Exception as fault:  # noqa: BLE001  of any kind: it is the check's, and no other's
         return f"the check failed ({type(fault).__name__})", fault
     return _OK, None
 

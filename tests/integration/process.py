@@ -193,7 +193,7 @@ class Server:
         """Stop it with SIGSTOP, and wait until each of its threads has: some run on for milliseconds."""
         self.process.send_signal(signal.SIGSTOP)
         while not all(map(_stands_still, Path(f"/proc/{self.process.pid}/task").iterdir())):
-            time.sleep(0.001)
+            time.sleep(0.001)  # nobody tells when a thread has stopped; whoever waits has nothing else to do
 
     async def mint(self, credential: str) -> Answer:
         """Ask for a token that encrypts and decrypts under aws alias/orders."""
@@ -353,5 +353,5 @@ def show(figure: str) -> None:
 
 
 def _stands_still(thread: Path) -> bool:
-    """Tell whether a thread is stopped (proc(5), `stat`: its name in brackets, then its state)."""
-    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+    """Tell whether a thread is stopped, or dead (proc(5), `stat`: its name in brackets, then its state)."""
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] in {"T", "X", "Z"}

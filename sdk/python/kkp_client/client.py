@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from copy import copy
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar, Unpack, final
 
 import httpx
 
 from kkp_client import transport
+from kkp_client.approval import ShowsApproval
 from kkp_client.envelope import DetachedEnvelope, Document, JSONObject
 from kkp_client.errors import KKPError
 from kkp_client.messages import (
@@ -38,11 +38,9 @@ from kkp_client.protocol import (
     Step,
     Steps,
     Wait,
-    batch_takes_no_approval,
     checked_credential,
     closed,
     timed_out,
-    with_approval,
 )
 from kkp_client.token_cache import Flight, HeldToken, landed
 
@@ -51,7 +49,7 @@ Credential: TypeAlias = str | Callable[[], str | Awaitable[str]]
 
 
 @final
-class KKPClient:
+class KKPClient(ShowsApproval):
     """One KKP, asked with one credential, in one event loop.
 
     Args:
@@ -68,7 +66,6 @@ class KKPClient:
         settings = Settings(url=url, **options)
         self._credential = credential if callable(credential) else checked_credential(credential)
         self._core = Core(settings)
-        self._release: str | None = None
         self._http = httpx.AsyncClient(**transport.options(settings))
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -88,25 +85,9 @@ class KKPClient:
         if not self._core.is_inherited:  # else the connections are another process's, which may be using them
             await self._http.aclose()
 
-    def approved(self, release: str) -> Self:
-        """Return this client with an approval to show by each call: make the one that was refused, as it was.
-
-        It is the same client: tokens, connections and its end are shared. No token on the way is asked for
-        with the approval, and no batch takes one.
-
-        Args:
-            release: What whoever approved was given for the `approval_id` of the error `approval_required`.
-
-        Raises:
-            ConfigurationError: It can't be one.
-        """
-        client = copy(self)
-        client._release = checked_credential(release, "approval")  # noqa: SLF001  it is one of this class
-        return client
-
     async def token(self, scope: Scope) -> HeldToken:
         """Return a token of this scope: the same one while it will do, or a new one for an approval."""
-        return await self._call(self._core.token(scope, anew=self._release is not None))
+        return await self._call(self._core.token(scope, anew=self._is_approved))
 
     async def introspect(self, token: str) -> JSONObject:
         """Return what KKP knows of a token (RFC 7662)."""
@@ -208,13 +189,11 @@ class KKPClient:
 
     async def _call(self, steps: Steps[ResultT]) -> ResultT:
         """Walk the steps of a call, with the approval that is to be shown by it."""
-        return await self._walk(steps if self._release is None else with_approval(steps, self._release))
+        return await self._walk(self._with_approval(steps))
 
     async def _call_many(self, steps: Steps[ResultT]) -> ResultT:
         """Walk the steps of a call for many."""
-        if self._release is not None:
-            raise batch_takes_no_approval()
-        return await self._walk(steps)
+        return await self._walk(self._without_approval(steps))
 
     async def _walk(self, steps: Steps[ResultT]) -> ResultT:
         """Do what the steps say, until they come to their end."""

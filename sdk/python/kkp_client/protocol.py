@@ -12,8 +12,8 @@ Rules that hold here:
 - Only 503, 429 and a connection that was never made are repeated, after what `Retry-After` says or after a
   random part of 0.1 * 2^n s. A wait that would reach the deadline is not begun. A token that KKP refuses is
   forgotten and asked for once more; a nonce for proofs that KKP demands is used once.
-- The release of an approval is shown with every request of a call but those for a token on the way. One that
-  KKP spent on what then failed is refused when the request is repeated: the failure is the error.
+- An approval that KKP spent on what then failed is refused when the request is repeated: the failure is the
+  error.
 - An answer is distrusted: its length, its form, and whether it is about what was asked.
 - Errors hold no token, key, proof, plaintext or piece of an answer. They are raised outside of handlers, so
   that nothing hangs from them that holds one.
@@ -513,30 +513,6 @@ class Core:
         return HeldToken.lasting(token, wanted, expires_at=expires_at, life_seconds=life, since=since)
 
 
-def with_approval(steps: Steps[ResultT], release: str) -> Steps[ResultT]:
-    """Walk the same steps, and show the release of an approval with each request.
-
-    A token that is asked for on the way is asked for without: all who want one of its scope share it.
-    """
-    came: object = None
-    failure: Exception | None = None
-    try:
-        while True:
-            step = steps.send(came) if failure is None else steps.throw(failure)
-            came, failure = None, None
-            if isinstance(step, Send):
-                step = replace(step, headers={**step.headers, "KKP-Approval": release})
-            try:
-                came = yield step
-            except Exception as error:  # noqa: BLE001  it is for the steps, whatever it is
-                failure = error
-    except StopIteration as end:
-        result: ResultT = end.value
-        return result
-    finally:
-        steps.close()
-
-
 def _credential(deadline: float) -> Steps[_Shown]:
     credential: object = yield AskCredential(deadline)
     return _Shown(f"Bearer {checked_credential(credential)}")
@@ -648,11 +624,6 @@ def _object(answer: Answer, media_type: str) -> JSONObject | None:
     except ValueError:
         return None
     return document if isinstance(document, dict) else None
-
-
-def batch_takes_no_approval() -> ConfigurationError:
-    """Return the error of many that are sent by a client with an approval to show."""
-    return ConfigurationError("A batch takes no approval: send what was approved alone.")
 
 
 def timed_out(what: str) -> TransportError:

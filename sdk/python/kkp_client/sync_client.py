@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, wait
-from copy import copy
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, Unpack, final
@@ -18,6 +17,7 @@ from typing import Any, Self, TypeAlias, TypeVar, Unpack, final
 import httpx
 
 from kkp_client import transport
+from kkp_client.approval import ShowsApproval
 from kkp_client.envelope import DetachedEnvelope, Document, JSONObject
 from kkp_client.errors import KKPError
 from kkp_client.loop_thread import LoopThread
@@ -43,10 +43,8 @@ from kkp_client.protocol import (
     Step,
     Steps,
     Wait,
-    batch_takes_no_approval,
     checked_credential,
     timed_out,
-    with_approval,
 )
 from kkp_client.token_cache import Flight, HeldToken, landed
 
@@ -55,7 +53,7 @@ Credential: TypeAlias = str | Callable[[], str]
 
 
 @final
-class SyncKKPClient:
+class SyncKKPClient(ShowsApproval):
     """One KKP, asked with one credential, by any number of threads.
 
     Args:
@@ -72,7 +70,6 @@ class SyncKKPClient:
         settings = Settings(url=url, **options)
         self._credential = credential if callable(credential) else checked_credential(credential)
         self._core = Core(settings)
-        self._release: str | None = None
         self._loop = LoopThread()
         self._sending: set[asyncio.Task[Any]] = set()  # known in the loop's thread alone
         self._http = httpx.AsyncClient(**transport.options(settings))
@@ -92,25 +89,9 @@ class SyncKKPClient:
             self._loop.run(self._end())
         self._loop.close()
 
-    def approved(self, release: str) -> Self:
-        """Return this client with an approval to show by each call: make the one that was refused, as it was.
-
-        It is the same client: tokens, connections and its end are shared. No token on the way is asked for
-        with the approval, and no batch takes one.
-
-        Args:
-            release: What whoever approved was given for the `approval_id` of the error `approval_required`.
-
-        Raises:
-            ConfigurationError: It can't be one.
-        """
-        client = copy(self)
-        client._release = checked_credential(release, "approval")  # noqa: SLF001  it is one of this class
-        return client
-
     def token(self, scope: Scope) -> HeldToken:
         """Return a token of this scope: the same one while it will do, or a new one for an approval."""
-        return self._call(self._core.token(scope, anew=self._release is not None))
+        return self._call(self._core.token(scope, anew=self._is_approved))
 
     def introspect(self, token: str) -> JSONObject:
         """Return what KKP knows of a token (RFC 7662)."""
@@ -210,13 +191,11 @@ class SyncKKPClient:
 
     def _call(self, steps: Steps[ResultT]) -> ResultT:
         """Walk the steps of a call, with the approval that is to be shown by it."""
-        return self._walk(steps if self._release is None else with_approval(steps, self._release))
+        return self._walk(self._with_approval(steps))
 
     def _call_many(self, steps: Steps[ResultT]) -> ResultT:
         """Walk the steps of a call for many."""
-        if self._release is not None:
-            raise batch_takes_no_approval()
-        return self._walk(steps)
+        return self._walk(self._without_approval(steps))
 
     def _walk(self, steps: Steps[ResultT]) -> ResultT:
         """Do what the steps say, until they come to their end."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from kkp_client.approval import with_approval
 from kkp_client.client import KKPClient
 from kkp_client.dpop import DPoPKey
 from kkp_client.errors import ConfigurationError, KKPError, ProblemError
 from kkp_client.messages import EncryptItem, Scope
-from kkp_client.protocol import Core, Send, Settings, with_approval
+from kkp_client.protocol import Core, Send, Settings
 from tests.conftest import InThread, Make, local, whole
 from tests.scripted_kkp import CREDENTIAL, KEY, Asked, Scripted, ScriptedKKP, problem, with_header
 from tests.test_client import everything_of

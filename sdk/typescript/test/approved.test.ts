@@ -1,7 +1,7 @@
 /** What somebody else must approve first: what is told of it, and how it is asked for once more. */
 
 import assert from "node:assert/strict";
-import { after, beforeEach, test } from "node:test";
+import { test } from "node:test";
 import { inspect } from "node:util";
 import {
   type CallOptions,
@@ -13,7 +13,7 @@ import {
   ProblemError,
 } from "@kkp/client";
 import { failure, refused } from "./refused.js";
-import { problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
+import { problem, scriptedKKP, sealed } from "./scriptedKKP.js";
 
 const RELEASE = "eyJ0eXAiOiJra3AtYXBwcm92YWwrand0In0.e30.canary-of-a-release";
 const APPROVED: CallOptions = { approval: RELEASE };
@@ -23,12 +23,7 @@ const SEALING = { backend: "aws", key_id: "alias/orders" };
 const ID = "q1u7vS3Xn0o5b0p8m9l2kA";
 const NOT_YET = problem(403, "approval_required", { approval_id: ID, approval_expires_at: 1_750_003_600 });
 
-const kkp = await ScriptedKKP.start();
-after(() => kkp.stop());
-beforeEach(() => {
-  kkp.received.length = 0;
-  kkp.script.length = 0;
-});
+const kkp = await scriptedKKP();
 
 function client(options: Partial<ClientOptions> = {}): KKPClient {
   return new KKPClient({ url: kkp.url, credential: "kkp_sk_key", audience: "orders-db", ...options });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { createServer } from "node:net";
-import { after, beforeEach, test } from "node:test";
+import { test } from "node:test";
 import { inspect } from "node:util";
 import { runInNewContext } from "node:vm";
 import {
@@ -16,19 +16,14 @@ import {
   TransportError,
 } from "@kkp/client";
 import { encodeUTF8 } from "#src/encoding.js";
-import { type Answer, type Body, claimsFor, labels, problem, ScriptedKKP, sealed } from "./scriptedKKP.js";
+import { type Answer, type Body, claimsFor, labels, problem, scriptedKKP, sealed } from "./scriptedKKP.js";
 
 const KEY = "kkp_sk_canary-of-a-service-key";
 const MESSAGE: Message = { backend: "aws", keyId: "alias/orders", plaintext: "canary of a plaintext" };
 const SCOPE = { backend: "aws", keyId: "alias/orders" };
 const KEY_LABELS = { backend: "aws", key_id: "alias/orders" };
 
-const kkp = await ScriptedKKP.start();
-after(() => kkp.stop());
-beforeEach(() => {
-  kkp.received.length = 0;
-  kkp.script.length = 0;
-});
+const kkp = await scriptedKKP();
 
 function client(options: Partial<ClientOptions> = {}): KKPClient {
   return new KKPClient({ url: kkp.url, credential: KEY, audience: "orders-db", ...options });

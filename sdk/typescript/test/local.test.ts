@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { after, beforeEach, test } from "node:test";
+import { test } from "node:test";
 import { inspect } from "node:util";
 import {
   ConfigurationError,
@@ -11,7 +11,7 @@ import {
   ProblemError,
   TransportError,
 } from "@kkp/client";
-import { type Answer, type Body, labels, problem, ScriptedKKP } from "./scriptedKKP.js";
+import { type Answer, type Body, labels, problem, scriptedKKP } from "./scriptedKKP.js";
 
 const UNDER = {
   backend: "aws",
@@ -21,12 +21,7 @@ const UNDER = {
 };
 const RAW_KEY = Buffer.alloc(32, 7).toString("base64");
 
-const kkp = await ScriptedKKP.start();
-after(() => kkp.stop());
-beforeEach(() => {
-  kkp.received.length = 0;
-  kkp.script.length = 0;
-});
+const kkp = await scriptedKKP();
 
 const client = new KKPClient({ url: kkp.url, credential: "kkp_sk_a", audience: "orders-db" });
 const local = new LocalEnvelope(client);

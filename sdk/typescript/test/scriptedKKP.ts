@@ -5,6 +5,7 @@
 
 import { createServer, type IncomingHttpHeaders, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { after, beforeEach } from "node:test";
 
 // biome-ignore lint/suspicious/noExplicitAny: bodies are whatever a client sends
 export type Body = any;
@@ -36,6 +37,17 @@ export function problem(status: number, code: string, more: object = {}, headers
     ...more,
   };
   return { status, headers: { "Content-Type": "application/problem+json", ...headers }, body };
+}
+
+/** Return a KKP for the tests of a file, each of which finds nothing of the one before; it ends with them. */
+export async function scriptedKKP(): Promise<ScriptedKKP> {
+  const kkp = await ScriptedKKP.start();
+  after(() => kkp.stop());
+  beforeEach(() => {
+    kkp.received.length = 0;
+    kkp.script.length = 0;
+  });
+  return kkp;
 }
 
 export class ScriptedKKP {
